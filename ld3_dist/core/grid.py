@@ -1,0 +1,178 @@
+"""Time grids, and the hand-made discretizations that place them.
+
+A grid is what a schedule decides:
+
+    knots   t_0 > t_1 > … > t_N     the integration times, from t_max to t_min          [*K, N+1]
+    evals   tau_0 … tau_{E-1}       the time handed to the network at each evaluation   [*K, E]
+
+A coupled grid has evals at the solver's nominal times; LD3 (arXiv 2405.15506, section 3.3) decouples them. Leading
+dimensions *K are members learned side by side. Knots and evals are float64 and live on the CPU unless learning on a
+device that has float64.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, unknown
+from .noise import NoiseSchedule
+
+SOFT_LAM = math.log(1e3)
+"""Where lam is infinite at an end of the schedule, discretizations uniform in lam start at this |lam| instead."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Integration times and network times; validates itself.
+
+    Raises InputError naming the index and the value for knots that do not decrease strictly, for anything not finite
+    or negative, and for shapes that do not fit.
+    """
+
+    knots: Tensor
+    evals: Tensor
+
+    def __post_init__(self) -> None:
+        knots, evals = self.knots, self.evals
+        if knots.ndim == 0 or knots.shape[-1] < 2:
+            raise InputError(f"knots: need at least two times (one step), got shape {tuple(knots.shape)}")
+        if evals.ndim == 0 or evals.shape[-1] < 1 or evals.shape[:-1] != knots.shape[:-1]:
+            raise InputError(
+                f"evals: shape {tuple(evals.shape)} does not fit knots of shape {tuple(knots.shape)}: "
+                "the leading dimensions must agree, with at least one network time"
+            )
+        if knots.device.type == "cpu":  # on an accelerator the check would stall the queue
+            _demand("knots", knots, torch.isfinite(knots) & (knots >= 0), "is not a finite time >= 0")
+            _demand("evals", evals, torch.isfinite(evals) & (evals >= 0), "is not a finite time >= 0")
+            _demand("knots", knots[..., 1:], knots[..., 1:] < knots[..., :-1], "is not below the knot before it", shift=1)
+
+    @property
+    def steps(self) -> int:
+        """Number N of steps."""
+        return self.knots.shape[-1] - 1
+
+    @property
+    def nfe(self) -> int:
+        """Number E of network evaluations."""
+        return self.evals.shape[-1]
+
+    def within(self, noise: NoiseSchedule) -> Grid:
+        """Itself, if every time lies in the range of the schedule; InputError otherwise."""
+        if self.knots.device.type == "cpu":
+            low, high = noise.t_min * (1 - 1e-6) - 1e-12, noise.t_max * (1 + 1e-6)
+            for name, times in (("knots", self.knots), ("evals", self.evals)):
+                inside = (times >= low) & (times <= high)
+                _demand(name, times, inside, f"lies outside [{noise.t_min:g}, {noise.t_max:g}], the range of {noise.name}")
+        return self
+
+    def member(self, k: int) -> Grid:
+        """The k-th of K packed grids."""
+        return Grid(self.knots[k], self.evals[k])
+
+
+def _demand(name: str, values: Tensor, ok: Tensor, complaint: str, shift: int = 0) -> None:
+    if not bool(ok.all()):
+        index = tuple((~ok).nonzero()[0].tolist())
+        shown = (*index[:-1], index[-1] + shift)
+        place = ", ".join(map(str, shown))
+        raise InputError(f"{name}[{place}] = {float(values[index])!r} {complaint}")
+
+
+def lam_range(noise: NoiseSchedule) -> tuple[float, float]:
+    """lam at t_max and at t_min, softened to ±SOFT_LAM where the schedule ends in pure noise or pure data."""
+    ends = noise.lam(torch.tensor([noise.t_max, noise.t_min], dtype=torch.float64)).tolist()
+    low = -SOFT_LAM if noise.starts_at_pure_noise else ends[0]
+    return low, (SOFT_LAM if ends[1] > 15 else ends[1])
+
+
+# --- hand-made discretizations: (noise, u) -> times, u = 0 … 1 in N equal steps ----------------------------------------
+
+
+def _uniform(noise: NoiseSchedule, u: Tensor) -> Tensor:
+    return noise.t_max + u * (noise.t_min - noise.t_max)
+
+
+def _polynomial(noise: NoiseSchedule, u: Tensor, rho: float) -> Tensor:
+    """(t_max^(1/rho) + u (t_min^(1/rho) - t_max^(1/rho)))^rho; rho = 2 is 'quadratic' (Song et al. 2020, DDIM)."""
+    a, b = noise.t_max ** (1 / rho), noise.t_min ** (1 / rho)
+    return (a + u * (b - a)) ** rho
+
+
+def _log_snr(noise: NoiseSchedule, u: Tensor) -> Tensor:
+    """Uniform in lam (Lu et al. 2022)."""
+    low, high = lam_range(noise)
+    return noise.inverse(low + u * (high - low))
+
+
+def _karras(noise: NoiseSchedule, u: Tensor, rho: float = 7.0) -> Tensor:
+    """Polynomial in the variance-exploding noise level sigma / alpha (Karras et al. 2022, eq. 5)."""
+    low, high = lam_range(noise)
+    a, b = math.exp(-low / rho), math.exp(-high / rho)
+    return noise.inverse(-rho * (a + u * (b - a)).log())
+
+
+def _cosine(noise: NoiseSchedule, u: Tensor) -> Tensor:
+    """Dense at both ends: the Chebyshev extrema (1 + cos(pi u)) / 2."""
+    return noise.t_min + (noise.t_max - noise.t_min) * (1 + (math.pi * u).cos()) / 2
+
+
+def _beta(noise: NoiseSchedule, u: Tensor, a: float = 0.6, b: float = 0.6) -> Tensor:
+    """Quantiles of Beta(a, b) in time (Lee et al. 2024, 'Beta Sampling is All You Need', arXiv 2407.12173)."""
+    from scipy.stats import beta
+
+    q = torch.as_tensor(beta.ppf((1 - u).numpy(), a, b))
+    return noise.t_min + (noise.t_max - noise.t_min) * q
+
+
+# Align Your Steps (Sabour et al. 2024, arXiv 2404.14507), optimal sigmas for ten steps of the named models
+AYS = {
+    "ays-sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "ays-sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "ays-svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
+
+
+def _ays(noise: NoiseSchedule, u: Tensor, table: str) -> Tensor:
+    """The published table, log-linearly interpolated in sigma / alpha, as its authors prescribe."""
+    from numpy import interp, linspace
+
+    log_sigma = torch.tensor(AYS[table], dtype=torch.float64).log().numpy()
+    return noise.inverse(-torch.as_tensor(interp(u.numpy(), linspace(0, 1, len(log_sigma)), log_sigma)))
+
+
+_RULES = {"uniform": _uniform, "log_snr": _log_snr, "karras": _karras, "cosine": _cosine, "beta": _beta}
+DISCRETIZATIONS = (*_RULES, "quadratic", "poly-<rho>", *AYS)
+
+
+def discretize(noise: NoiseSchedule, steps: int, name: str) -> Tensor:
+    """Knots [steps + 1] of a hand-made discretization, float64, from exactly t_max to exactly t_min.
+
+    Args:
+        name: uniform, quadratic, poly-<rho> (in time), log_snr, karras, cosine, beta, ays-sd15, ays-sdxl or ays-svd
+            (the last three for the models they were made for).
+
+    Raises:
+        InputError: unknown name, steps < 1, or a discretization that does not decrease on this schedule.
+    """
+    if steps < 1:
+        raise InputError(f"steps = {steps}: a grid needs at least one step")
+    u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    polynomial = re.fullmatch(r"poly-(\d+(?:\.\d+)?)", name)
+    if name in _RULES:
+        knots = _RULES[name](noise, u)
+    elif name == "quadratic" or polynomial:
+        rho = float(polynomial[1]) if polynomial else 2.0
+        if rho <= 0:
+            raise InputError(f"discretization {name!r}: rho must be positive")
+        knots = _polynomial(noise, u, rho)
+    elif name in AYS:
+        knots = _ays(noise, u, name)
+    else:
+        raise unknown("discretization", name, DISCRETIZATIONS)
+    knots = torch.cat([knots.new_tensor([noise.t_max]), knots[1:-1], knots.new_tensor([noise.t_min])])
+    return Grid(knots, knots[:1]).within(noise).knots

@@ -1,0 +1,67 @@
+"""THE loop. It runs any tableau, and it is the only place that calls the network.
+
+    y_i = state_i x_T + sum_{j<i} outputs_ij m_j        m_i = D(y_i, evals_i)        i = 0 … E
+
+y_0 … y_{E-1} are what the network sees, y_E is the sample. NFE = E.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from .denoiser import Condition, Denoiser, map_condition
+from .solver import Tableau
+
+
+def sample(denoiser: Denoiser, tableau: Tableau, x_T: Tensor, condition: Condition = None) -> Tensor:
+    """Integrate from noise to data.
+
+    Args:
+        tableau: of one schedule, or of K schedules (leading dimension K).
+        x_T: starting noise, prior_scale * unit noise: [B, *shape], or [K, B, *shape] where members start differently.
+        condition: tensors of B rows, or of K * B rows (member-major) where members differ.
+
+    Returns:
+        x_0: [B, *shape], or [K, B, *shape] for K schedules: all members go through the network in one call of K*B.
+    """
+    shape = tuple(denoiser.shape)
+    packed = tableau.evals.ndim == 2
+    K = tableau.evals.shape[0] if packed else 1
+    B = x_T.shape[-len(shape) - 1]
+    y_0 = x_T.reshape(-1, B, torch.Size(shape).numel())  # [1 or K, B, d]
+    evals = tableau.evals.reshape(K, -1).to(x_T.device, x_T.dtype)
+    state = tableau.state.reshape(K, -1).to(x_T.device, x_T.dtype)
+    outputs = tableau.outputs.reshape(K, state.shape[1], -1).to(x_T.device, x_T.dtype)
+    if condition is not None and K > 1:
+        condition = map_condition(lambda c: c if len(c) == K * B else c.repeat(K, *[1] * (c.ndim - 1)), condition)
+
+    history: list[Tensor] = []  # m_j  [K, B, d]
+    for i in range(tableau.nfe + 1):
+        y = state[:, i, None, None] * y_0  # [K, B, d]
+        if i:
+            m = torch.stack(history, 1).flatten(2)  # [K, i, B*d]
+            y = torch.baddbmm(y.flatten(1).unsqueeze(1), outputs[:, i : i + 1, :i], m).view(K, B, -1)
+        if i == tableau.nfe:
+            break
+        t = evals[:, i : i + 1].expand(K, B).reshape(-1)
+        out = denoiser(y.reshape(K * B, *shape), t, condition)
+        history.append(out.reshape(K, B, -1).to(y.dtype))
+    return y.view(K, B, *shape) if packed else y.view(B, *shape)
+
+
+def draw_noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Unit noise of the given samples, [M, *shape] float32: each from a CPU generator of its own, seeded by (seed, index).
+
+    What a sample is depends neither on the batch it is drawn in nor on the process that draws it.
+    """
+    return torch.stack([torch.randn(shape, generator=sample_generator(seed, i)) for i in indices])
+
+
+def sample_generator(seed: int, index: int, purpose: str = "noise") -> torch.Generator:
+    """The random generator that belongs to sample `index` of `seed`."""
+    digest = blake2b(f"{purpose}:{seed}:{index}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

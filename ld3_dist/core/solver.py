@@ -1,0 +1,164 @@
+"""Solvers: a solver is a pure function from a time grid to a table of coefficients.
+
+Every solver here is linear in the starting noise x_T and in the network's outputs m_j = D(y_j, evals_j), so a grid
+determines numbers `state` and `outputs` such that (non-stationary solvers, Shaul et al. 2024, arXiv 2403.01329)
+
+    y_i = state_i x_T + sum_{j<i} outputs_ij m_j        i = 0 … E,    y_0 = x_T,    y_E = the sample.
+
+A rule is written as the solver itself would be, on *rows*: the vector of coefficients [K, 1 + E] of a state over
+(x_T, m_0, …, m_{E-1}). It is ordinary torch code in float64 on scalars, so autograd gives exact gradients with respect to
+knots and network times through every coefficient, and K grids are built at once.
+
+Rules that interpolate data (dpmpp, unipc) use m_j as it is. Rules that interpolate noise (ddim, ipndm, deis, dpm-2) or
+velocity (euler, heun) use eps_j = (y_j - alpha(tau_j) m_j) / sigma(tau_j) with tau_j = evals_j, the network's own time.
+
+Notation: h = lam_{i+1} - lam_i;   phi_1 = 1 - e^-h.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import rules
+from .errors import InputError, unknown
+from .grid import Grid
+from .noise import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """A solver on a grid, as numbers: evals [*K, E], state [*K, E+1], outputs [*K, E+1, E] strictly lower triangular."""
+
+    evals: Tensor
+    state: Tensor
+    outputs: Tensor
+
+    def __post_init__(self) -> None:
+        E = self.evals.shape[-1]
+        lead = self.evals.shape[:-1]
+        if self.state.shape != (*lead, E + 1) or self.outputs.shape != (*lead, E + 1, E):
+            raise InputError(
+                f"tableau: evals {tuple(self.evals.shape)}, state {tuple(self.state.shape)} and outputs "
+                f"{tuple(self.outputs.shape)} do not fit; need [*K, E], [*K, E+1] and [*K, E+1, E]"
+            )
+
+    @property
+    def nfe(self) -> int:
+        """Number E of network evaluations."""
+        return self.evals.shape[-1]
+
+    def detach(self) -> Tableau:
+        """The same numbers without their graph."""
+        return Tableau(self.evals.detach(), self.state.detach(), self.outputs.detach())
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A rule with its order. Make one with `make_solver`."""
+
+    name: str
+    order: int
+    rule: Callable[[rules.Points], list[Tensor]]
+    stages: int = 1
+    interior: float = 1.0
+    """Where the second stage of a two-stage step lies, as a fraction of the step in lam (1: at the next knot)."""
+
+    def steps(self, nfe: int) -> int:
+        """Number of steps that spend exactly nfe evaluations (an odd nfe ends a two-stage solver on one stage).
+
+        Raises InputError for nfe < 1.
+        """
+        if nfe < 1:
+            raise InputError(f"nfe = {nfe}: solver {self.name} needs at least 1 network evaluation")
+        return -(-nfe // self.stages)
+
+    def brackets(self, nfe: int) -> tuple[list[int], list[int]]:
+        """For every evaluation, the knots before and after its nominal time: how far its network time may move."""
+        N = self.steps(nfe)
+        low, high = [], []
+        for j in range(nfe):
+            i, stage = divmod(j, self.stages)
+            interior = stage == 1 and self.interior < 1
+            at = i + stage
+            low.append(i if interior else max(at - 1, 0))
+            high.append(i + 1 if interior else min(at + 1, N))
+        return low, high
+
+    def nominal(self, noise: NoiseSchedule, knots: Tensor, nfe: int | None = None) -> Tensor:
+        """The times [*K, E] at which the rule means to evaluate the network."""
+        N = knots.shape[-1] - 1
+        nfe = self.stages * N if nfe is None else nfe
+        if self.steps(nfe) != N:
+            raise InputError(f"{nfe} evaluations of {self.name} take {self.steps(nfe)} steps, the grid has {N}")
+        if self.stages == 1:
+            return knots[..., :-1]
+        second = knots[..., 1:]
+        if self.interior < 1:
+            second = rules.interior_times(noise, knots, self.interior)
+        return torch.stack([knots[..., :-1], second], -1).flatten(-2)[..., :nfe]
+
+    def coupled(self, noise: NoiseSchedule, knots: Tensor, nfe: int | None = None) -> Grid:
+        """The grid with every network time at its nominal place; knots [*K, N+1]."""
+        return Grid(knots, self.nominal(noise, knots, nfe))
+
+    def tableau(self, noise: NoiseSchedule, grid: Grid) -> Tableau:
+        """The coefficients of this solver on this grid, differentiable in knots and evals.
+
+        Raises InputError where the grid leaves the schedule's range or its evals do not fit the solver.
+        """
+        if self.steps(grid.nfe) != grid.steps:
+            raise InputError(
+                f"{self.name} on {grid.steps} steps makes {self.stages * grid.steps} evaluations, the grid has {grid.nfe}"
+            )
+        grid.within(noise)
+        lead = grid.knots.shape[:-1]
+        points = rules.Points(noise, grid.knots.reshape(-1, grid.steps + 1), grid.evals.reshape(-1, grid.nfe))
+        rows = torch.stack(self.rule(points), 1).reshape(*lead, grid.nfe + 1, grid.nfe + 1)
+        return Tableau(grid.evals, rows[..., 0], rows[..., 1:])
+
+
+SOLVERS = (
+    "euler", "ddim", "heun", "dpm-2", "dpmpp-1", "dpmpp-2", "dpmpp-3",
+    "unipc-1", "unipc-2", "unipc-3", "unipc-1-bh1", "unipc-2-bh1", "unipc-3-bh1",
+    "ipndm-1", "ipndm-2", "ipndm-3", "ipndm-4", "deis-1", "deis-2", "deis-3", "deis-2-lam", "deis-3-lam",
+)  # fmt: skip
+
+
+def make_solver(name: str, *, lower_order_final: bool | None = None, interior: float = 0.5) -> Solver:
+    """A solver by name.
+
+    Args:
+        name: euler ddim heun dpm-2 dpmpp-{1,2,3} unipc-{1,2,3}[-bh1|-bh2] ipndm-{1..4} deis-{1,2,3}[-lam].
+        lower_order_final: end on lower orders; None is what each method prescribes (dpmpp: below 15 steps; unipc:
+            always; the others never).
+        interior: where dpm-2 puts its second evaluation, as a fraction of the step in lam.
+
+    Raises:
+        InputError: unknown name (the nearest known one is suggested), interior outside (0, 1).
+    """
+    if not 0 < interior < 1:
+        raise InputError(f"interior = {interior}: must lie strictly between 0 and 1")
+    plain = name.removesuffix("-bh2")
+    if plain not in SOLVERS:
+        raise unknown("solver", name, SOLVERS)
+    family, order = plain, 1
+    if match := re.fullmatch(r"(dpmpp|unipc|ipndm|deis)-(\d)(?:-(bh1|lam))?", plain):
+        family, order, variant = match[1], int(match[2]), match[3]
+        final = {"dpmpp": None, "unipc": True}.get(family, False) if lower_order_final is None else lower_order_final
+        rule = {
+            "dpmpp": lambda p: rules.dpmpp(p, order, final),
+            "unipc": lambda p: rules.unipc(p, order, final, variant == "bh1"),
+            "ipndm": lambda p: rules.ipndm(p, order, final),
+            "deis": lambda p: rules.deis(p, order, final, variant == "lam"),
+        }[family]
+        return Solver(name, order, rule)
+    if family == "dpm-2":
+        return Solver(name, 2, lambda p: rules.dpm_2(p, interior), 2, interior)
+    if family == "heun":
+        return Solver(name, 2, rules.heun, 2)
+    return Solver(name, 1, rules.euler if family == "euler" else lambda p: rules.ipndm(p, 1, False))
