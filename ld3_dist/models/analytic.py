@@ -8,8 +8,8 @@ A mixture of K Gaussians with diagonal covariances, x_0 ~ sum_k w_k N(mu_k, diag
     log p_t(x)  = logsumexp_k( log w_k + log N(x; alpha mu_k, v_k) )
     score       = grad_x log p_t(x)  =  (alpha D(x, t) - x) / sigma^2                            (Tweedie's formula)
 
-Special cases: K = 1 is a Gaussian; equal means and different s_k are a Gaussian scale mixture (heavy tails); s_k = 0 with
-one component per example is the empirical denoiser of a data set, which memorises it.
+Special cases: K = 1 is a Gaussian; equal means and different s_k are a Gaussian scale mixture (heavy tails); s_k = 0
+with one component per example is the empirical denoiser of a data set, which memorises it.
 
 The probability-flow ODE has a closed solution in two cases: a single Gaussian, where every coordinate keeps its
 standard score, and one dimension, where every trajectory keeps its quantile F_t(x_t) (`transport`).
@@ -116,6 +116,7 @@ class Mixture(nn.Module):
         return mean.to(x.dtype).reshape(x.shape)
 
     def decode(self, x0: Tensor) -> Tensor:
+        """Samples are what they are."""
         return x0
 
     def log_density(self, x: Tensor, t: Tensor | None = None, condition: Condition = None) -> Tensor:

@@ -1,0 +1,209 @@
+"""What opening a model yields, what can be asked of it, and how its network is placed on a device.
+
+A `LoadedModel` is a Denoiser and what a sweep must know about it: an id and a hash for the rows, and the condition of
+sample i, a pure function of (seed, i) like its noise, whatever the batch or the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..core.denoiser import Condition, Denoiser
+from ..core.errors import InputError, unknown
+from ..core.sample import sample_generator
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+DrawCondition = Callable[[int, Sequence[int]], Condition]
+"""(seed, indices [M]) -> the condition of these samples, batch first, on the CPU; None for an unconditional model."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is to be used. What a model cannot do is refused by its loader, naming the option.
+
+    device: torch device of the network.  dtype: the network's dtype, one of DTYPES; float32 if not given. States and
+        network times stay in the sampler's dtype.
+    conditional: condition on classes or prompts; if not given, as the model was trained.
+    guidance: scale of classifier-free guidance, 1 = none; for guidance-embedded (distilled) models, the embedded value.
+        If not given, 1 (for guidance-embedded models 3.5).
+    prompts: text file, one prompt a line.  negative_prompt: what guidance moves away from.
+    classes: text file of class numbers, separated by white space; all of the model's classes if not given.
+    size: (height, width) of the image in pixels; the model's own if not given.
+    shift: time shift of a flow model's default grid; the pipeline's own if not given.
+    channels_last, compile: memory format and torch.compile of the network.
+    recompute: store no activations in the forward pass; the backward pass runs the network once more.
+    """
+
+    device: str = "cpu"
+    dtype: str | None = None
+    conditional: bool | None = None
+    guidance: float | None = None
+    prompts: str | None = None
+    negative_prompt: str = ""
+    classes: str | None = None
+    size: tuple[int, int] | None = None
+    shift: float | None = None
+    channels_last: bool = False
+    compile: bool = False
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise unknown("model dtype", self.dtype, tuple(DTYPES))
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise InputError(f"model device {self.device!r}: {str(error).splitlines()[0]}") from error
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            found = torch.cuda.device_count()
+            raise InputError(f"model device {self.device!r}: {found} CUDA devices are visible here; use 'cpu'")
+        if self.guidance is not None and not 0 <= self.guidance < float("inf"):
+            raise InputError(f"model guidance {self.guidance}: must be a finite number >= 0 (1 = no guidance)")
+        if self.prompts and self.classes:
+            raise InputError(f"model prompts {self.prompts!r} and classes {self.classes!r}: give one of the two")
+        if self.size is not None and min(self.size) < 1:
+            raise InputError(f"model size {self.size}: height and width must be at least 1")
+        if self.shift is not None and not 0 < self.shift < float("inf"):
+            raise InputError(f"model shift {self.shift}: must be a positive number")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of the network's weights."""
+        return DTYPES[self.dtype or "float32"]
+
+    @property
+    def cast_dtype(self) -> torch.dtype | None:
+        """What a NetworkDenoiser needs to convert its inputs to; None where no conversion is asked for."""
+        return None if self.dtype in (None, "float32") else self.torch_dtype
+
+    @property
+    def guided(self) -> bool:
+        """True where classifier-free guidance changes the result."""
+        return self.guidance is not None and self.guidance != 1
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A denoiser and its particulars.
+
+    id: the name it was opened by.  hash: SHA-256 of its weights and configuration, whatever file format they came in.
+    conditioning: "none", or what samples are conditioned on, e.g. "class" or "prompts:<file>".
+    draw_condition: the condition of samples, a pure function of (seed, indices).
+    guidance: scale in use; None where the model is not guided.
+    image_shape: [C, H, W] of a decoded sample (pixels for metrics); equals denoiser.shape for pixel models.
+    settings: facts of interest about the model (parametrisation, latent scaling, shift), for `doctor` and the rows.
+    """
+
+    denoiser: Denoiser
+    id: str
+    hash: str
+    conditioning: str
+    draw_condition: DrawCondition
+    guidance: float | None
+    image_shape: tuple[int, ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def latent(self) -> bool:
+        """True where `decode` changes the space."""
+        return tuple(self.denoiser.shape) != tuple(self.image_shape)
+
+
+class Recomputed(nn.Module):
+    """A network that keeps no activations for the backward pass and runs again instead."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
+        """As the network's own."""
+        if not torch.is_grad_enabled():
+            return self.net(x, time, condition)
+        return checkpoint(self.net, x, time, condition, use_reentrant=False)
+
+
+def place(net: nn.Module, options: ModelOptions) -> nn.Module:
+    """The network on its device, in its dtype and memory format, compiled and recomputed as asked; frozen."""
+    net = net.eval().requires_grad_(False).to(options.device, options.torch_dtype)
+    if options.channels_last:
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if options.compile:
+        net.compile()
+    return Recomputed(net) if options.recompute else net
+
+
+def weights_hash(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of tensors and a JSON configuration; independent of their order."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def no_condition(seed: int, indices: Sequence[int]) -> Condition:
+    """The condition of an unconditional model."""
+    return None
+
+
+def draw_class(classes: Sequence[int]) -> DrawCondition:
+    """Every sample draws one of `classes`, uniformly, from its own generator: int64 [M]."""
+    table = torch.tensor(list(classes), dtype=torch.int64)
+
+    def draw(seed: int, indices: Sequence[int]) -> Condition:
+        picks = [torch.randint(len(table), (), generator=sample_generator(seed, i, "condition")) for i in indices]
+        return table[torch.stack(picks)] if picks else table[:0]
+
+    return draw
+
+
+def conditional_on(trained: bool, options: ModelOptions, model: str) -> bool:
+    """Whether to condition; InputError where options ask for what the model was not trained for."""
+    if not trained:
+        for name in ("conditional", "guided", "prompts", "classes"):
+            if getattr(options, name):
+                key = "guidance" if name == "guided" else name
+                raise InputError(
+                    f"model {model!r} is unconditional: {key}={getattr(options, key)!r} does not apply to it; remove it"
+                )
+        return False
+    wanted = options.conditional is not False
+    if not wanted and (options.guided or options.prompts or options.classes):
+        raise InputError(f"model {model!r}: conditional=false contradicts guidance, prompts or classes; remove one")
+    return wanted
+
+
+def read_classes(options: ModelOptions, count: int, model: str) -> list[int]:
+    """The classes to draw from: those of the file options.classes, or all `count` of the model's."""
+    if options.prompts:
+        raise InputError(f"model {model!r} is conditioned on classes: prompts={options.prompts!r} does not apply to it")
+    if options.classes is None:
+        return list(range(count))
+    words = read_lines(options.classes, "classes").split()
+    for word in words:
+        if not (word.isdecimal() and int(word) < count):
+            raise InputError(f"{options.classes}: class {word!r} is not a number from 0 to {count - 1}")
+    return [int(word) for word in words]
+
+
+def read_lines(file: str, what: str) -> str:
+    """Text of a UTF-8 file that must hold something."""
+    try:
+        with open(file, encoding="utf-8") as opened:
+            text = opened.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{what} file {file!r}: cannot be read ({error}); give a UTF-8 text file") from error
+    if not text.strip():
+        raise InputError(f"{what} file {file!r} is empty; write at least one entry into it")
+    return text
