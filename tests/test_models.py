@@ -247,3 +247,16 @@ def test_the_hash_sees_every_byte_and_no_order() -> None:
         ]
     }
     assert len(hashes) == 5
+
+
+def test_digits_by_name() -> None:
+    model = open_model("digits", ModelOptions(guidance=1.5))
+    labels = model.draw_condition(0, range(4))
+    assert (model.conditioning, model.guidance, model.image_shape) == ("class", 1.5, (1, 8, 8))
+    x, t = torch.randn(4, 1, 8, 8), torch.full((4,), 2.0)
+    plain = load_model("digits")
+    null = plain(x, t)
+    torch.testing.assert_close(model.denoiser(x, t, labels), null + 1.5 * (plain(x, t, labels) - null))
+    free = open_model("digits", ModelOptions(conditional=False))
+    assert (free.conditioning, free.guidance, free.draw_condition(0, [3])) == ("none", None, None)
+    torch.testing.assert_close(free.denoiser(x, t), null)

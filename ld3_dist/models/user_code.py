@@ -40,7 +40,7 @@ from types import ModuleType
 
 import torch
 
-from ..core.denoiser import Condition, Denoiser
+from ..core.denoiser import Condition, Denoiser, map_condition
 from ..core.errors import InputError, unknown
 from ..core.noise import NoiseSchedule
 from .loaded import LoadedModel, ModelOptions, conditional_on, no_condition, weights_hash
@@ -62,7 +62,7 @@ def open_user_code(rest: str, options: ModelOptions) -> LoadedModel:
         _check(built.denoiser, built.draw_condition(0, range(2)), spec, options)
         return built
     conditional_on(False, options, spec)
-    _check(built, None, spec, options)
+    built = _check(built, None, spec, options)
     shape = tuple(built.shape)
     with torch.no_grad():
         image = built.decode(torch.zeros(1, *shape, device=options.device))
@@ -99,14 +99,12 @@ def _import(name: str, spec: str) -> ModuleType:
     return module
 
 
-def _check(built: object, condition: Condition, spec: str, options: ModelOptions) -> None:
+def _check(built: object, condition: Condition, spec: str, options: ModelOptions) -> Denoiser:
     """One call on two samples: a wrong shape is found here and not in the middle of a sweep."""
     if not isinstance(built, Denoiser) or not callable(built):
         raise InputError(f"model {spec!r}: got {type(built).__name__}, which lacks noise, shape, __call__ or decode")
     if not isinstance(built.noise, NoiseSchedule):
         raise InputError(f"model {spec!r}: noise is {type(built.noise).__name__}, not a ld3_dist.core.noise schedule")
-    from ..core.denoiser import map_condition
-
     x = built.noise.prior_scale * torch.randn(2, *built.shape, generator=torch.Generator().manual_seed(0))
     t = torch.full((2,), 0.5 * (built.noise.t_min + built.noise.t_max))
     with torch.no_grad():
@@ -116,6 +114,7 @@ def _check(built: object, condition: Condition, spec: str, options: ModelOptions
         raise InputError(f"model {spec!r}: for x {tuple(x.shape)} it returned {tuple(out.shape)}; shapes must be equal")
     if not torch.isfinite(out).all():
         raise InputError(f"model {spec!r}: returned values that are not finite at t = {float(t[0]):g}")
+    return built
 
 
 def _hash(built: Denoiser, module: ModuleType) -> str:
