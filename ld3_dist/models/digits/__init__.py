@@ -1,0 +1,38 @@
+"""The embedded model `digits`: an 8x8 class-conditional diffusion model, its data and its classifier, in 4 MB.
+
+python -m ld3_dist.models.digits              trains the network (14 minutes on two shared CPU cores)
+python -m ld3_dist.models.digits classifier   trains the classifier
+python -m ld3_dist.models.digits evaluate     measures the model's quality
+python -m ld3_dist.models.digits data         writes the packaged copy of the data
+"""
+
+from .classifier import DigitsClassifier, digits_classifier_hash, load_digits_classifier
+from .data import data_hash, digits_reference, halves, held_out
+from .network import NULL_LABEL, DigitsNetwork, NetworkConfig
+from .opening import (
+    digits_denoiser,
+    digits_hash,
+    draw_condition,
+    load_digits_denoiser,
+    load_digits_network,
+    null_labels,
+)
+
+__all__ = [
+    "NULL_LABEL",
+    "DigitsClassifier",
+    "DigitsNetwork",
+    "NetworkConfig",
+    "data_hash",
+    "digits_classifier_hash",
+    "digits_denoiser",
+    "digits_hash",
+    "digits_reference",
+    "draw_condition",
+    "halves",
+    "held_out",
+    "load_digits_classifier",
+    "load_digits_denoiser",
+    "load_digits_network",
+    "null_labels",
+]

@@ -1,0 +1,150 @@
+"""Training and measuring the embedded model: `python -m ld3_dist.models.digits [classifier | evaluate | data]`."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+
+from ...core.errors import InputError
+from .classifier import CLASSIFIER_FILE, CLASSIFIER_KIND
+from .data import data_hash, digits_reference, write_data
+from .evaluate import EvaluateConfig, evaluate
+from .network import NetworkConfig
+from .opening import NETWORK_FILE, NETWORK_KIND
+from .train import TrainConfig, measure_sigma_data, settings, train_network
+from .train_classifier import ClassifierConfig, train_classifier
+from .weights import save_tensors, sha256_of
+
+COMMAND = "python -m ld3_dist.models.digits"
+app = typer.Typer(help=__doc__, invoke_without_command=True, pretty_exceptions_enable=False)
+
+
+def _progress(what: str, total: int) -> tuple[Progress, Any]:
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn())
+    return bar, bar.add_task(what, total=total)
+
+
+def _device(name: str) -> str:
+    if name == "cpu":
+        return f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
+    return torch.cuda.get_device_name(torch.device(name))
+
+
+def _keep(net: nn.Module, file: Path, kind: str, config: dict[str, Any], record: dict[str, Any], device: str) -> None:
+    """Write the weights and, beside them, where they come from."""
+    save_tensors(file, dict(net.state_dict()), kind, config)
+    record = {
+        "kind": kind,
+        "file": file.name,
+        "sha256": sha256_of(file),
+        "bytes": file.stat().st_size,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "data": "8x8 handwritten digits (Alpaydin & Kaynak, UCI 1998), 1797 images, scaled to [-1, 1]",
+        "data_sha256": data_hash(),
+        **record,
+        "device": _device(device),
+        "torch": torch.__version__,
+    }
+    write_json(file.with_suffix(".json"), record)
+    print(f"{file}  {record['bytes']} bytes  sha256 {record['sha256']}")
+
+
+def write_json(file: Path, record: dict[str, Any]) -> None:
+    """One JSON object, readable, newline at the end."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+@app.callback()
+def network(
+    context: typer.Context,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = TrainConfig.steps,
+    batch: Annotated[int, typer.Option(help="Images per step.")] = TrainConfig.batch,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of Adam.")] = TrainConfig.lr,
+    ema: Annotated[float, typer.Option(help="Decay of the weight average.")] = TrainConfig.ema,
+    dropout: Annotated[float, typer.Option(help="Probability of the null label.")] = TrainConfig.dropout,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order, labels and noise.")] = TrainConfig.seed,
+    device: Annotated[str, typer.Option(help="Torch device.")] = TrainConfig.device,
+    out: Annotated[Path, typer.Option(help="Weights file to write; a .json goes beside it.")] = NETWORK_FILE,
+) -> None:
+    """Train the digits network (without a subcommand)."""
+    if context.invoked_subcommand:
+        return
+    config = TrainConfig(steps, batch, lr, ema=ema, dropout=dropout, seed=seed, device=device)
+    sizes, last = NetworkConfig(), None
+    bar, task = _progress("loss", steps)
+    with bar:
+        for last in train_network(config, sizes):
+            bar.update(task, completed=last.step, description=f"loss {last.loss:.4f}")
+    assert last is not None
+    sigma_data = measure_sigma_data(digits_reference()[0])
+    facts = {"command": COMMAND, "settings": settings(config, sizes), "sigma_data": sigma_data}
+    facts |= {"loss": round(last.loss, 5), "seconds": round(last.seconds, 1)}
+    _keep(last.average, out, NETWORK_KIND, {"network": asdict(sizes), "sigma_data": sigma_data}, facts, device)
+
+
+@app.command()
+def classifier(
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = ClassifierConfig.epochs,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.")] = ClassifierConfig.seed,
+    device: Annotated[str, typer.Option(help="Torch device.")] = ClassifierConfig.device,
+    out: Annotated[Path, typer.Option(help="Weights file to write; a .json goes beside it.")] = CLASSIFIER_FILE,
+) -> None:
+    """Train the classifier on four fifths of the digits; the rest gives its accuracy."""
+    config, last = ClassifierConfig(epochs=epochs, seed=seed, device=device), None
+    bar, task = _progress("accuracy", epochs)
+    with bar:
+        for last in train_classifier(config):
+            bar.update(task, completed=last.epoch, description=f"held-out accuracy {last.accuracy:.4f}")
+    assert last is not None
+    facts = {"command": f"{COMMAND} classifier", "settings": asdict(config), "loss": round(last.loss, 5)}
+    facts |= {"held_out_accuracy": round(last.accuracy, 5), "seconds": round(last.seconds, 1)}
+    _keep(last.network, out, CLASSIFIER_KIND, {"channels": list(last.network.channels)}, facts, device)
+
+
+@app.command(name="evaluate")
+def evaluate_command(
+    samples: Annotated[int, typer.Option(help="Class-conditional samples.")] = EvaluateConfig.samples,
+    nfe: Annotated[int, typer.Option(help="Network evaluations of the teacher.")] = EvaluateConfig.nfe,
+    solver: Annotated[str, typer.Option(help="Solver of the teacher.")] = EvaluateConfig.solver,
+    guidance: Annotated[float, typer.Option(help="Guidance scale, 1 = none.")] = EvaluateConfig.guidance,
+    seed: Annotated[int, typer.Option(help="Seed of noise and labels.")] = EvaluateConfig.seed,
+    device: Annotated[str, typer.Option(help="Torch device.")] = EvaluateConfig.device,
+    file: Annotated[Path, typer.Option(help="Weights file to measure.")] = NETWORK_FILE,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write, e.g. results/models/digits.json.")] = None,
+    record: Annotated[bool, typer.Option(help="Also write the figures into the weights' provenance file.")] = False,
+) -> None:
+    """Measure the model: samples classified as asked, Fréchet distance to the data against that of two halves of it."""
+    config = EvaluateConfig(samples, nfe, solver, guidance=guidance, seed=seed, device=device)
+    figures = {"command": " ".join([COMMAND, *sys.argv[1:]]), **evaluate(config, file)}
+    print(json.dumps(figures, indent=1))
+    if out is not None:
+        write_json(out, figures)
+    if record:
+        provenance = file.with_suffix(".json")
+        kept = json.loads(provenance.read_text(encoding="utf-8"))
+        write_json(provenance, {**kept, "quality": figures})
+
+
+@app.command()
+def data() -> None:
+    """Write the packaged copy of the data from scikit-learn's."""
+    write_data()
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

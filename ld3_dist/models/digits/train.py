@@ -1,0 +1,131 @@
+"""Training of the digits network: EDM's denoising loss (Karras et al. 2022, eq. 8), label dropout, weight averaging.
+
+    L = E_{x_0, sigma, z} (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 |D(x_0 + sigma z, sigma) - x_0|^2
+      = E |F(c_in x, ln(sigma) / 4) - target|^2,      ln sigma ~ N(p_mean, p_std^2)
+
+The weight makes the loss on F unweighted, so F is trained directly. ln sigma is stratified over the batch (one draw per
+quantile), which removes most of the loss's variance over noise levels. Labels become the null label with probability
+`dropout` (Ho & Salimans 2022). The averaged weights (EMA) are what is kept.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .data import digits_reference
+from .network import NULL_LABEL, DigitsNetwork, NetworkConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the network is trained; lr falls from its value to zero as a cosine after `warmup` steps."""
+
+    steps: int = 6000
+    batch: int = 256
+    lr: float = 2e-3
+    warmup: int = 200
+    ema: float = 0.999
+    dropout: float = 0.12
+    p_mean: float = -0.8
+    p_std: float = 1.5
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "lr", "p_std"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("ema", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """One training step: its number, the running mean of the loss, seconds so far, the averaged network."""
+
+    step: int
+    loss: float
+    seconds: float
+    average: nn.Module
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    rise = min(1.0, (step + 1) / max(1, config.warmup))
+    return config.lr * rise * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def draw_sigma(config: TrainConfig, generator: torch.Generator) -> Tensor:
+    """Log-normal noise levels [batch], one per quantile of the batch."""
+    quantile = (torch.arange(config.batch) + torch.rand(config.batch, generator=generator)) / config.batch
+    return (config.p_mean + config.p_std * torch.special.ndtri(quantile.clamp(1e-6, 1 - 1e-6))).exp()
+
+
+def denoising_loss(net: nn.Module, x_0: Tensor, sigma: Tensor, z: Tensor, label: Tensor, sigma_data: float) -> Tensor:
+    """Mean squared error of F against its target, over a batch x_0 [B, 1, 8, 8], sigma [B]."""
+    s = sigma[:, None, None, None]
+    total = s**2 + sigma_data**2
+    x = x_0 + s * z
+    target = (x_0 - sigma_data**2 / total * x) * total.sqrt() / (s * sigma_data)
+    return (net(x / total.sqrt(), sigma.log() / 4, label) - target).square().mean()
+
+
+def train_network(config: TrainConfig, sizes: NetworkConfig | None = None) -> Iterator[TrainProgress]:
+    """Train from scratch, yielding after every step. The same seed, device kind and torch version give the same run."""
+    torch.manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    images, labels = digits_reference()
+    sigma_data = measure_sigma_data(images)
+    net = DigitsNetwork(sizes).to(config.device)
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = deepcopy(net).requires_grad_(False)
+    optimizer = torch.optim.Adam(net.parameters(), lr=config.lr, betas=(0.9, 0.99))
+    start, running = time.perf_counter(), None
+    order, position = torch.empty(0, dtype=torch.int64), 0
+    for step in range(config.steps):
+        if position + config.batch > len(order):
+            order, position = _shuffled(len(images), config.batch, generator), 0
+        index = order[position : position + config.batch]
+        position += config.batch
+        label = labels[index].clone()
+        label[torch.rand(config.batch, generator=generator) < config.dropout] = NULL_LABEL
+        sigma, z = draw_sigma(config, generator), torch.randn(config.batch, *images.shape[1:], generator=generator)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        batch = [tensor.to(config.device) for tensor in (images[index], sigma, z, label)]
+        loss = denoising_loss(net, *batch, sigma_data)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        # the average forgets fast at first, so that the random start does not linger in it
+        decay = min(config.ema, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for old, new in zip(average.parameters(), net.parameters(), strict=True):
+                old.lerp_(new, 1 - decay)
+        value = float(loss.detach())
+        running = value if running is None else 0.99 * running + 0.01 * value
+        yield TrainProgress(step + 1, running, time.perf_counter() - start, average)
+
+
+def _shuffled(n: int, batch: int, generator: torch.Generator) -> Tensor:
+    """Indices of one or more shuffled passes over n images, enough for at least one batch."""
+    return torch.cat([torch.randperm(n, generator=generator) for _ in range(math.ceil(batch / n))])
+
+
+def measure_sigma_data(images: Tensor) -> float:
+    """Standard deviation of the pixels, rounded so that it is the same number on every machine."""
+    return round(float(images.double().std()), 4)
+
+
+def settings(config: TrainConfig, sizes: NetworkConfig) -> dict[str, object]:
+    """Everything that decides the weights, flat, for the provenance file."""
+    return {**asdict(config), **asdict(sizes)}
