@@ -1,0 +1,71 @@
+"""Who wrote this file, and does that process still live?
+
+A process is named by (host, pid, start): the start is what tells it from a later process under the same number, and
+holds the boot it belongs to. Temporary files and the lock of an output folder carry this name, so that what a killed
+process left behind can be told from what a living one is working on.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of one machine; `start` is an opaque string, equal for the same process and for no other."""
+
+    host: str
+    pid: int
+    start: str
+
+    @property
+    def here(self) -> bool:
+        """True if it ran, or runs, on this machine."""
+        return self.host == host_name()
+
+    @property
+    def alive(self) -> bool | None:
+        """True or False for a process of this machine (a zombie is dead), None where that cannot be known."""
+        return _start_of(self.pid) == self.start if self.here else None
+
+
+def this_process() -> Process:
+    """The calling process."""
+    return _this(os.getpid())  # by pid, so that a forked child does not inherit its parent's name
+
+
+@lru_cache(maxsize=2)
+def _this(pid: int) -> Process:
+    return Process(host_name(), pid, _start_of(pid) or "unknown")
+
+
+def host_name() -> str:
+    """The machine's name, without characters that a file name could stumble over."""
+    return "".join(c if c.isalnum() or c in "-." else "-" for c in socket.gethostname()) or "localhost"
+
+
+def _start_of(pid: int) -> str | None:
+    """When the process began, or None if there is none; on Linux ticks since boot, elsewhere what ps prints."""
+    if Path("/proc/self/stat").exists():
+        try:
+            # the second field, the name in parentheses, may itself hold spaces and parentheses
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else f"{_boot()}-{fields[19]}"
+    shown = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    state, _, start = shown.stdout.strip().partition(" ")
+    return None if not start or state.startswith("Z") else "".join(c for c in start if c.isalnum())
+
+
+@lru_cache(maxsize=1)
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+    except OSError:
+        return "boot"

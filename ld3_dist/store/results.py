@@ -1,0 +1,63 @@
+"""The results of a sweep as one pandas frame: rows joined with their evaluations, and what follows from both.
+
+best_baseline   smallest valid_loss among the cell's hand-made grids
+gain            best_baseline / valid_loss          above 1: better than every hand-made grid
+eval_gain       the same from eval_loss, on fresh pairs
+best            is this the learned row with the cell's smallest valid_loss (status ok)?
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pandas as pd
+
+from ..core.errors import InputError
+from .storage import Storage, open_storage
+from .tables import read_table
+
+ORDER = ["cell", "kind", "trial", "member", "start", "key"]
+
+
+def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
+    """Every learned schedule and baseline of a sweep folder (path or URL), one row each, in a fixed order.
+
+    Columns are those of the tables `rows` and `evaluations` (host, device, seconds and versions of the evaluation
+    end in _eval) and the four above. Files that cannot be read are left out, warned about and named in
+    `frame.attrs["unreadable"]`. Raises InputError where there is no sweep.
+    """
+    storage = open_storage(place)
+    if not storage.exists():
+        raise InputError(f"{storage.url}: no such folder; give the output folder of a sweep")
+    if not storage.exists("rows") and not storage.exists("experiment.json"):
+        raise InputError(f"{storage.url}: holds no results (no rows/); give the output folder of a sweep")
+    rows = read_table(storage, "rows")
+    evaluations = read_table(storage, "evaluations")
+    frame = _derive(_join(rows, evaluations))
+    frame.attrs["unreadable"] = rows.attrs["unreadable"] + evaluations.attrs["unreadable"]
+    return frame
+
+
+def _join(rows: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:
+    """Left join on key. A key met twice (a trial that ran twice) counts once: same settings, same result."""
+    rows = rows.sort_values(ORDER, kind="stable", na_position="first").drop_duplicates("key")
+    scores = evaluations.drop_duplicates("key").drop(columns=["kind", "cell"])
+    return rows.merge(scores, on="key", how="left", suffixes=("", "_eval")).reset_index(drop=True)
+
+
+def _derive(frame: pd.DataFrame) -> pd.DataFrame:
+    frame["best_baseline"] = _best_baseline(frame, "valid_loss")
+    frame["gain"] = frame["best_baseline"] / frame["valid_loss"]
+    frame["eval_gain"] = _best_baseline(frame, "eval_loss") / frame["eval_loss"]
+    measured = frame.query("status == 'ok' and kind == 'learned' and valid_loss.notna()")
+    ranked = measured.sort_values(by="valid_loss", kind="stable")
+    frame["best"] = frame.index.isin(ranked.drop_duplicates("cell").index)
+    return frame
+
+
+def _best_baseline(frame: pd.DataFrame, column: str) -> np.ndarray:
+    """The smallest value of a column among the hand-made grids of each row's cell; NaN where there is none."""
+    baselines = frame.query("status == 'ok' and kind == 'baseline'")
+    smallest = {cell: group[column].min() for cell, group in baselines.groupby("cell")}
+    return np.array([smallest.get(cell, np.nan) for cell in frame["cell"]], dtype=np.float64)

@@ -1,0 +1,265 @@
+"""Where files are kept: a folder, or a prefix of an object store, behind the same few verbs.
+
+A name is a relative path such as "rows/1f3a.parquet". Two promises hold for every storage:
+
+  - a file is there whole or not at all. Locally: a temporary sibling whose name starts with a dot (readers ignore it),
+    flush, fsync, rename over the final name, fsync of the folder. On an object store: one upload to the final key,
+    which becomes visible when it is complete;
+  - a Storage is a small value: it pickles, costs nothing to make, and opens its connection at the first use.
+
+URLs: a path, file://…, s3://bucket/prefix, gs://bucket/prefix, or any scheme that an installed fsspec package knows.
+Options of S3 ride in the query: s3://bucket/prefix?endpoint_override=http://127.0.0.1:9000&region=us-east-1&anonymous=true;
+credentials come from the environment, as with any other S3 client.
+
+`fault(point)` marks the places where a crash would hurt. It does nothing unless LD3_DIST_FAULT asks for a kill there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from ..core.errors import InputError
+from .process import Process, this_process
+
+WRITE_POINTS = ("write.before", "write.half", "write.written", "write.synced", "write.renamed", "write.after")
+"""Fault points every write passes, in order; an object store passes the first, second and last."""
+
+FOREIGN_AGE = 3600.0
+"""Seconds after which a temporary file of another machine, whose processes cannot be seen, counts as left behind."""
+
+_TEMPORARY = re.compile(r"^\.tmp~(?P<host>[^~]+)~(?P<pid>\d+)~(?P<start>[^~]+)~\d+~")
+_serial = itertools.count()
+_passed: Counter[str] = Counter()
+
+
+def fault(point: str, name: str = "") -> None:
+    """Kill this process (SIGKILL) if LD3_DIST_FAULT says so; without the variable this does nothing.
+
+    The variable is "point", "point:n" (at its n-th passing) or "point@part:n" (counting files whose name holds `part`).
+    """
+    asked = os.environ.get("LD3_DIST_FAULT")
+    if not asked:
+        return
+    target, _, count = asked.partition(":")
+    wanted, _, part = target.partition("@")
+    if point != wanted or part not in name:
+        return
+    _passed[asked] += 1
+    if _passed[asked] == int(count or 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Storage(ABC):
+    """A place for files. Names are relative; reading a missing one raises FileNotFoundError with its full address."""
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """The address, as messages name it."""
+
+    @property
+    def local_path(self) -> Path | None:
+        """The folder, where the storage is one on this machine."""
+        return None
+
+    @abstractmethod
+    def child(self, name: str) -> Storage:
+        """The storage below `name`."""
+
+    @abstractmethod
+    def exists(self, name: str = "") -> bool:
+        """Is there such a file (or folder, or, on an object store, anything below that prefix)?"""
+
+    @abstractmethod
+    def read_bytes(self, name: str) -> bytes:
+        """The whole file."""
+
+    @abstractmethod
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write the file whole or not at all, replacing an older one; OSError names the address."""
+
+    @abstractmethod
+    def list(self, folder: str = "", recursive: bool = False) -> list[str]:
+        """Sorted names of the files in `folder`, relative to this storage; what starts with . or _ is left out."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove the file; nothing happens if it is not there."""
+
+    @abstractmethod
+    def exclusive(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes out of this method's block, as far as the storage can."""
+
+    def sweep_temporary(self, foreign_age: float = FOREIGN_AGE) -> list[str]:
+        """Remove temporary files whose writer is dead and return their names.
+
+        Another machine's processes cannot be seen: its files go when older than `foreign_age` seconds. Object stores
+        keep no temporary files (an unfinished upload is invisible; let the bucket's lifecycle rule expire it).
+        """
+        return []
+
+    def address(self, name: str) -> str:
+        """The full address of `name`, for messages."""
+        return f"{self.url}/{checked(name)}" if name else self.url
+
+    def check_writable(self) -> None:
+        """Raise InputError, naming the address and the cause, unless a file can be written and removed here."""
+        probe = f".tmp~{this_process().host}~{os.getpid()}~probe~0~writable"
+        try:
+            self.write_bytes(probe, b"ld3_dist")
+            self.remove(probe)
+        except (OSError, ImportError) as error:
+            raise InputError(
+                f"cannot write to {self.url}: {error}. Give an output folder or URL that you may write to"
+            ) from error
+
+
+def checked(name: str) -> str:
+    """`name` itself if it is a relative path without '..'; ValueError otherwise."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name:
+        raise ValueError(f"a file in a storage has a relative name without '..', got {name!r}")
+    return str(path) if name else ""
+
+
+def hidden(name: str) -> bool:
+    """Does any part of the path start with a dot or an underscore (temporary, scratch, not data)?"""
+    return any(part[0] in "._" for part in PurePosixPath(name).parts)
+
+
+def open_storage(place: str | os.PathLike[str] | Storage) -> Storage:
+    """A path or URL -> Storage; touches neither disk nor network. A relative path is made absolute now, because workers
+    run in other folders."""
+    if isinstance(place, Storage):
+        return place
+    text = os.fspath(place)
+    if not text:
+        raise InputError("an empty output folder was given; name a folder or a URL")
+    scheme = urlsplit(text).scheme if "://" in text else ""
+    if scheme and scheme != "file":
+        from .objects import ObjectStorage
+
+        return ObjectStorage(text)
+    return LocalStorage(str(Path(text.removeprefix("file://")).expanduser().absolute()))
+
+
+@dataclass(frozen=True)
+class LocalStorage(Storage):
+    """A folder of this machine or of a shared file system; `root` is absolute."""
+
+    root: str
+
+    @property
+    def url(self) -> str:
+        return self.root
+
+    @property
+    def local_path(self) -> Path | None:
+        return Path(self.root)
+
+    def _path(self, name: str) -> Path:
+        return Path(self.root, checked(name))
+
+    def child(self, name: str) -> LocalStorage:
+        return LocalStorage(str(self._path(name)))
+
+    def exists(self, name: str = "") -> bool:
+        return self._path(name).exists()
+
+    def read_bytes(self, name: str) -> bytes:
+        return self._path(name).read_bytes()
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        path, me = self._path(name), this_process()
+        temporary = path.with_name(f".tmp~{me.host}~{me.pid}~{me.start}~{next(_serial)}~{path.name}")
+        fault("write.before", name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._write_temporary(temporary, name, data)
+            os.replace(temporary, path)
+        except BaseException as error:  # a full disk or Ctrl-C leaves no half file behind
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            if isinstance(error, OSError):
+                raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
+            raise
+        fault("write.renamed", name)
+        _sync_folder(path.parent)
+        fault("write.after", name)
+
+    def _write_temporary(self, temporary: Path, name: str, data: bytes) -> None:
+        with open(temporary, "wb") as file:
+            half = len(data) // 2
+            file.write(data[:half])
+            file.flush()
+            fault("write.half", name)
+            file.write(data[half:])
+            file.flush()
+            fault("write.written", name)
+            os.fsync(file.fileno())
+        fault("write.synced", name)
+
+    def list(self, folder: str = "", recursive: bool = False) -> list[str]:
+        names = (path.relative_to(self.root).as_posix() for path in self._walk(folder, recursive))
+        return sorted(name for name in names if not hidden(PurePosixPath(name).name))
+
+    def _walk(self, folder: str, recursive: bool) -> Iterator[Path]:
+        for top, folders, files in os.walk(self._path(folder)):
+            folders[:] = [f for f in folders if recursive and not hidden(f)]
+            yield from (Path(top, file) for file in files)
+
+    def remove(self, name: str) -> None:
+        self._path(name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """An advisory lock on the folder itself: no lock file to leave behind. Not every network file system has it."""
+        folder = Path(self.root)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            yield
+            return
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def sweep_temporary(self, foreign_age: float = FOREIGN_AGE) -> list[str]:
+        swept = []
+        for path in self._walk("", recursive=True):
+            found = _TEMPORARY.match(path.name)
+            if not found:
+                continue
+            writer = Process(found["host"], int(found["pid"]), found["start"])
+            with contextlib.suppress(FileNotFoundError):  # its writer may just be renaming it
+                foreign_dead = writer.alive is None and time.time() - path.stat().st_mtime > foreign_age
+                if writer.alive is False or foreign_dead:
+                    path.unlink()
+                    swept.append(path.relative_to(self.root).as_posix())
+        return sorted(swept)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable; some file systems cannot, and then there is nothing more to do."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
