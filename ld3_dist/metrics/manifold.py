@@ -1,0 +1,90 @@
+"""Precision, recall, density and coverage: how two sets of features overlap, ball by ball.
+
+B_k(x, X) is the ball around x that reaches to its k-th nearest neighbour among the other points of X.
+
+    precision   fraction of samples in at least one B_k(r, real)         (Kynkaanniemi et al. 2019, 1904.06991)
+    recall      fraction of real points in at least one B_k(s, samples)
+    density     mean over samples of |{r : s in B_k(r, real)}| / k       (Naeem et al. 2020, 2002.09797)
+    coverage    fraction of real points r with a sample in B_k(r, real)
+
+Balls are closed for the first two and open for the last two, as in the authors' definitions of each; then a set
+compared with itself scores 1 in all four (density in the mean over a set without ties).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.errors import InputError
+from .statistics import checked_features
+
+PRECISION_NEIGHBOURS = 3
+DENSITY_NEIGHBOURS = 5
+TIE = 1e-10
+"""Squared distances that differ by less than this fraction are equal: products of blocks round differently."""
+
+BLOCK = 1024
+"""Rows of the distance matrix held at a time."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The four numbers; all but density lie in [0, 1]."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def overlap(
+    real: Tensor, samples: Tensor, k_precision: int = PRECISION_NEIGHBOURS, k_density: int = DENSITY_NEIGHBOURS
+) -> Overlap:
+    """Features of real data [N, F] and of samples [M, F] -> Overlap. Raises InputError unless N, M > k."""
+    if min(k_precision, k_density) < 1:
+        raise InputError(f"need at least 1 neighbour, got {k_precision} and {k_density}")
+    need = max(k_precision, k_density) + 1
+    real, samples = checked_features(real, "real features", need), checked_features(samples, "sample features", need)
+    if real.shape[1] != samples.shape[1]:
+        raise InputError(f"cannot compare {real.shape[1]} features with {samples.shape[1]}: two different extractors?")
+    center = real.mean(0)  # distances do not change, rounding gets smaller
+    real, samples = real - center, samples - center
+    narrow, wide = neighbour_radii(real, k_precision), neighbour_radii(real, k_density)
+    around_samples = neighbour_radii(samples, k_precision)
+
+    precise = inside = 0
+    nearest = torch.full((len(real),), torch.inf, dtype=torch.float64)
+    recalled = torch.zeros(len(real), dtype=torch.bool)
+    for start in range(0, len(samples), BLOCK):
+        d2 = squared_distances(samples[start : start + BLOCK], real)  # [block, N]
+        precise += int((d2 <= narrow * (1 + TIE)).any(1).sum())
+        inside += int((d2 < wide * (1 - TIE)).sum())
+        nearest = torch.minimum(nearest, d2.amin(0))
+        recalled |= (d2 <= around_samples[start : start + BLOCK, None] * (1 + TIE)).any(0)
+    return Overlap(
+        precision=precise / len(samples),
+        recall=recalled.double().mean().item(),
+        density=inside / (k_density * len(samples)),
+        coverage=(nearest < wide * (1 - TIE)).double().mean().item(),
+    )
+
+
+def neighbour_radii(x: Tensor, k: int) -> Tensor:
+    """Squared distance of every point of x [N, F] to its k-th nearest other point -> [N]."""
+    radii = []
+    for start in range(0, len(x), BLOCK):
+        d2 = squared_distances(x[start : start + BLOCK], x)
+        rows = torch.arange(len(d2))
+        d2[rows, rows + start] = torch.inf  # not its own neighbour
+        radii.append(d2.kthvalue(k, dim=1).values)
+    return torch.cat(radii)
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """[N, F] x [M, F] -> [N, M] by matrix products; what is below their rounding is exactly zero."""
+    scale = x.square().sum(1)[:, None] + y.square().sum(1)[None]
+    d2 = scale - 2 * x @ y.T
+    return torch.where(d2 > 1e-13 * scale, d2, 0.0)
