@@ -92,7 +92,7 @@ def read_records(storage: Storage, folder: str, name: str) -> list[dict[str, Any
         table = _read(storage, f"{folder}/{name}{SUFFIX}", schema_of(folder))
     except FileNotFoundError:
         return None
-    return table.to_pylist() if isinstance(table, pa.Table) else None
+    return None if isinstance(table, str) else table.to_pylist()
 
 
 def _plain(folder: str, schema: pa.Schema, record: Mapping[str, Any]) -> dict[str, Any]:
