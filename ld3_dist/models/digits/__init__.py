@@ -6,7 +6,7 @@ python -m ld3_dist.models.digits evaluate     measures the model's quality
 python -m ld3_dist.models.digits data         writes the packaged copy of the data
 """
 
-from .classifier import DigitsClassifier, digits_classifier_hash, load_digits_classifier
+from .classifier import DigitsClassifier, classifier_hash, load_digits_classifier
 from .data import data_hash, digits_reference, halves, held_out
 from .network import NULL_LABEL, DigitsNetwork, NetworkConfig
 from .opening import (
@@ -23,8 +23,8 @@ __all__ = [
     "DigitsClassifier",
     "DigitsNetwork",
     "NetworkConfig",
+    "classifier_hash",
     "data_hash",
-    "digits_classifier_hash",
     "digits_denoiser",
     "digits_hash",
     "digits_reference",

@@ -67,6 +67,6 @@ def load_digits_classifier(
 
 
 @cache
-def digits_classifier_hash() -> str:
+def classifier_hash() -> str:
     """SHA-256 of the packaged classifier's weights file."""
     return sha256_of(CLASSIFIER_FILE)

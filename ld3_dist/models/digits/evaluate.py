@@ -23,7 +23,7 @@ from ...core.denoiser import Denoiser
 from ...core.grid import discretize
 from ...core.sample import draw_noise, sample
 from ...core.solver import make_solver
-from .classifier import DigitsClassifier, digits_classifier_hash, load_digits_classifier
+from .classifier import DigitsClassifier, classifier_hash, load_digits_classifier
 from .data import SHAPE, data_hash, digits_reference, halves
 from .opening import NETWORK_FILE, draw_condition, load_digits_denoiser
 from .weights import sha256_of
@@ -112,7 +112,7 @@ def evaluate(config: EvaluateConfig, file: Path | None = None) -> dict[str, Any]
     near, near_data = nearest(samples, images), nearest(images, images)
     return {
         "model_sha256": sha256_of(file),
-        "classifier_sha256": digits_classifier_hash(),
+        "classifier_sha256": classifier_hash(),
         "data_sha256": data_hash(),
         "teacher": {name: getattr(config, name) for name in ("solver", "grid", "nfe", "guidance", "samples", "seed")},
         "agreement": float(hit.mean()),
