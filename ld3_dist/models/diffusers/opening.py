@@ -1,0 +1,259 @@
+"""`diffusers:FOLDER` or `diffusers:HUB_ID`: a diffusers pipeline as a Denoiser.
+
+What it is follows from its parts, not from its name:
+
+    unet UNet2DModel                              pixels, or latents with a vae or vqvae; classes, if it embeds any
+    unet UNet2DConditionModel + text_encoder      Stable Diffusion 1.x, 2.x; XL where there is a text_encoder_2
+    transformer DiT                               latents, classes
+    transformer SD3, Flux                         latents, text, flow matching
+
+Nothing of the pipeline runs but its networks, its autoencoder and its text encoders.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser
+from ...core.errors import InputError, unknown
+from ..loaded import (
+    DrawCondition,
+    LoadedModel,
+    ModelOptions,
+    conditional_on,
+    draw_class,
+    no_condition,
+    place,
+    read_classes,
+    weights_hash,
+)
+from .networks import ClassTransformer, FlowTransformer, LatentDecoder, PackedTransformer, PixelNetwork, TextUNet
+from .process import Process, read_process
+from .prompts import Prompts, prompt_lines
+
+NETWORKS = {
+    "UNet2DModel": "unet",
+    "UNet2DConditionModel": "text unet",
+    "DiTTransformer2DModel": "dit",
+    "Transformer2DModel": "dit",
+    "SD3Transformer2DModel": "sd3",
+    "FluxTransformer2DModel": "flux",
+}
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+OPTIONAL = ("text_encoder_3", "tokenizer_3")
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """How a model is conditioned: the name for the rows, what samples draw, and the null condition (batch of 1)."""
+
+    name: str
+    draw: DrawCondition
+    null: Condition = None
+
+
+def open_diffusers(rest: str, options: ModelOptions) -> LoadedModel:
+    """The model behind `diffusers:{rest}`."""
+    spec = f"diffusers:{rest}"
+    pipeline = load_pipeline(rest)
+    inner = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
+    kind = NETWORKS.get(type(inner).__name__)
+    if inner is None or kind is None:
+        raise unknown(f"network of {spec}", type(inner).__name__, tuple(NETWORKS))
+    vae = getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
+    shape = _shape(inner, kind, vae, options, spec)
+    if kind == "text unet":
+        kind = "sdxl" if getattr(pipeline, "text_encoder_2", None) is not None else "sd"
+    process = read_process(pipeline.scheduler, spec, shape[1] * shape[2] // 4, options.shift)
+    conditioning = _conditioning(pipeline, inner, kind, spec, options)
+    digest = _hash(inner, vae, pipeline.scheduler)
+    embedded = kind == "flux" and bool(inner.config.guidance_embeds)
+    guidance = options.guidance if options.guidance is not None else 3.5 if embedded else 1.0
+    image_shape = _image_shape(shape, vae)
+    net = place(_network(inner, kind, image_shape, guidance if embedded else None), options)
+    decoder = None if vae is None else LatentDecoder(vae, options.recompute).to(options.device)
+    denoiser = _denoiser(net, process, shape, decoder, options)
+    if guidance != 1 and not embedded and conditioning.null is not None:
+        denoiser = Guided(denoiser, guidance, Null(conditioning.null))
+    return LoadedModel(
+        denoiser=denoiser,
+        id=spec,
+        hash=digest,
+        conditioning=conditioning.name,
+        draw_condition=conditioning.draw,
+        guidance=None if conditioning.name == "none" else guidance,
+        image_shape=image_shape,
+        settings={
+            "pipeline": type(pipeline).__name__,
+            "prediction": process.prediction,
+            "steps": process.steps,
+            "shift": process.shift,
+            "embedded_guidance": embedded,
+            "parameters": sum(p.numel() for p in inner.parameters()),
+        },
+    )
+
+
+def load_pipeline(name: str) -> Any:
+    """The pipeline of a folder or hub id, on the CPU; InputError where it is not one, or cannot be had."""
+    try:
+        import diffusers
+    except ImportError as error:
+        raise InputError("diffusers models need the extra 'diffusers': pip install 'ld3_dist[diffusers]'") from error
+    folder = Path(name).expanduser()
+    absent: dict[str, None] = {}
+    if folder.is_dir():
+        absent = _check_folder(folder)
+    elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise InputError(f"diffusers model {name!r}: there is no such folder")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return diffusers.DiffusionPipeline.from_pretrained(str(folder) if folder.is_dir() else name, **absent)
+    except Exception as error:  # network, authentication, files: each library layer has its own exceptions
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if folder.is_dir():
+            raise InputError(f"diffusers model {name!r}: its folder cannot be loaded: {reason}") from error
+        raise InputError(
+            f"diffusers model {name!r}: no such folder here, and the hub could not deliver it ({reason}); "
+            "download it where there is a network and give the folder"
+        ) from error
+
+
+def _check_folder(folder: Path) -> dict[str, None]:
+    """Parts to load as None: those that never matter here, and optional text encoders that the folder does without."""
+    import diffusers
+
+    index = folder / "model_index.json"
+    try:
+        parts = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{index}: missing or not JSON ({error}); give the folder of a whole pipeline") from error
+    listed = [part for part, value in parts.items() if isinstance(value, list) and value[:1] != [None]]
+    for part in listed:
+        if part not in UNUSED and not (folder / part).is_dir():
+            raise InputError(f"{index}: lists {part!r}, but {folder / part} does not exist; download it too")
+    expected = inspect.signature(getattr(diffusers, str(parts.get("_class_name")), object)).parameters
+    return {part: None for part in expected if part in UNUSED or (part in OPTIONAL and part not in listed)}
+
+
+def _shape(
+    inner: nn.Module, kind: str, vae: nn.Module | None, options: ModelOptions, spec: str
+) -> tuple[int, int, int]:
+    """[C, h, w] of what the network sees (FLUX-type: before packing)."""
+    config: Any = inner.config
+    channels = config.in_channels // 4 if kind == "flux" else config.in_channels
+    if vae is None and (kind != "unet" or channels not in (1, 3)):
+        raise InputError(
+            f"model {spec!r} has {channels}-channel latents but no decoder: its model_index.json needs a vae or vqvae"
+        )
+    size = 128 if kind == "flux" else getattr(config, "sample_size", None)
+    factor = 1 if vae is None else _factor(vae)
+    if options.size is not None:
+        step = factor * (2 if kind in ("flux", "sd3") else 1)
+        if options.size[0] % step or options.size[1] % step:
+            raise InputError(f"model {spec!r}: size={options.size} must be multiples of {step}")
+        return channels, options.size[0] // factor, options.size[1] // factor
+    if size is None:
+        raise InputError(f"model {spec!r} states no image size (sample_size); give size: [height, width]")
+    height, width = (size, size) if isinstance(size, int) else size
+    return channels, height, width
+
+
+def _factor(vae: Any) -> int:
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def _image_shape(shape: tuple[int, int, int], vae: Any) -> tuple[int, ...]:
+    return shape if vae is None else (vae.config.out_channels, shape[1] * _factor(vae), shape[2] * _factor(vae))
+
+
+def _network(inner: Any, kind: str, image: tuple[int, ...], guidance: float | None) -> nn.Module:
+    if kind == "unet":
+        return PixelNetwork(inner, _class_count(inner) > 0)
+    if kind == "dit":
+        return ClassTransformer(inner)
+    if kind == "sd3":
+        return FlowTransformer(inner)
+    if kind == "flux":
+        return PackedTransformer(inner, guidance)
+    height, width = image[1:]
+    return TextUNet(inner, torch.tensor([height, width, 0, 0, height, width]) if kind == "sdxl" else None)
+
+
+def _denoiser(
+    net: nn.Module, process: Process, shape: tuple[int, ...], decoder: nn.Module | None, options: ModelOptions
+) -> Denoiser:
+    return NetworkDenoiser(
+        net,
+        process.noise,
+        shape,
+        process.prediction,
+        process.network_time,
+        decoder=decoder,
+        dtype=options.cast_dtype,
+    )
+
+
+def _conditioning(pipeline: Any, inner: Any, kind: str, spec: str, options: ModelOptions) -> Conditioning:
+    if kind in ("unet", "dit"):
+        return _class_conditioning(inner, kind, spec, options)
+    lines = prompt_lines(options, spec)
+    if options.conditional is False and options.guided:
+        conditional_on(True, options, spec)
+    if getattr(inner.config, "time_cond_proj_dim", None):
+        raise InputError(f"model {spec!r} is a consistency-distilled network (time_cond_proj_dim), not supported here")
+    prompts = Prompts(pipeline, kind, lines, options)
+    name = "none" if options.conditional is False else f"prompts:{Path(str(options.prompts)).name}"
+    # encoded only where it is used: text encoders are large
+    return Conditioning(name, prompts.draw, prompts.null() if options.guided else None)
+
+
+def _class_conditioning(inner: Any, kind: str, spec: str, options: ModelOptions) -> Conditioning:
+    """The last embedding stands for no class: that of DiT always, that of a UNet2DModel where it is guided.
+
+    A UNet2DModel does not say whether it was trained with a null class; guiding it says that it was.
+    """
+    count = _class_count(inner) if kind == "unet" else int(inner.config.num_embeds_ada_norm)
+    if not conditional_on(count > 0, options, spec):
+        if count == 0:
+            return Conditioning("none", no_condition)
+        return Conditioning("none", draw_class([count if kind == "dit" else count - 1]))
+    null = count if kind == "dit" else count - 1
+    classes = read_classes(options, null if options.guided else count, spec)
+    return Conditioning("class", draw_class(classes), torch.tensor([null]))
+
+
+def _class_count(unet: Any) -> int:
+    return int(getattr(unet.config, "num_class_embeds", None) or 0)
+
+
+class Null:
+    """Replaces a condition by the null one, repeated to its batch."""
+
+    def __init__(self, null: Condition) -> None:
+        self.null = null
+
+    def __call__(self, condition: Condition) -> Condition:
+        """Same structure, batch, device and dtype as `condition`."""
+        if isinstance(condition, Tensor) and isinstance(self.null, Tensor):
+            return self.null.to(condition).expand_as(condition)
+        assert condition is not None
+        assert self.null is not None
+        return {name: self.null[name].to(value).expand_as(value) for name, value in condition.items()}  # type: ignore
+
+
+def _hash(inner: nn.Module, vae: nn.Module | None, scheduler: Any) -> str:
+    tensors = {f"network.{name}": tensor for name, tensor in inner.state_dict().items()}
+    if vae is not None:
+        tensors.update({f"decoder.{name}": tensor for name, tensor in vae.state_dict().items()})
+    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    return weights_hash(tensors, {"scheduler": config})
