@@ -22,7 +22,9 @@ from .solver import Solver, Tableau
 
 COORDINATES = ("lambda", "time")
 GAP_FLOOR = {"lambda": 2e-4, "time": 1e-8}
-"""Smallest gap between two knots, as a fraction of the coordinate's range."""
+"""Smallest gap of two knots as a fraction of the coordinate's range, or half the start's smallest if that is less."""
+RESOLUTION = 1e-9
+"""Smallest gap a start may have: below it knots run together in float64 once they are added up and inverted."""
 
 
 class LearnableGrid(nn.Module):
@@ -58,49 +60,50 @@ class LearnableGrid(nn.Module):
             raise InputError(f"offset_window = {window}: must lie in [0, 1)")
         start = Grid(knots.double().cpu(), solver.nominal(noise, knots.double().cpu(), nfe)).within(noise)
         self.noise, self.solver, self.nfe, self.coordinate, self.window = noise, solver, nfe, coordinate, window
-        self.ends = lam_range(noise) if coordinate == "lambda" else (-noise.t_max, -noise.t_min)
-        # a schedule that ends in pure noise or pure data has lam softened there: its exact ends are put back below
-        self.softened = coordinate == "lambda" and max(map(abs, noise.lam(start.knots[0, [0, -1]]).tolist())) > 15
-        u = self._coordinate(start.knots)
-        gaps = (u[:, 1:] - u[:, :-1]) / (self.ends[1] - self.ends[0])
-        if bool((gaps <= 0).any()):
-            k, i = (gaps <= 0).nonzero()[0].tolist()
-            raise InputError(f"knots[{k}, {i + 1}] = {float(knots[k, i + 1])!r} cannot be told from its neighbour in {coordinate}")
+        lam = noise.lam(start.knots)
+        # a schedule that ends in pure noise or pure data has lam softened there: its exact ends are put back in `grid`
+        self.softened = coordinate == "lambda" and bool((lam[0, [0, -1]].abs() > 15).any())
+        ends = lam_range(noise) if coordinate == "lambda" else (-noise.t_max, -noise.t_min)
+        low, high = (torch.full_like(lam[:, :1], end) for end in ends)
+        if self.softened:  # no further than the schedule, but beyond every knot of the start
+            low = torch.cat([low, lam[:, 1:-1] - 1], 1).amin(1, keepdim=True).maximum(lam[:, :1])
+            high = torch.cat([high, lam[:, 1:-1] + 1], 1).amax(1, keepdim=True).minimum(lam[:, -1:])
+        u = lam.clamp(low, high) if coordinate == "lambda" else -start.knots
+        gaps = u.diff(dim=1) / (high - low)
+        if bool((gaps < RESOLUTION).any()):
+            k, i = (gaps < RESOLUTION).nonzero()[0].tolist()
+            knot = float(start.knots[k, i + 1])
+            raise InputError(f"knots[{k}, {i + 1}] = {knot!r} cannot be told from its neighbour in {coordinate}")
         gaps = gaps / gaps.sum(-1, keepdim=True)
         floor = (gaps.amin(-1, keepdim=True) / 2).clamp_max(GAP_FLOOR[coordinate])
-        self.register_buffer("floor", floor.to(device))
         self.logits = nn.Parameter((gaps - floor).log().to(device))
         self.offsets = nn.Parameter(torch.zeros_like(start.evals, device=device), requires_grad=window > 0)
         corrections = torch.zeros(len(knots), nfe, nfe, dtype=torch.float64, device=device)
         self.corrections = nn.Parameter(corrections, requires_grad=coefficients)
-        low, high = solver.brackets(nfe)
-        self.register_buffer("low", torch.tensor(low, device=device))
-        self.register_buffer("high", torch.tensor(high, device=device))
-
-    def _coordinate(self, t: Tensor) -> Tensor:
-        return self.noise.lam(t).clamp(*self.ends) if self.coordinate == "lambda" else -t
+        self.before, self.after = (torch.tensor(knot, device=device) for knot in solver.brackets(nfe))
+        self.limits = tuple(limit.to(device) for limit in (floor, low, high))  # stay float64 where parameters do not
 
     def _time(self, u: Tensor) -> Tensor:
         return self.noise.inverse(u) if self.coordinate == "lambda" else -u
 
     def grid(self) -> Grid:
         """The K grids the parameters stand for, differentiable; float64 whatever the parameters' dtype."""
-        logits, floor = self.logits.double(), self.floor.double()
-        K, N = logits.shape
-        gaps = floor + (1 - N * floor) * torch.softmax(logits, -1)
-        inner = self.ends[0] + (self.ends[1] - self.ends[0]) * gaps.cumsum(-1)[:, :-1]
-        first, last = gaps.new_full((K, 1), self.noise.t_max), gaps.new_full((K, 1), self.noise.t_min)
+        floor, low, high = self.limits
+        gaps = floor + (1 - self.logits.shape[1] * floor) * torch.softmax(self.logits.double(), -1)
+        inner = low + (high - low) * gaps.cumsum(-1)[:, :-1]
+        first, last = torch.full_like(low, self.noise.t_max), torch.full_like(high, self.noise.t_min)
         knots = torch.cat([first, self._time(inner), last], -1)
         nominal = self.solver.nominal(self.noise, knots, self.nfe)
         if not self.offsets.requires_grad:
             return Grid(knots, nominal)
-        u = torch.cat([torch.full_like(first, self.ends[0]), inner, torch.full_like(last, self.ends[1])], -1)
-        at = self._coordinate(nominal)
-        ahead, behind = u[:, self.high] - at, at - u[:, self.low]
+        u = torch.cat([low, inner, high], -1)
+        at = self.noise.lam(nominal).clamp(low, high) if self.coordinate == "lambda" else -nominal
+        ahead, behind = u[:, self.after] - at, at - u[:, self.before]
         s = self.window * torch.tanh(self.offsets.double())
         # at an end of the range there is room on one side only: the move is reflected there, never dead
-        move = torch.where(s >= 0, s * torch.where(ahead > 1e-12, ahead, -behind), s * torch.where(behind > 1e-12, behind, -ahead))
-        evals = self._time(at + move)
+        forward = s * torch.where(ahead > 1e-12, ahead, -behind)
+        backward = s * torch.where(behind > 1e-12, behind, -ahead)
+        evals = self._time(at + torch.where(s >= 0, forward, backward))
         if self.softened:
             evals = nominal + (evals - self._time(at))
         return Grid(knots, evals)

@@ -1,290 +1,271 @@
-"""The rules of the solvers, written on rows (see `solver`). Each maps Points to the rows of y_0 … y_E."""
+"""The rules of the solvers: each says how states are made from those before, as two matrices (see `solver`).
+
+    y_{i+1} = sum_{j<=i} carry_ij y_j + inject_ij m_j          carry, inject [K, E, E], lower triangular
+
+Rules on data write `inject` directly. Rules on noise or velocity weigh eps_j = (y_j - alpha(tau_j) m_j) / sigma(tau_j),
+tau_j the network's own time, which `on_noise` turns into the two. A rule handles all steps and members at once; where
+a step is too early for its order, its history is padded with ghost knots that get no weight.
+"""
 
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from collections.abc import Callable
+from functools import cache
 
 import torch
+from numpy.polynomial.legendre import leggauss
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .errors import InputError
 from .noise import NoiseSchedule
 
+Step = tuple[Tensor, Tensor]
+"""carry, inject."""
+
 
 class Points:
-    """alpha, sigma and lam at the knots [K, N+1] and at the network times [K, E], and rows made of them."""
+    """alpha, sigma and lam at the knots t [K, N+1], steps h in lam [K, N], network times tau [K, E]."""
 
     def __init__(self, noise: NoiseSchedule, t: Tensor, tau: Tensor) -> None:
         self.noise, self.t, self.tau = noise, t, tau
-        self.K, self.N, self.E = t.shape[0], t.shape[1] - 1, tau.shape[1]
+        self.N, self.E = t.shape[1] - 1, tau.shape[1]
         self.alpha, self.sigma, self.lam = noise.alpha(t), noise.sigma(t), noise.lam(t)
-
-    @cached_property
-    def h(self) -> Tensor:
-        """Steps in lam [K, N]."""
-        return self.lam[:, 1:] - self.lam[:, :-1]
-
-    @cached_property
-    def _noise_rows(self) -> tuple[Tensor, Tensor]:
-        sigma = self.noise.sigma(self.tau)
-        if sigma.device.type == "cpu" and bool((sigma <= 0).any()):
-            k, j = (sigma <= 0).nonzero()[0].tolist()
-            raise InputError(f"evals[{k}, {j}] = {float(self.tau[k, j])}: no noise there to interpolate; end above t = 0")
-        s = 1 / sigma
-        return s[..., None], torch.diag_embed(self.noise.alpha(self.tau) * s)  # [K, E, 1], [K, E, E]
-
-    @property
-    def x_T(self) -> Tensor:
-        """The row of the starting noise."""
-        row = self.t.new_zeros(self.K, 1 + self.E)
-        row[:, 0] = 1
-        return row
-
-    def m(self, j: int) -> Tensor:
-        """The row of the j-th network output."""
-        row = self.t.new_zeros(self.K, 1 + self.E)
-        row[:, 1 + j] = 1
-        return row
-
-    def eps(self, y: Tensor, j: int) -> Tensor:
-        """The row of the noise seen at evaluation j from y: (y - alpha(tau_j) m_j) / sigma(tau_j)."""
-        scale, outputs = self._noise_rows
-        return torch.cat([y[:, :1] * scale[:, j], torch.addcmul(-outputs[:, j], y[:, 1:], scale[:, j])], 1)
-
-    def transfer(self, y: Tensor, eps: Tensor, i: int, alpha: Tensor | None = None, sigma: Tensor | None = None) -> Tensor:
-        """DDIM's exact step for constant noise: (alpha'/alpha) (y - sigma eps) + sigma' eps, from knot i to i + 1.
-
-        Where alpha(t_0) = 0 the data hidden in x_T cannot be recovered from the noise; m_0 is what the network says it is.
-        """
-        alpha = self.alpha[:, i + 1] if alpha is None else alpha
-        sigma = self.sigma[:, i + 1] if sigma is None else sigma
-        if i == 0 and self.noise.starts_at_pure_noise:
-            return alpha[:, None] * self.m(0) + sigma[:, None] * eps
-        ratio = alpha / self.alpha[:, i]
-        return ratio[:, None] * y + (sigma - ratio * self.sigma[:, i])[:, None] * eps
+        self.h = self.lam.diff(dim=1)
 
 
 def orders(p: int, N: int, lower_order_final: bool | None) -> list[int]:
-    """Order of each step: warm-up 1, 2, … p, and p-1, …, 1 at the end where the method lowers it (None: below 15 steps)."""
+    """Order of each step: 1, 2, … p, and p-1, …, 1 at the end where the method lowers it (None: below 15 steps)."""
     lower = N < 15 if lower_order_final is None else lower_order_final
     return [min(p, i + 1, N - i if lower else p) for i in range(N)]
 
 
-# --- data: linear multistep in lam ---------------------------------------------------------------------------------------
+def by_order(steps: list[int], weights: Callable[[int], list[Tensor]]) -> list[Tensor]:
+    """Each step's weights by its own order: weights(p) are those of order p at all steps, [K, N] for lags 0, 1, …"""
+    total: list[Tensor] = []
+    for p in sorted(set(steps)):
+        mask = torch.tensor([float(order == p) for order in steps], dtype=torch.float64)
+        for k, w in enumerate(weights(p)):
+            total[k : k + 1] = [w * mask.to(w) + (total[k] if k < len(total) else 0.0)]
+    return total
 
 
-def dpmpp(points: Points, p: int, lower_order_final: bool | None) -> list[Tensor]:
+def banded(weights: list[Tensor]) -> Tensor:
+    """Weights [K, N] of lags 0, 1, … as a matrix [K, N, N]: row i holds weights_k[i] in column i - k."""
+    return torch.stack([torch.diag_embed(w[:, k:], -k) for k, w in enumerate(weights) if k < w.shape[1]]).sum(0)
+
+
+def history(u: Tensor, order: int) -> list[Tensor]:
+    """u [K, N+1] at the start of each step and before it: u_i, u_{i-1}, … [K, N]; ghosts before the first knot."""
+    ghosts = u[:, :1] + (u[:, :1] - u[:, 1:2]) * torch.arange(order - 1, 0, -1).to(u)
+    past = torch.cat([ghosts, u[:, :-1]], 1)
+    return list(past.unfold(1, order, 1).flip(-1).unbind(-1))
+
+
+@cache
+def gauss_legendre(n: int = 32) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1]; 32 are exact to rounding for e^-lam between any two ends of a schedule."""
+    x, w = leggauss(n)
+    return torch.as_tensor((x + 1) / 2), torch.as_tensor(w / 2)
+
+
+def phi(h: Tensor, n: int) -> list[Tensor]:
+    """phi_1 … phi_n of -h, the moments of e^-lam on a step: phi_k = int_0^1 e^{-h (1 - s)} s^{k-1} / (k-1)! ds.
+
+    By quadrature: the recurrence phi_{k+1} = (1/k! - phi_k) / h loses k digits of h where steps are small.
+    """
+    s, w = (v.to(h) for v in gauss_legendre())
+    powers = torch.stack([w * s ** (k - 1) / math.factorial(k - 1) for k in range(1, n + 1)], -1)
+    return list((torch.exp(-h[..., None] * (1 - s)) @ powers).unbind(-1))
+
+
+# --- data: linear multistep in lam -----------------------------------------------------------------------------------
+
+
+def dpmpp(points: Points, p: int, lower_order_final: bool | None) -> Step:
     """DPM-Solver++ multistep (Lu et al. 2022, arXiv 2211.01095, algorithm 2 and appendix B)."""
-    weights = points.t.new_zeros(points.K, points.N, 1 + points.E)
-    steps = orders(p, points.N, lower_order_final)
-    for order in sorted(set(steps)):
-        i = torch.tensor([k for k, o in enumerate(steps) if o == order])
-        w = dpmpp_weights(points.h[:, i], [points.h[:, i - k] for k in range(1, order)])
-        for k, w_k in enumerate(w):
-            weights[:, i, 1 + i - k] = w_k * points.alpha[:, i + 1]
-    return _accumulate(points, weights, None)
+    h, lam = points.h, history(points.lam, p)
+    r = [(lam[k] - lam[k + 1]) / h for k in range(p - 1)]
+    f_1, f_2, f_3 = (h * f for f in phi(h, 3))
+
+    def weights(order: int) -> list[Tensor]:
+        """Of m_i, m_{i-1}, …, over alpha: h phi_1 m_i + h phi_2 D_1 + h phi_3 D_2 in divided differences."""
+        if order == 1:
+            return [f_1]
+        if order == 2:
+            return [f_1 + f_1 / (2 * r[0]), -f_1 / (2 * r[0])]
+        wide = r[0] + r[1]
+        near = (f_2 * (1 + r[0] / wide) + f_3 / wide) / r[0]  # of m_i - m_{i-1}
+        far = -(f_2 * r[0] + f_3) / wide / r[1]  # of m_{i-1} - m_{i-2}
+        return [f_1 + near, far - near, -far]
+
+    w = by_order(orders(p, points.N, lower_order_final), weights)
+    carry = torch.diag_embed(points.sigma[:, 1:] / points.sigma[:, :-1])
+    return carry, points.alpha[:, 1:, None] * banded(w)
 
 
-def dpmpp_weights(h: Tensor, before: list[Tensor]) -> list[Tensor]:
-    """Weights, over alpha', of m_i, m_{i-1}, … given the step h and the steps before it, nearest first."""
-    phi_1 = -torch.expm1(-h)
-    if not before:
-        return [phi_1]
-    r_0 = before[0] / h
-    if len(before) == 1:
-        c = phi_1 / (2 * r_0)
-        return [phi_1 + c, -c]
-    r_1 = before[1] / h
-    phi_2 = 1 - phi_1 / h
-    phi_3 = phi_2 / h - 0.5
-    # phi_1 m_i + phi_2 D_1 - phi_3 D_2, in the divided differences d_0 of (m_i, m_{i-1}) and d_1 of (m_{i-1}, m_{i-2})
-    a, b = r_0 / (r_0 + r_1), 1 / (r_0 + r_1)
-    d_0 = (phi_2 * (1 + a) - phi_3 * b) / r_0
-    d_1 = (phi_3 * b - phi_2 * a) / r_1
-    return [phi_1 + d_0, d_1 - d_0, -d_1]
-
-
-def unipc(points: Points, p: int, lower_order_final: bool | None, bh1: bool) -> list[Tensor]:
+def unipc(points: Points, p: int, lower_order_final: bool | None, bh1: bool) -> Step:
     """UniPC (Zhao et al. 2023, arXiv 2302.04867): a predictor, and a corrector that reuses the next evaluation.
 
-    The network is evaluated at the predicted state; the corrected one is carried on. The last step is not corrected, so
-    N steps cost N evaluations.
+    The network sees the predicted state y_i, and the corrected one is carried on: what the corrector of step i - 1 adds
+    to y_i enters step i. The last step is not corrected, so N steps cost N evaluations. Order 1 of the corrector and
+    order 2 of the predictor use 1/2, as published.
     """
-    predict = points.t.new_zeros(points.K, points.N, 2 + points.E)  # the last column takes the unused m_N
-    correct = torch.zeros_like(predict)
+    h, lam, f = points.h, history(points.lam, p), phi(points.h, p + 1)
+    r = [(node - lam[0]) / h for node in lam[1:]]
+    f_1, ahead, half = h * f[0], torch.ones_like(h), torch.full_like(h, 0.5)
+    B = h if bh1 else f_1  # both signs of the published -h and e^-h - 1 turned
+    b = [h * math.factorial(k) * f[k] / B for k in range(1, p + 1)]
+
+    def predictor(order: int) -> list[Tensor]:
+        """Weights of m_i, m_{i-1}, …, over alpha."""
+        rho = [half] if order == 2 else moments(r[: order - 1], b)
+        back = [B * w / node for w, node in zip(rho, r, strict=False)]
+        return [f_1 - sum(back), *back]
+
+    def corrector(order: int) -> list[Tensor]:
+        """Weights of m_{i+1}, m_i, …, over alpha."""
+        *rho, last = [half] if order == 1 else moments([*r[: order - 1], ahead], b)
+        back = [B * w / node for w, node in zip(rho, r, strict=False)]
+        return [B * last, f_1 - B * last - sum(back), *back]
+
     steps = orders(p, points.N, lower_order_final)
-    for order in sorted(set(steps)):
-        i = torch.tensor([k for k, o in enumerate(steps) if o == order])
-        h, alpha = points.h[:, i], points.alpha[:, i + 1]
-        r = [(points.lam[:, i - k] - points.lam[:, i]) / h for k in range(1, order)]
-        predictor, corrector = unipc_weights(h, r, bh1)
-        for k, w_k in enumerate(predictor):
-            predict[:, i, 1 + i - k] = w_k * alpha
-        for k, w_k in enumerate(corrector):
-            correct[:, i, 2 + i - k] = w_k * alpha
-    return _accumulate(points, predict[..., :-1], correct[..., :-1])
+    ratio, alpha = points.sigma[:, 1:] / points.sigma[:, :-1], points.alpha[:, 1:]
+    now, (new, *after) = by_order(steps, predictor), by_order(steps, corrector)
+    added = torch.stack([new, *(c - q for c, q in zip(after, now, strict=True))])[..., :-1]
+    late = pad(ratio[:, 1:] * alpha[:, :-1] * added, (1, 0))
+    return torch.diag_embed(ratio), alpha[..., None] * banded(now) + banded(list(late))
 
 
-def unipc_weights(h: Tensor, r: list[Tensor], bh1: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights over alpha' of (m_i, m_{i-1}, …) for the predictor and of (m_{i+1}, m_i, m_{i-1}, …) for the corrector.
-
-    r: positions (lam_{i-k} - lam_i) / h of the earlier nodes. Order 1 of the corrector and order 2 of the predictor
-    use 1/2, as published.
-    """
-    order = len(r) + 1
-    phi_1 = -torch.expm1(-h)
-    B = h if bh1 else phi_1  # both signs of the published -h and e^-h - 1 turned
-    b, phi_k, factorial = [], 1 - phi_1 / h, 1.0
-    for k in range(1, order + 1):  # moments of e^-s on the step, k! phi_{k+1} / B
-        b.append(phi_k * factorial / B)
-        factorial *= k + 1
-        phi_k = 1 / factorial - phi_k / h
-    half = torch.full_like(h, 0.5)
-    rho_p = [] if order == 1 else [half] if order == 2 else _moments(r, b[: order - 1])
-    rho_c = [half] if order == 1 else _moments([*r, torch.ones_like(h)], b)
-    back = [B * rho / r_k for rho, r_k in zip(rho_p, r, strict=True)]
-    predictor = [phi_1 - sum(back, torch.zeros_like(h)), *back]
-    back = [B * rho / r_k for rho, r_k in zip(rho_c, r, strict=False)]
-    ahead = B * rho_c[-1]
-    return predictor, [ahead, phi_1 - ahead - sum(back, torch.zeros_like(h)), *back]
+def moments(nodes: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+    """rho with sum_k rho_k nodes_k^(m-1) = b_m for up to three nodes, in closed form."""
+    if len(nodes) < 2:
+        return b[: len(nodes)]
+    if len(nodes) == 2:
+        x, y = nodes
+        return [(b[0] * y - b[1]) / (y - x), (b[0] * x - b[1]) / (x - y)]
+    turns = [(nodes[k], nodes[k - 1], nodes[k - 2]) for k in range(3)]
+    return [(b[2] - (y + z) * b[1] + y * z * b[0]) / ((x - y) * (x - z)) for x, y, z in turns]
 
 
-def _moments(r: list[Tensor], b: list[Tensor]) -> list[Tensor]:
-    """rho with sum_k rho_k r_k^(m-1) = b_m."""
-    nodes = torch.stack(r, -1)
-    R = torch.stack([nodes**m for m in range(len(r))], -2)
-    return list(torch.linalg.solve(R, torch.stack(b, -1)).unbind(-1))
-
-
-def _accumulate(points: Points, predict: Tensor, correct: Tensor | None) -> list[Tensor]:
-    """y_{i+1} = (sigma'/sigma) y_i + weights_i, where the carried y is the corrected one."""
-    ratio = points.sigma[:, 1:] / points.sigma[:, :-1]
-    y = points.x_T
-    rows = [y]
-    for i in range(points.N):
-        base = ratio[:, i : i + 1] * y
-        rows.append(base + predict[:, i])
-        y = rows[-1] if correct is None else base + correct[:, i]
-    return rows
-
-
-# --- noise: linear multistep on eps --------------------------------------------------------------------------------------
+# --- noise: linear multistep on eps ----------------------------------------------------------------------------------
 
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
-def ipndm(points: Points, p: int, lower_order_final: bool | None) -> list[Tensor]:
-    """iPNDM (Zhang & Chen 2023, arXiv 2204.13902): DDIM with Adams-Bashforth combinations of the noise; p = 1 is DDIM."""
-    weights = [torch.tensor(ADAMS_BASHFORTH[o - 1]).to(points.t) for o in orders(p, points.N, lower_order_final)]
-    return _noise_multistep(points, weights)
+def on_noise(points: Points, carry: Tensor, weights: Tensor, inject: Tensor | float = 0.0) -> Step:
+    """carry y_j + weights eps_j + inject m_j, with eps_j = (y_j - alpha(tau_j) m_j) / sigma(tau_j)."""
+    sigma = points.noise.sigma(points.tau)
+    if sigma.device.type == "cpu" and bool((sigma <= 0).any()):
+        k, j = (sigma <= 0).nonzero()[0].tolist()
+        raise InputError(f"evals[{k}, {j}] = {float(points.tau[k, j])}: no noise there to interpolate; end above t = 0")
+    weights = weights / sigma[:, None]
+    return carry + weights, inject - weights * points.noise.alpha(points.tau)[:, None]
 
 
-def deis(points: Points, p: int, lower_order_final: bool | None, in_lam: bool) -> list[Tensor]:
-    """DEIS, time-AB (Zhang & Chen 2023): Lagrange polynomials of eps in t, integrated exactly against d(sigma/alpha).
+def transfer(points: Points, alpha: Tensor, sigma: Tensor) -> Step:
+    """DDIM's exact step for constant noise, from every knot to (alpha, sigma) [K, N]: factors of y and of eps.
 
-    in_lam takes the polynomials in lam instead (the 'log-rho' variant).
+    Where alpha(t_0) = 0 the data hidden in x_T cannot be recovered from the noise: the first factor of y is 0 there,
+    and the caller takes the data from m_0.
     """
+    ratio = alpha / points.alpha[:, :-1]
+    if points.noise.starts_at_pure_noise:
+        ratio = pad(alpha[:, 1:] / points.alpha[:, 1:-1], (1, 0))
+    return ratio, sigma - ratio * points.sigma[:, :-1]
+
+
+def noise_multistep(points: Points, weights: Tensor) -> Step:
+    """Transfer by the noise weights_ij eps_j; weights [*K, N, N]."""
+    ratio, gain = transfer(points, points.alpha[:, 1:], points.sigma[:, 1:])
+    inject: Tensor | float = 0.0
+    if points.noise.starts_at_pure_noise:
+        inject = pad(points.alpha[:, 1:2, None], (0, points.N - 1, 0, points.N - 1))
+    return on_noise(points, torch.diag_embed(ratio), gain[..., None] * weights, inject)
+
+
+def ipndm(points: Points, p: int, lower_order_final: bool | None) -> Step:
+    """iPNDM (Zhang & Chen 2023, arXiv 2204.13902): DDIM with Adams-Bashforth sums of the noise; p = 1 is DDIM."""
     steps = orders(p, points.N, lower_order_final)
-    weights: list[Tensor] = [points.t.new_ones(1)] * points.N
-    x, w = _gauss_legendre(points.t)
-    for order in sorted(set(steps) - {1}):
-        i = torch.tensor([k for k, o in enumerate(steps) if o == order])
-        lam = points.lam[:, i, None] + points.h[:, i, None] * x  # [K, n, q]
-        u = points.lam if in_lam else points.t
-        at = lam if in_lam else points.noise.inverse(lam)
-        nodes = [u[:, i - k, None] for k in range(order)]
-        measure = w * torch.exp(points.lam[:, i, None] - lam)
-        basis = torch.stack([_lagrange(at, nodes, k) for k in range(order)], -1)  # [K, n, q, order]
-        c = (measure[..., None] * basis).sum(-2) / measure.sum(-1, keepdim=True)
-        for n, step in enumerate(i.tolist()):
-            weights[step] = c[:, n]
-    return _noise_multistep(points, weights)
+    lags = [[w[k] if k < len(w) else 0.0 for w in (ADAMS_BASHFORTH[o - 1] for o in steps)] for k in range(p)]
+    return noise_multistep(points, banded(list(torch.tensor(lags).to(points.t)[:, None])))
 
 
-def _gauss_legendre(like: Tensor, n: int = 16) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1]."""
-    from numpy.polynomial.legendre import leggauss
+def deis(points: Points, p: int, lower_order_final: bool | None, in_lam: bool) -> Step:
+    """DEIS, time-AB (Zhang & Chen 2023): Lagrange polynomials of eps in t, integrated against d(sigma / alpha).
 
-    x, w = leggauss(n)
-    return torch.as_tensor(x / 2 + 0.5).to(like), torch.as_tensor(w / 2).to(like)
+    in_lam takes the polynomials in lam instead. The quadrature runs in lam: smooth up to the ends of every schedule.
+    """
+    x, w = (v.to(points.t) for v in gauss_legendre(16))
+    lam = points.lam[:, :-1, None] + points.h[..., None] * x  # [K, N, q]
+    u, at = (points.lam, lam) if in_lam else (points.t, points.noise.inverse(lam))
+    measure = w * torch.exp(-points.h[..., None] * x)  # of d(sigma / alpha), up to a factor
+    measure = measure / measure.sum(-1, keepdim=True)
+    nodes = history(u, p)
+    gaps = [at - node[..., None] for node in nodes]  # Lagrange polynomials are products of these, scaled
 
+    def weights(order: int) -> list[Tensor]:
+        c = []
+        for k in range(order):
+            others = [j for j in range(order) if j != k]
+            scale = math.prod((nodes[k] - nodes[j] for j in others), start=torch.ones_like(points.h))
+            c.append(math.prod((gaps[j] for j in others), start=measure).sum(-1) / scale)
+        return c
 
-def _lagrange(at: Tensor, nodes: list[Tensor], k: int) -> Tensor:
-    factors = [(at - node) / (nodes[k] - node) for j, node in enumerate(nodes) if j != k]
-    return math.prod(factors[1:], start=factors[0])
-
-
-def _noise_multistep(points: Points, weights: list[Tensor]) -> list[Tensor]:
-    """Steps y' = transfer(y, sum_k w_k eps_{i-k}); weights [n_k] or [K, n_k] of each step."""
-    y, rows, history = points.x_T, [points.x_T], []
-    for i in range(points.N):
-        history.insert(0, points.eps(y, i))
-        w = weights[i].expand(points.K, -1)
-        eps = torch.einsum("kj,kjr->kr", w, torch.stack(history[: w.shape[1]], 1))
-        y = points.transfer(y, eps, i)
-        rows.append(y)
-    return rows
-
-
-# --- singlestep ----------------------------------------------------------------------------------------------------------
+    return noise_multistep(points, banded(by_order(orders(p, points.N, lower_order_final), weights)))
 
 
-def euler(points: Points) -> list[Tensor]:
-    """Euler in t on dx/dt = alpha' x_0 + sigma' eps; for flow matching this is x + (t_{i+1} - t_i) velocity."""
-    return _in_time(points, two_stage=False)
+# --- singlestep ------------------------------------------------------------------------------------------------------
 
 
-def heun(points: Points) -> list[Tensor]:
-    """Heun in t (Karras et al. 2022, algorithm 1); an odd number of evaluations ends on an Euler step."""
-    return _in_time(points, two_stage=True)
+def in_time(points: Points, stages: int) -> Step:
+    """Euler (1) or Heun (2: Karras et al. 2022, algorithm 1) in t on dx/dt = alpha' x_0 + sigma' eps.
+
+    For flow matching Euler is x + (t_{i+1} - t_i) velocity. An odd number of evaluations ends Heun on an Euler step.
+    """
+    dt = points.t.diff(dim=1)[..., None]
+    first, second = stage_columns(points, stages)
+    carry, weights = first, dt * first
+    if stages == 2:
+        carry = interleave(points, first, first)
+        weights = interleave(points, dt * first, 0.5 * dt * (first + second))
+    at = (torch.arange(points.E) + stages - 1) // stages  # the knot of every evaluation
+    t = points.t[:, at]
+    d_alpha, d_sigma = points.noise.d_alpha(t), points.noise.d_sigma(t)
+    return on_noise(points, carry, weights * d_sigma[:, None], weights * d_alpha[:, None])
 
 
-def _in_time(points: Points, two_stage: bool) -> list[Tensor]:
-    d_alpha, d_sigma = points.noise.d_alpha(points.t), points.noise.d_sigma(points.t)
-    dt = points.t[:, 1:] - points.t[:, :-1]
+def stage_columns(points: Points, stages: int) -> tuple[Tensor, Tensor]:
+    """One-hot rows [N, E]: the evaluation that each step makes first, and second."""
+    eye = torch.eye(stages * points.N, dtype=points.t.dtype, device=points.t.device)[:, : points.E]
+    return eye[::stages], eye[stages - 1 :: stages]
 
-    def slope(y: Tensor, j: int, i: int) -> Tensor:
-        return d_alpha[:, i, None] * points.m(j) + d_sigma[:, i, None] * points.eps(y, j)
 
-    y, rows, j = points.x_T, [points.x_T], 0
-    for i in range(points.N):
-        d = slope(y, j, i)
-        ahead = y + dt[:, i, None] * d
-        j += 1
-        if two_stage and j < points.E:
-            rows.append(ahead)
-            ahead = y + dt[:, i, None] * 0.5 * (d + slope(ahead, j, i + 1))
-            j += 1
-        y = ahead
-        rows.append(y)
-    return rows
+def interleave(points: Points, inside: Tensor, whole: Tensor) -> Tensor:
+    """Rows of the two stages of each step, in turn: [*K, N, E] twice -> [*K, E, E]."""
+    return torch.stack([inside, whole], -2).flatten(-3, -2)[..., : points.E, :]
 
 
 def interior_times(noise: NoiseSchedule, knots: Tensor, r: float) -> Tensor:
     """The time inside every step at lam_i + r h; [*K, N+1] -> [*K, N]."""
     lam = noise.lam(knots)
-    return noise.inverse(lam[..., :-1] + r * (lam[..., 1:] - lam[..., :-1]))
+    return noise.inverse(lam[..., :-1] + r * lam.diff(dim=-1))
 
 
-def dpm_2(points: Points, r: float) -> list[Tensor]:
-    """DPM-Solver-2 singlestep (Lu et al. 2022, arXiv 2206.00927, algorithm 4); an odd number of evaluations ends on DDIM."""
+def dpm_2(points: Points, r: float) -> Step:
+    """DPM-Solver-2 singlestep (Lu et al. 2022, arXiv 2206.00927, algorithm 4); an odd nfe ends on a DDIM step."""
     if points.noise.starts_at_pure_noise:
         raise InputError(
-            f"dpm-2 cannot run on {points.noise.name} from t_max = {points.noise.t_max}, where alpha = 0: its first step is "
-            "singular there; set t_max a little lower, or use dpmpp-2 or heun"
+            f"dpm-2 cannot run on {points.noise.name} from t_max = {points.noise.t_max}, where alpha = 0: its first "
+            "step is singular there; set t_max a little lower, or use dpmpp-2 or heun"
         )
     s = interior_times(points.noise, points.t, r)
-    alpha_s, sigma_s = points.noise.alpha(s), points.noise.sigma(s)
-    y, rows, j = points.x_T, [points.x_T], 0
-    for i in range(points.N):
-        eps = points.eps(y, j)
-        j += 1
-        if j < points.E:
-            inside = points.transfer(y, eps, i, alpha_s[:, i], sigma_s[:, i])
-            rows.append(inside)
-            eps = eps + (points.eps(inside, j) - eps) / (2 * r)
-            j += 1
-        y = points.transfer(y, eps, i)
-        rows.append(y)
-    return rows
+    if points.E % 2:
+        s = torch.cat([s[:, :-1], points.t[:, -1:]], 1)
+    first, second = stage_columns(points, 2)
+    ratio_s, gain_s = transfer(points, points.noise.alpha(s), points.noise.sigma(s))
+    ratio, gain = transfer(points, points.alpha[:, 1:], points.sigma[:, 1:])
+    carry = interleave(points, ratio_s[..., None] * first, ratio[..., None] * first)
+    slope = first + (second - first) / (2 * r)
+    return on_noise(points, carry, interleave(points, gain_s[..., None] * first, gain[..., None] * slope))

@@ -54,7 +54,7 @@ def sample(denoiser: Denoiser, tableau: Tableau, x_T: Tensor, condition: Conditi
 
 
 def draw_noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Unit noise of the given samples, [M, *shape] float32: each from a CPU generator of its own, seeded by (seed, index).
+    """Unit noise of the given samples, [M, *shape] float32, each from a CPU generator of its own.
 
     What a sample is depends neither on the batch it is drawn in nor on the process that draws it.
     """

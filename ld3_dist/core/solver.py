@@ -5,14 +5,10 @@ determines numbers `state` and `outputs` such that (non-stationary solvers, Shau
 
     y_i = state_i x_T + sum_{j<i} outputs_ij m_j        i = 0 … E,    y_0 = x_T,    y_E = the sample.
 
-A rule is written as the solver itself would be, on *rows*: the vector of coefficients [K, 1 + E] of a state over
-(x_T, m_0, …, m_{E-1}). It is ordinary torch code in float64 on scalars, so autograd gives exact gradients with respect to
-knots and network times through every coefficient, and K grids are built at once.
-
-Rules that interpolate data (dpmpp, unipc) use m_j as it is. Rules that interpolate noise (ddim, ipndm, deis, dpm-2) or
-velocity (euler, heun) use eps_j = (y_j - alpha(tau_j) m_j) / sigma(tau_j) with tau_j = evals_j, the network's own time.
-
-Notation: h = lam_{i+1} - lam_i;   phi_1 = 1 - e^-h.
+A rule says how a state is made from those before, y_{i+1} = sum_j carry_ij y_j + inject_ij m_j with lower triangular
+matrices, and one triangular solve turns that into the table. All of it is ordinary torch code in float64 on scalars, so
+autograd gives exact gradients with respect to knots and network times through every coefficient, and K grids are built
+at once.
 """
 
 from __future__ import annotations
@@ -23,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from . import rules
 from .errors import InputError, unknown
@@ -32,15 +29,14 @@ from .noise import NoiseSchedule
 
 @dataclass(frozen=True)
 class Tableau:
-    """A solver on a grid, as numbers: evals [*K, E], state [*K, E+1], outputs [*K, E+1, E] strictly lower triangular."""
+    """A solver on a grid: evals [*K, E], state [*K, E+1], outputs [*K, E+1, E] strictly lower triangular."""
 
     evals: Tensor
     state: Tensor
     outputs: Tensor
 
     def __post_init__(self) -> None:
-        E = self.evals.shape[-1]
-        lead = self.evals.shape[:-1]
+        *lead, E = self.evals.shape
         if self.state.shape != (*lead, E + 1) or self.outputs.shape != (*lead, E + 1, E):
             raise InputError(
                 f"tableau: evals {tuple(self.evals.shape)}, state {tuple(self.state.shape)} and outputs "
@@ -63,7 +59,7 @@ class Solver:
 
     name: str
     order: int
-    rule: Callable[[rules.Points], list[Tensor]]
+    rule: Callable[[rules.Points], rules.Step]
     stages: int = 1
     interior: float = 1.0
     """Where the second stage of a two-stage step lies, as a fraction of the step in lam (1: at the next knot)."""
@@ -106,19 +102,26 @@ class Solver:
         """The grid with every network time at its nominal place; knots [*K, N+1]."""
         return Grid(knots, self.nominal(noise, knots, nfe))
 
-    def tableau(self, noise: NoiseSchedule, grid: Grid) -> Tableau:
-        """The coefficients of this solver on this grid, differentiable in knots and evals.
+    def recurrence(self, noise: NoiseSchedule, grid: Grid) -> rules.Step:
+        """How each state is made from those before it: carry and inject [*K, E, E], differentiable in knots and evals.
 
         Raises InputError where the grid leaves the schedule's range or its evals do not fit the solver.
         """
-        if self.steps(grid.nfe) != grid.steps:
-            raise InputError(
-                f"{self.name} on {grid.steps} steps makes {self.stages * grid.steps} evaluations, the grid has {grid.nfe}"
-            )
+        E, N, lead = grid.nfe, grid.steps, grid.knots.shape[:-1]
+        if self.steps(E) != N:
+            raise InputError(f"{self.name} on {N} steps makes {self.stages * N} evaluations, the grid has {E}")
         grid.within(noise)
-        lead = grid.knots.shape[:-1]
-        points = rules.Points(noise, grid.knots.reshape(-1, grid.steps + 1), grid.evals.reshape(-1, grid.nfe))
-        rows = torch.stack(self.rule(points), 1).reshape(*lead, grid.nfe + 1, grid.nfe + 1)
+        points = rules.Points(noise, grid.knots.reshape(-1, N + 1), grid.evals.reshape(-1, E))
+        carry, inject = (part.expand(len(points.t), E, E).reshape(*lead, E, E) for part in self.rule(points))
+        return carry, inject
+
+    def tableau(self, noise: NoiseSchedule, grid: Grid) -> Tableau:
+        """The coefficients of this solver on this grid; as `recurrence`, unrolled by forward substitution."""
+        carry, inject = self.recurrence(noise, grid)
+        system = torch.eye(grid.nfe + 1).to(carry) - pad(carry, (0, 1, 1, 0))
+        start = torch.eye(grid.nfe + 1, 1).to(carry).expand(*inject.shape[:-2], -1, -1)
+        rows = torch.cat([start, pad(inject, (0, 0, 1, 0))], -1)
+        rows = torch.linalg.solve_triangular(system, rows, upper=False, unitriangular=True)
         return Tableau(grid.evals, rows[..., 0], rows[..., 1:])
 
 
@@ -160,5 +163,6 @@ def make_solver(name: str, *, lower_order_final: bool | None = None, interior: f
     if family == "dpm-2":
         return Solver(name, 2, lambda p: rules.dpm_2(p, interior), 2, interior)
     if family == "heun":
-        return Solver(name, 2, rules.heun, 2)
-    return Solver(name, 1, rules.euler if family == "euler" else lambda p: rules.ipndm(p, 1, False))
+        return Solver(name, 2, lambda p: rules.in_time(p, 2), 2)
+    rule = (lambda p: rules.in_time(p, 1)) if family == "euler" else (lambda p: rules.ipndm(p, 1, False))
+    return Solver(name, 1, rule)
