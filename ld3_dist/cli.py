@@ -1,0 +1,170 @@
+"""`ld3-dist`: sweeps, single schedules, reports. Exit codes: 0 done, 1 something failed and is recorded, 2 bad input."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .core.errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
+    help="Learn where a few-step diffusion solver should put its steps. `sweep` does it on a cluster, `learn` for one model.",
+)  # fmt: skip
+console = Console()
+
+ExperimentFile = Annotated[Path, typer.Argument(help="YAML of the experiment; experiments/quickstart.yaml is a commented one.")]
+Output = Annotated[
+    str | None, typer.Option("--output", "-o", help="Folder or object-store URL that keeps everything; runs/<name> if not given.")
+]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to join: auto, HOST:PORT or ray://HOST:PORT. Without it, Ray runs on this machine.")
+]
+
+
+@app.command()
+def sweep(experiment: ExperimentFile, output: Output = None, address: Address = None) -> None:
+    """Run a whole experiment: teach, search, evaluate, report.
+
+    Every stage does only what is not there yet: interrupt it however you like and run the same command again. Exits with 1
+    if something failed (it is in the failures table), 2 if the experiment cannot be run as written.
+    """
+    _stages(experiment, output, address, ("teach", "search", "evaluate"))
+
+
+@app.command()
+def teach(experiment: ExperimentFile, output: Output = None, address: Address = None) -> None:
+    """Generate the teacher's pairs only (noise, precise sample), in parallel, in verified shards."""
+    _stages(experiment, output, address, ("teach",))
+
+
+@app.command()
+def evaluate(experiment: ExperimentFile, output: Output = None, address: Address = None) -> None:
+    """Sample the best schedules and the baselines of a finished search and score them."""
+    _stages(experiment, output, address, ("teach", "evaluate"))
+
+
+def _stages(experiment: Path, output: str | None, address: str | None, stages: tuple[str, ...]) -> None:
+    from .cluster.sweep import Sweep
+    from .experiment import load_experiment
+    from .live import show as show_events
+    from .store.storage import open_storage
+
+    settings = load_experiment(experiment)
+    place = output or f"runs/{settings.name}"
+    run = Sweep(settings, open_storage(place), address, stages)
+    again = " ".join(["ld3-dist", *sys.argv[1:]])
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        show_events(run.run(), console)
+    except KeyboardInterrupt:
+        console.print(f"\nInterrupted; everything finished is kept in {place}. Go on with:\n  {again}", highlight=False)
+        raise typer.Exit(1) from None
+    except RuntimeError as error:
+        console.print(f"[red]Stopped:[/red] {error}\nGo on with:\n  {again}", highlight=False)
+        raise typer.Exit(1) from None
+    if "evaluate" in stages or "search" in stages:
+        _finish(place)
+    if run.failures:
+        console.print(f"[yellow]{run.failures} tasks failed[/yellow]: see {place}/failures; the same command tries them again")
+        raise typer.Exit(1)
+
+
+def _finish(place: str) -> None:
+    from .report import summary_table, write_report
+    from .store.results import load_results
+
+    _print_frame(summary_table(load_results(place)))
+    paths = write_report(place)
+    console.print(f"Report: {paths.html}", highlight=False, soft_wrap=True)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@app.command()
+def report(
+    results: Annotated[str, typer.Argument(help="Output folder (or URL) of a sweep.")],
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Where to write the page; <results>/report if not given.")] = None,
+) -> None:
+    """Write the HTML page, figures and Markdown table of a sweep from its result tables alone."""
+    from .report import summary_table, write_report
+    from .store.results import load_results
+
+    _print_frame(summary_table(load_results(results)))
+    paths = write_report(results, output) if output else write_report(results)
+    console.print(f"Report: {paths.html}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def show(experiment: ExperimentFile) -> None:
+    """Show a resolved experiment: its cells, trials and members, and what it costs in network evaluations."""
+    import yaml
+
+    from .cluster.sweep import make_plan
+    from .experiment import load_experiment
+
+    settings = load_experiment(experiment)
+    plan = make_plan(settings)
+    console.print(yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False), highlight=False)
+    points, rounds = plan.grid_points(), settings.search.rounds
+    members = len(plan.trial(plan.cells[0], points[0]).members)
+    table = Table(title=f"{settings.name}: {len(plan.cells)} cells, fingerprint {plan.fingerprint}")
+    for column in ("cell", "steps", "trials", "members each"):
+        table.add_column(column, justify="left" if column == "cell" else "right")
+    for cell in plan.cells:
+        table.add_row(cell.id, str(cell.steps), str(len(points) * rounds), str(members))
+    console.print(table)
+    cost = plan.cost()
+    console.print("Network evaluations (of one sample): " + ", ".join(f"{k} {v:,}" for k, v in cost.items()) + f"; all {sum(cost.values()):,}")
+
+
+@app.command()
+def learn(
+    model: Annotated[str, typer.Option(help="digits, edm:FILE, diffusers:FOLDER, analytic:NAME or python:MODULE:FACTORY.")],
+    nfe: Annotated[int, typer.Option(help="Network evaluations of a sample.")],
+    out: Annotated[Path, typer.Option(help="Schedule file to write (JSON).")],
+    solver: Annotated[str, typer.Option(help="Student solver.")] = "ipndm-3",
+    pairs: Annotated[int, typer.Option(help="Teacher pairs to learn from; as many again are held out.")] = 50,
+    teacher: Annotated[str, typer.Option(help="Teacher as solver/NFE/grid.")] = "unipc-3/20/karras",
+    distance: Annotated[str, typer.Option(help="l1, l2, feature, or lpips.")] = "l2",
+    gamma: Annotated[float, typer.Option(help="Radius of the noise ball, r = gamma d / NFE^2; 0 is hard teacher forcing.")] = 0.001,
+    epochs: Annotated[int, typer.Option(help="Passes over the pairs.")] = 40,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the GPU if there is one.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of noise and batches.")] = 0,
+) -> None:
+    """Learn one schedule for one model, here and now (no Ray), and write its file and a before/after picture."""
+    from .single import Request, learn_one
+
+    request = Request(model, solver, nfe, pairs, teacher, distance, gamma, epochs, guidance, device, seed)
+    learn_one(request, out, console)
+
+
+def _print_frame(frame: object) -> None:
+    table = Table()
+    for name in frame.columns:  # type: ignore[attr-defined]
+        table.add_column(str(name), justify="left" if frame[name].dtype == object else "right")  # type: ignore[index]
+    for row in frame.itertuples(index=False):  # type: ignore[attr-defined]
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point: turns bad input into one message and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        Console(stderr=True).print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

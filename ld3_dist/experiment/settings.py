@@ -1,0 +1,252 @@
+"""The YAML of a sweep as models that validate themselves. Every key has a default but `models`, `solvers` and `nfe`.
+
+What is checked here needs no model and no cluster: names, types, signs, duplicates, what a solver needs. The rest (does the
+file exist, are there so many GPUs) is checked when a sweep starts, before it writes anything.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from ..core.distance import DISTANCES
+from ..core.errors import unknown
+from ..core.grid import DISCRETIZATIONS
+from ..core.learn import LearnConfig
+from ..core.solver import make_solver
+from ..training_free import TRAINING_FREE
+
+Count = Annotated[int, Field(ge=1)]
+Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Value = bool | int | float | str
+LEARN_FIELDS = tuple(f.name for f in fields(LearnConfig) if f.name != "seed")
+SEARCHABLE = (*LEARN_FIELDS, "start", "distance")
+
+
+def _solver_name(name: str) -> str:
+    make_solver(name)
+    return name
+
+
+def _start_name(name: str) -> str:
+    known = (*DISCRETIZATIONS, *TRAINING_FREE)
+    if name not in known and not re.fullmatch(r"poly-\d+(\.\d+)?", name):
+        raise unknown("discretization", name, known)
+    return name
+
+
+def _distance_name(name: str) -> str:
+    if name not in (*DISTANCES, "lpips"):
+        raise unknown("distance", name, DISTANCES)
+    return name
+
+
+SolverName = Annotated[str, BeforeValidator(_solver_name)]
+StartName = Annotated[str, BeforeValidator(_start_name)]
+DistanceName = Annotated[str, BeforeValidator(_distance_name)]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors; values are not coerced across kinds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class Model(Strict):
+    """A model and how it is used. `model` is a name of `ld3_dist.models`; the rest are its options."""
+
+    model: str
+    name: str | None = None
+    conditional: bool | None = None
+    guidance: Scale | None = None
+    prompts: str | None = None
+    negative_prompt: str = ""
+    classes: str | None = None
+    size: tuple[Count, Count] | None = None
+    shift: Annotated[float, Field(gt=0)] | None = None
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
+    channels_last: bool = False
+    compile: bool = False
+    recompute: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+    @property
+    def label(self) -> str:
+        """Name in cells and tables."""
+        if self.name:
+            return self.name
+        parts = [self.model]
+        if self.conditional is False:
+            parts.append("uncond")
+        if self.guidance is not None and self.guidance != 1:
+            parts.append(f"w{self.guidance:g}")
+        return "-".join(parts)
+
+
+class Teacher(Strict):
+    """The precise solver whose samples are imitated."""
+
+    solver: SolverName = "unipc-3"
+    nfe: Count = 20
+    start: StartName = "karras"
+
+
+class PairCounts(Strict):
+    """How many pairs each member trains on, and how many all of them are validated on."""
+
+    train: Annotated[int, Field(ge=2)] = 50
+    valid: Count = 50
+
+
+class Range(Strict):
+    """A continuous axis of a search."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if not self.low < self.high:
+            raise ValueError(f"low = {self.low:g} must be below high = {self.high:g}")
+        if self.low < 0 or (self.log and self.low <= 0):
+            raise ValueError(f"low = {self.low:g}: must be {'positive for log: true' if self.log else 'at least 0'}")
+        return self
+
+
+class Members(Strict):
+    """What is packed into one trial: every seed with every start."""
+
+    seeds: Count = 3
+    starts: Annotated[tuple[StartName, ...], Field(min_length=1)] = ("log_snr",)
+
+    @field_validator("starts")
+    @classmethod
+    def _distinct(cls, starts: tuple[str, ...]) -> tuple[str, ...]:
+        return _unique("starts", starts)
+
+
+class Search(Strict):
+    """What is tried in each cell: every point of `grid`, `rounds` times, the `optuna` axes proposed by its sampler.
+
+    sampler: tpe, random, or qmc.  asha: stop trials early whose gain over the best baseline falls behind.
+    """
+
+    grid: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = {}
+    optuna: dict[str, Range | Annotated[tuple[Value, ...], Field(min_length=1)]] = {}
+    rounds: Count = 1
+    sampler: Literal["tpe", "random", "qmc"] = "tpe"
+    members: Members = Members()
+    asha: bool = False
+
+    @model_validator(mode="after")
+    def _axes(self) -> Search:
+        for place, axes in (("grid", self.grid), ("optuna", self.optuna)):
+            for key, axis in axes.items():
+                if key not in SEARCHABLE:
+                    raise unknown(f"axis of search.{place}", key, SEARCHABLE)
+                if key in self.grid and key in self.optuna:
+                    raise ValueError(f"axis {key!r} stands both in grid and in optuna: keep one")
+                values = [axis.low, axis.high] if isinstance(axis, Range) else list(axis)
+                if not isinstance(axis, Range):
+                    _unique(f"{place}.{key}", tuple(axis))
+                for value in values:
+                    check_axis_value(key, value)
+        return self
+
+
+class Evaluate(Strict):
+    """Fresh samples for the best trial and the baselines of every cell.
+
+    extractor: "auto" (what the model comes with), "none", or a name of `ld3_dist.metrics`.
+    reference: "auto" (the model's data if it has any, else the teacher), "teacher", or a statistics file.
+    """
+
+    samples: Annotated[int, Field(ge=0)] = 1000
+    extractor: str = "auto"
+    reference: str = "auto"
+    pictures: Annotated[int, Field(ge=0, le=64)] = 8
+
+
+class Resources(Strict):
+    """What a cluster gives: per trial, per teacher and evaluation actor. GPUs may be fractions 1, 1/2, 1/3 …"""
+
+    cpus_per_trial: Annotated[float, Field(gt=0)] = 1
+    gpus_per_trial: Scale | Literal["auto"] = "auto"
+    cpus_per_actor: Annotated[float, Field(gt=0)] = 1
+    gpus_per_actor: Scale | Literal["auto"] = "auto"
+    actors: Count | Literal["auto"] = "auto"
+    concurrent_trials: Count | None = None
+    batch: Count = 250
+    shard: Count = 100
+    retries: Annotated[int, Field(ge=0)] = 3
+    deadline: Annotated[float, Field(gt=0)] = 3600.0
+    callbacks: tuple[Literal["tensorboard", "wandb", "mlflow", "csv", "json"], ...] = ()
+
+
+class Experiment(Strict):
+    """A sweep: models x solvers x NFE are its cells; each cell has a search of its own."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "sweep"
+    seed: Annotated[int, Field(ge=0)] = 0
+    models: Annotated[tuple[Model, ...], Field(min_length=1)]
+    solvers: Annotated[tuple[SolverName, ...], Field(min_length=1)]
+    nfe: Annotated[tuple[Count, ...], Field(min_length=1)]
+    teacher: Teacher = Teacher()
+    pairs: PairCounts = PairCounts()
+    distance: DistanceName = "l2"
+    learn: dict[str, Value] = {}
+    search: Search = Search()
+    baselines: Annotated[tuple[StartName, ...], Field(min_length=1)] = ("uniform", "quadratic", "log_snr", "karras")
+    evaluate: Evaluate = Evaluate()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _whole(self) -> Experiment:
+        _unique("models", tuple(m.label for m in self.models))
+        _unique("solvers", self.solvers)
+        _unique("nfe", self.nfe)
+        _unique("baselines", self.baselines)
+        for key, value in self.learn.items():
+            if key not in LEARN_FIELDS:
+                raise unknown("key of learn", key, LEARN_FIELDS)
+            if key in self.search.grid or key in self.search.optuna:
+                raise ValueError(f"learn.{key} is fixed to {value!r} and searched as well: keep one")
+            check_axis_value(key, value)
+        for solver in self.solvers:
+            for nfe in self.nfe:
+                least = make_solver(solver).stages
+                if nfe < least:
+                    raise ValueError(f"nfe: {nfe} evaluations are too few for {solver}, a step of which takes {least}")
+        return self
+
+
+def check_axis_value(key: str, value: Value) -> None:
+    """A single value of a searchable setting, checked by those who know it. Raises ValueError or InputError."""
+    if key == "start":
+        _start_name(str(value))
+    elif key == "distance":
+        _distance_name(str(value))
+    else:
+        kind = type(getattr(LearnConfig(), key))
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = isinstance(value, kind) if kind in (str, bool) else number and (kind is float or float(value).is_integer())
+        if not fits:
+            raise ValueError(f"{key} = {value!r}: must be {'a whole number' if kind is int else kind.__name__}")
+        LearnConfig(**{key: kind(value)})
+
+
+def _unique(key: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise ValueError(f"{key}: {value!r} stands there twice; remove one (duplicate cells)")
+    return values
+
+

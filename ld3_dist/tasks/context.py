@@ -1,0 +1,141 @@
+"""What stays in a process between tasks: open models, loaded pairs, distances. Opening them costs more than most tasks."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.distance import Distance, make_distance
+from ..core.grid import discretize
+from ..core.learn import Pairs
+from ..core.sample import sample
+from ..core.solver import Solver, Tableau, make_solver
+from ..experiment.plan import Plan
+from ..experiment.settings import Model
+from ..models import LoadedModel, ModelOptions, open_model
+from ..store.pairs import load_pairs, unpack_condition
+from ..store.storage import Storage
+from ..training_free import TRAINING_FREE
+
+_OPEN: dict[str, Any] = {}
+_KEPT = 4
+
+
+def keep(key: str, make: Any) -> Any:
+    """The value kept under a key, made once; only the last few of them are kept, so that a long sweep does not fill memory."""
+    if key in _OPEN:
+        _OPEN[key] = _OPEN.pop(key)  # now the youngest
+    else:
+        while len(_OPEN) >= 3 * _KEPT:
+            _OPEN.pop(next(iter(_OPEN)))
+        _OPEN[key] = make()
+    return _OPEN[key]
+
+
+def default_device() -> str:
+    """cuda where one is visible to this process, else cpu."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def open_settings(model: Model, device: str | None = None) -> LoadedModel:
+    """The model of an experiment, open in this process."""
+    device = device or default_device()
+    options = model.model_dump(exclude={"model", "name"})
+    return keep(f"model {model.model_dump_json()} {device}", lambda: open_model(model.model, ModelOptions(device=device, **options)))
+
+
+def pairs_of(plan: Plan, model: Model, storage: Storage, start: int, stop: int, device: str | None = None) -> Pairs:
+    """The teacher pairs of a range of samples, on the device."""
+    place = storage.child(f"pairs/{plan.teacher_key(model)}")
+
+    def load() -> Pairs:
+        tensors = load_pairs(place, start, stop)
+        return Pairs(tensors["noise"], tensors["target"], unpack_condition(tensors)).to(device or default_device())
+
+    return keep(f"pairs {place.url} {start} {stop} {device}", load)
+
+
+def distance_of(name: str, model: Model, device: str | None = None) -> Distance:
+    """A distance by name; `feature` uses the extractor the model comes with."""
+    opened = open_settings(model, device)
+    return keep(f"distance {name} {model.model_dump_json()} {device}", lambda: _make_distance(name, opened, device))
+
+
+def _make_distance(name: str, opened: LoadedModel, device: str | None) -> Distance:
+    from ..metrics.extractors import open_extractor
+
+    device = device or default_device()
+    extractor = open_extractor("auto", opened, device) if name == "feature" else None
+    return make_distance(name, extractor.maps if extractor else None).to(device)
+
+
+def make_samples(opened: LoadedModel, tableau: Tableau, pairs: Pairs, batch: int) -> torch.Tensor:
+    """Decoded samples of a schedule from the noise of `pairs`, in batches of fixed size."""
+    parts = []
+    with torch.no_grad():
+        for index in torch.arange(len(pairs)).split(batch):
+            part = pairs[index]
+            x_0 = sample(opened.denoiser, tableau, opened.denoiser.noise.prior_scale * part.noise, part.condition)
+            parts.append(opened.denoiser.decode(x_0))
+    return torch.cat(parts)
+
+
+def start_knots(name: str, opened: LoadedModel, solver: Solver, nfe: int, pairs: Pairs | None = None) -> torch.Tensor:
+    """Knots [N+1] of a discretization by name; those computed from the network see the noise of `pairs`."""
+    noise = opened.denoiser.noise
+    if name not in TRAINING_FREE:
+        return discretize(noise, solver.steps(nfe), name)
+    from ..training_free import find_knots
+
+    x_T = None if pairs is None else noise.prior_scale * pairs.noise
+    return find_knots(name, opened.denoiser, solver, nfe, x_T=x_T, condition=pairs.condition if pairs else None)
+
+
+def teacher_tableau(plan: Plan, opened: LoadedModel) -> Tableau:
+    """The teacher of an experiment on a model."""
+    teacher = plan.experiment.teacher
+    solver = make_solver(teacher.solver)
+    knots = start_knots(teacher.start, opened, solver, teacher.nfe)
+    noise = opened.denoiser.noise
+    return solver.tableau(noise, solver.coupled(noise, knots, teacher.nfe))
+
+
+@lru_cache
+def provenance() -> dict[str, str | None]:
+    """Versions and commit, for every row."""
+    from .. import __version__
+
+    return {"version": __version__, "torch_version": torch.__version__, "git_commit": _git_commit()}
+
+
+def where(device: str | None = None) -> dict[str, str]:
+    """Machine and device doing the work."""
+    device = device or default_device()
+    name = f"cuda: {torch.cuda.get_device_name()}" if device.startswith("cuda") else device
+    return {"host": socket.gethostname(), "device": name}
+
+
+def now() -> str:
+    """The time, UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _git_commit() -> str | None:
+    """Commit of the working copy this package is run from; LD3_DIST_COMMIT wins (images built without a repository)."""
+    if commit := os.environ.get("LD3_DIST_COMMIT"):
+        return commit
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

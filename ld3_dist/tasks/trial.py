@@ -1,0 +1,195 @@
+"""A trial, and the baselines it is measured against: schedules learned for one point of a cell's study, as rows."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..core.grid import Grid, lam_range
+from ..core.learn import Progress, learn
+from ..core.solver import Tableau, make_solver
+from ..experiment.plan import Cell, Plan, TrialSpec
+from ..models import LoadedModel
+from ..store.schedules import Schedule, noise_to_dict
+from ..store.storage import Storage
+from ..store.tables import write_table
+from .context import distance_of, make_samples, now, open_settings, pairs_of, provenance, start_knots, where
+
+COLLAPSED = 1e-4
+"""Two knots closer than this fraction of the lambda range: the grid has lost a step."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial tells its study: log geometric mean over seeds of the best member's hard held-out loss."""
+
+    key: str
+    objective: float
+    valid: tuple[float, ...]
+    status: str
+
+
+def run_trial(
+    plan: Plan,
+    spec: TrialSpec,
+    storage: Storage,
+    numbers: dict[str, int],
+    device: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Outcome:
+    """Learn the members of a trial and write their rows and schedules; `numbers` are trial, generation, attempts."""
+    started, clock = now(), time.perf_counter()
+    progress: Progress | None = None
+    train_curve, valid_curve = [], []
+    for progress in progress_of(plan, spec, storage, device):
+        train_curve.append(progress.train)
+        valid_curve.append(progress.valid)
+        if on_progress:
+            on_progress(progress)
+    assert progress is not None
+    seconds = time.perf_counter() - clock
+    curves = torch.stack(train_curve[1:] or train_curve, 1).tolist(), torch.stack(valid_curve, 1).tolist()
+    opened = open_settings(spec.cell.model, device)
+    rows = []
+    for m, (seed, start) in enumerate(spec.members):
+        row = row_of(plan, spec.cell, opened, spec.settings["distance"], progress.best.member(m)) | numbers
+        row |= settings_columns(spec, opened, seed, start)
+        row |= {
+            "key": f"{spec.key}-{m}", "kind": "learned", "member": m, "start_loss": valid_curve[0][m].item(),
+            "train_loss": progress.train[m].item(), "valid_loss": progress.best_valid[m].item(),
+            "best_epoch": int(progress.best_epoch[m]), "epochs_run": progress.epoch,
+            "network_evals": progress.network_evals // len(spec.members),
+            "train_curve": curves[0][m], "valid_curve": curves[1][m],
+            "seconds": seconds / len(spec.members), "started": started, **where(device),
+        }  # fmt: skip
+        rows.append(judge(row))
+        if row["status"] == "ok":
+            schedule_of(row, opened, progress.tableau, m).write(storage, f"schedules/{row['key']}.json")
+    write_table(storage, "rows", spec.key, rows)
+    return outcome_of(spec, rows)
+
+
+def progress_of(plan: Plan, spec: TrialSpec, storage: Storage, device: str | None) -> Iterator[Progress]:
+    """The learning of a trial's members, packed."""
+    cell, model = spec.cell, spec.cell.model
+    opened, solver = open_settings(model, device), make_solver(cell.solver)
+    train = pairs_of(plan, model, storage, *plan.train_range(), device)
+    valid = pairs_of(plan, model, storage, *plan.valid_range, device)
+    knots = {s: start_knots(s, opened, solver, cell.nfe, train) for _, s in spec.members}
+    count = plan.experiment.pairs.train
+    subsets = torch.stack([torch.arange(count) + seed * count for seed, _ in spec.members])
+    yield from learn(
+        opened.denoiser, solver, torch.stack([knots[s] for _, s in spec.members]), train, valid,
+        distance_of(spec.settings["distance"], model, device), spec.config, nfe=cell.nfe,
+        seeds=[plan.experiment.seed * 1000 + seed for seed, _ in spec.members], subsets=subsets,
+    )  # fmt: skip
+
+
+def run_baselines(plan: Plan, cell: Cell, storage: Storage, device: str | None = None) -> None:
+    """Measure every hand-made grid of a cell on the held-out pairs and write their rows."""
+    started, clock = now(), time.perf_counter()
+    opened, solver = open_settings(cell.model, device), make_solver(cell.solver)
+    valid = pairs_of(plan, cell.model, storage, *plan.valid_range, device)
+    train = pairs_of(plan, cell.model, storage, *plan.train_range(), device)
+    rows = []
+    for name in plan.experiment.baselines:
+        knots = start_knots(name, opened, solver, cell.nfe, train)
+        grid = solver.coupled(opened.denoiser.noise, knots, cell.nfe)
+        made = make_samples(opened, solver.tableau(opened.denoiser.noise, grid), valid, plan.experiment.resources.batch)
+        for distance_name in distances_of(plan):
+            distance = distance_of(distance_name, cell.model, device)
+            loss = distance.between(distance.features(made), distance.features(valid.target)).double().mean().item()
+            row = row_of(plan, cell, opened, distance_name, grid) | {
+                "key": f"{plan.baseline_key(cell)}-{name}-{distance_name}", "kind": "baseline", "start": name,
+                "start_loss": loss, "valid_loss": loss, "network_evals": len(valid) * cell.nfe, "attempts": 1,
+                "settings": json.dumps({"start": name}), "started": started, **where(device),
+            }  # fmt: skip
+            rows.append(judge(row))
+    seconds = (time.perf_counter() - clock) / len(rows)
+    write_table(storage, "rows", plan.baseline_key(cell), [row | {"seconds": seconds} for row in rows])
+
+
+def distances_of(plan: Plan) -> list[str]:
+    """Every distance a trial of this experiment may use."""
+    search = plan.experiment.search
+    axis = search.grid.get("distance") or search.optuna.get("distance") or ()
+    return list(dict.fromkeys([plan.experiment.distance, *(str(v) for v in axis)])) if isinstance(axis, tuple) else []
+
+
+def row_of(plan: Plan, cell: Cell, opened: LoadedModel, distance: str, grid: Grid) -> dict[str, Any]:
+    """What rows of every kind have in common."""
+    lam = opened.denoiser.noise.lam(grid.knots)
+    low, high = lam_range(opened.denoiser.noise)
+    return {
+        "experiment": plan.fingerprint, "cell": cell.id, "model": cell.model.label, "model_hash": opened.hash,
+        "conditioning": opened.conditioning, "guidance": opened.guidance, "solver": cell.solver, "nfe": cell.nfe,
+        "steps": cell.steps, "distance": distance, "valid_pairs": plan.experiment.pairs.valid,
+        "teacher": plan.teacher_key(cell.model), "status": "ok", "message": None, "knots": grid.knots.tolist(),
+        "evals": grid.evals.tolist(), "min_gap": (lam.diff().min() / (high - low)).item(), **provenance(),
+    }  # fmt: skip
+
+
+def settings_columns(spec: TrialSpec, opened: LoadedModel, seed: int, start: str) -> dict[str, Any]:
+    """The settings of a learned row."""
+    config = spec.config
+    names = ("coordinate", "gamma", "coefficients", "lr", "lr_times", "lr_noise", "epochs", "batch")
+    return {name: getattr(config, name) for name in names} | {
+        "radius": config.radius(tuple(opened.denoiser.shape), spec.cell.nfe), "preset": getattr(config, "preset", "default"),
+        "seed": seed, "start": start, "settings": json.dumps(spec.settings | {"seed": seed, "start": start}, sort_keys=True),
+    }  # fmt: skip
+
+
+def judge(row: dict[str, Any]) -> dict[str, Any]:
+    """Set the status of a row from its numbers."""
+    if not math.isfinite(row["valid_loss"]):
+        row |= {"status": "diverged", "message": f"the held-out loss was {row['valid_loss']} from the start on"}
+    elif row["kind"] == "learned" and row["min_gap"] < COLLAPSED:
+        row |= {"status": "collapsed", "message": f"two knots are {row['min_gap']:.1e} of the lambda range apart"}
+    return row
+
+
+def outcome_of(spec: TrialSpec, rows: list[dict[str, Any]]) -> Outcome:
+    """The objective of a trial from its rows, fresh or read back."""
+    valid = [float(row["valid_loss"]) if row["status"] == "ok" else math.inf for row in rows]
+    best: dict[int, float] = {}
+    for row, loss in zip(rows, valid, strict=True):
+        best[int(row["seed"])] = min(loss, best.get(int(row["seed"]), math.inf))
+    finite = [loss for loss in best.values() if math.isfinite(loss)]
+    if not finite:
+        return Outcome(spec.key, math.inf, tuple(valid), "diverged")
+    objective = sum(math.log(max(loss, 1e-300)) for loss in finite) / len(finite)
+    return Outcome(spec.key, objective, tuple(valid), "ok")
+
+
+def failed_rows(plan: Plan, spec: TrialSpec, numbers: dict[str, int], message: str) -> list[dict[str, Any]]:
+    """The rows of a trial that never finished: its settings, status failed, and why."""
+    cell = spec.cell
+    names = ("coordinate", "gamma", "coefficients", "lr", "lr_times", "lr_noise", "epochs", "batch")
+    return [
+        {name: getattr(spec.config, name) for name in names} | numbers | provenance() | {
+            "key": f"{spec.key}-{m}", "experiment": plan.fingerprint, "kind": "learned", "cell": cell.id, "member": m,
+            "model": cell.model.label, "solver": cell.solver, "nfe": cell.nfe, "steps": cell.steps,
+            "distance": spec.settings["distance"], "seed": seed, "start": start, "status": "failed", "message": message,
+            "settings": json.dumps(spec.settings | {"seed": seed, "start": start}, sort_keys=True), "started": now(),
+        }
+        for m, (seed, start) in enumerate(spec.members)
+    ]  # fmt: skip
+
+
+def schedule_of(row: dict[str, Any], opened: LoadedModel, tableau: Tableau, m: int) -> Schedule:
+    """The schedule file of a learned row."""
+    noise = opened.denoiser.noise
+    return Schedule(
+        knots=row["knots"], evals=row["evals"], state=tableau.state[m].tolist(), outputs=tableau.outputs[m].tolist(),
+        noise=noise_to_dict(noise), prior_scale=noise.prior_scale, solver=row["solver"], nfe=row["nfe"],
+        model=opened.id, model_hash=opened.hash, conditioning=opened.conditioning, guidance=opened.guidance,
+        shift=opened.settings.get("shift"), coefficients=bool(row.get("coefficients")),
+        losses={n: row[n] if math.isfinite(row[n]) else None for n in ("start_loss", "train_loss", "valid_loss")},
+        seeds={"seed": row["seed"]}, versions=provenance(), experiment=row["experiment"], row=row["key"],
+    )  # fmt: skip
