@@ -179,9 +179,21 @@ def test_predictions(tmp_path: Path, prediction: str, zero_snr: bool) -> None:
             expected = pipeline.scheduler.step(out, k, x).pred_original_sample
             got = denoiser(x, torch.full((2,), (k + 1) / 1000, dtype=torch.float64))
         close(got, expected)
-    assert denoiser.noise.starts_at_pure_noise == zero_snr
+    assert denoiser.noise.starts_at_pure_noise == (zero_snr and prediction != "epsilon")
+    assert denoiser.noise.t_max == (0.999 if zero_snr and prediction == "epsilon" else 1.0)
     if zero_snr:
         assert float(denoiser.noise.alpha(torch.tensor(1.0).double())) < 1e-6
+
+
+def test_class_conditional_latents_and_float64_states(tmp_path: Path) -> None:
+    model = open_model(f"diffusers:{tiny.latent(tmp_path / 'model', num_class_embeds=3)}")
+    label = model.draw_condition(0, range(2))
+    x, t = draw_noise(0, range(2), model.denoiser.shape), torch.full((2,), 0.5)
+    out = model.denoiser(x, t, label)
+    assert (model.conditioning, tuple(model.denoiser.decode(out).shape)) == ("class", (2, 3, 16, 16))
+    exact = model.denoiser(x.double(), t.double(), label)
+    assert exact.dtype == torch.float64
+    close(exact.float(), out)
 
 
 def test_zero_terminal_snr_keeps_its_start() -> None:

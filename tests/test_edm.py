@@ -183,6 +183,10 @@ def test_no_layer_mixes_samples() -> None:
 def test_classes_and_guidance(tmp_path: Path, format_modules: None) -> None:
     file = tmp_path / "net.pkl"
     write(file, {**ADM, **SIZE, "label_dim": 4})
+    for options in ({"guidance": 2.0}, {"conditional": False}):
+        with pytest.raises(InputError, match="label_dropout=0"):
+            open_model(f"edm:{file}", ModelOptions(**options))
+    write(file, {**ADM, **SIZE, "label_dim": 4, "label_dropout": 0.1})
     plain = open_model(f"edm:{file}").denoiser
     guided = open_model(f"edm:{file}", ModelOptions(guidance=2.0))
     x, t = torch.randn(3, 3, 8, 8), torch.tensor([0.1, 1.0, 20.0])
@@ -283,6 +287,8 @@ def test_truncated_and_foreign_files(tmp_path: Path, format_modules: None) -> No
         open_model(f"edm:{file}")
     with pytest.raises(InputError, match="not found"):
         open_model(f"edm:{tmp_path / 'nothing.pkl'}")
+    with pytest.raises(InputError, match=r"https://.*/edm-cifar10-32x32-uncond-vp\.pkl"):
+        open_model(f"edm:{tmp_path / 'edm-cifar10-32x32-uncond-vp.pkl'}")
     (tmp_path / "x.safetensors").write_bytes(whole)
     with pytest.raises(InputError, match=r"x\.safetensors"):
         open_model(f"edm:{tmp_path / 'x.safetensors'}")

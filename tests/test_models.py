@@ -215,7 +215,7 @@ def test_placement_changes_no_result(options: dict) -> None:
     x, t = torch.randn(2, 3, 5, 5, requires_grad=True), torch.tensor([0.3, 0.9])
     expected = plain(x, t)
     (expected_grad,) = torch.autograd.grad(expected.square().sum(), x)
-    placed = NetworkDenoiser(place(net, placed_options), EDM(), (3, 5, 5), dtype=placed_options.cast_dtype)
+    placed = NetworkDenoiser(place(net, placed_options), EDM(), (3, 5, 5), dtype=placed_options.torch_dtype)
     got = placed(x, t)
     (got_grad,) = torch.autograd.grad(got.square().sum(), x)
     torch.testing.assert_close(got, expected)
@@ -227,7 +227,7 @@ def test_a_half_precision_network_keeps_a_float32_state() -> None:
     net = place(Convolution(), options)
     assert next(net.parameters()).dtype == torch.bfloat16
     x = torch.randn(2, 3, 5, 5)
-    out = NetworkDenoiser(net, EDM(), (3, 5, 5), dtype=options.cast_dtype)(x, torch.tensor([0.3, 0.9]))
+    out = NetworkDenoiser(net, EDM(), (3, 5, 5), dtype=options.torch_dtype)(x, torch.tensor([0.3, 0.9]))
     assert out.dtype == torch.float32
 
 

@@ -105,8 +105,8 @@ def pixel(folder: Path, scheduler: Any = None, **config: Any) -> Path:
     return folder
 
 
-def latent(folder: Path) -> Path:
-    """Unconditional latent diffusion, as of LSUN."""
+def latent(folder: Path, **config: Any) -> Path:
+    """Unconditional latent diffusion, as of LSUN; with num_class_embeds, class-conditional."""
     from diffusers import LDMPipeline, VQModel
 
     vq = seeded(
@@ -119,7 +119,7 @@ def latent(folder: Path) -> Path:
         up_block_types=("UpDecoderBlock2D",) * 2,
         scaling_factor=0.7,
     )
-    LDMPipeline(vqvae=vq, unet=unet2d(), scheduler=ddim()).save_pretrained(folder)
+    LDMPipeline(vqvae=vq, unet=unet2d(**config), scheduler=ddim()).save_pretrained(folder)
     return folder
 
 

@@ -70,20 +70,17 @@ class ModelOptions:
             raise InputError(f"model guidance {self.guidance}: must be a finite number >= 0 (1 = no guidance)")
         if self.prompts and self.classes:
             raise InputError(f"model prompts {self.prompts!r} and classes {self.classes!r}: give one of the two")
-        if self.size is not None and min(self.size) < 1:
-            raise InputError(f"model size {self.size}: height and width must be at least 1")
+        if self.size is not None:
+            object.__setattr__(self, "size", tuple(self.size))  # YAML knows lists only
+            if len(self.size) != 2 or min(self.size) < 1:
+                raise InputError(f"model size {self.size}: give [height, width], each at least 1")
         if self.shift is not None and not 0 < self.shift < float("inf"):
             raise InputError(f"model shift {self.shift}: must be a positive number")
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype of the network's weights."""
+        """The dtype of the network's weights, and of what a NetworkDenoiser is to convert its inputs to."""
         return DTYPES[self.dtype or "float32"]
-
-    @property
-    def cast_dtype(self) -> torch.dtype | None:
-        """What a NetworkDenoiser needs to convert its inputs to; None where no conversion is asked for."""
-        return None if self.dtype in (None, "float32") else self.torch_dtype
 
     @property
     def guided(self) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import textwrap
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,7 @@ def load_pipeline(name: str) -> Any:
             warnings.simplefilter("ignore")
             return diffusers.DiffusionPipeline.from_pretrained(str(folder) if folder.is_dir() else name, **absent)
     except Exception as error:  # network, authentication, files: each library layer has its own exceptions
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = textwrap.shorten(str(error), 160, placeholder=" …") or type(error).__name__
         if folder.is_dir():
             raise InputError(f"diffusers model {name!r}: its folder cannot be loaded: {reason}") from error
         raise InputError(
@@ -199,7 +200,7 @@ def _denoiser(
         process.prediction,
         process.network_time,
         decoder=decoder,
-        dtype=options.cast_dtype,
+        dtype=options.torch_dtype,
     )
 
 

@@ -66,7 +66,9 @@ def read_process(scheduler: Any, model: str, tokens: int, shift: float | None) -
     if config.get("rescale_betas_zero_snr"):
         table = zero_terminal_snr(_alphas_cumprod(config, table))
     try:
-        noise = VPDiscrete(table.double().cpu())
+        # where no signal is left, noise says nothing about the data: such a network starts one step later
+        empty = kind == "epsilon" and float(table[-1]) == 0
+        noise = VPDiscrete(table.double().cpu(), t_max=1 - 1 / len(table) if empty else 1.0)
     except ValueError as error:
         raise InputError(f"model {model!r}: the betas of its scheduler are not usable: {error}") from error
     return Process(noise, PREDICTIONS[kind], noise.network_time, steps, None)

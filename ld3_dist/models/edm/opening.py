@@ -41,6 +41,7 @@ from .unet import DhariwalUNet, SongUNet, UNetConfig
 from .unpickle import Checkpoint, read_pickle
 
 KIND = "edm"
+PUBLISHED = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 NO_LABEL = -1
 NETWORKS: dict[str, type[SongUNet] | type[DhariwalUNet]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 # what a constructor assumes where the checkpoint does not say
@@ -84,7 +85,9 @@ class EDMNetwork(nn.Module):
 def read_checkpoint(file: Path) -> Checkpoint:
     """A checkpoint from a .pkl or a converted .safetensors file; InputError where it is neither."""
     if not file.is_file():
-        raise InputError(f"edm checkpoint {file}: file not found; download it, or give its URL")
+        published = file.name.startswith("edm-") and file.suffix == ".pkl"
+        url = f", edm:{PUBLISHED}{file.name}" if published else ""
+        raise InputError(f"edm checkpoint {file}: file not found; download it, or give its URL{url}")
     if file.suffix == ".safetensors":
         tensors, config = read_tensors(file, KIND, "convert the .pkl again")
         return Checkpoint(config["class_name"], config["arguments"], tensors)
@@ -135,10 +138,15 @@ def open_edm(rest: str, options: ModelOptions) -> LoadedModel:
     noise, prediction, time = _process(checkpoint.class_name, known)
     shape = (known["img_channels"], known["img_resolution"], known["img_resolution"])
     denoiser: Denoiser = NetworkDenoiser(
-        place(net, options), noise, shape, prediction, time, known.get("sigma_data", 0.5), dtype=options.cast_dtype
+        place(net, options), noise, shape, prediction, time, known.get("sigma_data", 0.5), dtype=options.torch_dtype
     )
     label_dim = int(known.get("label_dim", 0))
     conditional = conditional_on(label_dim > 0, options, spec)
+    if label_dim and not known.get("label_dropout") and (options.guided or not conditional):
+        raise InputError(
+            f"model {spec!r} was trained with label_dropout=0 and never saw a sample without its class: "
+            f"guidance={options.guidance}, conditional={options.conditional} do not apply to it; remove them"
+        )
     if conditional and options.guided:
         denoiser = Guided(denoiser, float(options.guidance or 0), _no_label)
     return LoadedModel(

@@ -137,6 +137,9 @@ ALLOWED: dict[str, Any] = {
     "numpy.core.multiarray.scalar": _numpy_scalar,
     "numpy._core.multiarray.scalar": _numpy_scalar,
     "_codecs.encode": _bytes_from_text,
+    "torch.Size": tuple,
+    "torch.device": Remembered,
+    **{f"torch.{name}": getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64", "int64")},
 }
 
 
