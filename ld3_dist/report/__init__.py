@@ -1,0 +1,14 @@
+"""Tables, figures and one self-contained page, from the result tables of a sweep alone.
+
+write_report(results, output=None) -> ReportPaths      index.html, summary.md, figures/*.png
+summary_table(frame)               -> DataFrame        one row a cell
+summary_markdown(frame)            -> str
+read_sweep(results)                -> Sweep            tables, failures and experiment of a sweep folder
+"""
+
+from .summary import summary_table
+from .sweep import Sweep, read_sweep
+from .wording import headline, summary_markdown
+from .write import ReportPaths, write_report
+
+__all__ = ["ReportPaths", "Sweep", "headline", "read_sweep", "summary_markdown", "summary_table", "write_report"]
