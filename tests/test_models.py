@@ -136,12 +136,18 @@ def test_an_unconditional_model_refuses_conditions(options: dict) -> None:
 def test_classes_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "classes.txt"
     file.write_text("1 3\n3\n")
-    drawn = open_model("analytic:mixture-2d", ModelOptions(classes=str(file))).draw_condition(0, range(50))
+    model = open_model("analytic:mixture-2d", ModelOptions(classes=str(file)))
+    assert model.conditioning.startswith("class:classes.txt:")
+    drawn = model.draw_condition(0, range(50))
     assert isinstance(drawn, torch.Tensor)
     assert set(drawn.tolist()) == {1, 3}
+    file.write_text("1 2\n")
+    assert open_model("analytic:mixture-2d", ModelOptions(classes=str(file))).conditioning != model.conditioning
     file.write_text("1 8\n")
     with pytest.raises(InputError, match="class '8' is not a number from 0 to 7"):
         open_model("analytic:mixture-2d", ModelOptions(classes=str(file)))
+    with pytest.raises(InputError, match=r"nowhere\.txt"):
+        open_model("digits", ModelOptions(classes="nowhere.txt"))
     file.write_text(" \n")
     with pytest.raises(InputError, match="is empty"):
         open_model("analytic:mixture-2d", ModelOptions(classes=str(file)))

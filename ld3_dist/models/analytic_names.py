@@ -24,7 +24,16 @@ from ..core.denoiser import Condition, Denoiser, Guided, map_condition
 from ..core.errors import InputError, unknown
 from ..core.noise import EDM, FlowMatching, NoiseSchedule, VPCosine, VPLinear
 from . import analytic
-from .loaded import LoadedModel, ModelOptions, conditional_on, draw_class, no_condition, read_classes, weights_hash
+from .loaded import (
+    LoadedModel,
+    ModelOptions,
+    conditional_on,
+    conditioning_name,
+    draw_class,
+    no_condition,
+    read_classes,
+    weights_hash,
+)
 
 SCHEDULES = {"edm": EDM, "vp-linear": VPLinear, "vp-cosine": VPCosine, "flow": FlowMatching}
 T = TypeVar("T")
@@ -88,7 +97,7 @@ def _loaded(mixture: analytic.Mixture, model: str, digest: str, options: ModelOp
         denoiser=denoiser,
         id=model,
         hash=digest,
-        conditioning="class" if conditional else "none",
+        conditioning=conditioning_name("class", options) if conditional else "none",
         draw_condition=draw_class(read_classes(options, max(classes) + 1, model)) if conditional else no_condition,
         guidance=options.guidance if conditional else None,
         image_shape=mixture.shape,

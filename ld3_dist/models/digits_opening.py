@@ -7,7 +7,16 @@ from pathlib import Path
 from .digits.network import CLASSES
 from .digits.opening import digits_denoiser, digits_hash, load_digits_network
 from .digits.weights import sha256_of
-from .loaded import LoadedModel, ModelOptions, conditional_on, draw_class, no_condition, place, read_classes
+from .loaded import (
+    LoadedModel,
+    ModelOptions,
+    conditional_on,
+    conditioning_name,
+    draw_class,
+    no_condition,
+    place,
+    read_classes,
+)
 
 
 def open_digits(rest: str, options: ModelOptions) -> LoadedModel:
@@ -22,7 +31,7 @@ def open_digits(rest: str, options: ModelOptions) -> LoadedModel:
         denoiser=denoiser,
         id=spec,
         hash=digits_hash() if file is None else sha256_of(file),
-        conditioning="class" if conditional else "none",
+        conditioning=conditioning_name("class", options) if conditional else "none",
         draw_condition=draw_class(read_classes(options, CLASSES, spec)) if conditional else no_condition,
         guidance=guidance if conditional else None,
         image_shape=tuple(denoiser.shape),

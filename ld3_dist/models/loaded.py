@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ class LoadedModel:
     """A denoiser and its particulars.
 
     id: the name it was opened by.  hash: SHA-256 of its weights and configuration, whatever file format they came in.
-    conditioning: "none", or what samples are conditioned on, e.g. "class" or "prompts:<file>".
+    conditioning: "none", or what samples are conditioned on, e.g. "class" or "prompts:<file>:<start of its hash>".
     draw_condition: the condition of samples, a pure function of (seed, indices).
     guidance: scale in use; None where the model is not guided.
     image_shape: [C, H, W] of a decoded sample (pixels for metrics); equals denoiser.shape for pixel models.
@@ -179,6 +180,15 @@ def conditional_on(trained: bool, options: ModelOptions, model: str) -> bool:
     if not wanted and (options.guided or options.prompts or options.classes):
         raise InputError(f"model {model!r}: conditional=false contradicts guidance, prompts or classes; remove one")
     return wanted
+
+
+def conditioning_name(kind: str, options: ModelOptions) -> str:
+    """ "class" or "prompts", and of a file its name and the start of its hash: other prompts are another experiment."""
+    file = options.prompts or options.classes
+    if file is None:
+        return kind
+    text = read_lines(file, "prompts" if options.prompts else "classes")
+    return f"{kind}:{Path(file).name}:{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def read_classes(options: ModelOptions, count: int, model: str) -> list[int]:

@@ -30,6 +30,7 @@ from ..loaded import (
     LoadedModel,
     ModelOptions,
     conditional_on,
+    conditioning_name,
     draw_class,
     no_condition,
     place,
@@ -213,7 +214,7 @@ def _conditioning(pipeline: Any, inner: Any, kind: str, spec: str, options: Mode
     if getattr(inner.config, "time_cond_proj_dim", None):
         raise InputError(f"model {spec!r} is a consistency-distilled network (time_cond_proj_dim), not supported here")
     prompts = Prompts(pipeline, kind, lines, options)
-    name = "none" if options.conditional is False else f"prompts:{Path(str(options.prompts)).name}"
+    name = "none" if options.conditional is False else conditioning_name("prompts", options)
     # encoded only where it is used: text encoders are large
     return Conditioning(name, prompts.draw, prompts.null() if options.guided else None)
 
@@ -230,7 +231,7 @@ def _class_conditioning(inner: Any, kind: str, spec: str, options: ModelOptions)
         return Conditioning("none", draw_class([count if kind == "dit" else count - 1]))
     null = count if kind == "dit" else count - 1
     classes = read_classes(options, null if options.guided else count, spec)
-    return Conditioning("class", draw_class(classes), torch.tensor([null]))
+    return Conditioning(conditioning_name("class", options), draw_class(classes), torch.tensor([null]))
 
 
 def _class_count(unet: Any) -> int:
