@@ -1,66 +1,26 @@
-"""The report: its numbers recomputed from the records, its page on its own, and every state a sweep can be left in."""
+"""The report: its numbers recomputed from the records, and a page that stands on its own."""
 
 from __future__ import annotations
 
 import re
 import statistics
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from report_pages import Tags, page_of
 from safetensors.torch import save
 from synthetic_sweep import records, write_sweep
 
-from ld3_dist.core.errors import InputError
+from ld3_dist.core.noise import EDM, FlowMatching, VPLinear
 from ld3_dist.report import read_sweep, summary_markdown, summary_table, write_report
-from ld3_dist.report.cells import MOST_PANELS, legible
-from ld3_dist.report.grids import _level
-from ld3_dist.report.style import label_ends, panels, styled
+from ld3_dist.report.grids import _level, grids_plot
 from ld3_dist.report.wording import number, ratio
 from ld3_dist.store.results import load_results
+from ld3_dist.store.schedules import Schedule, noise_to_dict
 from ld3_dist.store.storage import open_storage
-from ld3_dist.store.tables import write_table
-
-
-class Tags(HTMLParser):
-    """Tags that were opened and what they point to; fails on a tag closed out of order."""
-
-    VOID = frozenset({"meta", "link", "br", "img", "hr"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-# the page of a synthetic sweep whose records were changed first
-def page_of(folder: Path, change: Callable[[list[dict], list[dict]], None] | None = None, **kinds) -> str:
-    write_sweep(folder, **kinds)
-    if change:
-        rows, evaluations = records(**kinds)
-        change(rows, evaluations)
-        write_table(open_storage(folder), "rows", "all", rows)
-        write_table(open_storage(folder), "evaluations", "all", evaluations)
-    text = Path(write_report(folder).html).read_text()
-    Tags(text)
-    return text
 
 
 def by_cell(rows: list[dict]) -> dict[str, list[dict]]:
@@ -131,8 +91,6 @@ def test_numbers(value: float | None, text: str) -> None:
 
 
 def test_noise_levels_of_another_schedule() -> None:
-    from ld3_dist.core.noise import FlowMatching
-
     t = np.array([0.9, 0.5, 0.1])
     np.testing.assert_allclose(_level(FlowMatching())(t), t / (1 - t), rtol=1e-9)
     np.testing.assert_array_equal(_level(None)(t), t)
@@ -180,6 +138,22 @@ def test_a_section_a_model(tmp_path: Path) -> None:
     assert "edm:&lt;other&gt;.safetensors</h2>" in text
 
 
+def test_axis_is_the_noise_level_where_a_schedule_file_names_it(tmp_path: Path) -> None:
+    sweep = read_sweep(write_sweep(tmp_path))
+    assert sweep.noise_of(sweep.results) is None
+    best = sweep.results[sweep.results["best"]].iloc[0]
+    Schedule(
+        knots=(0.9, 0.1), evals=(0.9,), state=(1.0, 0.1), outputs=((0.0,), (0.9,)), noise=noise_to_dict(VPLinear()),
+        prior_scale=1.0, solver="ddim", nfe=1, model="digits",
+    ).save(tmp_path / "schedules" / f"{best['key'].replace('/', '_')}.json")  # fmt: skip
+    renamed = sweep.results.assign(key=sweep.results["key"].str.replace("/", "_"))
+    noise = sweep.noise_of(renamed)
+    assert noise == VPLinear()
+    plot = grids_plot(renamed[renamed["cell"] == best["cell"]], "grids", EDM())
+    assert plot is not None
+    assert plot.figure.axes[0].get_xlabel().startswith("noise level")
+
+
 def test_samples_are_drawn_pixel_by_pixel(tmp_path: Path) -> None:
     write_sweep(tmp_path)
     storage = open_storage(tmp_path)
@@ -192,106 +166,3 @@ def test_samples_are_drawn_pixel_by_pixel(tmp_path: Path) -> None:
     assert text.count('class="samples"') == 1
     assert text.count("data:image/png;base64,") == 12
     assert any(name.endswith("samples-0.png") for name in paths.figures)
-
-
-# --- states a sweep can be in ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "kinds",
-    [
-        {"metrics": False}, {"nfes": (4,)}, {"gammas": (0.001,), "seeds": (0,), "broken": False}, {"learned": False},
-        {"gammas": (0.0, *np.geomspace(1e-4, 1e-1, 9))},
-        {"solvers": ("heun",), "nfes": (4,), "gammas": (0.0,)},
-    ],
-    ids=["no metrics", "one NFE", "one gamma, one seed", "baselines only", "continuous gamma", "one cell"],
-)  # fmt: skip
-def test_partial_sweeps(tmp_path: Path, kinds: dict) -> None:
-    text = page_of(tmp_path, **kinds)
-    assert ("Fréchet distance against NFE" in text) == kinds.get("metrics", True)
-    assert ("Learned grids" in text) == kinds.get("learned", True)
-
-
-def test_nothing_yet(tmp_path: Path) -> None:
-    (tmp_path / "rows").mkdir()
-    paths = write_report(tmp_path)
-    assert "There are no results yet." in Path(paths.html).read_text()
-    assert paths.figures == ()
-    assert Path(paths.markdown).read_text().startswith("There are no results yet.")
-
-
-def test_no_sweep_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such folder"):
-        write_report(tmp_path / "absent")
-
-
-def test_a_cell_without_an_ok_row(tmp_path: Path) -> None:
-    def change(rows: list[dict], evaluations: list[dict]) -> None:
-        for row in rows:
-            if row["kind"] == "learned" and row["nfe"] == 5:
-                row |= {"status": "failed", "message": "<out of memory>", "valid_loss": None, "valid_curve": None}
-
-    text = page_of(tmp_path, change)
-    assert "No learned schedule came out ok in dpmpp-3 at 5 NFE, unipc-3 at 5 NFE." in text
-    assert "&lt;out of memory&gt;" in text
-
-
-def test_everything_failed(tmp_path: Path) -> None:
-    def change(rows: list[dict], evaluations: list[dict]) -> None:
-        for row in rows:
-            row |= {"status": "failed", "valid_loss": None, "knots": None, "evals": None}
-
-    assert "No schedule has been learned yet" in page_of(tmp_path, change, metrics=False)
-
-
-def test_what_speaks_against_a_schedule_is_said(tmp_path: Path) -> None:
-    def change(rows: list[dict], evaluations: list[dict]) -> None:
-        for record in evaluations:
-            if record["kind"] == "learned":
-                record |= {"fid": 500.0, "coverage": 0.3, "eval_loss": 9.0}
-        for row in rows:
-            if row["solver"] == "unipc-3" and row["kind"] == "baseline":
-                row["valid_loss"] /= 1e4
-            row["min_gap"] = 1e-5
-
-    text = page_of(tmp_path, change)
-    assert "the Fréchet distance did not in dpmpp-3 at 4 NFE (500 against" in text
-    assert "Coverage is below the teacher&#x27;s" in text
-    assert "The best hand-made grid was not beaten in unipc-3 at 4 NFE (gain 0.00" in text
-    assert "is gone on fresh pairs in dpmpp-3" in text
-    assert "nearly coincide" in text
-
-
-def test_failed_attempts_and_unreadable_files(tmp_path: Path) -> None:
-    write_sweep(tmp_path)
-    storage = open_storage(tmp_path)
-    write_table(storage, "failures", "one", [{"stage": "teach", "item": "0-50", "attempt": 1, "reason": "killed"}])
-    storage.write_bytes("rows/torn.parquet", b"PAR1 torn")
-    with pytest.warns(UserWarning, match=r"torn\.parquet"):
-        text = Path(write_report(tmp_path).html).read_text()
-    assert "Stage teach: 1 failed attempt, most often: killed." in text
-    assert "1 file could not be read" in text
-
-
-def test_large_sweeps_stay_legible(tmp_path: Path) -> None:
-    solvers = tuple(f"deis-{i}" for i in range(20))
-    text = page_of(tmp_path, solvers=solvers, nfes=(3, 4, 5, 6, 7, 8), gammas=(0.0,), seeds=(0,), broken=False)
-    assert text.count("<tr>") == 1 + 120
-    assert f"Shown are {MOST_PANELS} of 120 cells" in text
-    assert len(text) < 4_000_000
-
-
-def test_legible_keeps_both_ends() -> None:
-    kept, note = legible(list(range(100)), "cells", 5)
-    assert (kept[0], kept[-1], len(kept)) == (0, 99, 5)
-    assert "5 of 100 cells" in note
-    assert legible([1, 2], "cells") == ([1, 2], "")
-
-
-def test_labels_do_not_overlap() -> None:
-    with styled():
-        _, (axis,) = panels(1, 3.0)
-        axis.set_ylim(0, 1)
-        label_ends(axis, [(0.5, "a", "#000000"), (0.5, "b", "#000000"), (0.501, "c", "#000000"), (0.0, "d", "#000000")])
-        places = sorted(text.xy[1] for text in axis.texts)
-    assert (np.diff(places) > 0.074).all()

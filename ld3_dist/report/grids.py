@@ -28,10 +28,13 @@ Level = Callable[[Sequence[float]], np.ndarray]
 HAND_MADE = 3
 """Hand-made grids drawn beside a learned one: the best of the cell."""
 
+MOST_NFE = 4
+"""Values of NFE drawn in one panel."""
+
 
 def grids_plot(frame: pd.DataFrame, name: str, noise: NoiseSchedule | None = None) -> Plot | None:
     """One panel a solver: for each NFE the learned grid and the best hand-made ones; None where nothing was learned."""
-    shown, note = legible([item for item in families(frame) if _strips(item[1])], "solvers", most=8)
+    shown, note = legible([item for item in families(frame) if _strips(item[1])], "solvers", most=6)
     if not shown:
         return None
     strips = [_strips(rows) for _, rows in shown]
@@ -41,8 +44,8 @@ def grids_plot(frame: pd.DataFrame, name: str, noise: NoiseSchedule | None = Non
         _panel(axis, label, inside, colours, _level(noise), noise is not None)
     caption = (
         "Sampling runs from left (noise) to right (data). Ticks are knots; dots below a learned grid are the network's"
-        f" own times, joined to the knot they belong to. Of the hand-made grids, the best {HAND_MADE} of each cell."
-        + note
+        f" own times, joined to the knot they belong to. Shown are the best {HAND_MADE} hand-made grids of a cell"
+        f" and up to {MOST_NFE} values of NFE.{note}"
     )
     alt = "Knots of learned grids beside hand-made ones: " + "; ".join(label for label, _ in shown)
     return Plot(name, "Learned grids against hand-made ones", caption, alt, figure)
@@ -62,7 +65,7 @@ def _strips(rows: pd.DataFrame) -> list[tuple[str, str, Sequence[float], Sequenc
     """(label, name of the hand-made grid or "", knots, network times), from top to bottom."""
     found: list[tuple[str, str, Sequence[float], Sequence[float]]] = []
     nfes = [nfe for nfe, inside in rows.groupby("nfe", sort=True) if inside["best"].any()]
-    for nfe in legible(nfes, "NFE", most=6)[0]:
+    for nfe in legible(nfes, "NFE", MOST_NFE)[0]:
         inside = rows[rows["nfe"] == nfe]
         best = best_row(inside)
         if best is None or best["knots"] is None:

@@ -18,7 +18,7 @@ import pandas as pd
 from ..core.errors import InputError
 from ..core.noise import NoiseSchedule
 from ..store.results import load_results
-from ..store.schedules import noise_from_dict, read_schedule
+from ..store.schedules import read_schedule
 from ..store.storage import Storage, open_storage
 from ..store.tables import read_table
 
@@ -42,7 +42,7 @@ class Sweep:
         """The noise schedule of a model, from the schedule file of one of its rows; None where none can be read."""
         for key in rows.sort_values("best", ascending=False, kind="stable")["key"].head(20):
             with contextlib.suppress(OSError, InputError, KeyError, TypeError):
-                return noise_from_dict(read_schedule(self.storage, f"schedules/{key}.json").noise)
+                return read_schedule(self.storage, f"schedules/{key}.json").noise_schedule
         return None
 
     def images(self, cell: str) -> dict[str, np.ndarray]:

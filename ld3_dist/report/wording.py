@@ -71,7 +71,11 @@ def missing(value: Any) -> bool:
 
 def summary_markdown(frame: pd.DataFrame, evaluations: pd.DataFrame | None = None) -> str:
     """The summary as a Markdown table under its headline."""
-    table = summary_table(frame, evaluations)
+    return table_markdown(summary_table(frame, evaluations))
+
+
+def table_markdown(table: pd.DataFrame) -> str:
+    """The same from a summary that is there already."""
     text = headline(table) + "\n"
     if table.empty:
         return text

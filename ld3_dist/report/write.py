@@ -21,7 +21,7 @@ from .samples import samples_plots
 from .style import Plot, as_png, styled
 from .summary import summary_table, teacher_scores
 from .sweep import Sweep, read_sweep
-from .wording import counted, headline, missing, summary_markdown
+from .wording import counted, headline, missing, table_markdown
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def write_report(
             broken_rows(sweep.results),
         )  # fmt: skip
         out.write_bytes("index.html", html_page(page).encode())
-        out.write_bytes("summary.md", summary_markdown(sweep.results, sweep.evaluations).encode())
+        out.write_bytes("summary.md", table_markdown(table).encode())
         names = [f"figures/{plot.name}.png" for plot in plots]
         for name, plot in zip(names, plots, strict=True):
             out.write_bytes(name, as_png(plot.figure))
