@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ def make_sampler(kind: str, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.RandomSampler(seed=seed)
     if kind == "qmc":
         return optuna.samplers.QMCSampler(seed=seed, scramble=True)
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, multivariate=True, warn_independent_sampling=False)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, multivariate=True)
 
 
 class CellSearcher(Searcher):
@@ -86,6 +87,7 @@ class CellSearcher(Searcher):
     def __init__(self, plan: Plan, finished: Finished, ready: set[str], limit: int) -> None:
         super().__init__(metric="objective", mode="min")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.plan, self.finished, self.ready, self.limit = plan, finished, ready, limit
         self.axes, self.points = distributions(plan), plan.grid_points()
         self.live: dict[str, tuple[CellStudy, Proposal]] = {}

@@ -135,20 +135,16 @@ class Sweep:
         yield from self._work("baselines", sizes, tasks)
 
     def _watch(self, plan: Plan, run: SearchRun) -> Iterator[Event]:
-        total, running, done, failed = run.searcher.total, set(), 0, 0
+        total, done, failed = run.searcher.total, 0, 0
         while run.thread.is_alive() or not run.events.empty():
             for event in run.drain(timeout=1.0):
                 message = ""
-                if event.kind == "running":
-                    running.add(event.key)
-                else:
-                    running.discard(event.key)
-                    done += event.kind == "done"
-                    if event.kind == "failed":
-                        failed += 1
-                        message = f"trial {event.key} of {event.cell} failed: {event.message}"
+                done += event.kind == "done"
+                if event.kind == "failed":
+                    failed += 1
+                    message = f"trial {event.key} of {event.cell} failed: {event.message}"
                 gain = best_gain(self.storage) if event.kind == "done" else None
-                yield Event("search", done + run.searcher.found, total, len(running), failed, gain, message)
+                yield Event("search", done + run.searcher.found, total, len(run.searcher.live), failed, gain, message)
         if run.error is not None:
             raise run.error
         self.failures += failed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,11 @@ def samples_plots(sweep: Sweep, frame: pd.DataFrame, name: str) -> list[Plot]:
         alt = f"Sample images of {label}: rows are {', '.join(images)}; columns share their noise"
         plots.append(Plot(f"{name}-{i}", label, caption, alt, _strip(images, grid)))
     return plots
+
+
+def write_strip(images: Mapping[str, torch.Tensor], grid: str, path: str | Path) -> None:
+    """Images of `teacher`, `baseline` (on the grid of that name) and `learned`, [n, C, H, W] in [-1, 1], as one PNG."""
+    _strip({kind: value.numpy() for kind, value in images.items()}, grid).savefig(path, dpi=150, metadata={"Software": None})
 
 
 def _strip(images: Mapping[str, np.ndarray], grid: str) -> Figure:

@@ -65,10 +65,11 @@ def pairs_of(plan: Plan, model: Model, storage: Storage, start: int, stop: int, 
 def distance_of(name: str, model: Model, device: str | None = None) -> Distance:
     """A distance by name; `feature` uses the extractor the model comes with."""
     opened = open_settings(model, device)
-    return keep(f"distance {name} {model.model_dump_json()} {device}", lambda: _make_distance(name, opened, device))
+    return keep(f"distance {name} {model.model_dump_json()} {device}", lambda: make_distance_for(name, opened, device))
 
 
-def _make_distance(name: str, opened: LoadedModel, device: str | None) -> Distance:
+def make_distance_for(name: str, opened: LoadedModel, device: str | None) -> Distance:
+    """A distance by name for an open model."""
     from ..metrics.extractors import open_extractor
 
     device = device or default_device()

@@ -1,0 +1,154 @@
+"""One schedule for one model, here and now: teach, learn, compare, write. What a sweep does in a cell, without Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+
+from .core.distance import Distance
+from .core.errors import InputError
+from .core.learn import LearnConfig, Pairs, learn
+from .core.learn import Progress as Learned
+from .core.sample import draw_noise
+from .core.solver import Tableau, make_solver
+from .models import LoadedModel, ModelOptions, open_model
+from .report.samples import write_strip
+from .store.schedules import Schedule, noise_to_dict
+from .tasks.context import default_device, make_distance_for, make_samples, provenance, start_knots
+
+STARTS = ("log_snr", "karras")
+BATCH = 250
+PICTURES = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to learn; the fields are the options of `ld3-dist learn`."""
+
+    model: str
+    solver: str
+    nfe: int
+    pairs: int
+    teacher: str
+    distance: str
+    gamma: float
+    epochs: int
+    guidance: float | None
+    device: str | None
+    seed: int
+
+    def teacher_parts(self) -> tuple[str, int, str]:
+        """Solver, NFE and grid of the teacher. Raises InputError for anything else."""
+        parts = self.teacher.split("/")
+        if len(parts) != 3 or not parts[1].isdigit() or int(parts[1]) < 1:
+            raise InputError(f"--teacher {self.teacher!r}: write it as solver/NFE/grid, e.g. unipc-3/20/karras")
+        return parts[0], int(parts[1]), parts[2]
+
+
+def learn_one(request: Request, out: Path, console: Console) -> Schedule:
+    """Learn a schedule and write its file, and beside it a picture `<out>.png` of teacher, best hand-made and learned.
+
+    Raises InputError for anything in the request that cannot be used, before the learning starts.
+    """
+    device = request.device or default_device()
+    config = LearnConfig(gamma=request.gamma, epochs=request.epochs, seed=request.seed)
+    student = make_solver(request.solver)
+    student.steps(request.nfe)
+    request.teacher_parts()
+    if request.pairs < 2:
+        raise InputError(f"--pairs {request.pairs}: at least 2 are needed")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: its folder does not exist; create it or name another")
+    opened = open_model(request.model, ModelOptions(device=device, guidance=request.guidance))
+    distance = make_distance_for(request.distance, opened, device)
+    with console.status("teacher pairs"):
+        train, valid = _pairs(request, opened, device)
+    knots = torch.stack([start_knots(name, opened, student, request.nfe) for name in STARTS])
+    progress = _learn(request, opened, student, knots, (train, valid), distance, config, console)
+    best = int(progress.best_valid.argmin())
+    tableau = Tableau(progress.tableau.evals[best], progress.tableau.state[best], progress.tableau.outputs[best])
+    baselines = _baselines(request, opened, valid, distance)
+    schedule = _schedule(request, opened, progress, best, tableau, {n: loss for n, (loss, _) in baselines.items()})
+    schedule.save(out)
+    _report(request, opened, valid, tableau, baselines, progress.best_valid[best].item(), out, console)
+    return schedule
+
+
+def _pairs(request: Request, opened: LoadedModel, device: str) -> tuple[Pairs, Pairs]:
+    """As many pairs to learn from as are held out."""
+    solver_name, nfe, grid = request.teacher_parts()
+    teacher, indices = make_solver(solver_name), range(2 * request.pairs)
+    noise = draw_noise(request.seed, indices, tuple(opened.denoiser.shape))
+    given = Pairs(noise, noise, opened.draw_condition(request.seed, indices)).to(device)
+    schedule = opened.denoiser.noise
+    knots = start_knots(grid, opened, teacher, nfe)
+    table = teacher.tableau(schedule, teacher.coupled(schedule, knots, nfe))
+    whole = Pairs(given.noise, make_samples(opened, table, given, BATCH), given.condition)
+    return whole[: request.pairs], whole[request.pairs :]
+
+
+def _learn(request, opened, student, knots, pairs, distance, config, console) -> Learned:  # noqa: ANN001, PLR0913
+    columns = (TextColumn("learning"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("learning", total=config.epochs, state="")
+        progress = None
+        for progress in learn(opened.denoiser, student, knots, *pairs, distance, config, nfe=request.nfe):
+            state = f"held-out {request.distance} {progress.best_valid.min().item():.4g}"
+            bar.update(task, completed=progress.epoch, state=state)
+    assert progress is not None
+    return progress
+
+
+def _baselines(
+    request: Request, opened: LoadedModel, valid: Pairs, distance: Distance
+) -> dict[str, tuple[float, Tableau]]:
+    """Held-out loss and table of the hand-made grids."""
+    found, student, schedule = {}, make_solver(request.solver), opened.denoiser.noise
+    for name in ("uniform", "quadratic", "log_snr", "karras"):
+        knots = start_knots(name, opened, student, request.nfe)
+        table = student.tableau(schedule, student.coupled(schedule, knots, request.nfe))
+        with torch.no_grad():
+            loss = distance(make_samples(opened, table, valid, BATCH), valid.target).double().mean().item()
+        found[name] = (loss, table)
+    return found
+
+
+def _schedule(
+    request: Request, opened: LoadedModel, progress: Learned, best: int, table: Tableau, baselines: dict[str, float]
+) -> Schedule:
+    schedule = opened.denoiser.noise
+    return Schedule(
+        knots=progress.best.knots[best].tolist(), evals=table.evals.tolist(), state=table.state.tolist(),
+        outputs=table.outputs.tolist(), noise=noise_to_dict(schedule), prior_scale=schedule.prior_scale,
+        solver=request.solver, nfe=request.nfe, model=opened.id, model_hash=opened.hash,
+        conditioning=opened.conditioning, guidance=opened.guidance, shift=opened.settings.get("shift"),
+        losses={"valid_loss": progress.best_valid[best].item()}, seeds={"seed": request.seed}, versions=provenance(),
+        baselines={name: {"valid_loss": loss} for name, loss in baselines.items()},
+    )  # fmt: skip
+
+
+def _report(
+    request: Request, opened: LoadedModel, valid: Pairs, table: Tableau,
+    baselines: dict[str, tuple[float, Tableau]], loss: float, out: Path, console: Console,
+) -> None:  # fmt: skip
+    name, (base, base_table) = min(baselines.items(), key=lambda item: item[1][0])
+    console.print(
+        f"{request.solver}, {request.nfe} evaluations: held-out {request.distance} {loss:.4g}, best hand-made grid "
+        f"({name}) {base:.4g}: {base / loss:.1f}x better", highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    written = f"Schedule: {out}"
+    if len(opened.image_shape) == 3 and opened.image_shape[0] in (1, 3):
+        few = valid[:PICTURES]
+        rows: dict[str, Tensor] = {
+            "teacher": few.target, "baseline": make_samples(opened, base_table, few, BATCH),
+            "learned": make_samples(opened, table, few, BATCH),
+        }  # fmt: skip
+        picture = out.with_suffix(".png")
+        write_strip({key: value.float().cpu() for key, value in rows.items()}, name, picture)
+        written += f"\nPicture: {picture}"
+    console.print(written, highlight=False, soft_wrap=True)
