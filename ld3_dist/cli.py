@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -77,10 +78,9 @@ def _stages(experiment: Path, output: str | None, address: str | None, stages: t
 
 
 def _finish(place: str) -> None:
-    from .report import summary_table, write_report
-    from .store.results import load_results
+    from .report import write_report
 
-    _print_frame(summary_table(load_results(place)))
+    _print_summary(place)
     paths = write_report(place)
     console.print(f"Report: {paths.html}", highlight=False, soft_wrap=True)
 
@@ -95,10 +95,9 @@ def report(
     output: Annotated[str | None, typer.Option("--output", "-o", help="Where to write the page; <results>/report if not given.")] = None,
 ) -> None:
     """Write the HTML page, figures and Markdown table of a sweep from its result tables alone."""
-    from .report import summary_table, write_report
-    from .store.results import load_results
+    from .report import write_report
 
-    _print_frame(summary_table(load_results(results)))
+    _print_summary(results)
     paths = write_report(results, output) if output else write_report(results)
     console.print(f"Report: {paths.html}", highlight=False, soft_wrap=True)
 
@@ -148,13 +147,34 @@ def learn(
     learn_one(request, out, console)
 
 
-def _print_frame(frame: object) -> None:
-    table = Table()
-    for name in frame.columns:  # type: ignore[attr-defined]
-        table.add_column(str(name), justify="left" if frame[name].dtype == object else "right")  # type: ignore[index]
-    for row in frame.itertuples(index=False):  # type: ignore[attr-defined]
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
-    console.print(table)
+SUMMARY = {
+    "cell": "cell", "baseline": "best grid", "baseline_loss": "its loss", "loss": "learned", "gain": "gain", "eval_gain": "fresh gain",
+    "baseline_fid": "FID grid", "fid": "FID learned", "teacher_fid": "FID teacher", "gamma": "gamma",
+}  # fmt: skip
+"""Columns of the summary that a terminal shows, and their headings; the report has all of them."""
+
+
+def _print_summary(place: str) -> None:
+    from .report import read_sweep, summary_table
+
+    results = read_sweep(place)
+    frame = summary_table(results.results, results.evaluations)
+    table = Table(caption="losses: held-out distance to the teacher; gain: best grid's over learned", box=box.SIMPLE_HEAD, pad_edge=False)
+    texts = [[_cell_text(name, value) for name, value in row.items()] for row in frame[list(SUMMARY)].to_dict("records")]
+    for i, (name, heading) in enumerate(SUMMARY.items()):
+        width = max((len(row[i]) for row in texts), default=1)  # headings may wrap, values not
+        table.add_column(heading, justify="left" if name in ("cell", "baseline") else "right", min_width=width)
+    for row in texts:
+        table.add_row(*row)
+    (console if console.is_terminal else Console(width=max(console.width, 120))).print(table)
+
+
+def _cell_text(name: object, value: object) -> str:
+    if not isinstance(value, float | int):
+        return str(value) if isinstance(value, str) else "-"
+    if value != value:  # not measured
+        return "-"
+    return f"{value:.2f}x" if "gain" in str(name) else f"{value:.3g}"
 
 
 def main() -> None:

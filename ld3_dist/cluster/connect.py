@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +41,14 @@ def connect(address: str | None) -> None:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
     if ray.is_initialized():
         return
-    if address is None:
-        ray.init(**options, object_store_memory=200_000_000)
-        return
+    handler = signal.getsignal(signal.SIGTERM)  # Ray installs its own, which would end us without a word
     try:
-        ray.init(address=address, **{k: v for k, v in options.items() if k != "include_dashboard"})
+        if address is None:
+            ray.init(**options, object_store_memory=200_000_000)
+        else:
+            ray.init(address=address, **{k: v for k, v in options.items() if k != "include_dashboard"})
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
     except ConnectionError as error:
         raise InputError(
             f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]}); start one with `ray start "

@@ -56,17 +56,22 @@ class Sweep:
 
     def run(self) -> Iterator[Event]:
         """Do what is missing. Raises InputError before anything is written if it cannot be done."""
-        self.storage.check_writable()
         plan = make_plan(self.experiment)
-        with acquire(self.storage):
-            claim(self.storage, plan)
-            self.storage.sweep_temporary()
-            connect(self.address)
-            try:
-                yield from self._stages(plan, sizes_of(self.experiment))
-            finally:
-                ray.shutdown()
-                clean(self.storage)
+        check_claim(self.storage, plan)
+        self.storage.check_writable()
+        connect(self.address)
+        try:
+            sizes = sizes_of(self.experiment)
+            with acquire(self.storage):
+                claim(self.storage, plan)
+                self.storage.sweep_temporary()
+                try:
+                    yield from self._stages(plan, sizes)
+                finally:
+                    ray.shutdown()
+                    clean(self.storage)
+        finally:
+            ray.shutdown()
 
     def _stages(self, plan: Plan, sizes: Sizes) -> Iterator[Event]:
         ready: set[str] = set()
@@ -188,8 +193,8 @@ def make_plan(experiment: Experiment) -> Plan:
     return Plan(experiment, {model.label: open_settings(model, "cpu").hash for model in experiment.models})
 
 
-def claim(storage: Storage, plan: Plan) -> None:
-    """Make the folder this experiment's, or check that it is. Raises InputError for another's, or a newer format."""
+def check_claim(storage: Storage, plan: Plan) -> bool:
+    """True if the folder is this experiment's, False if it is nobody's. Raises InputError for another's, or a newer format."""
     if storage.exists("experiment.json"):
         found = json.loads(storage.read_bytes("experiment.json"))
         if found.get("format", 0) > FORMAT:
@@ -199,9 +204,16 @@ def claim(storage: Storage, plan: Plan) -> None:
                 f"{storage.url}: holds another experiment ({found.get('name')!r}, fingerprint {found.get('fingerprint')}; this is "
                 f"{plan.fingerprint}); choose another --output, or remove that folder"
             )
-        return
+        return True
     if storage.exists("rows") or storage.exists("pairs"):
         raise InputError(f"{storage.url}: holds results but no experiment.json; choose another --output")
+    return False
+
+
+def claim(storage: Storage, plan: Plan) -> None:
+    """Make the folder this experiment's."""
+    if check_claim(storage, plan):
+        return
     body = {
         "format": FORMAT, "name": plan.experiment.name, "fingerprint": plan.fingerprint,
         "models": plan.model_hashes, "settings": plan.experiment.model_dump(mode="json"),
