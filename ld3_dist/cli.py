@@ -161,12 +161,18 @@ def _print_summary(place: str) -> None:
     frame = summary_table(results.results, results.evaluations)
     table = Table(caption="losses: held-out distance to the teacher; gain: best grid's over learned", box=box.SIMPLE_HEAD, pad_edge=False)
     texts = [[_cell_text(name, value) for name, value in row.items()] for row in frame[list(SUMMARY)].to_dict("records")]
+    shown = console if console.is_terminal else Console(width=max(console.width, 140))
+    room = shown.width
     for i, (name, heading) in enumerate(SUMMARY.items()):
-        width = max((len(row[i]) for row in texts), default=1)  # headings may wrap, values not
+        width = max([len(row[i]) for row in texts] + [len(word) for word in heading.split()])
+        room -= width + 3
+        if room < 0:  # the report has the columns that do not fit
+            texts = [row[:i] for row in texts]
+            break
         table.add_column(heading, justify="left" if name in ("cell", "baseline") else "right", min_width=width)
     for row in texts:
         table.add_row(*row)
-    (console if console.is_terminal else Console(width=max(console.width, 120))).print(table)
+    shown.print(table)
 
 
 def _cell_text(name: object, value: object) -> str:

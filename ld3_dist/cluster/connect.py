@@ -33,6 +33,7 @@ def connect(address: str | None) -> None:
     Raises InputError when there is no cluster at the address, or its Ray is another version.
     """
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a straggling thread must not start a Ray of its own
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the live view is ours
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")

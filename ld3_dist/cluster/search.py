@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
-from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, Stopper, TuneConfig, Tuner
 
 from ..core.learn import Progress
 from ..experiment.plan import Plan, TrialSpec
@@ -120,13 +120,28 @@ class Watcher(Callback):
         self.events.put(TrialEvent("failed", trial.config["cell"], trial.config["key"], message=message[-1]))
 
 
+class StopSwitch(Stopper):
+    """Ends the whole Tune run when asked to."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether to stop this trial."""
+        return self.stopped
+
+    def stop_all(self) -> bool:
+        """Whether to stop everything."""
+        return self.stopped
+
+
 class SearchRun:
     """A Tune run in a thread of its own, so that the sweep goes on teaching and showing what happens."""
 
     def __init__(self, plan: Plan, storage: Storage, ready: set[str], scratch: str, sizes: dict[str, float], limit: int) -> None:
         self.plan, self.storage, self.scratch, self.sizes = plan, storage, scratch, sizes
         self.searcher = CellSearcher(plan, lambda spec: read_outcome(storage, spec), ready, limit)
-        self.limit = limit
+        self.limit, self.switch = limit, StopSwitch()
         self.events: queue.Queue[TrialEvent | None] = queue.Queue()
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, name="tune", daemon=True)
@@ -134,6 +149,12 @@ class SearchRun:
     def start(self) -> None:
         """Begin; trials of a cell follow as soon as its teacher is ready."""
         self.thread.start()
+
+    def stop(self, patience: float = 5.0) -> None:
+        """End the run early: its trials are killed, their finished rows stay."""
+        self.switch.stopped = True
+        if self.thread.is_alive():
+            self.thread.join(patience)
 
     def drain(self, timeout: float) -> Iterator[TrialEvent]:
         """What has happened since the last call; waits up to `timeout` seconds for the first event."""
@@ -148,7 +169,8 @@ class SearchRun:
     def _run(self) -> None:
         try:
             self._tuner().fit()
-            self._record_failed()
+            if not self.switch.stopped:
+                self._record_failed()
         except BaseException as error:  # noqa: BLE001  handed to the sweep, which raises it
             self.error = error
         finally:
@@ -166,7 +188,7 @@ class SearchRun:
                 reuse_actors=True, scheduler=_scheduler(self.plan),
             ),
             run_config=RunConfig(
-                name=f"search-{time.time_ns():x}", storage_path=self.scratch, verbose=0,
+                name=f"search-{time.time_ns():x}", storage_path=self.scratch, verbose=0, stop=self.switch,
                 failure_config=FailureConfig(max_failures=e.resources.retries),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
                 callbacks=[Watcher(self.events, self.searcher), *_callbacks(self.plan)],

@@ -56,7 +56,7 @@ class CellStudy:
 def distributions(plan: Plan) -> dict[str, BaseDistribution]:
     """Optuna's view of the continuous and categorical axes."""
     defaults, made = LearnConfig(), {}
-    for key, axis in plan.experiment.search.optuna.items():
+    for key, axis in sorted(plan.experiment.search.optuna.items()):  # the sampler draws in this order
         if not isinstance(axis, Range):
             made[key] = CategoricalDistribution(axis)
         elif isinstance(getattr(defaults, key, 0.0), int):

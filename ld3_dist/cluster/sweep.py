@@ -22,7 +22,7 @@ from ..store.lock import acquire
 from ..store.results import load_results
 from ..store.storage import Storage
 from ..store.tables import read_table
-from ..tasks.context import open_settings
+from ..tasks.context import make_plan
 from ..tasks.evaluate import Item, finish, part_name, pictures, sample_part, teacher_item
 from ..tasks.teach import make_shard, missing_shards, seal
 from ..tasks.trial import run_baselines
@@ -80,15 +80,18 @@ class Sweep:
             scratch = str(Path(local, ".ray")) if local else fallback
             run = SearchRun(plan, self.storage, ready, scratch, sizes.trial, sizes.trials)
             started = False
-            for model in plan.experiment.models:
-                yield from self._teach(plan, model, sizes)
-                ready.add(model.label)
-                if "search" in self.stages and not started:
-                    run.start()
-                    started = True
-            if started:
-                yield from self._baselines(plan, sizes)
-                yield from self._watch(plan, run)
+            try:
+                for model in plan.experiment.models:
+                    yield from self._teach(plan, model, sizes)
+                    ready.add(model.label)
+                    if "search" in self.stages and not started:
+                        run.start()
+                        started = True
+                if started:
+                    yield from self._baselines(plan, sizes)
+                    yield from self._watch(plan, run)
+            finally:
+                run.stop()
         if "evaluate" in self.stages:
             yield from self._evaluate(plan, sizes)
 
@@ -186,11 +189,6 @@ class Sweep:
         for item in [*items, *(teacher_item(plan, m) for m in plan.experiment.models)]:
             for a, b in item.parts(plan):
                 self.storage.remove(part_name(item, a, b))
-
-
-def make_plan(experiment: Experiment) -> Plan:
-    """Open every model once, here, to know its hash; a model that cannot be opened is refused before anything is written."""
-    return Plan(experiment, {model.label: open_settings(model, "cpu").hash for model in experiment.models})
 
 
 def check_claim(storage: Storage, plan: Plan) -> bool:
