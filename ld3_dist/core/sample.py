@@ -28,6 +28,13 @@ def sample(denoiser: Denoiser, tableau: Tableau, x_T: Tensor, condition: Conditi
     Returns:
         x_0: [B, *shape], or [K, B, *shape] for K schedules: all members go through the network in one call of K*B.
     """
+    return states(denoiser, tableau, x_T, condition)[0][-1]
+
+
+def states(
+    denoiser: Denoiser, tableau: Tableau, x_T: Tensor, condition: Condition = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The whole path: y_0 … y_E and m_0 … m_{E-1}, each of the shape that `sample` returns, from the same arguments."""
     shape = tuple(denoiser.shape)
     packed = tableau.evals.ndim == 2
     K = tableau.evals.shape[0] if packed else 1
@@ -39,18 +46,20 @@ def sample(denoiser: Denoiser, tableau: Tableau, x_T: Tensor, condition: Conditi
     if condition is not None and K > 1:
         condition = map_condition(lambda c: c if len(c) == K * B else c.repeat(K, *[1] * (c.ndim - 1)), condition)
 
+    path: list[Tensor] = []  # y_i  [K, B, d]
     history: list[Tensor] = []  # m_j  [K, B, d]
     for i in range(tableau.nfe + 1):
         y = state[:, i, None, None] * y_0  # [K, B, d]
         if i:
             m = torch.stack(history, 1).flatten(2)  # [K, i, B*d]
             y = torch.baddbmm(y.flatten(1).unsqueeze(1), outputs[:, i : i + 1, :i], m).view(K, B, -1)
-        if i == tableau.nfe:
-            break
-        t = evals[:, i : i + 1].expand(K, B).reshape(-1)
-        out = denoiser(y.reshape(K * B, *shape), t, condition)
-        history.append(out.reshape(K, B, -1).to(y.dtype))
-    return y.view(K, B, *shape) if packed else y.view(B, *shape)
+        path.append(y)
+        if i < tableau.nfe:
+            t = evals[:, i : i + 1].expand(K, B).reshape(-1)
+            out = denoiser(y.reshape(K * B, *shape), t, condition)
+            history.append(out.reshape(K, B, -1).to(y.dtype))
+    lead = (K, B) if packed else (B,)
+    return [y.view(*lead, *shape) for y in path], [m.view(*lead, *shape) for m in history]
 
 
 def draw_noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,67 @@
+"""Discretizations that are computed rather than learned or written down.
+
+    dmn             from the schedule alone: the weights that a multistep solver gives to the network's errors
+    gits            from teacher trajectories: the path of least curvature, by dynamic programming
+    optimal-steps   from teacher trajectories: the student that stays nearest to them, by dynamic programming
+
+They serve as baselines and as starts of LD3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.denoiser import Condition, Denoiser
+from ..core.errors import InputError, unknown
+from ..core.noise import NoiseSchedule
+from ..core.sample import draw_noise
+from ..core.solver import Solver
+
+TRAINING_FREE = ("dmn", "gits", "optimal-steps")
+SAMPLES = 64
+"""Trajectories used at most: both programmes average over them and change little beyond a few dozen."""
+
+
+def find_knots(
+    name: str,
+    model: Denoiser | NoiseSchedule,
+    solver: Solver,
+    nfe: int,
+    *,
+    x_T: Tensor | None = None,
+    condition: Condition = None,
+) -> Tensor:
+    """Knots [N+1] of a computed discretization, float64, from exactly t_max to exactly t_min.
+
+    Args:
+        name: one of TRAINING_FREE.
+        model: a denoiser; dmn takes a bare noise schedule as well.
+        solver, nfe: what the knots are for; N = solver.steps(nfe).
+        x_T: starting noise of the trajectories, prior_scale * unit noise [B, *shape], of which the first SAMPLES are
+            used; drawn from seed 0 where not given.
+        condition: of the trajectories, B rows.
+
+    Raises:
+        InputError: unknown name; gits or optimal-steps without a denoiser; more steps than the fine grid has.
+    """
+    if name not in TRAINING_FREE:
+        raise unknown("training-free discretization", name, TRAINING_FREE)
+    steps = solver.steps(nfe)
+    if name == "dmn":
+        from .dmn import dmn
+
+        return dmn(model if isinstance(model, NoiseSchedule) else model.noise, steps)
+    if isinstance(model, NoiseSchedule):
+        raise InputError(
+            f"{name} follows teacher trajectories: it needs a denoiser, not the schedule {model.name} alone"
+        )
+    from ..core.denoiser import map_condition
+    from .gits import gits
+    from .optimal_steps import optimal_steps
+
+    if x_T is None:
+        x_T = model.noise.prior_scale * draw_noise(0, range(16), tuple(model.shape))
+    condition = map_condition(lambda c: c[:SAMPLES], condition)
+    with torch.no_grad():
+        return (gits if name == "gits" else optimal_steps)(model, steps, x_T[:SAMPLES], condition)
