@@ -24,9 +24,9 @@ from torch import Tensor
 
 from .denoiser import Condition, Denoiser, map_condition
 from .distance import Distance
-from .errors import InputError
+from .errors import InputError, unknown
 from .grid import Grid
-from .learnable import LearnableGrid
+from .learnable import COORDINATES, LearnableGrid
 from .sample import sample, sample_generator
 from .solver import Solver, Tableau
 
@@ -81,6 +81,10 @@ class LearnConfig:
             low_ok = value > 0 if field.name in ("epochs", "batch", "patience", "clip") else value >= 0
             if not (math.isfinite(value) and low_ok):
                 raise InputError(f"learn.{field.name} = {value}: must be finite and not negative (counts: at least 1)")
+        if self.coordinate not in COORDINATES:
+            raise unknown("learn.coordinate", self.coordinate, COORDINATES)
+        if self.offset_window >= 1:
+            raise InputError(f"learn.offset_window = {self.offset_window}: must lie in [0, 1)")
 
     def radius(self, shape: tuple[int, ...], nfe: int) -> float:
         """r = gamma d / NFE^2, in unit-variance noise."""
@@ -159,6 +163,8 @@ class Session:
         if len(self.generators) != K:
             raise InputError(f"{len(self.generators)} seeds for {K} members: need one each")
         self.pool = torch.arange(len(train)).expand(K, -1) if subsets is None else subsets
+        if self.pool.ndim != 2 or len(self.pool) != K or int(self.pool.min()) < 0 or int(self.pool.max()) >= len(train):
+            raise InputError(f"subsets {list(self.pool.shape)}: need [{K}, M] of indices below {len(train)}, a row per member")
         self.train, self.valid, self.scale = train, valid, denoiser.noise.prior_scale
         self.moved = train.noise[self.pool]  # [K, M, *shape], x' in unit-variance noise
         self.train_features, self.valid_features = distance.features(train.target), distance.features(valid.target)
