@@ -147,6 +147,18 @@ def learn(
     learn_one(request, out, console)
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="EDM checkpoint (.pkl); nothing in it is executed.")],
+    target: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
+) -> None:
+    """Convert an EDM checkpoint to safetensors: its EMA weights, and what builds the network in the header."""
+    from .models.edm.opening import convert as convert_edm
+
+    convert_edm(source, target)
+    console.print(f"{target}: use it as --model edm:{target}", highlight=False, soft_wrap=True)
+
+
 SUMMARY = {
     "cell": "cell", "baseline": "best grid", "baseline_loss": "its loss", "loss": "learned", "gain": "gain", "eval_gain": "fresh gain",
     "baseline_fid": "FID grid", "fid": "FID learned", "teacher_fid": "FID teacher", "gamma": "gamma",
