@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.learn import LearnConfig
@@ -66,16 +66,23 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment with the hashes of its models' weights, from which every name follows."""
+    """An experiment with the hashes of its models' weights, from which every name follows.
+
+    conditionings: what the samples of a model are conditioned on (`LoadedModel.conditioning`), by label; the content of
+        prompts and classes files is in it, so that an edited file gives new pairs.
+    """
 
     experiment: Experiment
     model_hashes: dict[str, str]
+    conditionings: dict[str, str] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
         """What an output folder belongs to: everything that changes results; not the resources, not the name."""
         settings = self.experiment.model_dump(mode="json", exclude={"resources", "name"})
-        return digest({"format": FORMAT, "experiment": settings, "models": self.model_hashes})
+        settings |= {key: _plain_numbers(settings[key]) for key in ("learn", "search")}
+        models = {"models": self.model_hashes, "conditionings": self.conditionings}
+        return digest({"format": FORMAT, "experiment": settings, **models})
 
     @property
     def cells(self) -> list[Cell]:
@@ -87,7 +94,9 @@ class Plan:
         """What the teacher's pairs depend on."""
         e = self.experiment
         options = model.model_dump(mode="json", exclude={"name", "channels_last", "compile", "recompute"}, exclude_defaults=True)
-        return {"model": digest(options), "hash": self.model_hashes[model.label], "seed": e.seed} | e.teacher.model_dump()
+        made_by = {"model": digest(options), "hash": self.model_hashes[model.label], "seed": e.seed}
+        made_by |= {"conditioning": self.conditionings.get(model.label), "space": e.loss_space}
+        return made_by | e.teacher.model_dump()
 
     def teacher_key(self, model: Model) -> str:
         """Folder of the teacher's pairs."""
@@ -118,8 +127,8 @@ class Plan:
         return ranges
 
     def grid_points(self) -> list[dict[str, Any]]:
-        """Every combination of the grid axes."""
-        axes = self.experiment.search.grid
+        """Every combination of the grid axes; in the order of their names, so that the order in the file changes nothing."""
+        axes = dict(sorted(self.experiment.search.grid.items()))
         return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
     def trial(self, cell: Cell, values: dict[str, Any]) -> TrialSpec:
@@ -131,6 +140,7 @@ class Plan:
         merged = LearnConfig(**{**_typed(e.learn), **_typed(values), "seed": e.seed})
         learn = {name: getattr(merged, name) for name in LearnConfig.__dataclass_fields__}
         settings = {"learn": learn, "distance": distance, "starts": starts, "seeds": e.search.members.seeds}
+        settings["distance_options"] = e.distance_options(distance)
         key = digest({
             "settings": settings, "solver": cell.solver, "nfe": cell.nfe,
             "pairs": e.pairs.model_dump(), "teacher": self.teacher_meta(cell.model),
@@ -141,23 +151,34 @@ class Plan:
         """Key of the baseline rows of a cell."""
         e = self.experiment
         return "baseline-" + digest({
-            "solver": cell.solver, "nfe": cell.nfe, "starts": e.baselines, "distance": e.distance,
+            "solver": cell.solver, "nfe": cell.nfe, "starts": e.baselines,
+            "distances": {name: e.distance_options(name) for name in e.distances},
             "pairs": e.pairs.model_dump(), "teacher": self.teacher_meta(cell.model),
         })  # fmt: skip
 
     def cost(self) -> dict[str, int]:
-        """Estimate in network evaluations of one sample: a backward pass counts as two more."""
+        """Estimate in network evaluations of one sample, if no member stops early: a backward pass counts as two more."""
         e = self.experiment
-        trials = len(self.grid_points()) * e.search.rounds
         teacher = len(e.models) * sum(b - a for a, b in self.shards()) * e.teacher.nfe
         search = evaluate = 0
         for cell in self.cells:
-            trial = self.trial(cell, self.grid_points()[0])
-            epochs, members = trial.config.epochs, len(trial.members)
-            per_epoch = e.pairs.train * 4 + e.pairs.valid  # forward, backward, the move's check; validation
-            search += trials * members * epochs * per_epoch * cell.nfe
-            evaluate += (len(e.baselines) + members) * e.evaluate.samples * cell.nfe
+            trials = [self.trial(cell, point) for point in self.grid_points()]
+            search += len(e.baselines) * e.pairs.valid * cell.nfe
+            for trial in trials:
+                passes = 4 if trial.config.gamma else 3  # forward, backward, the check of the noise's moves
+                samples = trial.config.epochs * (e.pairs.train * passes + e.pairs.valid) + e.pairs.valid
+                search += e.search.rounds * len(trial.members) * samples * cell.nfe
+            evaluate += (len(e.baselines) + len(trials[0].members)) * e.evaluate.samples * cell.nfe
         return {"teach": teacher, "search": search, "evaluate": evaluate}
+
+
+def _plain_numbers(value: Any) -> Any:
+    """The same settings with every whole number as a float, so that 1 and 1.0 are the same setting."""
+    if isinstance(value, dict):
+        return {k: _plain_numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain_numbers(v) for v in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _typed(values: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,9 @@ def parse_experiment(data: Any, source: str = "experiment") -> Experiment:
     try:
         return Experiment.model_validate(data)
     except ValidationError as error:
-        lines = [f"{source}: {_explain(detail)}" for detail in error.errors()]
+        # a list whose only entry is wrong counts as too short as well; the entry's own complaint says it all
+        details = [d for d in error.errors() if d["type"] != "too_short" or not d["input"]]
+        lines = [f"{source}: {_explain(detail)}" for detail in details]
         raise InputError("\n".join(dict.fromkeys(lines))) from None
 
 
@@ -51,6 +53,8 @@ def _explain(detail: Any) -> str:
         return f"unknown key {key!r}: " + (f"did you mean {near[0]!r}? " if near else "") + f"known here: {', '.join(known)}"
     if kind == "missing":
         return f"key {key!r} is missing; add it"
+    if kind == "too_short":
+        return f"{key}: is empty; give at least {detail['ctx']['min_length']} value"
     message = detail["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(value, dict | list | BaseModel) else f" = {value!r}"
     return f"{key}{shown}: {message[0].lower()}{message[1:]}" if place else message

@@ -98,6 +98,16 @@ class Teacher(Strict):
     start: StartName = "karras"
 
 
+class Lpips(Strict):
+    """LPIPS.
+
+    trunk: weights file of its network, by default in torch.hub's folder.  upsample: enlarge images too small for it.
+    """
+
+    trunk: str | None = None
+    upsample: bool = False
+
+
 class PairCounts(Strict):
     """How many pairs each member trains on, and how many all of them are validated on."""
 
@@ -157,8 +167,13 @@ class Search(Strict):
                 values = [axis.low, axis.high] if isinstance(axis, Range) else list(axis)
                 if not isinstance(axis, Range):
                     _unique(f"{place}.{key}", tuple(axis))
+                if isinstance(axis, Range) and type(getattr(LearnConfig(), key, "")) not in (float, int):
+                    raise ValueError(f"{place}.{key}: low and high fit numbers only; give a list of values")
                 for value in values:
-                    check_axis_value(key, value)
+                    try:
+                        check_axis_value(key, value)
+                    except ValueError as error:
+                        raise ValueError(f"{place}.{key}: {error}") from None
         return self
 
 
@@ -202,6 +217,8 @@ class Experiment(Strict):
     teacher: Teacher = Teacher()
     pairs: PairCounts = PairCounts()
     distance: DistanceName = "l2"
+    lpips: Lpips = Lpips()
+    loss_space: Literal["image", "latent"] = "image"
     learn: dict[str, Value] = {}
     search: Search = Search()
     baselines: Annotated[tuple[StartName, ...], Field(min_length=1)] = ("uniform", "quadratic", "log_snr", "karras")
@@ -220,12 +237,29 @@ class Experiment(Strict):
             if key in self.search.grid or key in self.search.optuna:
                 raise ValueError(f"learn.{key} is fixed to {value!r} and searched as well: keep one")
             check_axis_value(key, value)
+        for name in self.distances:
+            if self.loss_space == "latent" and name not in ("l1", "l2"):
+                raise ValueError(f"loss_space: latent, but {name} compares images: use l2, l1 or loss_space: image")
+        networks = [n for n in self.distances if n.startswith("lpips")]
+        if self.lpips.trunk and len(networks) > 1:
+            raise ValueError(f"lpips.trunk = {self.lpips.trunk!r}: one file cannot serve {', '.join(networks)}; remove it")
         for solver in self.solvers:
             for nfe in self.nfe:
                 least = make_solver(solver).stages
                 if nfe < least:
                     raise ValueError(f"nfe: {nfe} evaluations are too few for {solver}, a step of which takes {least}")
         return self
+
+    @property
+    def distances(self) -> tuple[str, ...]:
+        """Every distance a trial may use, the experiment's own first."""
+        axes = self.search.grid | self.search.optuna
+        axis = axes.get("distance", ())
+        return tuple(dict.fromkeys([self.distance, *(() if isinstance(axis, Range) else map(str, axis))]))
+
+    def distance_options(self, name: str) -> dict[str, Any]:
+        """What else a distance depends on, for `make_distance` and for keys."""
+        return self.lpips.model_dump() if name.startswith("lpips") else {}
 
 
 def check_axis_value(key: str, value: Value) -> None:

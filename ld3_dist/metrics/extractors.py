@@ -27,6 +27,7 @@ class Extractor:
     """Images [B, C, H, W] in [-1, 1] -> features [B, F]; `maps` are those a perceptual distance compares.
 
     data: the images samples are compared with, where the model ships them.
+    class_scores: features [B, F] -> logits [B, classes], where a classifier's features make an Inception score.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Extractor:
     features: Callable[[Tensor], Tensor]
     maps: Callable[[Tensor], list[Tensor]]
     data: Tensor | None = None
+    class_scores: Callable[[Tensor], Tensor] | None = None
 
     def data_features(self) -> Tensor:
         """Features of the data [M, F], float32 on the CPU."""

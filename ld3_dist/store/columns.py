@@ -106,6 +106,7 @@ EVALUATIONS = _schema(
         _field("fid", pa.float64(), "Fréchet distance of the features to the reference"),
         _field("kid", pa.float64(), "kernel distance: unbiased squared MMD of the features to the reference"),
         _field("kid_std", pa.float64(), "standard deviation of the kernel distance over subsets"),
+        _field("inception_score", pa.float64(), "Inception score of the samples, where the extractor is Inception-v3"),
         _field("precision", pa.float64(), "fraction of the samples inside the reference's manifold"),
         _field("recall", pa.float64(), "fraction of the reference inside the samples' manifold"),
         _field("density", pa.float64(), "mean number of reference balls around a sample, over k"),

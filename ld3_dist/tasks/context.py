@@ -18,7 +18,7 @@ from ..core.learn import Pairs
 from ..core.sample import sample
 from ..core.solver import Solver, Tableau, make_solver
 from ..experiment.plan import Plan
-from ..experiment.settings import Model
+from ..experiment.settings import Experiment, Model
 from ..models import LoadedModel, ModelOptions, open_model
 from ..store.pairs import load_pairs, unpack_condition
 from ..store.storage import Storage
@@ -48,7 +48,17 @@ def open_settings(model: Model, device: str | None = None) -> LoadedModel:
     """The model of an experiment, open in this process."""
     device = device or default_device()
     options = model.model_dump(exclude={"model", "name"})
-    return keep(f"model {model.model_dump_json()} {device}", lambda: open_model(model.model, ModelOptions(device=device, **options)))
+    texts = [Path(file).stat().st_mtime_ns for file in (model.prompts, model.classes) if file and Path(file).is_file()]
+    key = f"model {model.model_dump_json()} {texts} {device}"
+    return keep(key, lambda: open_model(model.model, ModelOptions(device=device, **options)))
+
+
+def make_plan(experiment: Experiment) -> Plan:
+    """Open every model once, here, to know its hash. Raises InputError for a model that cannot be opened."""
+    opened = {model.label: open_settings(model, "cpu") for model in experiment.models}
+    return Plan(
+        experiment, {n: o.hash for n, o in opened.items()}, {n: o.conditioning for n, o in opened.items()}
+    )  # fmt: skip
 
 
 def pairs_of(plan: Plan, model: Model, storage: Storage, start: int, stop: int, device: str | None = None) -> Pairs:
@@ -62,19 +72,22 @@ def pairs_of(plan: Plan, model: Model, storage: Storage, start: int, stop: int, 
     return keep(f"pairs {place.url} {start} {stop} {device}", load)
 
 
-def distance_of(name: str, model: Model, device: str | None = None) -> Distance:
-    """A distance by name; `feature` uses the extractor the model comes with."""
-    opened = open_settings(model, device)
-    return keep(f"distance {name} {model.model_dump_json()} {device}", lambda: make_distance_for(name, opened, device))
+def distance_of(plan: Plan, name: str, model: Model, device: str | None = None) -> Distance:
+    """A distance by name, with the experiment's options; `feature` uses the extractor the model comes with."""
+    opened, options = open_settings(model, device), plan.experiment.distance_options(name)
+    key = f"distance {name} {options} {model.model_dump_json()} {device}"
+    return keep(key, lambda: make_distance_for(name, opened, device, **options))
 
 
-def make_distance_for(name: str, opened: LoadedModel, device: str | None) -> Distance:
-    """A distance by name for an open model."""
+def make_distance_for(
+    name: str, opened: LoadedModel, device: str | None, trunk: str | None = None, upsample: bool = False
+) -> Distance:
+    """A distance by name for an open model; trunk and upsample are LPIPS's."""
     from ..metrics.extractors import open_extractor
 
     device = device or default_device()
     extractor = open_extractor("auto", opened, device) if name == "feature" else None
-    return make_distance(name, extractor.maps if extractor else None).to(device)
+    return make_distance(name, extractor.maps if extractor else None, trunk=trunk, upsample=upsample).to(device)
 
 
 def make_samples(opened: LoadedModel, tableau: Tableau, pairs: Pairs, batch: int) -> torch.Tensor:

@@ -28,6 +28,7 @@ from ..store.schedules import read_schedule
 from ..store.storage import Storage
 from ..store.tables import write_table
 from .context import distance_of, keep, make_samples, open_settings, pairs_of, provenance, where
+from .space import in_loss_space, to_images
 
 PART = 500
 
@@ -79,14 +80,15 @@ def sample_part(plan: Plan, item: Item, storage: Storage, start: int, stop: int,
     if item.kind == "teacher":
         made = pairs.target
     else:
-        made = make_samples(opened, schedule_tableau(item, opened, storage), pairs, batch)
-    distance = distance_of(plan.experiment.distance, item.model, device)
+        made = make_samples(in_loss_space(plan, opened), schedule_tableau(item, opened, storage), pairs, batch)
+    distance = distance_of(plan, plan.experiment.distance, item.model, device)
     with torch.no_grad():
         losses = [
             distance.between(distance.features(made[i]), distance.features(pairs.target[i]))
             for i in torch.arange(len(made)).split(batch)
         ]
-        features = [extractor.features(made[i]) for i in torch.arange(len(made)).split(batch)] if extractor else []
+        images = to_images(plan, opened, made, batch) if extractor else made
+        features = [extractor.features(part) for part in images.split(batch)] if extractor else []
     tensors = {"loss": torch.cat(losses).double().cpu()}
     if features:
         tensors["features"] = torch.cat(features).float().cpu()
@@ -123,6 +125,11 @@ def finish(
     if features is not None and reference is not None and extractor is not None:
         record |= {"extractor": extractor.name, "extractor_hash": extractor.hash, "reference": name}
         record |= score(features, reference)
+    if features is not None and extractor is not None and extractor.class_scores is not None:
+        from ..metrics.inception import inception_score
+
+        record |= {"extractor": extractor.name, "extractor_hash": extractor.hash}
+        record["inception_score"] = inception_score(extractor.class_scores(features))
     record["seconds"] = seconds + time.perf_counter() - clock
     if item.kind == "learned":
         _complete_schedule(storage, item.key, record, others)
@@ -141,7 +148,8 @@ def pictures(
     start = plan.eval_range[0]
     pairs = pairs_of(plan, learned.model, storage, start, start + plan.experiment.evaluate.pictures, device)
     made = {item.kind: make_samples(opened, schedule_tableau(item, opened, storage), pairs, len(pairs)) for item in (baseline, learned)}
-    tensors = {name: value.float().cpu().contiguous() for name, value in {"teacher": pairs.target, **made}.items()}
+    target = to_images(plan, opened, pairs.target, len(pairs))
+    tensors = {name: value.float().cpu().contiguous() for name, value in {"teacher": target, **made}.items()}
     storage.write_bytes(
         f"samples/{learned.cell.id.replace('/', '_')}.safetensors", save_tensors(tensors, {"cell": learned.cell.id})
     )
@@ -180,6 +188,7 @@ def _data_halves(extractor: Extractor) -> tuple[Tensor, Tensor, str]:
 
 def _complete_schedule(storage: Storage, key: str, record: dict[str, Any], others: Mapping[str, Any]) -> None:
     schedule = read_schedule(storage, f"schedules/{key}.json")
-    names = ("eval_loss", "eval_loss_sem", "fid", "kid", "precision", "recall", "density", "coverage")
+    names = ("eval_loss", "eval_loss_sem", "fid", "kid", "inception_score")
+    names += ("precision", "recall", "density", "coverage")
     metrics = {name: record[name] for name in names if record.get(name) is not None and math.isfinite(record[name])}
     replace(schedule, metrics=metrics, baselines=dict(others)).write(storage, f"schedules/{key}.json")

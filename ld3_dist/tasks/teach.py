@@ -16,6 +16,7 @@ from ..models import LoadedModel
 from ..store.pairs import Manifest, ShardRecord, pack_condition, survey, write_shard
 from ..store.storage import Storage
 from .context import make_samples, open_settings, teacher_tableau
+from .space import in_loss_space
 
 
 def make_shard(plan: Plan, model: Model, storage: Storage, start: int, stop: int, device: str | None = None) -> ShardRecord:
@@ -23,9 +24,11 @@ def make_shard(plan: Plan, model: Model, storage: Storage, start: int, stop: int
 
     Raises BadShard where the teacher produced something that is not finite.
     """
-    opened = open_settings(model, device)
+    opened = in_loss_space(plan, open_settings(model, device))
     if opened.hash != plan.model_hashes[model.label]:
         raise InputError(f"model {model.label}: its weights here are not those of the driver; install the same everywhere")
+    if opened.conditioning != plan.conditionings.get(model.label, opened.conditioning):
+        raise InputError(f"model {model.label}: its prompts or classes here are not the driver's; copy the same file everywhere")
     place = storage.child(f"pairs/{plan.teacher_key(model)}")
     seed, indices = plan.experiment.seed, range(start, stop)
     noise = draw_noise(seed, indices, tuple(opened.denoiser.shape))

@@ -20,6 +20,7 @@ from ..store.schedules import Schedule, noise_to_dict
 from ..store.storage import Storage
 from ..store.tables import write_table
 from .context import distance_of, make_samples, now, open_settings, pairs_of, provenance, start_knots, where
+from .space import in_loss_space
 
 COLLAPSED = 1e-4
 """Two knots closer than this fraction of the lambda range: the grid has lost a step."""
@@ -85,8 +86,8 @@ def progress_of(plan: Plan, spec: TrialSpec, storage: Storage, device: str | Non
     count = plan.experiment.pairs.train
     subsets = torch.stack([torch.arange(count) + seed * count for seed, _ in spec.members])
     yield from learn(
-        opened.denoiser, solver, torch.stack([knots[s] for _, s in spec.members]), train, valid,
-        distance_of(spec.settings["distance"], model, device), spec.config, nfe=cell.nfe,
+        in_loss_space(plan, opened).denoiser, solver, torch.stack([knots[s] for _, s in spec.members]), train, valid,
+        distance_of(plan, spec.settings["distance"], model, device), spec.config, nfe=cell.nfe,
         seeds=[plan.experiment.seed * 1000 + seed for seed, _ in spec.members], subsets=subsets,
     )  # fmt: skip
 
@@ -94,7 +95,7 @@ def progress_of(plan: Plan, spec: TrialSpec, storage: Storage, device: str | Non
 def run_baselines(plan: Plan, cell: Cell, storage: Storage, device: str | None = None) -> None:
     """Measure every hand-made grid of a cell on the held-out pairs and write their rows."""
     started, clock = now(), time.perf_counter()
-    opened, solver = open_settings(cell.model, device), make_solver(cell.solver)
+    opened, solver = in_loss_space(plan, open_settings(cell.model, device)), make_solver(cell.solver)
     valid = pairs_of(plan, cell.model, storage, *plan.valid_range, device)
     train = pairs_of(plan, cell.model, storage, *plan.train_range(), device)
     rows = []
@@ -102,8 +103,8 @@ def run_baselines(plan: Plan, cell: Cell, storage: Storage, device: str | None =
         knots = start_knots(name, opened, solver, cell.nfe, train)
         grid = solver.coupled(opened.denoiser.noise, knots, cell.nfe)
         made = make_samples(opened, solver.tableau(opened.denoiser.noise, grid), valid, plan.experiment.resources.batch)
-        for distance_name in distances_of(plan):
-            distance = distance_of(distance_name, cell.model, device)
+        for distance_name in plan.experiment.distances:
+            distance = distance_of(plan, distance_name, cell.model, device)
             loss = distance.between(distance.features(made), distance.features(valid.target)).double().mean().item()
             row = row_of(plan, cell, opened, distance_name, grid) | {
                 "key": f"{plan.baseline_key(cell)}-{name}-{distance_name}", "kind": "baseline", "start": name,
@@ -113,13 +114,6 @@ def run_baselines(plan: Plan, cell: Cell, storage: Storage, device: str | None =
             rows.append(judge(row))
     seconds = (time.perf_counter() - clock) / len(rows)
     write_table(storage, "rows", plan.baseline_key(cell), [row | {"seconds": seconds} for row in rows])
-
-
-def distances_of(plan: Plan) -> list[str]:
-    """Every distance a trial of this experiment may use."""
-    search = plan.experiment.search
-    axis = search.grid.get("distance") or search.optuna.get("distance") or ()
-    return list(dict.fromkeys([plan.experiment.distance, *(str(v) for v in axis)])) if isinstance(axis, tuple) else []
 
 
 def row_of(plan: Plan, cell: Cell, opened: LoadedModel, distance: str, grid: Grid) -> dict[str, Any]:
@@ -149,6 +143,8 @@ def judge(row: dict[str, Any]) -> dict[str, Any]:
     """Set the status of a row from its numbers."""
     if not math.isfinite(row["valid_loss"]):
         row |= {"status": "diverged", "message": f"the held-out loss was {row['valid_loss']} from the start on"}
+    elif row["kind"] == "learned" and not math.isfinite(row["train_loss"]):
+        row |= {"status": "diverged", "message": f"the training loss of the last epoch was {row['train_loss']}"}
     elif row["kind"] == "learned" and row["min_gap"] < COLLAPSED:
         row |= {"status": "collapsed", "message": f"two knots are {row['min_gap']:.1e} of the lambda range apart"}
     return row
