@@ -51,7 +51,7 @@ def _bars(events: Iterable[Event], console: Console) -> None:
                 state = state or "starting workers" if event.done == 0 else state
             progress.update(bars[event.stage], completed=event.done, total=event.total, state=state)
             if event.message:
-                progress.console.print(event.message, highlight=False, style="yellow" if "failed" in event.message else "dim")
+                progress.console.print(event.message, highlight=False, markup=False, style="yellow" if "failed" in event.message else "dim")
 
 
 def _lines(events: Iterable[Event], console: Console) -> None:
@@ -62,4 +62,4 @@ def _lines(events: Iterable[Event], console: Console) -> None:
             last[event.stage] = time.monotonic()
             tail = f"  {event.message}" if event.message else ""
             state = f" ({describe(event)})" if describe(event) else ""
-            console.print(f"{STAGES[event.stage]}: {event.done}/{event.total}{state}{tail}", highlight=False, soft_wrap=True)
+            console.print(f"{STAGES[event.stage]}: {event.done}/{event.total}{state}{tail}", highlight=False, markup=False, soft_wrap=True)

@@ -65,7 +65,7 @@ def run_trial(
             "key": f"{spec.key}-{m}", "kind": "learned", "member": m, "start_loss": valid_curve[0][m].item(),
             "train_loss": progress.train[m].item(), "valid_loss": progress.best_valid[m].item(),
             "best_epoch": int(progress.best_epoch[m]), "epochs_run": progress.epoch,
-            "network_evals": progress.network_evals // len(spec.members),
+            "network_evals": progress.network_evals // len(spec.members), "train_pairs": plan.experiment.pairs.train,
             "train_curve": curves[0][m], "valid_curve": curves[1][m],
             "seconds": seconds / len(spec.members), "started": started, **where(device),
         }  # fmt: skip
@@ -171,6 +171,7 @@ def failed_rows(plan: Plan, spec: TrialSpec, numbers: dict[str, int], message: s
         {name: getattr(spec.config, name) for name in names} | numbers | provenance() | {
             "key": f"{spec.key}-{m}", "experiment": plan.fingerprint, "kind": "learned", "cell": cell.id, "member": m,
             "model": cell.model.label, "solver": cell.solver, "nfe": cell.nfe, "steps": cell.steps,
+            "train_pairs": plan.experiment.pairs.train, "valid_pairs": plan.experiment.pairs.valid,
             "distance": spec.settings["distance"], "seed": seed, "start": start, "status": "failed", "message": message,
             "settings": json.dumps(spec.settings | {"seed": seed, "start": start}, sort_keys=True), "started": now(),
         }
