@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .core.errors import InputError
@@ -65,10 +66,10 @@ def _stages(experiment: Path, output: str | None, address: str | None, stages: t
     try:
         show_events(run.run(), console)
     except KeyboardInterrupt:
-        console.print(f"\nInterrupted; everything finished is kept in {place}. Go on with:\n  {again}", highlight=False)
+        console.print(f"\nInterrupted; everything finished is kept in {place}. Go on with:\n  {again}", highlight=False, markup=False)
         raise typer.Exit(1) from None
     except RuntimeError as error:
-        console.print(f"[red]Stopped:[/red] {error}\nGo on with:\n  {again}", highlight=False)
+        console.print(f"[red]Stopped:[/red] {escape(str(error))}\nGo on with:\n  {escape(again)}", highlight=False)
         raise typer.Exit(1) from None
     if "evaluate" in stages or "search" in stages:
         _finish(place)
@@ -107,20 +108,23 @@ def show(experiment: ExperimentFile) -> None:
     """Show a resolved experiment: its cells, trials and members, and what it costs in network evaluations."""
     import yaml
 
-    from .cluster.sweep import make_plan
     from .experiment import load_experiment
+    from .tasks.context import plan_as_far_as_known
 
     settings = load_experiment(experiment)
-    plan = make_plan(settings)
+    plan, absent = plan_as_far_as_known(settings)
+    fingerprint = "unknown until the weights are there" if absent else plan.fingerprint
     console.print(yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False), highlight=False)
     points, rounds = plan.grid_points(), settings.search.rounds
     members = len(plan.trial(plan.cells[0], points[0]).members)
-    table = Table(title=f"{settings.name}: {len(plan.cells)} cells, fingerprint {plan.fingerprint}")
+    table = Table(title=f"{settings.name}: {len(plan.cells)} cells, fingerprint {fingerprint}")
     for column in ("cell", "steps", "trials", "members each"):
         table.add_column(column, justify="left" if column == "cell" else "right")
     for cell in plan.cells:
         table.add_row(cell.id, str(cell.steps), str(len(points) * rounds), str(members))
     console.print(table)
+    for reason in absent:
+        console.print(f"[yellow]Not there yet:[/yellow] {escape(reason)}", highlight=False, soft_wrap=True)
     cost = plan.cost()
     console.print("Network evaluations (of one sample): " + ", ".join(f"{k} {v:,}" for k, v in cost.items()) + f"; all {sum(cost.values()):,}")
 
@@ -195,12 +199,28 @@ def _cell_text(name: object, value: object) -> str:
     return f"{value:.2f}x" if "gain" in str(name) else f"{value:.3g}"
 
 
+@app.command()
+def doctor(
+    experiment: ExperimentFile,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Also check this folder or URL for results.")] = None,
+) -> None:
+    """Check everything an experiment needs (weights, extras, memory, GPUs, storage) before anything runs.
+
+    Writes and downloads nothing. Exits with 2 if something is missing, and says where to get it.
+    """
+    from .doctor import examine, print_checks
+    from .experiment import load_experiment
+
+    if print_checks(examine(load_experiment(experiment), output), console):
+        raise typer.Exit(2)
+
+
 def main() -> None:
     """Entry point: turns bad input into one message and exit code 2."""
     try:
         app()
     except InputError as error:
-        Console(stderr=True).print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
 
 

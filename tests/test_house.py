@@ -20,7 +20,7 @@ FLOORS = {
     "experiment": 7,
     "tasks": 7.5,
     "cluster": 8, "report": 8,
-    "single": 8.5, "live": 8.5,
+    "single": 8.5, "live": 8.5, "doctor": 8.5,
     "diffusers": 8,  # schedules inside others' pipelines
     "cli": 9,
     "__init__": 9,

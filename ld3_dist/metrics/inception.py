@@ -1,8 +1,9 @@
 """Inception-v3 as used for FID, through torch-fidelity, with weights from a local file (`inception:FILE`).
 
 Images in [-1, 1] become 8-bit pixels, floor(127.5 x + 128) cut to [0, 255], as reference statistics are made; the
-library enlarges them to 299 x 299 as the original TensorFlow graph does. Features are the 2048 numbers f before the last
-layer; that layer's outputs W f (without its bias, as in published scores) give the Inception score (Salimans et al. 2016):
+library enlarges them to 299 x 299 as the original TensorFlow graph does. Features are the 2048 numbers f before the
+last layer; that layer's outputs W f (without its bias, as in published scores) give the Inception score (Salimans et
+al. 2016):
 
     exp E_x KL( p(y | x) || p(y) ),    p(y | x) = softmax(W f(x))
 

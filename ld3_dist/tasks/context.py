@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..core.distance import Distance, make_distance
+from ..core.errors import InputError
 from ..core.grid import discretize
 from ..core.learn import Pairs
 from ..core.sample import sample
@@ -59,6 +60,24 @@ def make_plan(experiment: Experiment) -> Plan:
     return Plan(
         experiment, {n: o.hash for n, o in opened.items()}, {n: o.conditioning for n, o in opened.items()}
     )  # fmt: skip
+
+
+def plan_as_far_as_known(experiment: Experiment) -> tuple[Plan, list[str]]:
+    """The plan, and what is not there yet: a model read from files may be absent, its hash is "unknown" then.
+
+    Names of cells and the cost need no weights; keys and the fingerprint do. Raises InputError for any other kind of model.
+    """
+    opened: dict[str, LoadedModel] = {}
+    absent = []
+    for model in experiment.models:
+        try:
+            opened[model.label] = open_settings(model, "cpu")
+        except InputError as error:
+            if not model.model.startswith(("edm:", "diffusers:")):
+                raise
+            absent.append(str(error))
+    hashes = {m.label: opened[m.label].hash if m.label in opened else "unknown" for m in experiment.models}
+    return Plan(experiment, hashes, {name: found.conditioning for name, found in opened.items()}), absent
 
 
 def pairs_of(plan: Plan, model: Model, storage: Storage, start: int, stop: int, device: str | None = None) -> Pairs:

@@ -1,0 +1,100 @@
+"""What learning takes, measured without running a network or allocating anything: memory of a batch, pairs on disk.
+
+A pass over tensors that have shapes but no data (fake tensors) tells which tensors autograd would keep. What it keeps
+for two samples minus what it keeps for one is what a sample costs; weights and constants cancel. A learning step keeps,
+for members x batch samples,
+
+    NFE evaluations of the network  +  one decoding and the features of the distance
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.denoiser import Condition, map_condition
+from ..core.distance import Distance
+from ..experiment.plan import Plan
+from ..experiment.settings import Model
+from ..models import LoadedModel
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes: of the weights, of what one sample keeps in one evaluation, and of what its decoding and distance keep."""
+
+    weights: int
+    evaluation: int
+    comparison: int
+
+    def step(self, samples: int, nfe: int) -> int:
+        """Of a learning step of so many samples (members x batch) at once."""
+        return self.weights + samples * (nfe * self.evaluation + self.comparison)
+
+
+def footprint(opened: LoadedModel, distance: Distance | None) -> Footprint:
+    """Measure a model and a distance; None leaves the distance out.
+
+    Raises whatever a model raises that needs values, not shapes (user code may).
+    """
+    denoiser, shape = opened.denoiser, tuple(opened.denoiser.shape)
+    condition = opened.draw_condition(0, range(2))
+    t = 0.5 * (denoiser.noise.t_min + denoiser.noise.t_max)
+
+    def evaluate(x: Tensor, condition: Condition) -> Any:
+        return denoiser(x, torch.full((len(x),), t), condition)
+
+    def compare(x: Tensor, _: Condition) -> Any:
+        image = denoiser.decode(x)
+        return image if distance is None else distance.features(image)
+
+    return Footprint(
+        sum(_bytes(m) for m in (denoiser, distance) if isinstance(m, nn.Module)),
+        _per_sample(evaluate, shape, condition),
+        _per_sample(compare, shape, condition),
+    )
+
+
+def pairs_bytes(plan: Plan, model: Model, opened: LoadedModel) -> int:
+    """What the teacher's pairs of a model take on disk, conditions included."""
+    samples = sum(stop - start for start, stop in plan.shards())
+    shape = opened.denoiser.shape if plan.experiment.loss_space == "latent" else opened.image_shape
+    condition, sizes = opened.draw_condition(0, range(1)), [0]
+    map_condition(lambda c: sizes.append(c.nbytes) or c, condition)
+    return samples * (4 * (prod(opened.denoiser.shape) + prod(shape)) + sum(sizes))
+
+
+def readable(count: float) -> str:
+    """1536 -> '1.5 kB'; powers of 1000, as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.4g} TB"
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _per_sample(run: Callable[[Tensor, Condition], Any], shape: tuple[int, ...], condition: Condition) -> int:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    def kept(samples: int) -> int:
+        found: dict[int, Tensor] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            found[tensor.untyped_storage()._cdata] = tensor  # holding it keeps its storage's address from being reused
+            return tensor
+
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.autograd.graph.saved_tensors_hooks(pack, lambda s: s):
+            x = torch.empty(samples, *shape, requires_grad=True)
+            run(x, map_condition(lambda c: torch.empty(samples, *c.shape[1:], dtype=c.dtype), condition))
+        return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+
+    return max(0, kept(2) - kept(1))

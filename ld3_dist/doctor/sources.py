@@ -1,0 +1,43 @@
+"""Where the files that experiments name can be had: text for messages; nothing here downloads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..core.distance import TRUNK_FILES
+from ..metrics.inception import FILE as INCEPTION_FILE
+from ..metrics.inception import SOURCE as INCEPTION_SOURCE
+from ..models.edm.opening import PUBLISHED
+
+_REFERENCES = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/"
+_BATCHES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/"
+_EDM = (
+    *(f"edm-cifar10-32x32-{kind}" for kind in ("uncond-vp", "uncond-ve", "cond-vp", "cond-ve")),
+    *(f"edm-{data}-64x64-uncond-{kind}" for data in ("ffhq", "afhqv2") for kind in ("vp", "ve")),
+    "edm-imagenet-64x64-cond-adm",
+)
+
+FILES: dict[str, str] = {
+    **{f"{name}.pkl": f"{PUBLISHED}{name}.pkl" for name in _EDM},
+    **{file: f"https://download.pytorch.org/models/{file}" for file in TRUNK_FILES.values()},
+    INCEPTION_FILE: INCEPTION_SOURCE,
+    **{f"{name}.npz": f"{_REFERENCES}{name}.npz" for name in ("cifar10-32x32", "ffhq-64x64", "afhqv2-64x64")},
+    "imagenet-64x64.npz": f"{_REFERENCES}imagenet-64x64.npz",
+    "VIRTUAL_lsun_bedroom256.npz": f"{_BATCHES}lsun/bedroom/VIRTUAL_lsun_bedroom256.npz",
+    "VIRTUAL_imagenet256_labeled.npz": f"{_BATCHES}imagenet/256/VIRTUAL_imagenet256_labeled.npz",
+    # folders of diffusers pipelines, by the name the experiments give them
+    "stable-diffusion-v1-4": "hub id CompVis/stable-diffusion-v1-4",
+    "stable-diffusion-v1-5": "hub id stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stable-diffusion-3-medium-diffusers": "hub id stabilityai/stable-diffusion-3-medium-diffusers",
+    "FLUX.1-dev": "hub id black-forest-labs/FLUX.1-dev",
+    "DiT-XL-2-256": "hub id facebook/DiT-XL-2-256",
+    "ldm-lsun-bedroom-256": "https://ommer-lab.com/files/latent-diffusion/lsun_bedrooms.zip, converted by diffusers' "
+    "scripts/convert_ldm_original_checkpoint_to_diffusers.py",
+}
+"""Name of a file or folder -> where it is published."""
+
+
+def where_from(path: str) -> str:
+    """A remedy for a file that is missing; empty where its name is not a published one."""
+    place = FILES.get(Path(path).name)
+    return "" if place is None else f"get it from {place}"
