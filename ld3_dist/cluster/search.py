@@ -1,4 +1,7 @@
-"""The search stage: a Ray Tune run over the trials of all cells. Its truth are the rows; Tune's own state is scratch."""
+"""The search stage: a Ray Tune run over the trials of all cells.
+
+Its truth are the rows; Tune's own state is scratch.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,9 @@ def read_outcome(storage: Storage, spec: TrialSpec) -> Outcome | None:
     rows = read_records(storage, "rows", spec.key)
     if not rows or any(row["status"] == "failed" for row in rows):
         return None
-    return outcome_of(spec, [row | {"valid_loss": float("inf") if row["valid_loss"] is None else row["valid_loss"]} for row in rows])
+    return outcome_of(
+        spec, [row | {"valid_loss": float("inf") if row["valid_loss"] is None else row["valid_loss"]} for row in rows]
+    )
 
 
 def trainable(config: dict[str, Any], plan: Plan, place: str, threads: int) -> None:
@@ -63,7 +68,9 @@ def trainable(config: dict[str, Any], plan: Plan, place: str, threads: int) -> N
         try:
             outcome = run_trial(plan, spec, storage, numbers, on_progress=Reporter(plan.experiment.search.asha))
         except Exception as error:
-            record_failure(storage, "search", spec.key, attempt, f"{type(error).__name__}: {error}", traceback.format_exc())
+            record_failure(
+                storage, "search", spec.key, attempt, f"{type(error).__name__}: {error}", traceback.format_exc()
+            )
             raise
     objective = min(outcome.objective, 1e9)  # a study must hear a number; the rows say what it was
     tune.report({"objective": objective, "status": outcome.status})
@@ -94,11 +101,18 @@ def record_failure(
     write_table(storage, "failures", f"{stage}-{item.replace('/', '_')}-{attempt}-{time.time_ns():x}", [record])
 
 
+def last_failure(storage: Storage, key: str) -> str:
+    """Why a trial failed last, from the failures table; a worker that was killed could not write there."""
+    mine = read_table(storage, "failures").query("item == @key")
+    reasons = mine.sort_values(by="attempt", kind="stable")["reason"].tolist()
+    return reasons[-1] if reasons else "the worker died"
+
+
 class Watcher(Callback):
     """Turns Tune's callbacks into events of the sweep."""
 
-    def __init__(self, events: queue.Queue[TrialEvent | None], searcher: CellSearcher) -> None:
-        self.events, self.searcher = events, searcher
+    def __init__(self, events: queue.Queue[TrialEvent | None], storage: Storage) -> None:
+        self.events, self.storage = events, storage
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore we never do; a queue cannot go along."""
@@ -116,8 +130,8 @@ class Watcher(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed for good."""
-        message = str(trial.get_error() or "").strip().splitlines() or ["the worker died"]
-        self.events.put(TrialEvent("failed", trial.config["cell"], trial.config["key"], message=message[-1]))
+        key = trial.config["key"]
+        self.events.put(TrialEvent("failed", trial.config["cell"], key, message=last_failure(self.storage, key)))
 
 
 class StopSwitch(Stopper):
@@ -138,7 +152,9 @@ class StopSwitch(Stopper):
 class SearchRun:
     """A Tune run in a thread of its own, so that the sweep goes on teaching and showing what happens."""
 
-    def __init__(self, plan: Plan, storage: Storage, ready: set[str], scratch: str, sizes: dict[str, float], limit: int) -> None:
+    def __init__(
+        self, plan: Plan, storage: Storage, ready: set[str], scratch: str, sizes: dict[str, float], limit: int
+    ) -> None:
         self.plan, self.storage, self.scratch, self.sizes = plan, storage, scratch, sizes
         self.searcher = CellSearcher(plan, lambda spec: read_outcome(storage, spec), ready, limit)
         self.limit, self.switch = limit, StopSwitch()
@@ -191,7 +207,7 @@ class SearchRun:
                 name=f"search-{time.time_ns():x}", storage_path=self.scratch, verbose=0, stop=self.switch,
                 failure_config=FailureConfig(max_failures=e.resources.retries),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
-                callbacks=[Watcher(self.events, self.searcher), *_callbacks(self.plan)],
+                callbacks=[Watcher(self.events, self.storage), *_callbacks(self.plan)],
             ),
         )  # fmt: skip
 
@@ -200,10 +216,8 @@ class SearchRun:
         for proposal in self.searcher.failed:
             spec, tried = proposal.spec, self.plan.experiment.resources.retries + 1
             numbers = {"trial": proposal.number, "generation": proposal.generation, "attempts": tried}
-            reasons = read_table(self.storage, "failures")
-            mine = reasons[reasons["item"] == spec.key]["reason"].tolist()
-            message = mine[-1] if mine else "the worker died"
-            write_table(self.storage, "rows", spec.key, failed_rows(self.plan, spec, numbers, message))
+            rows = failed_rows(self.plan, spec, numbers, last_failure(self.storage, spec.key))
+            write_table(self.storage, "rows", spec.key, rows)
 
 
 def _scheduler(plan: Plan) -> Any:

@@ -16,13 +16,13 @@ from typing import Any
 import ray
 
 from ..core.errors import InputError
-from ..experiment.plan import FORMAT, Plan
+from ..experiment.plan import FORMAT, Cell, Plan
 from ..experiment.settings import Experiment
 from ..store.lock import acquire
 from ..store.results import load_results
 from ..store.storage import Storage
 from ..store.tables import read_table
-from ..tasks.context import make_plan
+from ..tasks.context import make_plan, open_settings
 from ..tasks.evaluate import Item, finish, part_name, pictures, sample_part, teacher_item
 from ..tasks.teach import make_shard, missing_shards, seal
 from ..tasks.trial import run_baselines
@@ -100,7 +100,9 @@ class Sweep:
         count = min(sizes.actors, max(len(tasks), 1))
         return Pool(count, sizes.actor["cpu"], sizes.actor["gpu"], asked.retries, asked.deadline)
 
-    def _work(self, stage: str, sizes: Sizes, tasks: list[Task], on_done: Callable[[Done], None] | None = None) -> Iterator[Event]:
+    def _work(
+        self, stage: str, sizes: Sizes, tasks: list[Task], on_done: Callable[[Done], None] | None = None
+    ) -> Iterator[Event]:
         """Run tasks on a pool and report them as events of a stage."""
         done = failed = 0
         if tasks:
@@ -132,7 +134,9 @@ class Sweep:
         before = self.failures
         yield from self._work("teach", sizes, tasks)
         if self.failures > before:
-            raise RuntimeError(f"teacher pairs of {model.label} could not all be made; see the failures table, then run again")
+            raise RuntimeError(
+                f"teacher pairs of {model.label} could not all be made; see the failures table, then run again"
+            )
         seal(plan, model, self.storage)
         total = len(plan.shards())
         yield Event("teach", total, total, message=f"{model.label}: {total} shards of teacher pairs complete")
@@ -179,11 +183,13 @@ class Sweep:
         for task in parts:
             seconds.setdefault(task.arguments[1].key, 0.0)
         yield from self._work("evaluate", sizes, parts, count)
-        scored = [Task(item.key, finish, (plan, item, self.storage, seconds[item.key], others(frame, item))) for item in items]
+        scored = [
+            Task(item.key, finish, (plan, item, self.storage, seconds[item.key], others(frame, item))) for item in items
+        ]
         drawn = [
             Task(f"pictures-{learned.key}", pictures, (plan, baseline, learned, self.storage))
-            for baseline, learned in picture_pairs(plan, frame)
-            if plan.experiment.evaluate.pictures and not self.storage.exists(f"samples/{learned.cell.id.replace('/', '_')}.safetensors")  # type: ignore[union-attr]
+            for cell, baseline, learned in picture_pairs(plan, frame)
+            if not self.storage.exists(f"samples/{cell.id.replace('/', '_')}.safetensors")
         ]
         yield from self._work("score", sizes, scored + drawn)
         for item in [*items, *(teacher_item(plan, m) for m in plan.experiment.models)]:
@@ -192,14 +198,17 @@ class Sweep:
 
 
 def check_claim(storage: Storage, plan: Plan) -> bool:
-    """True if the folder is this experiment's, False if it is nobody's. Raises InputError for another's, or a newer format."""
+    """Is the folder this experiment's? Or nobody's (False)? Raises InputError for another's, or a newer format."""
     if storage.exists("experiment.json"):
         found = json.loads(storage.read_bytes("experiment.json"))
         if found.get("format", 0) > FORMAT:
-            raise InputError(f"{storage.url}: written by a newer ld3_dist (format {found['format']}); update, or use another folder")
+            raise InputError(
+                f"{storage.url}: written by a newer ld3_dist (format {found['format']}); update, or use another folder"
+            )
         if found.get("fingerprint") != plan.fingerprint:
             raise InputError(
-                f"{storage.url}: holds another experiment ({found.get('name')!r}, fingerprint {found.get('fingerprint')}; this is "
+                f"{storage.url}: holds another experiment ({found.get('name')!r}, fingerprint "
+                f"{found.get('fingerprint')}; this is "
                 f"{plan.fingerprint}); choose another --output, or remove that folder"
             )
         return True
@@ -229,9 +238,8 @@ def clean(storage: Storage) -> None:
 
 def best_gain(storage: Storage) -> float | None:
     """Largest gain over the best baseline so far."""
-    frame = load_results(storage)
-    gains = frame[(frame["kind"] == "learned") & (frame["status"] == "ok")]["gain"].dropna()
-    return float(gains.max()) if len(gains) else None
+    gains = load_results(storage).query("kind == 'learned' and status == 'ok' and gain.notna()")["gain"]
+    return max(gains.tolist(), default=None)
 
 
 def evaluation_items(plan: Plan, frame: Any) -> list[Item]:
@@ -251,15 +259,17 @@ def evaluation_items(plan: Plan, frame: Any) -> list[Item]:
     return items
 
 
-def picture_pairs(plan: Plan, frame: Any) -> list[tuple[Item, Item]]:
-    """Best baseline and best learned row of every cell that has both."""
+def picture_pairs(plan: Plan, frame: Any) -> list[tuple[Cell, Item, Item]]:
+    """Best baseline and best learned row of every cell that has both, and whose samples are images."""
     pairs = []
-    for cell in plan.cells:
+    for cell in plan.cells if plan.experiment.evaluate.pictures else []:
+        if len(open_settings(cell.model, "cpu").image_shape) != 3:
+            continue
         here = frame[(frame["cell"] == cell.id) & (frame["status"] == "ok")]
         base = here[here["kind"] == "baseline"].sort_values("valid_loss")
         best = here[here["best"]]
         if len(base) and len(best):
-            pairs.append((_item(base.iloc[0].to_dict(), cell), _item(best.iloc[0].to_dict(), cell)))
+            pairs.append((cell, _item(base.iloc[0].to_dict(), cell), _item(best.iloc[0].to_dict(), cell)))
     return pairs
 
 

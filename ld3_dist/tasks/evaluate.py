@@ -58,7 +58,8 @@ def schedule_tableau(item: Item, opened: LoadedModel, storage: Storage) -> Table
     """The table of an item: a learned row's from its schedule file, a baseline's from its grid."""
     if item.kind == "learned":
         return read_schedule(storage, f"schedules/{item.key}.json").tableau
-    assert item.grid is not None and item.cell is not None
+    assert item.grid is not None
+    assert item.cell is not None
     knots, evals = (torch.tensor(item.grid[name], dtype=torch.float64) for name in ("knots", "evals"))
     return make_solver(item.cell.solver).tableau(opened.denoiser.noise, Grid(knots, evals))
 
@@ -137,17 +138,18 @@ def finish(
     return {k: record.get(k) for k in ("key", "eval_loss", "fid")}
 
 
-def pictures(
-    plan: Plan, baseline: Item, learned: Item, storage: Storage, device: str | None = None
-) -> None:
-    """A few samples of teacher, best baseline and best learned schedule of a cell, from the same noise, for the report."""
+def pictures(plan: Plan, baseline: Item, learned: Item, storage: Storage, device: str | None = None) -> None:
+    """A few samples of a cell's teacher, best baseline and best learned schedule, from the same noise."""
     assert learned.cell is not None
     opened = open_settings(learned.model, device)
     if len(opened.image_shape) != 3:
         return
-    start = plan.eval_range[0]
-    pairs = pairs_of(plan, learned.model, storage, start, start + plan.experiment.evaluate.pictures, device)
-    made = {item.kind: make_samples(opened, schedule_tableau(item, opened, storage), pairs, len(pairs)) for item in (baseline, learned)}
+    start, stop = plan.eval_range
+    pairs = pairs_of(plan, learned.model, storage, start, min(start + plan.experiment.evaluate.pictures, stop), device)
+    made = {
+        item.kind: make_samples(opened, schedule_tableau(item, opened, storage), pairs, len(pairs))
+        for item in (baseline, learned)
+    }
     target = to_images(plan, opened, pairs.target, len(pairs))
     tensors = {name: value.float().cpu().contiguous() for name, value in {"teacher": target, **made}.items()}
     storage.write_bytes(
