@@ -1,11 +1,14 @@
-"""`ld3-dist`: sweeps, single schedules, reports. Exit codes: 0 done, 1 something failed and is recorded, 2 bad input."""
+"""`ld3-dist`: sweeps, single schedules, reports.
+
+Exit codes: 0 done, 1 something failed and is recorded, 2 bad input.
+"""
 
 from __future__ import annotations
 
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -17,16 +20,21 @@ from .core.errors import InputError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
-    help="Learn where a few-step diffusion solver should put its steps. `sweep` does it on a cluster, `learn` for one model.",
+    help="Learn where a few-step diffusion solver should put its steps. "
+    "`sweep` does it on a cluster, `learn` for one model.",
 )  # fmt: skip
 console = Console()
 
-ExperimentFile = Annotated[Path, typer.Argument(help="YAML of the experiment; experiments/quickstart.yaml is a commented one.")]
+ExperimentFile = Annotated[
+    Path, typer.Argument(help="YAML of the experiment; experiments/quickstart.yaml is a commented one.")
+]
 Output = Annotated[
-    str | None, typer.Option("--output", "-o", help="Folder or object-store URL that keeps everything; runs/<name> if not given.")
+    str | None,
+    typer.Option("--output", "-o", help="Folder or object-store URL that keeps everything; runs/<name> if not given."),
 ]
 Address = Annotated[
-    str | None, typer.Option(help="Ray cluster to join: auto, HOST:PORT or ray://HOST:PORT. Without it, Ray runs on this machine.")
+    str | None,
+    typer.Option(help="Ray cluster to join: auto, HOST:PORT or ray://HOST:PORT. Without it, Ray runs on this machine."),
 ]
 
 
@@ -34,8 +42,8 @@ Address = Annotated[
 def sweep(experiment: ExperimentFile, output: Output = None, address: Address = None) -> None:
     """Run a whole experiment: teach, search, evaluate, report.
 
-    Every stage does only what is not there yet: interrupt it however you like and run the same command again. Exits with 1
-    if something failed (it is in the failures table), 2 if the experiment cannot be run as written.
+    Every stage does only what is not there yet: interrupt it however you like and run the same command again. Exits
+    with 1 if something failed (it is in the failures table), 2 if the experiment cannot be run as written.
     """
     _stages(experiment, output, address, ("teach", "search", "evaluate"))
 
@@ -66,7 +74,11 @@ def _stages(experiment: Path, output: str | None, address: str | None, stages: t
     try:
         show_events(run.run(), console)
     except KeyboardInterrupt:
-        console.print(f"\nInterrupted; everything finished is kept in {place}. Go on with:\n  {again}", highlight=False, markup=False)
+        console.print(
+            f"\nInterrupted; everything finished is kept in {place}. Go on with:\n  {again}",
+            highlight=False,
+            markup=False,
+        )
         raise typer.Exit(1) from None
     except RuntimeError as error:
         console.print(f"[red]Stopped:[/red] {escape(str(error))}\nGo on with:\n  {escape(again)}", highlight=False)
@@ -74,7 +86,9 @@ def _stages(experiment: Path, output: str | None, address: str | None, stages: t
     if "evaluate" in stages or "search" in stages:
         _finish(place)
     if run.failures:
-        console.print(f"[yellow]{run.failures} tasks failed[/yellow]: see {place}/failures; the same command tries them again")
+        console.print(
+            f"[yellow]{run.failures} tasks failed[/yellow]: see {place}/failures; the same command tries them again"
+        )
         raise typer.Exit(1)
 
 
@@ -93,7 +107,9 @@ def _interrupt(number: int, frame: object) -> None:
 @app.command()
 def report(
     results: Annotated[str, typer.Argument(help="Output folder (or URL) of a sweep.")],
-    output: Annotated[str | None, typer.Option("--output", "-o", help="Where to write the page; <results>/report if not given.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Where to write the page; <results>/report if not given.")
+    ] = None,
 ) -> None:
     """Write the HTML page, figures and Markdown table of a sweep from its result tables alone."""
     from .report import write_report
@@ -126,19 +142,27 @@ def show(experiment: ExperimentFile) -> None:
     for reason in absent:
         console.print(f"[yellow]Not there yet:[/yellow] {escape(reason)}", highlight=False, soft_wrap=True)
     cost = plan.cost()
-    console.print("Network evaluations (of one sample): " + ", ".join(f"{k} {v:,}" for k, v in cost.items()) + f"; all {sum(cost.values()):,}")
+    console.print(
+        "Network evaluations (of one sample): "
+        + ", ".join(f"{k} {v:,}" for k, v in cost.items())
+        + f"; all {sum(cost.values()):,}"
+    )
 
 
 @app.command()
 def learn(
-    model: Annotated[str, typer.Option(help="digits, edm:FILE, diffusers:FOLDER, analytic:NAME or python:MODULE:FACTORY.")],
+    model: Annotated[
+        str, typer.Option(help="digits, edm:FILE, diffusers:FOLDER, analytic:NAME or python:MODULE:FACTORY.")
+    ],
     nfe: Annotated[int, typer.Option(help="Network evaluations of a sample.")],
     out: Annotated[Path, typer.Option(help="Schedule file to write (JSON).")],
     solver: Annotated[str, typer.Option(help="Student solver.")] = "ipndm-3",
     pairs: Annotated[int, typer.Option(help="Teacher pairs to learn from; as many again are held out.")] = 50,
     teacher: Annotated[str, typer.Option(help="Teacher as solver/NFE/grid.")] = "unipc-3/20/karras",
     distance: Annotated[str, typer.Option(help="l1, l2, feature, or lpips.")] = "l2",
-    gamma: Annotated[float, typer.Option(help="Radius of the noise ball, r = gamma d / NFE^2; 0 is hard teacher forcing.")] = 0.001,
+    gamma: Annotated[
+        float, typer.Option(help="Radius of the noise ball, r = gamma d / NFE^2; 0 is hard teacher forcing.")
+    ] = 0.001,
     epochs: Annotated[int, typer.Option(help="Passes over the pairs.")] = 40,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the GPU if there is one.")] = None,
@@ -164,8 +188,9 @@ def convert(
 
 
 SUMMARY = {
-    "cell": "cell", "baseline": "best grid", "baseline_loss": "its loss", "loss": "learned", "gain": "gain", "eval_gain": "fresh gain",
-    "baseline_fid": "FID grid", "fid": "FID learned", "teacher_fid": "FID teacher", "gamma": "gamma",
+    "cell": "cell", "baseline": "best grid", "baseline_loss": "its loss", "loss": "learned", "gain": "gain",
+    "eval_gain": "fresh gain", "baseline_fid": "FID grid", "fid": "FID learned",
+    "teacher_fid": "FID teacher", "gamma": "gamma",
 }  # fmt: skip
 """Columns of the summary that a terminal shows, and their headings; the report has all of them."""
 
@@ -174,9 +199,16 @@ def _print_summary(place: str) -> None:
     from .report import read_sweep, summary_table
 
     results = read_sweep(place)
-    frame = summary_table(results.results, results.evaluations)
-    table = Table(caption="losses: held-out distance to the teacher; gain: best grid's over learned", box=box.SIMPLE_HEAD, pad_edge=False)
-    texts = [[_cell_text(name, value) for name, value in row.items()] for row in frame[list(SUMMARY)].to_dict("records")]
+    frame: Any = summary_table(results.results, results.evaluations)
+    table = Table(
+        caption="losses: held-out distance to the teacher; gain: best grid's over learned",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    texts = [
+        [_cell_text(name, value) for name, value in row.items()]
+        for row in frame[list(SUMMARY)].to_dict(orient="records")
+    ]
     shown = console if console.is_terminal else Console(width=max(console.width, 140))
     room = shown.width
     for i, (name, heading) in enumerate(SUMMARY.items()):
@@ -202,7 +234,9 @@ def _cell_text(name: object, value: object) -> str:
 @app.command()
 def doctor(
     experiment: ExperimentFile,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="Also check this folder or URL for results.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Also check this folder or URL for results.")
+    ] = None,
 ) -> None:
     """Check everything an experiment needs (weights, extras, memory, GPUs, storage) before anything runs.
 
@@ -213,6 +247,29 @@ def doctor(
 
     if print_checks(examine(load_experiment(experiment), output), console):
         raise typer.Exit(2)
+
+
+@app.command()
+def export(
+    schedule: Annotated[str, typer.Argument(help="Schedule file (path or URL), as `learn` or a sweep writes it.")],
+    form: Annotated[str, typer.Option("--format", help="sigmas, timesteps, comfyui or diffusers.")] = "sigmas",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File (diffusers: folder); stdout if not given.")] = None,
+    pipeline: Annotated[str | None, typer.Option(help="diffusers: folder or id, if not the one it was learned on.")] = None,
+) -> None:
+    """Give a schedule to another tool: a plain list of sigmas or timesteps, a line for ComfyUI, a diffusers scheduler.
+
+    A list carries neither network times nor learned coefficients: what exactly is lost is said on stderr. The diffusers
+    format is a folder for `LD3Scheduler.from_pretrained`, and loses nothing.
+    """
+    from .export import export as export_as
+    from .export import lost
+    from .store.schedules import load_schedule
+
+    given = load_schedule(schedule)
+    text = export_as(given, form, out, pipeline)
+    typer.echo(f"Written: {out}" if out else text)
+    for sentence in lost(given, form):
+        typer.echo(f"Warning: {sentence}", err=True)
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from .cluster.sweep import Event
 
 STAGES = {
-    "teach": "teacher shards", "baselines": "baselines", "search": "trials", "evaluate": "sample parts", "score": "scores",
+    "teach": "teacher shards", "baselines": "baselines", "search": "trials",
+    "evaluate": "sample parts", "score": "scores",
 }  # fmt: skip
 EVERY = 5.0
 """Seconds between two plain lines of the same stage."""
@@ -51,7 +52,9 @@ def _bars(events: Iterable[Event], console: Console) -> None:
                 state = state or "starting workers" if event.done == 0 else state
             progress.update(bars[event.stage], completed=event.done, total=event.total, state=state)
             if event.message:
-                progress.console.print(event.message, highlight=False, markup=False, style="yellow" if "failed" in event.message else "dim")
+                progress.console.print(
+                    event.message, highlight=False, markup=False, style="yellow" if "failed" in event.message else "dim"
+                )
 
 
 def _lines(events: Iterable[Event], console: Console) -> None:
@@ -62,4 +65,9 @@ def _lines(events: Iterable[Event], console: Console) -> None:
             last[event.stage] = time.monotonic()
             tail = f"  {event.message}" if event.message else ""
             state = f" ({describe(event)})" if describe(event) else ""
-            console.print(f"{STAGES[event.stage]}: {event.done}/{event.total}{state}{tail}", highlight=False, markup=False, soft_wrap=True)
+            console.print(
+                f"{STAGES[event.stage]}: {event.done}/{event.total}{state}{tail}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )

@@ -15,7 +15,7 @@ from .core.errors import InputError
 from .core.learn import LearnConfig, Pairs, learn
 from .core.learn import Progress as Learned
 from .core.sample import draw_noise
-from .core.solver import Tableau, make_solver
+from .core.solver import Solver, Tableau, make_solver
 from .models import LoadedModel, ModelOptions, open_model
 from .report.samples import write_strip
 from .store.schedules import Schedule, noise_to_dict
@@ -92,7 +92,10 @@ def _pairs(request: Request, opened: LoadedModel, device: str) -> tuple[Pairs, P
     return whole[: request.pairs], whole[request.pairs :]
 
 
-def _learn(request, opened, student, knots, pairs, distance, config, console) -> Learned:  # noqa: ANN001, PLR0913
+def _learn(
+    request: Request, opened: LoadedModel, student: Solver, knots: Tensor, pairs: tuple[Pairs, Pairs],
+    distance: Distance, config: LearnConfig, console: Console,
+) -> Learned:  # fmt: skip
     columns = (TextColumn("learning"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("learning", total=config.epochs, state="")
@@ -123,8 +126,9 @@ def _schedule(
 ) -> Schedule:
     schedule = opened.denoiser.noise
     return Schedule(
-        knots=progress.best.knots[best].tolist(), evals=table.evals.tolist(), state=table.state.tolist(),
-        outputs=table.outputs.tolist(), noise=noise_to_dict(schedule), prior_scale=schedule.prior_scale,
+        knots=tuple(progress.best.knots[best].tolist()), evals=tuple(table.evals.tolist()),
+        state=tuple(table.state.tolist()), outputs=tuple(map(tuple, table.outputs.tolist())),
+        noise=noise_to_dict(schedule), prior_scale=schedule.prior_scale,
         solver=request.solver, nfe=request.nfe, model=opened.id, model_hash=opened.hash,
         conditioning=opened.conditioning, guidance=opened.guidance, shift=opened.settings.get("shift"),
         losses={"valid_loss": progress.best_valid[best].item()}, seeds={"seed": request.seed}, versions=provenance(),

@@ -52,8 +52,8 @@ def connect(address: str | None) -> None:
             signal.signal(signal.SIGTERM, handler)
     except ConnectionError as error:
         raise InputError(
-            f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]}); start one with `ray start "
-            "--head`, or leave --address out to use this machine alone"
+            f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]}); start one with "
+            "`ray start --head`, or leave --address out to use this machine alone"
         ) from error
     except (RuntimeError, ValueError) as error:
         raise InputError(f"--address {address}: {str(error).splitlines()[0]}") from error
@@ -76,15 +76,21 @@ def sizes_of(experiment: Experiment) -> Sizes:
     return Sizes(trial, limit, actor, actors)
 
 
-def _size(what: str, cpus: float, gpus: float | str, nodes: list[dict[str, float]], available: float) -> dict[str, float]:
+def _size(
+    what: str, cpus: float, gpus: float | str, nodes: list[dict[str, float]], available: float
+) -> dict[str, float]:
     gpus = (1.0 if available else 0.0) if gpus == "auto" else float(gpus)
     if 0 < gpus < 1 and not any(abs(gpus - f) < 1e-3 for f in FRACTIONS):
-        raise InputError(f"resources.gpus_per_{what} = {gpus:g}: a fraction must be 1/2, 1/3, 1/4 …; others can wait for ever")
+        raise InputError(
+            f"resources.gpus_per_{what} = {gpus:g}: a fraction must be 1/2, 1/3, 1/4 …; others can wait for ever"
+        )
     if gpus > 1 and not float(gpus).is_integer():
         raise InputError(f"resources.gpus_per_{what} = {gpus:g}: above 1 it must be a whole number")
     most = max((n.get("GPU", 0.0) for n in nodes), default=0.0)
     if gpus > most:
-        raise InputError(f"resources.gpus_per_{what} = {gpus:g}: no node has more than {most:g} GPUs; ask for less or add nodes")
+        raise InputError(
+            f"resources.gpus_per_{what} = {gpus:g}: no node has more than {most:g} GPUs; ask for less or add nodes"
+        )
     most = max((n.get("CPU", 0.0) for n in nodes), default=0.0)
     if cpus > most:
         raise InputError(f"resources.cpus_per_{what} = {cpus:g}: no node has more than {most:g} CPUs; ask for less")

@@ -1,7 +1,8 @@
 """A pool of actors working through a queue of tasks; nothing a dying worker does loses more than its current tasks.
 
 At most two tasks are in flight per actor, so that none waits for the driver. Attempts are counted per task; the task at
-the head of an actor has a deadline; an actor that dies, overruns a deadline or fails several times in a row is replaced. Only
+the head of an actor has a deadline; an actor that dies, overruns a deadline or fails several times in a row is
+replaced. Only
 small records travel through the object store: what a task makes, it writes to storage itself.
 """
 

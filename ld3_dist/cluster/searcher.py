@@ -1,8 +1,8 @@
 """One Optuna study per cell, asked in generations, so that what is proposed never depends on who finished first.
 
-A generation is one pass over the cell's grid points; Optuna proposes the other axes. All its trials are asked before any
-of them is told, and told in the order of the asks once all are done. A proposal therefore depends on the seed and on earlier
-generations' objectives alone. While one cell's generation drains, other cells' trials run.
+A generation is one pass over the cell's grid points; Optuna proposes the other axes. All its trials are asked before
+any of them is told, and told in the order of the asks once all are done. A proposal therefore depends on the seed and
+on earlier generations' objectives alone. While one cell's generation drains, other cells' trials run.
 
 A trial whose rows are already there is answered from them on the spot: a resumed sweep rebuilds its studies and
 hands out only what is missing.
@@ -122,7 +122,8 @@ class CellSearcher(Searcher):
                 self.live[trial_id] = (study, proposal)
                 self.turn = (self.turn + offset + 1) % len(self.studies)
                 return {
-                    "cell": proposal.spec.cell.id, "key": proposal.spec.key, "settings": json.dumps(proposal.spec.settings),
+                    "cell": proposal.spec.cell.id, "key": proposal.spec.key,
+                    "settings": json.dumps(proposal.spec.settings),
                     "trial": proposal.number, "generation": proposal.generation,
                 }  # fmt: skip
             waiting = waiting or bool(study.current)
@@ -136,7 +137,9 @@ class CellSearcher(Searcher):
             for p in study.current:
                 assert p.outcome is not None
                 good = math.isfinite(p.outcome.objective)
-                study.study.tell(p.asked, p.outcome.objective if good else None, TrialState.COMPLETE if good else TrialState.FAIL)
+                study.study.tell(
+                    p.asked, p.outcome.objective if good else None, TrialState.COMPLETE if good else TrialState.FAIL
+                )
             study.current = []
             if study.generation == self.plan.experiment.search.rounds:
                 return
@@ -169,9 +172,10 @@ class CellSearcher(Searcher):
         _, proposal = entry
         objective = (result or {}).get("objective")
         good = not error and objective is not None and math.isfinite(objective)
+        objective = float(objective) if good and objective is not None else math.inf
         proposal.outcome = self.finished(proposal.spec)  # the rows are the truth
         if proposal.outcome is None:
-            proposal.outcome = Outcome(proposal.spec.key, objective if good else math.inf, (), "ok" if good else "failed")
+            proposal.outcome = Outcome(proposal.spec.key, objective, (), "ok" if good else "failed")
             if not good:
                 self.failed.append(proposal)
 

@@ -2,15 +2,15 @@
 
 Teacher Psi*, student Psi_xi, soft teacher forcing in unit-variance noise:
 
-    L(xi) = E_{x_T} min_{x' in Ball(x_T, r)} d( Psi_xi(x'), Psi*(x_T) ),        r = gamma * d / NFE^2        (section 3.2)
+    L(xi) = E_{x_T} min_{x' in Ball(x_T, r)} d( Psi_xi(x'), Psi*(x_T) ),      r = gamma * d / NFE^2      (section 3.2)
 
-Every iteration differentiates the distance through the whole sampler with respect to the grid *and* to x'. The grid takes
-a step of Adam; x' takes a step down its gradient, is projected back onto the ball, and keeps the move only where it lowers
-that sample's loss. Selection uses the *hard* loss (r = 0) on held-out pairs, and counts the start as a candidate: what is
-learned is never worse than what it started from.
+Every iteration differentiates the distance through the whole sampler with respect to the grid *and* to x'. The grid
+takes a step of Adam; x' takes a step down its gradient, is projected back onto the ball, and keeps the move only where
+it lowers that sample's loss. Selection uses the *hard* loss (r = 0) on held-out pairs, and counts the start as a
+candidate: what is learned is never worse than what it started from.
 
-K members (start grids, seeds) share every network call. Member k draws its batches from a generator of its own and has its
-own optimiser state, so packing changes nothing but the speed.
+K members (start grids, seeds) share every network call. Member k draws its batches from a generator of its own and has
+its own optimiser state, so packing changes nothing but the speed.
 """
 
 from __future__ import annotations
@@ -51,12 +51,14 @@ class Pairs:
 
     def to(self, device: torch.device | str) -> Pairs:
         """The same pairs on a device."""
-        return Pairs(self.noise.to(device), self.target.to(device), map_condition(lambda c: c.to(device), self.condition))
+        return Pairs(
+            self.noise.to(device), self.target.to(device), map_condition(lambda c: c.to(device), self.condition)
+        )
 
 
 @dataclass(frozen=True)
 class LearnConfig:
-    """How to learn. Rates are Adam's, on gap logits, on offsets, on coefficients; lr_noise is a fraction of the radius."""
+    """How to learn. Rates are Adam's: of gap logits, offsets, coefficients; lr_noise is a fraction of the radius."""
 
     gamma: float = 0.001
     coordinate: str = "lambda"
@@ -132,7 +134,8 @@ def learn(
         InputError: fewer than two training pairs or no held-out pair, shapes that do not fit, bad settings.
     """
     config = config or LearnConfig()
-    session = Session(denoiser, solver, knots.reshape(-1, knots.shape[-1]), train, valid, distance, config, nfe, seeds, subsets)
+    knots = knots.reshape(-1, knots.shape[-1])
+    session = Session(denoiser, solver, knots, train, valid, distance, config, nfe, seeds, subsets)
     yield session.validate(0)
     for epoch in range(1, config.epochs + 1):
         for batch in session.batches():
@@ -145,9 +148,10 @@ def learn(
 class Session:
     """The state of one run of `learn`: parameters, optimiser, moved noise and the best so far."""
 
-    def __init__(self, denoiser, solver, knots, train, valid, distance, config, nfe, seeds, subsets) -> None:  # noqa: ANN001, PLR0913
+    def __init__(self, denoiser, solver, knots, train, valid, distance, config, nfe, seeds, subsets) -> None:
         if len(train) < 2 or len(valid) < 1:
-            raise InputError(f"learning needs at least 2 training and 1 held-out pair, got {len(train)} and {len(valid)}")
+            found = f"{len(train)} and {len(valid)}"
+            raise InputError(f"learning needs at least 2 training and 1 held-out pair, got {found}")
         self.denoiser, self.solver, self.distance, self.config = denoiser, solver, distance, config
         K, device = len(knots), train.noise.device
         self.nfe = nfe or solver.stages * (knots.shape[1] - 1)
@@ -157,14 +161,17 @@ class Session:
             denoiser.noise, solver, knots, self.nfe, config.coordinate, config.offset_window, config.coefficients, home
         )
         rates = {"logits": config.lr, "offsets": config.lr_times, "corrections": config.lr_coefficients}
-        groups = [{"params": [p], "lr": rates[n], "base": rates[n]} for n, p in self.grids.named_parameters() if p.requires_grad]
+        learned = [(rates[n], p) for n, p in self.grids.named_parameters() if p.requires_grad]
+        groups = [{"params": [p], "lr": rate, "base": rate} for rate, p in learned]
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
         self.generators = [sample_generator(s, 0, "batches") for s in (seeds or [config.seed] * K)]
         if len(self.generators) != K:
             raise InputError(f"{len(self.generators)} seeds for {K} members: need one each")
         self.pool = torch.arange(len(train)).expand(K, -1) if subsets is None else subsets
         if self.pool.ndim != 2 or len(self.pool) != K or int(self.pool.min()) < 0 or int(self.pool.max()) >= len(train):
-            raise InputError(f"subsets {list(self.pool.shape)}: need [{K}, M] of indices below {len(train)}, a row per member")
+            raise InputError(
+                f"subsets {list(self.pool.shape)}: need [{K}, M] of indices below {len(train)}, a row per member"
+            )
         self.train, self.valid, self.scale = train, valid, denoiser.noise.prior_scale
         self.moved = train.noise[self.pool]  # [K, M, *shape], x' in unit-variance noise
         self.train_features, self.valid_features = distance.features(train.target), distance.features(valid.target)
@@ -182,7 +189,7 @@ class Session:
         """Positions [K, b] into each member's pairs, every pair once an epoch."""
         M = self.pool.shape[1]
         order = torch.stack([torch.randperm(M, generator=g) for g in self.generators])
-        self.epoch_loss, self.epoch_batches = 0.0, 0
+        self.epoch_loss, self.epoch_batches = torch.zeros((), dtype=torch.float64), 0
         yield from order.split(min(self.config.batch, M), dim=1)
 
     def losses(self, tableau: Tableau, x: Tensor, pairs: Pairs, features: list[Tensor], rows: Tensor) -> Tensor:
@@ -202,7 +209,8 @@ class Session:
         soft = self.radius > 0
         x = self.moved[members, batch].requires_grad_(soft)
         _, built = self.grids.tableau()
-        leaf = Tableau(*(t.detach()[k].to(x.device).requires_grad_() for t in (built.evals, built.state, built.outputs)))
+        parts = (built.evals, built.state, built.outputs)
+        leaf = Tableau(*(part.detach()[k].to(x.device).requires_grad_() for part in parts))
         loss = self.losses(leaf, x, self.train, self.train_features, rows)
         finite = torch.isfinite(loss.detach()).all(1)  # a member whose loss is not finite sits this step out
         torch.where(finite[:, None], loss, 0.0).mean(1).sum().backward()
@@ -220,7 +228,8 @@ class Session:
             if whole.requires_grad and part.grad is not None:
                 grad = part.grad * finite.view(-1, *[1] * (part.ndim - 1))
                 wholes.append(whole)
-                grads.append(torch.zeros_like(whole).index_copy(0, k.to(whole.device), torch.nan_to_num(grad).to(whole)))
+                grad = torch.nan_to_num(grad).to(whole)
+                grads.append(torch.zeros_like(whole).index_copy(0, k.to(whole.device), grad))
         torch.autograd.backward(wholes, grads)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * rate
@@ -234,7 +243,7 @@ class Session:
         """x' takes a step of lr_noise * r down its gradient, back onto the ball; kept where the loss has fallen."""
         assert x.grad is not None
         origin = self.train.noise[rows]
-        flat = lambda v: v.flatten(2)  # noqa: E731
+        flat = lambda v: v.flatten(2)
         direction = flat(torch.nan_to_num(x.grad))
         direction = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         away = flat(x - origin) - self.config.lr_noise * self.radius * direction
@@ -258,7 +267,8 @@ class Session:
         total = torch.zeros(len(k), dtype=torch.float64)
         for chunk in chunks:
             rows = chunk.expand(len(k), -1)
-            total += self.losses(part, self.valid.noise[rows], self.valid, self.valid_features, rows).sum(1).double().cpu()
+            loss = self.losses(part, self.valid.noise[rows], self.valid, self.valid_features, rows)
+            total += loss.sum(1).double().cpu()
         valid[k] = torch.nan_to_num(total / len(self.valid), nan=math.inf, posinf=math.inf)
         if epoch:
             self.train_loss[k] = self.epoch_loss.cpu() / self.epoch_batches
@@ -266,7 +276,8 @@ class Session:
         best = {name: value.clone() for name, value in self.best.items()}
         return Progress(
             epoch, self.train_loss.clone(), valid, best["valid"], best["epoch"],
-            Grid(best["knots"], best["evals"]), Tableau(best["evals"], best["state"], best["outputs"]), self.network_evals,
+            Grid(best["knots"], best["evals"]), Tableau(best["evals"], best["state"], best["outputs"]),
+            self.network_evals,
         )  # fmt: skip
 
     def keep(self, epoch: int, valid: Tensor, grid: Grid, tableau: Tableau) -> None:

@@ -93,7 +93,9 @@ class Plan:
     def teacher_meta(self, model: Model) -> dict[str, Any]:
         """What the teacher's pairs depend on."""
         e = self.experiment
-        options = model.model_dump(mode="json", exclude={"name", "channels_last", "compile", "recompute"}, exclude_defaults=True)
+        options = model.model_dump(
+            mode="json", exclude={"name", "channels_last", "compile", "recompute"}, exclude_defaults=True
+        )
         made_by = {"model": digest(options), "hash": self.model_hashes[model.label], "seed": e.seed}
         made_by |= {"conditioning": self.conditionings.get(model.label), "space": e.loss_space}
         return made_by | e.teacher.model_dump()
@@ -127,7 +129,7 @@ class Plan:
         return ranges
 
     def grid_points(self) -> list[dict[str, Any]]:
-        """Every combination of the grid axes; in the order of their names, so that the order in the file changes nothing."""
+        """Every combination of the grid axes, by their names: the order in the file changes nothing."""
         axes = dict(sorted(self.experiment.search.grid.items()))
         return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
@@ -157,7 +159,7 @@ class Plan:
         })  # fmt: skip
 
     def cost(self) -> dict[str, int]:
-        """Estimate in network evaluations of one sample, if no member stops early: a backward pass counts as two more."""
+        """Estimate in network evaluations of one sample, if no member stops early; a backward pass counts as two."""
         e = self.experiment
         teacher = len(e.models) * sum(b - a for a, b in self.shards()) * e.teacher.nfe
         search = evaluate = 0

@@ -18,7 +18,9 @@ def load_experiment(path: str | Path) -> Experiment:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of an experiment's YAML file") from error
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); give the path of an experiment's YAML file"
+        ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not text in UTF-8; give the path of an experiment's YAML file") from error
     try:
@@ -50,7 +52,11 @@ def _explain(detail: Any) -> str:
     if kind == "extra_forbidden":
         known = _keys_at(place[:-1])
         near = get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
-        return f"unknown key {key!r}: " + (f"did you mean {near[0]!r}? " if near else "") + f"known here: {', '.join(known)}"
+        return (
+            f"unknown key {key!r}: "
+            + (f"did you mean {near[0]!r}? " if near else "")
+            + f"known here: {', '.join(known)}"
+        )
     if kind == "missing":
         return f"key {key!r} is missing; add it"
     if kind == "too_short":

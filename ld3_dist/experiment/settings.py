@@ -1,7 +1,7 @@
 """The YAML of a sweep as models that validate themselves. Every key has a default but `models`, `solvers` and `nfe`.
 
-What is checked here needs no model and no cluster: names, types, signs, duplicates, what a solver needs. The rest (does the
-file exist, are there so many GPUs) is checked when a sweep starts, before it writes anything.
+What is checked here needs no model and no cluster: names, types, signs, duplicates, what a solver needs. The rest
+(does the file exist, are there so many GPUs) is checked when a sweep starts, before it writes anything.
 """
 
 from __future__ import annotations
@@ -242,7 +242,9 @@ class Experiment(Strict):
                 raise ValueError(f"loss_space: latent, but {name} compares images: use l2, l1 or loss_space: image")
         networks = [n for n in self.distances if n.startswith("lpips")]
         if self.lpips.trunk and len(networks) > 1:
-            raise ValueError(f"lpips.trunk = {self.lpips.trunk!r}: one file cannot serve {', '.join(networks)}; remove it")
+            raise ValueError(
+                f"lpips.trunk = {self.lpips.trunk!r}: one file cannot serve {', '.join(networks)}; remove it"
+            )
         for solver in self.solvers:
             for nfe in self.nfe:
                 least = make_solver(solver).stages
@@ -271,10 +273,13 @@ def check_axis_value(key: str, value: Value) -> None:
     else:
         kind = type(getattr(LearnConfig(), key))
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = isinstance(value, kind) if kind in (str, bool) else number and (kind is float or float(value).is_integer())
+        fits = (
+            isinstance(value, kind) if kind in (str, bool) else number and (kind is float or float(value).is_integer())
+        )
         if not fits:
             raise ValueError(f"{key} = {value!r}: must be {'a whole number' if kind is int else kind.__name__}")
-        LearnConfig(**{key: kind(value)})
+        setting: dict[str, Any] = {key: kind(value)}
+        LearnConfig(**setting)
 
 
 def _unique(key: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -282,5 +287,3 @@ def _unique(key: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
         if value in values[:i]:
             raise ValueError(f"{key}: {value!r} stands there twice; remove one (duplicate cells)")
     return values
-
-

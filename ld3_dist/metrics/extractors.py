@@ -1,9 +1,9 @@
 """Feature extractors by name, and the data whose features samples are compared with.
 
-    auto        what the model comes with: the digits classifier, or the sample itself where it has at most 256 numbers
-    identity    the sample itself, flattened
-    inception:FILE   Inception-v3 as used for FID, from local weights (extra `metrics`)
-    none        no features; the distance to the teacher is measured alone
+auto        what the model comes with: the digits classifier, or the sample itself where it has at most 256 numbers
+identity    the sample itself, flattened
+inception:FILE   Inception-v3 as used for FID, from local weights (extra `metrics`)
+none        no features; the distance to the teacher is measured alone
 """
 
 from __future__ import annotations

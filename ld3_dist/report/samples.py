@@ -38,7 +38,9 @@ def samples_plots(sweep: Sweep, frame: pd.DataFrame, name: str) -> list[Plot]:
 
 def write_strip(images: Mapping[str, torch.Tensor], grid: str, path: str | Path) -> None:
     """Images of `teacher`, `baseline` (on the grid of that name) and `learned`, [n, C, H, W] in [-1, 1], as one PNG."""
-    _strip({kind: value.numpy() for kind, value in images.items()}, grid).savefig(path, dpi=150, metadata={"Software": None})
+    _strip({kind: value.numpy() for kind, value in images.items()}, grid).savefig(
+        path, dpi=150, metadata={"Software": None}
+    )
 
 
 def _strip(images: Mapping[str, np.ndarray], grid: str) -> Figure:

@@ -2,6 +2,6 @@
 
     teach.make_shard  ->  trial.run_baselines, trial.run_trial  ->  evaluate.sample_part, evaluate.finish
 
-Each names its result by its settings, returns at once if that result is there, and writes it atomically: any of them may
-be killed at any point and called again.
+Each names its result by its settings, returns at once if that result is there, and writes it atomically: any of them
+may be killed at any point and called again.
 """

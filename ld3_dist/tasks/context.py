@@ -1,4 +1,7 @@
-"""What stays in a process between tasks: open models, loaded pairs, distances. Opening them costs more than most tasks."""
+"""What stays in a process between tasks: open models, loaded pairs, distances.
+
+Opening them costs more than most tasks.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ _KEPT = 4
 
 
 def keep(key: str, make: Any) -> Any:
-    """The value kept under a key, made once; only the last few of them are kept, so that a long sweep does not fill memory."""
+    """The value kept under a key, made once; the last few only, so that a long sweep does not fill memory."""
     if key in _OPEN:
         _OPEN[key] = _OPEN.pop(key)  # now the youngest
     else:
@@ -65,7 +68,8 @@ def make_plan(experiment: Experiment) -> Plan:
 def plan_as_far_as_known(experiment: Experiment) -> tuple[Plan, list[str]]:
     """The plan, and what is not there yet: a model read from files may be absent, its hash is "unknown" then.
 
-    Names of cells and the cost need no weights; keys and the fingerprint do. Raises InputError for any other kind of model.
+    Names of cells and the cost need no weights; keys and the fingerprint do.
+    Raises InputError for any other kind of model.
     """
     opened: dict[str, LoadedModel] = {}
     absent = []
@@ -168,7 +172,9 @@ def _git_commit() -> str | None:
     if not (here / ".git").exists():
         return None
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

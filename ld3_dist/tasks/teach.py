@@ -19,16 +19,22 @@ from .context import make_samples, open_settings, teacher_tableau
 from .space import in_loss_space
 
 
-def make_shard(plan: Plan, model: Model, storage: Storage, start: int, stop: int, device: str | None = None) -> ShardRecord:
+def make_shard(
+    plan: Plan, model: Model, storage: Storage, start: int, stop: int, device: str | None = None
+) -> ShardRecord:
     """Generate and write the pairs of the samples [start, stop).
 
     Raises BadShard where the teacher produced something that is not finite.
     """
     opened = in_loss_space(plan, open_settings(model, device))
     if opened.hash != plan.model_hashes[model.label]:
-        raise InputError(f"model {model.label}: its weights here are not those of the driver; install the same everywhere")
+        raise InputError(
+            f"model {model.label}: its weights here are not those of the driver; install the same everywhere"
+        )
     if opened.conditioning != plan.conditionings.get(model.label, opened.conditioning):
-        raise InputError(f"model {model.label}: its prompts or classes here are not the driver's; copy the same file everywhere")
+        raise InputError(
+            f"model {model.label}: its prompts or classes here are not the driver's; copy the same file everywhere"
+        )
     place = storage.child(f"pairs/{plan.teacher_key(model)}")
     seed, indices = plan.experiment.seed, range(start, stop)
     noise = draw_noise(seed, indices, tuple(opened.denoiser.shape))

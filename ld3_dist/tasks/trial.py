@@ -134,8 +134,9 @@ def settings_columns(spec: TrialSpec, opened: LoadedModel, seed: int, start: str
     config = spec.config
     names = ("coordinate", "gamma", "coefficients", "lr", "lr_times", "lr_noise", "epochs", "batch")
     return {name: getattr(config, name) for name in names} | {
-        "radius": config.radius(tuple(opened.denoiser.shape), spec.cell.nfe), "preset": getattr(config, "preset", "default"),
-        "seed": seed, "start": start, "settings": json.dumps(spec.settings | {"seed": seed, "start": start}, sort_keys=True),
+        "radius": config.radius(tuple(opened.denoiser.shape), spec.cell.nfe),
+        "preset": getattr(config, "preset", "default"), "seed": seed, "start": start,
+        "settings": json.dumps(spec.settings | {"seed": seed, "start": start}, sort_keys=True),
     }  # fmt: skip
 
 
@@ -183,7 +184,8 @@ def schedule_of(row: dict[str, Any], opened: LoadedModel, tableau: Tableau, m: i
     """The schedule file of a learned row."""
     noise = opened.denoiser.noise
     return Schedule(
-        knots=row["knots"], evals=row["evals"], state=tableau.state[m].tolist(), outputs=tableau.outputs[m].tolist(),
+        knots=row["knots"], evals=row["evals"], state=tuple(tableau.state[m].tolist()),
+        outputs=tuple(map(tuple, tableau.outputs[m].tolist())),
         noise=noise_to_dict(noise), prior_scale=noise.prior_scale, solver=row["solver"], nfe=row["nfe"],
         model=opened.id, model_hash=opened.hash, conditioning=opened.conditioning, guidance=opened.guidance,
         shift=opened.settings.get("shift"), coefficients=bool(row.get("coefficients")),
