@@ -89,7 +89,9 @@ def measure(solver_name: str, nfe: int, members: int, gamma: float, epochs: int)
     solver, clock = make_solver(solver_name), Clock()
     knots = discretize(schedule, solver.steps(nfe), "log_snr").repeat(members, 1)
     config = LearnConfig(gamma=gamma, epochs=epochs, patience=epochs)
-    run = learn(Timed(opened.denoiser, clock), solver, knots, pairs[:50], pairs[50:], make_distance("l2"), config, nfe=nfe)
+    run = learn(
+        Timed(opened.denoiser, clock), solver, knots, pairs[:50], pairs[50:], make_distance("l2"), config, nfe=nfe
+    )
     next(run)  # the first validation warms up
     clock.forward = clock.backward = 0.0
     start = time.perf_counter()
@@ -111,7 +113,9 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     rows = []
-    print(f"{'solver':>8} {'nfe':>4} {'members':>8} {'gamma':>6} {'wall s':>7} {'forward s':>10} {'backward s':>11} {'share':>6}")
+    print(
+        f"{'solver':>8} {'nfe':>4} {'members':>8} {'gamma':>6} {'wall s':>7} {'forward s':>10} {'backward s':>11} {'share':>6}"
+    )
     for solver, nfe, members, gamma in (
         ("unipc-3", 5, 1, 0.0), ("unipc-3", 5, 3, 0.001), ("dpmpp-3", 4, 6, 0.001), ("ipndm-3", 8, 3, 0.001),
     ):  # fmt: skip
@@ -122,7 +126,11 @@ def main() -> None:
             f"{r['share']:>6.1%}"
         )
     if asked.out:
-        machine = {"cpu": platform.processor() or platform.machine(), "threads": asked.threads, "torch": torch.__version__}
+        machine = {
+            "cpu": platform.processor() or platform.machine(),
+            "threads": asked.threads,
+            "torch": torch.__version__,
+        }
         command = "python experiments/benchmarks/profile_learn.py --out results/benchmarks/profile_learn.json"
         asked.out.parent.mkdir(parents=True, exist_ok=True)
         asked.out.write_text(json.dumps({"command": command, "machine": machine, "rows": rows}, indent=1) + "\n")

@@ -66,7 +66,7 @@ def trainable(config: dict[str, Any], plan: Plan, place: str, threads: int) -> N
         attempt = 1 + len([n for n in storage.list("failures") if f"{spec.key}-" in n])
         numbers = {"trial": config["trial"], "generation": config["generation"], "attempts": attempt}
         try:
-            outcome = run_trial(plan, spec, storage, numbers, on_progress=Reporter(plan.experiment.search.asha))
+            outcome = run_trial(plan, spec, storage, numbers, on_progress=Reporter())
         except Exception as error:
             record_failure(
                 storage, "search", spec.key, attempt, f"{type(error).__name__}: {error}", traceback.format_exc()
@@ -77,14 +77,14 @@ def trainable(config: dict[str, Any], plan: Plan, place: str, threads: int) -> N
 
 
 class Reporter:
-    """Reports a trial's progress to Tune, now and then; every epoch where a scheduler compares epochs."""
+    """Reports a trial's progress to Tune, now and then."""
 
-    def __init__(self, always: bool) -> None:
-        self.always, self.last = always, time.monotonic()
+    def __init__(self) -> None:
+        self.last = time.monotonic()
 
     def __call__(self, progress: Progress) -> None:
         """Called after each epoch."""
-        if self.always or time.monotonic() - self.last > REPORT_EVERY:
+        if time.monotonic() - self.last > REPORT_EVERY:
             self.last = time.monotonic()
             loss = progress.best_valid.clamp(1e-300, 1e300).log().mean().item()
             start = (progress.best_valid / progress.valid.clamp_min(1e-300)).mean().item()
@@ -201,7 +201,7 @@ class SearchRun:
             tune.with_resources(function, {k: v for k, v in self.sizes.items() if v}),
             tune_config=TuneConfig(
                 search_alg=self.searcher, num_samples=self.searcher.total, max_concurrent_trials=self.limit,
-                reuse_actors=True, scheduler=_scheduler(self.plan),
+                reuse_actors=True,
             ),
             run_config=RunConfig(
                 name=f"search-{time.time_ns():x}", storage_path=self.scratch, verbose=0, stop=self.switch,
@@ -218,15 +218,6 @@ class SearchRun:
             numbers = {"trial": proposal.number, "generation": proposal.generation, "attempts": tried}
             rows = failed_rows(self.plan, spec, numbers, last_failure(self.storage, spec.key))
             write_table(self.storage, "rows", spec.key, rows)
-
-
-def _scheduler(plan: Plan) -> Any:
-    if not plan.experiment.search.asha:
-        return None
-    from ray.tune.schedulers import ASHAScheduler
-
-    # the objective is a log loss; across cells only its distance to the cell's baseline compares: the trial reports it
-    return ASHAScheduler(time_attr="training_iteration", metric="improvement", mode="min", grace_period=5, max_t=10_000)
 
 
 def _callbacks(plan: Plan) -> list[Callback]:

@@ -146,7 +146,7 @@ class Members(Strict):
 class Search(Strict):
     """What is tried in each cell: every point of `grid`, `rounds` times, the `optuna` axes proposed by its sampler.
 
-    sampler: tpe, random, or qmc.  asha: stop trials early whose gain over the best baseline falls behind.
+    sampler: tpe, random, or qmc.
     """
 
     grid: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = {}
@@ -154,7 +154,6 @@ class Search(Strict):
     rounds: Count = 1
     sampler: Literal["tpe", "random", "qmc"] = "tpe"
     members: Members = Members()
-    asha: bool = False
 
     @model_validator(mode="after")
     def _axes(self) -> Search:
