@@ -253,8 +253,8 @@ def doctor(
 def export(
     schedule: Annotated[str, typer.Argument(help="Schedule file (path or URL), as `learn` or a sweep writes it.")],
     form: Annotated[str, typer.Option("--format", help="sigmas, timesteps, comfyui or diffusers.")] = "sigmas",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File (diffusers: folder); stdout if not given.")] = None,
-    pipeline: Annotated[str | None, typer.Option(help="diffusers: folder or id, if not the one it was learned on.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File, or folder; stdout if not given.")] = None,
+    pipeline: Annotated[str | None, typer.Option(help="For diffusers: folder or id, if not the model's own.")] = None,
 ) -> None:
     """Give a schedule to another tool: a plain list of sigmas or timesteps, a line for ComfyUI, a diffusers scheduler.
 
