@@ -59,7 +59,8 @@ def shrunk(name: str, folders: dict[str, Path], tmp_path: Path, **changes: Any) 
     assert settings["distance"] in ("lpips-vgg", "l2")
     settings |= {
         "distance": "l2", "pairs": {"train": 2, "valid": 2}, "nfe": settings["nfe"][:1],
-        "solvers": settings["solvers"][:1], "baselines": settings["baselines"][:2], "evaluate": {"samples": 4, "extractor": "identity", "pictures": 2},
+        "solvers": settings["solvers"][:1], "baselines": settings["baselines"][:2],
+        "evaluate": {"samples": 4, "extractor": "identity", "pictures": 2},
     }  # fmt: skip
     settings["teacher"]["nfe"] = 6
     settings["learn"] |= {"epochs": 1}
