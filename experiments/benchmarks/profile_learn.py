@@ -114,7 +114,8 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     rows = []
     print(
-        f"{'solver':>8} {'nfe':>4} {'members':>8} {'gamma':>6} {'wall s':>7} {'forward s':>10} {'backward s':>11} {'share':>6}"
+        f"{'solver':>8} {'nfe':>4} {'members':>8} {'gamma':>6} "
+        f"{'wall s':>7} {'forward s':>10} {'backward s':>11} {'share':>6}"
     )
     for solver, nfe, members, gamma in (
         ("unipc-3", 5, 1, 0.0), ("unipc-3", 5, 3, 0.001), ("dpmpp-3", 4, 6, 0.001), ("ipndm-3", 8, 3, 0.001),
