@@ -26,6 +26,7 @@ from ..models import LoadedModel
 from ..models.edm.download import cached_path
 from ..models.loaded import read_lines
 from ..tasks.context import distance_of, open_settings
+from ..tasks.space import in_loss_space
 from .footprint import footprint, pairs_bytes, readable
 from .place import existing, storage_checks
 from .sources import where_from
@@ -177,7 +178,7 @@ def _memory(plan: Plan, opened: dict[str, LoadedModel], output: str | None) -> I
         except InputError:
             distance = None
         try:
-            size = footprint(found, distance)
+            size = footprint(in_loss_space(plan, found), distance)
         except Exception as error:  # noqa: BLE001  # a user's network may do anything that has no shape-only version
             yield Check("memory", model.label, "note", f"cannot be estimated ({type(error).__name__})")
             continue
