@@ -84,7 +84,11 @@ def phi(h: Tensor, n: int) -> list[Tensor]:
 
 
 def dpmpp(points: Points, p: int, lower_order_final: bool | None) -> Step:
-    """DPM-Solver++ multistep (Lu et al. 2022, arXiv 2211.01095, algorithm 2 and appendix B)."""
+    """DPM-Solver++ multistep (Lu et al. 2022, arXiv 2211.01095, algorithm 2; order 3 from its code).
+
+    Order 3 is kept as published and as everybody runs it: its D_2 is half the second derivative that Taylor's formula
+    asks for, so that it converges with order 2.
+    """
     h, lam = points.h, history(points.lam, p)
     r = [(lam[k] - lam[k + 1]) / h for k in range(p - 1)]
     f_1, f_2, f_3 = (h * f for f in phi(h, 3))
@@ -189,7 +193,7 @@ def ipndm(points: Points, p: int, lower_order_final: bool | None) -> Step:
     """iPNDM (Zhang & Chen 2023, arXiv 2204.13902): DDIM with Adams-Bashforth sums of the noise; p = 1 is DDIM."""
     steps = orders(p, points.N, lower_order_final)
     lags = [[w[k] if k < len(w) else 0.0 for w in (ADAMS_BASHFORTH[o - 1] for o in steps)] for k in range(p)]
-    return noise_multistep(points, banded(list(torch.tensor(lags).to(points.t)[:, None])))
+    return noise_multistep(points, banded(list(torch.tensor(lags, dtype=torch.float64).to(points.t)[:, None])))
 
 
 def deis(points: Points, p: int, lower_order_final: bool | None, in_lam: bool) -> Step:

@@ -1,0 +1,25 @@
+"""Schedules that several test files run over."""
+
+from __future__ import annotations
+
+import torch
+
+from ld3_dist.core.noise import EDM, FlowMatching, NoiseSchedule, VPCosine, VPDiscrete, VPLinear
+
+STABLE_DIFFUSION = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+SCHEDULES: dict[str, NoiseSchedule] = {
+    "edm": EDM(),
+    "vp-linear": VPLinear(),
+    "vp-cosine": VPCosine(),
+    "vp-discrete": VPDiscrete(STABLE_DIFFUSION),
+    "vp-zero-snr": VPDiscrete(torch.linspace(0.99, 0.0, 20)),
+    "flow": FlowMatching(),
+}
+
+
+def inside(noise: NoiseSchedule, low: float = -1.5, high: float = 2.0) -> NoiseSchedule:
+    """The same schedule between two half-log-SNRs, away from its singular ends."""
+    t_min, t_max = noise.inverse(torch.tensor([high, low], dtype=torch.float64)).tolist()
+    if isinstance(noise, VPDiscrete):
+        return VPDiscrete(noise.alphas_cumprod, t_min=t_min, t_max=t_max)
+    return type(noise)(t_min=t_min, t_max=t_max)
