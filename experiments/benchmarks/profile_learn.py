@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import time
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def main() -> None:
             "threads": asked.threads,
             "torch": torch.__version__,
         }
-        command = "python experiments/benchmarks/profile_learn.py --out results/benchmarks/profile_learn.json"
+        command = " ".join(["python", "experiments/benchmarks/profile_learn.py", *sys.argv[1:]])
         asked.out.parent.mkdir(parents=True, exist_ok=True)
         asked.out.write_text(json.dumps({"command": command, "machine": machine, "rows": rows}, indent=1) + "\n")
 
