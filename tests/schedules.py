@@ -1,7 +1,10 @@
-"""Schedules that several test files run over."""
+"""Schedules that several test files run over, and one thread to do it: small tensors gain nothing from a second."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 
 from ld3_dist.core.noise import EDM, FlowMatching, NoiseSchedule, VPCosine, VPDiscrete, VPLinear
@@ -23,3 +26,12 @@ def inside(noise: NoiseSchedule, low: float = -1.5, high: float = 2.0) -> NoiseS
     if isinstance(noise, VPDiscrete):
         return VPDiscrete(noise.alphas_cumprod, t_min=t_min, t_max=t_max)
     return type(noise)(t_min=t_min, t_max=t_max)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """For the files that import it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

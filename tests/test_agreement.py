@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from schedules import one_thread  # noqa: F401
 
 from ld3_dist.core.grid import discretize
 from ld3_dist.core.noise import EDM, FlowMatching, NoiseSchedule, VPLinear

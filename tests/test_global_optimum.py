@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from schedules import one_thread  # noqa: F401
 
 from ld3_dist.core.grid import Grid
 from ld3_dist.core.sample import sample

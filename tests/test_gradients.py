@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from schedules import SCHEDULES, inside
+from schedules import SCHEDULES, inside, one_thread  # noqa: F401
 
 from ld3_dist.core.grid import Grid, discretize
 from ld3_dist.core.learnable import COORDINATES, LearnableGrid

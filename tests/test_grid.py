@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schedules import SCHEDULES
+from schedules import SCHEDULES, one_thread  # noqa: F401
 
 from ld3_dist.core.errors import InputError
 from ld3_dist.core.grid import AYS, Grid, discretize, lam_range

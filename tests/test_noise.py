@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from schedules import SCHEDULES, STABLE_DIFFUSION
+from schedules import SCHEDULES, STABLE_DIFFUSION, one_thread  # noqa: F401
 
 from ld3_dist.core.noise import EDM, FlowMatching, NoiseSchedule, VPCosine, VPDiscrete, VPLinear
 

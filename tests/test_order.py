@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from schedules import inside
+from schedules import inside, one_thread  # noqa: F401
 
 from ld3_dist.core.grid import discretize
 from ld3_dist.core.noise import EDM, FlowMatching, NoiseSchedule, VPLinear

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from schedules import SCHEDULES
+from schedules import SCHEDULES, one_thread  # noqa: F401
 
 from ld3_dist.core.grid import Grid, discretize
 from ld3_dist.core.noise import NoiseSchedule

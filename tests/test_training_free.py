@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from schedules import one_thread  # noqa: F401
 
 from ld3_dist.core.errors import InputError
 from ld3_dist.core.grid import Grid, discretize
