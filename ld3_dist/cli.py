@@ -167,11 +167,17 @@ def learn(
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the GPU if there is one.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of noise and batches.")] = 0,
+    prompts: Annotated[
+        str | None, typer.Option(help="Text file of prompts, one a line, for text-conditional models.")
+    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Text file of class numbers to draw from.")] = None,
 ) -> None:
     """Learn one schedule for one model, here and now (no Ray), and write its file and a before/after picture."""
     from .single import Request, learn_one
 
-    request = Request(model, solver, nfe, pairs, teacher, distance, gamma, epochs, guidance, device, seed)
+    request = Request(
+        model, solver, nfe, pairs, teacher, distance, gamma, epochs, guidance, device, seed, prompts, classes
+    )
     learn_one(request, out, console)
 
 

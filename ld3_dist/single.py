@@ -41,6 +41,8 @@ class Request:
     guidance: float | None
     device: str | None
     seed: int
+    prompts: str | None = None
+    classes: str | None = None
 
     def teacher_parts(self) -> tuple[str, int, str]:
         """Solver, NFE and grid of the teacher. Raises InputError for anything else."""
@@ -64,7 +66,8 @@ def learn_one(request: Request, out: Path, console: Console) -> Schedule:
         raise InputError(f"--pairs {request.pairs}: at least 2 are needed")
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}: its folder does not exist; create it or name another")
-    opened = open_model(request.model, ModelOptions(device=device, guidance=request.guidance))
+    options = ModelOptions(device=device, guidance=request.guidance, prompts=request.prompts, classes=request.classes)
+    opened = open_model(request.model, options)
     distance = make_distance_for(request.distance, opened, device)
     with console.status("teacher pairs"):
         train, valid = _pairs(request, opened, device)
