@@ -65,14 +65,13 @@ def sizes_of(experiment: Experiment) -> Sizes:
     Raises InputError for a fraction Ray cannot schedule and for more than any single node has.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus, gpus = sum(n.get("CPU", 0) for n in nodes), sum(n.get("GPU", 0) for n in nodes)
+    gpus = sum(n.get("GPU", 0) for n in nodes)
     asked = experiment.resources
     trial = _size("trial", asked.cpus_per_trial, asked.gpus_per_trial, nodes, gpus)
     actor = _size("actor", asked.cpus_per_actor, asked.gpus_per_actor, nodes, gpus)
     fit = _how_many(trial, nodes)
     limit = min(fit, asked.concurrent_trials or fit)
     actors = _how_many(actor, nodes) if asked.actors == "auto" else asked.actors
-    del cpus
     return Sizes(trial, limit, actor, actors)
 
 

@@ -22,6 +22,9 @@ from ..store.tables import write_table
 from .context import distance_of, make_samples, now, open_settings, pairs_of, provenance, start_knots, where
 from .space import in_loss_space
 
+CONFIG_COLUMNS = ("coordinate", "gamma", "coefficients", "lr", "lr_times", "lr_noise", "epochs", "batch")
+"""Fields of LearnConfig that rows have as columns of the same name."""
+
 COLLAPSED = 1e-4
 """Two knots closer than this fraction of the lambda range: the grid has lost a step."""
 
@@ -132,8 +135,7 @@ def row_of(plan: Plan, cell: Cell, opened: LoadedModel, distance: str, grid: Gri
 def settings_columns(spec: TrialSpec, opened: LoadedModel, seed: int, start: str) -> dict[str, Any]:
     """The settings of a learned row."""
     config = spec.config
-    names = ("coordinate", "gamma", "coefficients", "lr", "lr_times", "lr_noise", "epochs", "batch")
-    return {name: getattr(config, name) for name in names} | {
+    return {name: getattr(config, name) for name in CONFIG_COLUMNS} | {
         "radius": config.radius(tuple(opened.denoiser.shape), spec.cell.nfe),
         "preset": getattr(config, "preset", "default"), "seed": seed, "start": start,
         "settings": json.dumps(spec.settings | {"seed": seed, "start": start}, sort_keys=True),
@@ -167,9 +169,8 @@ def outcome_of(spec: TrialSpec, rows: list[dict[str, Any]]) -> Outcome:
 def failed_rows(plan: Plan, spec: TrialSpec, numbers: dict[str, int], message: str) -> list[dict[str, Any]]:
     """The rows of a trial that never finished: its settings, status failed, and why."""
     cell = spec.cell
-    names = ("coordinate", "gamma", "coefficients", "lr", "lr_times", "lr_noise", "epochs", "batch")
     return [
-        {name: getattr(spec.config, name) for name in names} | numbers | provenance() | {
+        {name: getattr(spec.config, name) for name in CONFIG_COLUMNS} | numbers | provenance() | {
             "key": f"{spec.key}-{m}", "experiment": plan.fingerprint, "kind": "learned", "cell": cell.id, "member": m,
             "model": cell.model.label, "solver": cell.solver, "nfe": cell.nfe, "steps": cell.steps,
             "train_pairs": plan.experiment.pairs.train, "valid_pairs": plan.experiment.pairs.valid,
