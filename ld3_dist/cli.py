@@ -159,7 +159,7 @@ def learn(
     solver: Annotated[str, typer.Option(help="Student solver.")] = "ipndm-3",
     pairs: Annotated[int, typer.Option(help="Teacher pairs to learn from; as many again are held out.")] = 50,
     teacher: Annotated[str, typer.Option(help="Teacher as solver/NFE/grid.")] = "unipc-3/20/karras",
-    distance: Annotated[str, typer.Option(help="l1, l2, feature, or lpips.")] = "l2",
+    distance: Annotated[str, typer.Option(help="l1, l2, feature, lpips-vgg, lpips-alex or lpips-squeeze.")] = "l2",
     gamma: Annotated[
         float, typer.Option(help="Radius of the noise ball, r = gamma d / NFE^2; 0 is hard teacher forcing.")
     ] = 0.001,
@@ -171,13 +171,18 @@ def learn(
         str | None, typer.Option(help="Text file of prompts, one a line, for text-conditional models.")
     ] = None,
     classes: Annotated[str | None, typer.Option(help="Text file of class numbers to draw from.")] = None,
+    trunk: Annotated[str | None, typer.Option(help="Weights file of the network of lpips.")] = None,
+    upsample: Annotated[bool, typer.Option("--upsample", help="Enlarge images too small for lpips.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="Of the network: float32, bfloat16, float16, float64.")] = None,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Less memory, one more pass of the network.")] = False,
 ) -> None:
     """Learn one schedule for one model, here and now (no Ray), and write its file and a before/after picture."""
     from .single import Request, learn_one
 
     request = Request(
-        model, solver, nfe, pairs, teacher, distance, gamma, epochs, guidance, device, seed, prompts, classes
-    )
+        model, solver, nfe, pairs, teacher, distance, gamma, epochs, guidance, device, seed, prompts, classes,
+        trunk, upsample, dtype, recompute,
+    )  # fmt: skip
     learn_one(request, out, console)
 
 

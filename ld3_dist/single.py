@@ -43,6 +43,10 @@ class Request:
     seed: int
     prompts: str | None = None
     classes: str | None = None
+    trunk: str | None = None
+    upsample: bool = False
+    dtype: str | None = None
+    recompute: bool = False
 
     def teacher_parts(self) -> tuple[str, int, str]:
         """Solver, NFE and grid of the teacher. Raises InputError for anything else."""
@@ -60,15 +64,22 @@ def learn_one(request: Request, out: Path, console: Console) -> Schedule:
     device = request.device or default_device()
     config = LearnConfig(gamma=request.gamma, epochs=request.epochs, seed=request.seed)
     student = make_solver(request.solver)
-    student.steps(request.nfe)
+    if request.nfe < student.stages:
+        raise InputError(
+            f"--nfe {request.nfe}: too few for {request.solver}, a step of which takes {student.stages} evaluations"
+        )
     request.teacher_parts()
     if request.pairs < 2:
         raise InputError(f"--pairs {request.pairs}: at least 2 are needed")
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}: its folder does not exist; create it or name another")
-    options = ModelOptions(device=device, guidance=request.guidance, prompts=request.prompts, classes=request.classes)
+    options = ModelOptions(
+        device=device, guidance=request.guidance, prompts=request.prompts, classes=request.classes,
+        dtype=request.dtype, recompute=request.recompute,
+    )  # fmt: skip
     opened = open_model(request.model, options)
-    distance = make_distance_for(request.distance, opened, device)
+    lpips = {"trunk": request.trunk, "upsample": request.upsample} if request.distance.startswith("lpips") else {}
+    distance = make_distance_for(request.distance, opened, device, **lpips)
     with console.status("teacher pairs"):
         train, valid = _pairs(request, opened, device)
     knots = torch.stack([start_knots(name, opened, student, request.nfe) for name in STARTS])

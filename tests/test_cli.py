@@ -102,6 +102,8 @@ BAD = [
     ((*LEARN, "--model", "digitz"), ["digitz"]),
     ((*LEARN, "--solver", "ddmi"), ["did you mean 'ddim'"]),
     ((*LEARN, "--nfe", "0"), ["nfe", "0"]),
+    ((*LEARN, "--nfe", "1", "--solver", "heun"), ["nfe", "1", "heun", "2"]),
+    ((*LEARN, "--nfe", "3", "--distance", "lpips"), ["16 pixels", "--upsample"]),
     ((*LEARN, "--pairs", "1"), ["--pairs 1", "at least 2"]),
     ((*LEARN, "--teacher", "unipc-3"), ["--teacher 'unipc-3'", "solver/NFE/grid"]),
     ((*LEARN, "--teacher", "unipc-3/20/karas"), ["'karas'", "did you mean 'karras'"]),

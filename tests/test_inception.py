@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from random_weights import write_inception
 
 from ld3_dist.core.errors import InputError
 from ld3_dist.metrics.extractors import content_hash, open_extractor, read_reference
@@ -21,16 +22,9 @@ fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A weights file as the library wants it, with random numbers (about 90 MB)."""
-    file = tmp_path_factory.mktemp("inception") / "weights.pth"
-    network = fidelity.FeatureExtractorInceptionV3
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
-        torch.manual_seed(0)
-        patch.setattr(network, "load_state_dict", lambda self, state: None)
-        patch.setattr(torch, "load", lambda *_, **__: {})
-        made = network("random", ["2048"], feature_extractor_weights_path="none")
-    torch.save(made.state_dict(), file)
+    file = write_inception(tmp_path_factory.mktemp("inception") / "weights.pth")
     yield file
     file.unlink()
     torch.set_num_threads(threads)
@@ -81,7 +75,7 @@ def test_inception_score_has_known_values() -> None:
 def test_reference_statistics_of_edm(tmp_path: Path) -> None:
     file = tmp_path / "ref.npz"
     np.savez(file, mu=np.arange(3.0), sigma=np.eye(3))
-    assert read_reference(str(file)).mean.tolist() == [0, 1, 2]
+    assert read_reference(str(file)).moments.mean.tolist() == [0, 1, 2]
     np.savez(file, mean=np.arange(3.0))
     with pytest.raises(InputError, match=r"ref\.npz.*mu"):
         read_reference(str(file))

@@ -154,7 +154,7 @@ def _metrics(experiment: Experiment, opened: dict[str, LoadedModel]) -> Iterator
             yield Check("metrics", f"extractor of {label}", "missing", str(error))
     if asked.reference not in ("auto", "teacher"):
         try:
-            found = len(read_reference(asked.reference).mean)
+            found = len(read_reference(asked.reference).moments.mean)
         except InputError as error:
             yield Check("metrics", "reference", "missing", str(error), where_from(asked.reference))
             return

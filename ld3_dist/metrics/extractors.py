@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.errors import InputError, unknown
 from ..models import LoadedModel
+from .statistics import FeatureMoments
 
 SMALL = 256
 
@@ -85,8 +86,32 @@ def content_hash(path: str) -> str:
     return digest.hexdigest()
 
 
-def read_reference(path: str) -> Any:
-    """Reference statistics: EDM-style npz with `mu` [F] and `sigma` [F, F]."""
-    from .scores import FeatureMoments
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What samples are compared with: moments of all of it, and features [N, F] of as many examples as the file has."""
 
-    return FeatureMoments.read(path)
+    moments: FeatureMoments
+    features: Tensor | None = None
+
+
+def read_reference(path: str, extractor: Extractor | None = None) -> Reference:
+    """A reference file: npz with `mu` [F] and `sigma` [F, F], as EDM's, and, where the file has them, images.
+
+    Images `arr_0`, uint8 [N, H, W, 3], are what guided-diffusion's reference batches hold beside the moments; their
+    features, made by `extractor`, are what a kernel distance, precision and recall need. Without them (or without an
+    extractor) there is the Fréchet distance alone.
+
+    Raises InputError for a file that is none, and for images of another shape.
+    """
+    moments = FeatureMoments.read(path)
+    with np.load(path, allow_pickle=False) as arrays:
+        if extractor is None or "arr_0" not in arrays:
+            return Reference(moments)
+        images = arrays["arr_0"]
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] != 3:
+        found = f"{images.dtype} {list(images.shape)}"
+        raise InputError(f"reference {path}: arr_0 is {found}; images are uint8 [N, H, W, 3]: remove it, or fix it")
+    parts = torch.from_numpy(images).permute(0, 3, 1, 2).split(500)
+    # the centre of a step of 256, so that it is the same byte again however an extractor rounds
+    made = [extractor.features((part.float() - 127.5) / 127.5).float().cpu() for part in parts]
+    return Reference(moments, torch.cat(made))

@@ -15,6 +15,7 @@ singular, it is accurate when there are fewer samples than features.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -56,6 +57,11 @@ class FeatureMoments:
             if not torch.isfinite(value).all():
                 raise InputError(f"moments: {key} has numbers that are not finite")
             object.__setattr__(self, key, value.detach().to("cpu", torch.float64))
+
+    @cached_property
+    def root(self) -> Tensor:
+        """Symmetric square root of the covariance: made once for a reference that many sets are compared with."""
+        return _square_root(self.covariance)
 
     @staticmethod
     def read(path: str | Path) -> FeatureMoments:
@@ -120,7 +126,7 @@ def frechet_distance(a: FeatureMoments, b: FeatureMoments) -> float:
     """Squared Fréchet (2-Wasserstein) distance of the Gaussians with these moments."""
     if a.mean.shape != b.mean.shape:
         raise InputError(f"cannot compare {len(a.mean)} features with {len(b.mean)}: two different extractors?")
-    overlap = torch.linalg.svdvals(_square_root(a.covariance) @ _square_root(b.covariance)).sum()
+    overlap = torch.linalg.svdvals(a.root @ b.root).sum()
     spread = a.covariance.trace() + b.covariance.trace() - 2 * overlap
     return max(0.0, ((a.mean - b.mean).square().sum() + spread).item())
 

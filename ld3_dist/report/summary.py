@@ -3,6 +3,7 @@
     gain       smallest valid_loss of the hand-made grids / valid_loss of the best learned schedule
     eval_gain  the same on fresh pairs: smallest eval_loss of the hand-made grids / eval_loss of that schedule
     fid        of that schedule, beside the smallest of any hand-made grid in the cell and the teacher's
+    inception_score   likewise, beside the largest of any hand-made grid
 
 The best learned schedule is the one with the smallest hard held-out loss; no metric takes part in the choice. Mean and
 standard deviation over seeds are of the schedules that share its settings (trial and start) and differ in the seed.
@@ -18,11 +19,13 @@ import pandas as pd
 COLUMNS = (
     "model", "conditioning", "guidance", "solver", "nfe", "cell", "baseline", "baseline_loss", "loss", "seed_mean",
     "seed_std", "seeds", "gain", "baseline_eval_loss", "eval_loss", "eval_gain", "baseline_fid", "fid", "teacher_fid",
-    "baseline_coverage", "coverage", "teacher_coverage", "gamma", "start", "distance", "learned", "ok", "not_ok", "key",
+    "baseline_coverage", "coverage", "teacher_coverage", "baseline_inception_score", "inception_score",
+    "teacher_inception_score", "gamma", "start", "distance", "learned", "ok", "not_ok", "key",
 )  # fmt: skip
 NUMBERS = (
     "guidance", "baseline_loss", "loss", "seed_mean", "seed_std", "gain", "baseline_eval_loss", "eval_loss",
-    "eval_gain", "baseline_fid", "fid", "teacher_fid", "baseline_coverage", "coverage", "teacher_coverage", "gamma",
+    "eval_gain", "baseline_fid", "fid", "teacher_fid", "baseline_coverage", "coverage", "teacher_coverage",
+    "baseline_inception_score", "inception_score", "teacher_inception_score", "gamma",
 )  # fmt: skip
 COUNTS = ("nfe", "seeds", "learned", "ok", "not_ok")
 
@@ -77,9 +80,9 @@ def _cell(rows: pd.DataFrame, teachers: dict[str, dict[str, object]]) -> dict[st
         baseline = baselines.loc[baselines["valid_loss"].astype(float).idxmin()]
         record |= {"baseline": baseline["start"], "baseline_loss": baseline["valid_loss"]}
         record |= {"baseline_eval_loss": baselines["eval_loss"].min(), "baseline_fid": baselines["fid"].min()}
-        record["baseline_coverage"] = baselines["coverage"].max()
+        record |= {f"baseline_{name}": baselines[name].max() for name in ("coverage", "inception_score")}
     scores = teachers.get(str(first["teacher"]), {})
-    record |= {"teacher_fid": scores.get("fid"), "teacher_coverage": scores.get("coverage")}
+    record |= {f"teacher_{name}": scores.get(name) for name in ("fid", "coverage", "inception_score")}
     best = best_row(rows)
     if best is not None:
         losses = seed_group(rows, best)["valid_loss"].astype(float)
@@ -90,6 +93,6 @@ def _cell(rows: pd.DataFrame, teachers: dict[str, dict[str, object]]) -> dict[st
             "seeds": len(losses),
         }
         record |= {name: best[name] for name in
-                   ("gain", "eval_loss", "eval_gain", "fid", "coverage", "gamma", "start", "distance",
-                    "key")}  # fmt: skip
+                   ("gain", "eval_loss", "eval_gain", "fid", "coverage", "inception_score", "gamma", "start",
+                    "distance", "key")}  # fmt: skip
     return record

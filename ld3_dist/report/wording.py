@@ -88,7 +88,8 @@ HEADS = {
     "model": "model", "conditioning": "conditioning", "guidance": "guidance", "solver": "solver", "nfe": "NFE",
     "baseline": "best hand-made", "baseline_loss": "its loss", "loss": "learned loss", "seeds": "over seeds",
     "gain": "gain", "eval_gain": "gain, fresh pairs", "baseline_fid": "FID hand-made", "fid": "FID learned",
-    "teacher_fid": "FID teacher", "gamma": "γ", "start": "start",
+    "teacher_fid": "FID teacher", "baseline_inception_score": "IS hand-made", "inception_score": "IS learned",
+    "teacher_inception_score": "IS teacher", "gamma": "γ", "start": "start",
 }  # fmt: skip
 """Columns of the summary as a reader sees them, with their headings."""
 

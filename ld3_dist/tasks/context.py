@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..core.distance import Distance, make_distance
+from ..core.distance import MIN_SIDE, Distance, make_distance
 from ..core.errors import InputError
 from ..core.grid import discretize
 from ..core.learn import Pairs
@@ -23,6 +23,7 @@ from ..core.sample import sample
 from ..core.solver import Solver, Tableau, make_solver
 from ..experiment.plan import Plan
 from ..experiment.settings import Experiment, Model
+from ..metrics.extractors import Extractor, open_extractor, read_reference
 from ..models import LoadedModel, ModelOptions, open_model
 from ..store.pairs import load_pairs, unpack_condition
 from ..store.storage import Storage
@@ -58,11 +59,20 @@ def open_settings(model: Model, device: str | None = None) -> LoadedModel:
 
 
 def make_plan(experiment: Experiment) -> Plan:
-    """Open every model once, here, to know its hash. Raises InputError for a model that cannot be opened."""
+    """Open every model, distance and extractor once, here: for the models' hashes, and before anything is written.
+
+    Raises InputError for any of them that cannot be opened, or that does not fit the model's images.
+    """
     opened = {model.label: open_settings(model, "cpu") for model in experiment.models}
-    return Plan(
-        experiment, {n: o.hash for n, o in opened.items()}, {n: o.conditioning for n, o in opened.items()}
-    )  # fmt: skip
+    plan = Plan(experiment, {n: o.hash for n, o in opened.items()}, {n: o.conditioning for n, o in opened.items()})
+    for model in experiment.models:
+        for name in experiment.distances:
+            distance_of(plan, name, model, "cpu")
+        if experiment.evaluate.samples:
+            extractor_of(plan, model, "cpu")
+    if experiment.evaluate.samples and experiment.evaluate.reference not in ("auto", "teacher"):
+        read_reference(experiment.evaluate.reference)
+    return plan
 
 
 def plan_as_far_as_known(experiment: Experiment) -> tuple[Plan, list[str]]:
@@ -106,11 +116,21 @@ def make_distance_for(
     name: str, opened: LoadedModel, device: str | None, trunk: str | None = None, upsample: bool = False
 ) -> Distance:
     """A distance by name for an open model; trunk and upsample are LPIPS's."""
-    from ..metrics.extractors import open_extractor
-
     device = device or default_device()
+    side, least = min(opened.image_shape[-2:]), MIN_SIDE.get(name.partition("-")[2] or "vgg", 1)
+    if name.startswith("lpips") and side < least and not upsample:
+        raise InputError(
+            f"{name} needs images of at least {least} pixels a side, those of {opened.id} have {side}; enlarge them "
+            "(lpips: {upsample: true}; --upsample), or use l2 or feature"
+        )
     extractor = open_extractor("auto", opened, device) if name == "feature" else None
     return make_distance(name, extractor.maps if extractor else None, trunk=trunk, upsample=upsample).to(device)
+
+
+def extractor_of(plan: Plan, model: Model, device: str | None = None) -> Extractor | None:
+    """The feature extractor of the evaluation, for a model."""
+    name, opened = plan.experiment.evaluate.extractor, open_settings(model, device)
+    return keep(f"extractor {name} {opened.id} {device}", lambda: open_extractor(name, opened, device or "cpu"))
 
 
 def make_samples(opened: LoadedModel, tableau: Tableau, pairs: Pairs, batch: int) -> torch.Tensor:

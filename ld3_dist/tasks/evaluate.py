@@ -21,13 +21,13 @@ from ..core.grid import Grid
 from ..core.solver import Tableau, make_solver
 from ..experiment.plan import Cell, Plan, digest
 from ..experiment.settings import Model
-from ..metrics.extractors import Extractor, open_extractor
+from ..metrics.extractors import Extractor, Reference, read_reference
 from ..metrics.scores import score
 from ..models import LoadedModel
 from ..store.schedules import read_schedule
 from ..store.storage import Storage
 from ..store.tables import write_table
-from .context import distance_of, keep, make_samples, open_settings, pairs_of, provenance, where
+from .context import distance_of, extractor_of, keep, make_samples, open_settings, pairs_of, provenance, where
 from .space import in_loss_space, to_images
 
 PART = 500
@@ -76,7 +76,7 @@ def sample_part(plan: Plan, item: Item, storage: Storage, start: int, stop: int,
         return 0.0
     opened = open_settings(item.model, device)
     pairs = pairs_of(plan, item.model, storage, start, stop, device)
-    extractor = _extractor(plan, opened, device)
+    extractor = extractor_of(plan, item.model, device)
     batch = plan.experiment.resources.batch
     if item.kind == "teacher":
         made = pairs.target
@@ -106,7 +106,7 @@ def finish(
     """
     clock = time.perf_counter()
     opened = open_settings(item.model, device)
-    extractor = _extractor(plan, opened, device)
+    extractor = extractor_of(plan, item.model, device)
     record: dict[str, Any] = {"key": item.key, "kind": item.kind, "cell": item.cell.id if item.cell else None}
     record |= provenance() | where(device)
     features = None
@@ -125,7 +125,11 @@ def finish(
             features = torch.cat([part["features"] for part in parts])
     if features is not None and reference is not None and extractor is not None:
         record |= {"extractor": extractor.name, "extractor_hash": extractor.hash, "reference": name}
-        record |= score(features, reference)
+        if isinstance(reference, Reference):  # moments of all of its data, features of some of it or of none
+            known = reference.moments if reference.features is None else reference.features
+            record |= score(features, known, moments=reference.moments)
+        else:
+            record |= score(features, reference)
     if features is not None and extractor is not None and extractor.class_scores is not None:
         from ..metrics.inception import inception_score
 
@@ -157,11 +161,6 @@ def pictures(plan: Plan, baseline: Item, learned: Item, storage: Storage, device
     )
 
 
-def _extractor(plan: Plan, opened: LoadedModel, device: str | None) -> Extractor | None:
-    name = plan.experiment.evaluate.extractor
-    return keep(f"extractor {name} {opened.id} {device}", lambda: open_extractor(name, opened, device or "cpu"))
-
-
 def _reference(
     plan: Plan, item: Item, storage: Storage, extractor: Extractor | None, opened: LoadedModel
 ) -> tuple[Any, str]:
@@ -177,9 +176,7 @@ def _reference(
         teacher = teacher_item(plan, item.model)
         parts = [load_tensors(storage.read_bytes(part_name(teacher, a, b))) for a, b in teacher.parts(plan)]
         return torch.cat([part["features"] for part in parts]), "teacher"
-    from ..metrics.extractors import read_reference
-
-    return read_reference(wanted), wanted
+    return keep(f"reference {wanted} {extractor.hash}", lambda: read_reference(wanted, extractor)), wanted
 
 
 def _data_halves(extractor: Extractor) -> tuple[Tensor, Tensor, str]:
