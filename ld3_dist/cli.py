@@ -34,7 +34,7 @@ Output = Annotated[
 ]
 Address = Annotated[
     str | None,
-    typer.Option(help="Ray cluster to join: auto, HOST:PORT or ray://HOST:PORT. Without it, Ray runs on this machine."),
+    typer.Option(help="Ray cluster to join, from one of its machines: auto, HOST:PORT. Else Ray runs on this machine."),
 ]
 
 

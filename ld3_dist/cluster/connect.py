@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +17,23 @@ import ray
 from ..core.errors import InputError
 from ..experiment.settings import Experiment
 
-FRACTIONS = tuple(1 / n for n in range(1, 11))
+ANSWER = 10.0
+"""Seconds a host has to accept a connection."""
+
+JOIN = 60.0
+"""Seconds joining a cluster may take."""
+
+WASTE = 0.02
+"""A fraction of a GPU that leaves more than this of it idle, however many trials share it, is taken for a mistake."""
+
+_JOIN = """
+import logging, sys, ray
+try:
+    ray.init(address=sys.argv[1], logging_level=logging.ERROR, log_to_driver=False)
+except Exception as error:
+    print(" ".join(str(error).split()))
+    raise SystemExit(3)
+"""
 
 
 @dataclass(frozen=True)
@@ -28,9 +47,10 @@ class Sizes:
 
 
 def connect(address: str | None) -> None:
-    """Join the cluster at `address` ("auto", "host:port", "ray://…"), or start Ray on this machine.
+    """Join the cluster at `address` ("auto", "host:port"), or start Ray on this machine.
 
-    Raises InputError when there is no cluster at the address, or its Ray is another version.
+    Raises InputError, after JOIN seconds at the latest, when there is no cluster at the address, or its Ray or Python
+    is another version.
     """
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a straggling thread must not start a Ray of its own
@@ -42,27 +62,64 @@ def connect(address: str | None) -> None:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
     if ray.is_initialized():
         return
+    address = None if address == "local" else address
+    if address is not None:
+        check_address(address)
     handler = signal.getsignal(signal.SIGTERM)  # Ray installs its own, which would end us without a word
     try:
         if address is None:
-            ray.init(**options, object_store_memory=200_000_000)
+            # "local": without it Ray would join a cluster that happens to run on this machine
+            ray.init("local", **options, object_store_memory=200_000_000)
         else:
             ray.init(address=address, **{k: v for k, v in options.items() if k != "include_dashboard"})
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _refused(address or "none given", " ".join(str(error).split())) from error
+
+
+def check_address(address: str) -> None:
+    """Raise InputError unless a Ray cluster that this process can join answers at the address, in bounded time.
+
+    A join that gets no answer, or one from something that is not Ray, does not return and cannot be interrupted: first
+    a plain connection is tried, then a child process joins, which can be ended.
+    """
+    if address.startswith("ray://"):
         raise InputError(
-            f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]}); start one with "
-            "`ray start --head`, or leave --address out to use this machine alone"
-        ) from error
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"--address {address}: {str(error).splitlines()[0]}") from error
+            f"--address {address}: the driver of a sweep must run on a machine of the cluster; start it there with "
+            "--address auto, or from here with `ray job submit --address http://HEAD:8265 -- ld3-dist sweep …`"
+        )
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise InputError(f"--address {address}: write auto or HOST:PORT, e.g. 10.0.0.1:6379")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+        except OSError as error:
+            raise _refused(address, str(error)) from error
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _JOIN, address], capture_output=True, text=True, timeout=JOIN, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _refused(address, f"it did not let us join within {JOIN:.0f} s") from error
+    if done.returncode:
+        raise _refused(address, done.stdout.strip() or done.stderr.strip()[-300:])
+
+
+def _refused(address: str, why: str) -> InputError:
+    if "mismatch" in why:
+        return InputError(f"--address {address}: {why} Install the cluster's versions here, or ours there")
+    return InputError(
+        f"--address {address}: no Ray cluster answers there ({why[:400]}); start one with `ray start --head`, or leave "
+        "--address out to use this machine alone"
+    )
 
 
 def sizes_of(experiment: Experiment) -> Sizes:
     """What trials and actors get on this cluster.
 
-    Raises InputError for a fraction Ray cannot schedule and for more than any single node has.
+    Raises InputError for a fraction that wastes the GPU and for more than any single node has.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = sum(n.get("GPU", 0) for n in nodes)
@@ -79,9 +136,10 @@ def _size(
     what: str, cpus: float, gpus: float | str, nodes: list[dict[str, float]], available: float
 ) -> dict[str, float]:
     gpus = (1.0 if available else 0.0) if gpus == "auto" else float(gpus)
-    if 0 < gpus < 1 and not any(abs(gpus - f) < 1e-3 for f in FRACTIONS):
+    if 0 < gpus < 1 and 1 - gpus * _per_gpu(gpus) > WASTE:
         raise InputError(
-            f"resources.gpus_per_{what} = {gpus:g}: a fraction must be 1/2, 1/3, 1/4 …; others can wait for ever"
+            f"resources.gpus_per_{what} = {gpus:g}: a fraction must be 1/2, 1/3, 1/4 …, rounded down; "
+            f"of {gpus:g} only {_per_gpu(gpus)} fit on a GPU, and the rest of it would idle"
         )
     if gpus > 1 and not float(gpus).is_integer():
         raise InputError(f"resources.gpus_per_{what} = {gpus:g}: above 1 it must be a whole number")
@@ -93,7 +151,18 @@ def _size(
     most = max((n.get("CPU", 0.0) for n in nodes), default=0.0)
     if cpus > most:
         raise InputError(f"resources.cpus_per_{what} = {cpus:g}: no node has more than {most:g} CPUs; ask for less")
-    return {"cpu": cpus, "gpu": gpus}
+    size = {"cpu": cpus, "gpu": gpus}
+    if not _how_many(size, nodes):
+        raise InputError(
+            f"resources: cpus_per_{what} = {cpus:g} and gpus_per_{what} = {gpus:g}: "
+            "no single node has both; ask for less"
+        )
+    return size
+
+
+def _per_gpu(gpus: float) -> int:
+    """How many of a fraction fit on one GPU; Ray counts in ten-thousandths, rounded."""
+    return 10_000 // max(round(gpus * 10_000), 1)
 
 
 def _how_many(size: dict[str, float], nodes: list[dict[str, float]]) -> int:
@@ -102,7 +171,7 @@ def _how_many(size: dict[str, float], nodes: list[dict[str, float]]) -> int:
     for node in nodes:
         by = [node.get("CPU", 0) // size["cpu"]]
         if size["gpu"]:
-            per_gpu = round(1 / size["gpu"]) if size["gpu"] < 1 else 1 / size["gpu"]
+            per_gpu = _per_gpu(size["gpu"]) if size["gpu"] < 1 else 1 / size["gpu"]
             by.append(int(node.get("GPU", 0) * per_gpu))
         count += int(min(by))
-    return max(count, 1)
+    return count

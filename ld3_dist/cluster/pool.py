@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
 from ..core.errors import InputError
 
@@ -35,6 +35,14 @@ class Task:
     item: str
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
+
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def plainly(task: Task) -> Call:
+    """What a worker is asked to do for a task: itself."""
+    return task.function, task.arguments
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,11 @@ class _Slot:
 class Pool:
     """`count` actors of the given size. Use as a context manager; leaving it kills them and frees their GPUs."""
 
-    def __init__(self, count: int, cpus: float, gpus: float, retries: int, deadline: float) -> None:
+    def __init__(
+        self, count: int, cpus: float, gpus: float, retries: int, deadline: float,
+        call: Callable[[Task], Call] = plainly,
+    ) -> None:  # fmt: skip
+        self.call = call
         self.count, self.retries, self.deadline = count, retries, deadline
         self.options = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
         self.threads = int(cpus)
@@ -127,7 +139,7 @@ class Pool:
                     task = waiting.popleft()
                     if not slot.held:
                         slot.since = time.monotonic()
-                    slot.held.append((slot.actor.run.remote(task.function, task.arguments), task))
+                    slot.held.append((slot.actor.run.remote(*self.call(task)), task))
 
     def _collect(self, ref: Any, waiting: deque[Task], attempts: dict[str, int]) -> Iterator[Done | Failed]:
         slot = next((s for s in self.slots if any(ref == r for r, _ in s.held)), None)
@@ -136,8 +148,8 @@ class Pool:
         task = next(t for r, t in slot.held if r == ref)
         try:
             result = ray.get(ref)
-        except RayActorError as error:
-            yield from self._replace(slot, f"the worker died: {_first_line(error)}", waiting, attempts)
+        except (RayActorError, WorkerCrashedError, OutOfMemoryError) as error:
+            yield from self._replace(slot, f"the worker died: {_first_line(error)}", waiting, attempts, str(error))
             return
         except RayError as error:
             self._drop(slot, ref)
@@ -170,7 +182,7 @@ class Pool:
                 yield from self._replace(slot, f"no result after {limit:.0f} s", waiting, attempts)
 
     def _replace(
-        self, slot: _Slot, reason: str | None, waiting: deque[Task], attempts: dict[str, int]
+        self, slot: _Slot, reason: str | None, waiting: deque[Task], attempts: dict[str, int], trace: str | None = None
     ) -> Iterator[Failed]:
         """Kill an actor; its oldest task counts as failed (if there is a reason), the one behind it merely returns."""
         if slot not in self.slots:
@@ -179,7 +191,7 @@ class Pool:
         ray.kill(slot.actor)
         for i, (_, task) in enumerate(slot.held):
             if i == 0 and reason:
-                yield self._fail(slot, task, reason, None, waiting, attempts)
+                yield self._fail(slot, task, reason, trace, waiting, attempts)
             else:
                 waiting.appendleft(task)
         slot.held.clear()

@@ -5,13 +5,14 @@ Its truth are the rows; Tune's own state is scratch.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+import math
 import queue
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,13 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, Stopp
 from ..core.learn import Progress
 from ..experiment.plan import Plan, TrialSpec
 from ..store.storage import Storage, open_storage
-from ..store.tables import read_records, read_table, write_table
-from ..tasks.context import now, where
+from ..store.tables import read_records, write_table
 from ..tasks.trial import Outcome, failed_rows, outcome_of, run_trial
+from .failures import death_of, failures_of, last_failure, record_failure
+from .log import Log, timed, worker_log
 from .searcher import CellSearcher
+from .studies import StudyMirror
+from .trackers import make_trackers
 
 REPORT_EVERY = 2.0
 """Seconds between the reports of a trial: a few hundred reports a second are what a driver can take."""
@@ -63,17 +67,20 @@ def trainable(config: dict[str, Any], plan: Plan, place: str, threads: int) -> N
     spec = TrialSpec(cell, json.loads(config["settings"]), config["key"])
     outcome = read_outcome(storage, spec)
     if outcome is None:
-        attempt = 1 + len([n for n in storage.list("failures") if f"{spec.key}-" in n])
+        attempt = 1 + len(failures_of(storage, spec.key))
         numbers = {"trial": config["trial"], "generation": config["generation"], "attempts": attempt}
         try:
-            outcome = run_trial(plan, spec, storage, numbers, on_progress=Reporter())
+            with timed(worker_log(storage), "search", spec.key, cell=cell.id, attempt=attempt) as facts:
+                outcome = run_trial(plan, spec, storage, numbers, on_progress=Reporter())
+                facts["status"] = outcome.status
         except Exception as error:
-            record_failure(
-                storage, "search", spec.key, attempt, f"{type(error).__name__}: {error}", traceback.format_exc()
-            )
+            reason = f"{type(error).__name__}: {error}"
+            with contextlib.suppress(OSError):  # the driver notices that nothing was written
+                record_failure(storage, "search", spec.key, attempt, reason, traceback.format_exc())
             raise
     objective = min(outcome.objective, 1e9)  # a study must hear a number; the rows say what it was
-    tune.report({"objective": objective, "status": outcome.status})
+    best = min((loss for loss in outcome.valid if math.isfinite(loss)), default=1e300)
+    tune.report({"objective": objective, "status": outcome.status, "best_loss": best})
 
 
 class Reporter:
@@ -91,28 +98,18 @@ class Reporter:
             tune.report({"objective": loss, "status": "running", "epoch": progress.epoch, "improvement": start})
 
 
-def record_failure(
-    storage: Storage, stage: str, item: str, attempt: int, reason: str, trace: str | None = None,
-    node: str | None = None, pid: int | None = None,
-) -> None:  # fmt: skip
-    """One row of the failures table."""
-    record = {"stage": stage, "item": item, "attempt": attempt, "reason": reason, "traceback": trace, "time": now()}
-    record |= {"node": node or where("cpu")["host"], "pid": pid or os.getpid()}
-    write_table(storage, "failures", f"{stage}-{item.replace('/', '_')}-{attempt}-{time.time_ns():x}", [record])
-
-
-def last_failure(storage: Storage, key: str) -> str:
-    """Why a trial failed last, from the failures table; a worker that was killed could not write there."""
-    mine = read_table(storage, "failures").query("item == @key")
-    reasons = mine.sort_values(by="attempt", kind="stable")["reason"].tolist()
-    return reasons[-1] if reasons else "the worker died"
-
-
 class Watcher(Callback):
-    """Turns Tune's callbacks into events of the sweep."""
+    """Turns Tune's callbacks into events of the sweep, and records the failures that no worker could.
 
-    def __init__(self, events: queue.Queue[TrialEvent | None], storage: Storage) -> None:
-        self.events, self.storage = events, storage
+    Storage that cannot even take such a record ends the search: `broken` is then why, and `stop` is called.
+    """
+
+    def __init__(
+        self, events: queue.Queue[TrialEvent | None], storage: Storage, log: Log, stop: Callable[[], None]
+    ) -> None:
+        self.events, self.storage, self.log, self.stop = events, storage, log, stop
+        self.recorded = set(storage.list("failures"))
+        self.broken: OSError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore we never do; a queue cannot go along."""
@@ -125,13 +122,34 @@ class Watcher(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended well."""
         result = trial.last_result or {}
-        outcome = Outcome(trial.config["key"], result.get("objective", float("inf")), (), result.get("status", "ok"))
+        losses = (result.get("best_loss", math.inf),)
+        outcome = Outcome(trial.config["key"], result.get("objective", math.inf), losses, result.get("status", "ok"))
         self.events.put(TrialEvent("done", trial.config["cell"], trial.config["key"], outcome))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed for good."""
-        key = trial.config["key"]
-        self.events.put(TrialEvent("failed", trial.config["cell"], key, message=last_failure(self.storage, key)))
+        key, reason = trial.config["key"], self._note(trial, "fail")
+        self.events.put(TrialEvent("failed", trial.config["cell"], key, message=reason))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """An attempt failed; there will be another."""
+        key, reason = trial.config["key"], self._note(trial, "retry")
+        self.events.put(TrialEvent("retry", trial.config["cell"], key, message=reason))
+
+    def _note(self, trial: Any, event: str) -> str:
+        """Make sure the attempt is in the failures table; why it failed."""
+        key, death = trial.config["key"], death_of(trial)
+        try:
+            found = {name for name in self.storage.list("failures") if key in name}
+            if not found - self.recorded:
+                record_failure(self.storage, "search", key, len(failures_of(self.storage, key)) + 1, **death)
+            self.recorded |= {name for name in self.storage.list("failures") if key in name}
+            reason = last_failure(self.storage, key)
+        except OSError as error:
+            self.broken, reason = error, f"{death['reason']} ({error})"
+            self.stop()
+        self.log.write(event, "search", key, cell=trial.config["cell"], reason=reason)
+        return reason
 
 
 class StopSwitch(Stopper):
@@ -153,12 +171,14 @@ class SearchRun:
     """A Tune run in a thread of its own, so that the sweep goes on teaching and showing what happens."""
 
     def __init__(
-        self, plan: Plan, storage: Storage, ready: set[str], scratch: str, sizes: dict[str, float], limit: int
+        self, plan: Plan, storage: Storage, ready: set[str], scratch: str, sizes: dict[str, float], limit: int, log: Log
     ) -> None:
         self.plan, self.storage, self.scratch, self.sizes = plan, storage, scratch, sizes
-        self.searcher = CellSearcher(plan, lambda spec: read_outcome(storage, spec), ready, limit)
+        self.mirror = StudyMirror(storage)
+        self.searcher = CellSearcher(plan, lambda spec: read_outcome(storage, spec), ready, limit, self.mirror)
         self.limit, self.switch = limit, StopSwitch()
         self.events: queue.Queue[TrialEvent | None] = queue.Queue()
+        self.watcher = Watcher(self.events, storage, log, self._halt)
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, name="tune", daemon=True)
 
@@ -182,14 +202,20 @@ class SearchRun:
         except queue.Empty:
             return
 
+    def _halt(self) -> None:
+        self.switch.stopped = True
+
     def _run(self) -> None:
         try:
             self._tuner().fit()
+            if self.watcher.broken:
+                raise self.watcher.broken
             if not self.switch.stopped:
                 self._record_failed()
         except BaseException as error:  # noqa: BLE001  handed to the sweep, which raises it
             self.error = error
         finally:
+            self.mirror.write()
             self.events.put(None)
 
     def _tuner(self) -> Tuner:
@@ -207,7 +233,7 @@ class SearchRun:
                 name=f"search-{time.time_ns():x}", storage_path=self.scratch, verbose=0, stop=self.switch,
                 failure_config=FailureConfig(max_failures=e.resources.retries),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
-                callbacks=[Watcher(self.events, self.storage), *_callbacks(self.plan)],
+                callbacks=[self.watcher, *make_trackers(e, self.storage)],
             ),
         )  # fmt: skip
 
@@ -218,26 +244,3 @@ class SearchRun:
             numbers = {"trial": proposal.number, "generation": proposal.generation, "attempts": tried}
             rows = failed_rows(self.plan, spec, numbers, last_failure(self.storage, spec.key))
             write_table(self.storage, "rows", spec.key, rows)
-
-
-def _callbacks(plan: Plan) -> list[Callback]:
-    """The trackers asked for by resources.callbacks."""
-    from ray.tune import logger
-
-    made: list[Callback] = []
-    for name in plan.experiment.resources.callbacks:
-        if name == "tensorboard":
-            made.append(logger.TBXLoggerCallback())
-        elif name == "csv":
-            made.append(logger.CSVLoggerCallback())
-        elif name == "json":
-            made.append(logger.JsonLoggerCallback())
-        elif name == "wandb":
-            from ray.air.integrations.wandb import WandbLoggerCallback
-
-            made.append(WandbLoggerCallback(project=plan.experiment.name))
-        else:
-            from ray.air.integrations.mlflow import MLflowLoggerCallback
-
-            made.append(MLflowLoggerCallback(experiment_name=plan.experiment.name))
-    return made

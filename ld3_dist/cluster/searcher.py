@@ -29,6 +29,7 @@ from ..experiment.settings import Range
 from ..tasks.trial import Outcome
 
 Finished = Callable[[TrialSpec], Outcome | None]
+Mirror = Callable[["Proposal", bool], None]
 
 
 @dataclass
@@ -82,13 +83,17 @@ class CellSearcher(Searcher):
         finished: a trial's outcome if its rows exist, else None; asked once per proposal.
         ready: labels of the models whose teacher pairs are complete; may grow while the search runs.
         limit: how many trials may be out at once.
+        mirror: told of every finished trial, and whether it finished in this run.
     """
 
-    def __init__(self, plan: Plan, finished: Finished, ready: set[str], limit: int) -> None:
+    def __init__(
+        self, plan: Plan, finished: Finished, ready: set[str], limit: int, mirror: Mirror | None = None
+    ) -> None:
         super().__init__(metric="objective", mode="min")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.plan, self.finished, self.ready, self.limit = plan, finished, ready, limit
+        self.mirror = mirror or (lambda proposal, new: None)
         self.axes, self.points = distributions(plan), plan.grid_points()
         self.live: dict[str, tuple[CellStudy, Proposal]] = {}
         self.found = 0  # trials answered from rows
@@ -159,6 +164,7 @@ class CellSearcher(Searcher):
                 study.queue.append(proposal)
             else:
                 self.found += 1
+                self.mirror(proposal, False)
         study.generation += 1
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -173,11 +179,13 @@ class CellSearcher(Searcher):
         objective = (result or {}).get("objective")
         good = not error and objective is not None and math.isfinite(objective)
         objective = float(objective) if good and objective is not None else math.inf
-        proposal.outcome = self.finished(proposal.spec)  # the rows are the truth
+        rows = proposal.outcome = self.finished(proposal.spec)  # the rows are the truth
         if proposal.outcome is None:
             proposal.outcome = Outcome(proposal.spec.key, objective, (), "ok" if good else "failed")
             if not good:
                 self.failed.append(proposal)
+        if error or rows:  # not one that was stopped half-way
+            self.mirror(proposal, True)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: a study is rebuilt from the rows."""

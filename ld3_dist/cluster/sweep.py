@@ -6,29 +6,34 @@ start as soon as its teacher pairs are complete, while other models are still be
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
+from ray.tune import TuneError
 
-from ..core.errors import InputError
-from ..experiment.plan import FORMAT, Cell, Plan
+from ..experiment.plan import Plan
 from ..experiment.settings import Experiment
 from ..store.lock import acquire
 from ..store.results import load_results
 from ..store.storage import Storage
 from ..store.tables import read_table
-from ..tasks.context import make_plan, open_settings
-from ..tasks.evaluate import Item, finish, part_name, pictures, sample_part, teacher_item
+from ..tasks.context import make_plan
+from ..tasks.evaluate import finish, part_name, pictures, sample_part, teacher_item
 from ..tasks.teach import make_shard, missing_shards, seal
 from ..tasks.trial import run_baselines
 from .connect import Sizes, connect, sizes_of
+from .evaluation import evaluation_items, others, picture_pairs
+from .failures import record_failure
+from .folder import check_claim, claim, scratch
+from .gain import BestGain
+from .log import Log, logged, timed
+from .nodes import check_nodes, versions
 from .pool import Done, Failed, Pool, Task
-from .search import SearchRun, record_failure
+from .search import SearchRun
+from .trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -53,61 +58,82 @@ class Sweep:
     address: str | None = None
     stages: tuple[str, ...] = ("teach", "search", "evaluate")
     failures: int = 0
+    log: Log = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.log = Log(self.storage, "driver")
 
     def run(self) -> Iterator[Event]:
-        """Do what is missing. Raises InputError before anything is written if it cannot be done."""
+        """Do what is missing.
+
+        Raises InputError before anything is written if it cannot be done, RuntimeError if the cluster or the storage
+        fails for good on the way; what is finished by then is kept.
+        """
         plan = make_plan(self.experiment)
+        check_trackers(self.experiment)
         check_claim(self.storage, plan)
         self.storage.check_writable()
         connect(self.address)
         try:
+            if self.address is not None:
+                check_nodes(self.storage)
             sizes = sizes_of(self.experiment)
             with acquire(self.storage):
                 claim(self.storage, plan)
                 self.storage.sweep_temporary()
-                try:
-                    yield from self._stages(plan, sizes)
-                finally:
-                    ray.shutdown()
-                    clean(self.storage)
+                about = self._about(plan, sizes)
+                with timed(self.log, "sweep", self.experiment.name, **about), scratch(self.storage) as folder:
+                    try:
+                        yield from self._stages(plan, sizes, folder)
+                    finally:
+                        ray.shutdown()  # no worker outlives the lock
+        except (RayError, TuneError, OSError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            what = "storage" if isinstance(error, OSError) else "the Ray cluster"
+            raise RuntimeError(f"{what}: {lines[-1]} (everything finished is kept)") from error
         finally:
             ray.shutdown()
 
-    def _stages(self, plan: Plan, sizes: Sizes) -> Iterator[Event]:
+    def _about(self, plan: Plan, sizes: Sizes) -> dict[str, Any]:
+        """What the log says of a sweep at its start and end."""
+        about = {"fingerprint": plan.fingerprint, "address": self.address, "nodes": len(ray.nodes())}
+        return about | {"trial": sizes.trial, "actor": sizes.actor, "versions": versions()}
+
+    def _stages(self, plan: Plan, sizes: Sizes, folder: str) -> Iterator[Event]:
         ready: set[str] = set()
-        with tempfile.TemporaryDirectory(prefix="ld3-dist-") as fallback:
-            local = self.storage.local_path
-            scratch = str(Path(local, ".ray")) if local else fallback
-            run = SearchRun(plan, self.storage, ready, scratch, sizes.trial, sizes.trials)
-            started = False
-            try:
-                for model in plan.experiment.models:
-                    yield from self._teach(plan, model, sizes)
-                    ready.add(model.label)
-                    if "search" in self.stages and not started:
-                        run.start()
-                        started = True
-                if started:
-                    yield from self._baselines(plan, sizes)
-                    yield from self._watch(plan, run)
-            finally:
-                run.stop()
+        run = SearchRun(plan, self.storage, ready, folder, sizes.trial, sizes.trials, self.log)
+        started = False
+        try:
+            for model in plan.experiment.models:
+                yield from self._teach(plan, model, sizes)
+                ready.add(model.label)
+                if "search" in self.stages and not started:
+                    run.start()
+                    started = True
+            if started:
+                yield from self._baselines(plan, sizes)
+                yield from self._watch(plan, run)
+        finally:
+            run.stop()
         if "evaluate" in self.stages:
             yield from self._evaluate(plan, sizes)
 
-    def _pool(self, sizes: Sizes, tasks: list[Task]) -> Pool:
-        asked = self.experiment.resources
-        count = min(sizes.actors, max(len(tasks), 1))
-        return Pool(count, sizes.actor["cpu"], sizes.actor["gpu"], asked.retries, asked.deadline)
+    def _pool(self, stage: str, sizes: Sizes, tasks: list[Task]) -> Pool:
+        asked, storage = self.experiment.resources, self.storage
+        return Pool(
+            min(sizes.actors, max(len(tasks), 1)), sizes.actor["cpu"], sizes.actor["gpu"], asked.retries,
+            asked.deadline, lambda task: (logged, (storage, stage, task.item, task.function, task.arguments)),
+        )  # fmt: skip
 
     def _work(
         self, stage: str, sizes: Sizes, tasks: list[Task], on_done: Callable[[Done], None] | None = None
     ) -> Iterator[Event]:
         """Run tasks on a pool and report them as events of a stage."""
+        if not tasks:
+            return
         done = failed = 0
-        if tasks:
-            yield Event(stage, 0, len(tasks), running=min(len(tasks), sizes.actors))
-        with self._pool(sizes, tasks) as pool:
+        yield Event(stage, 0, len(tasks), running=min(len(tasks), sizes.actors))
+        with timed(self.log, stage, None, tasks=len(tasks)), self._pool(stage, sizes, tasks) as pool:
             for outcome in pool.run(tasks):
                 message = ""
                 if isinstance(outcome, Done):
@@ -123,6 +149,10 @@ class Sweep:
 
     def _note(self, stage: str, failure: Failed) -> str:
         item, attempt = failure.task.item, failure.attempt
+        self.log.write(
+            "fail" if failure.final else "retry", stage, item, attempt=attempt, reason=failure.reason,
+            worker_node=failure.node, worker_pid=failure.pid,
+        )  # fmt: skip
         record_failure(self.storage, stage, item, attempt, failure.reason, failure.traceback, failure.node, failure.pid)
         return f"{stage} {item}, attempt {attempt}: {failure.reason}" + ("; given up" if failure.final else "; again")
 
@@ -148,19 +178,26 @@ class Sweep:
 
     def _watch(self, plan: Plan, run: SearchRun) -> Iterator[Event]:
         total, done, failed = run.searcher.total, 0, 0
+        best = BestGain(self.storage)
+        self.log.write("start", "search", None, trials=total)
         while run.thread.is_alive() or not run.events.empty():
             for event in run.drain(timeout=1.0):
                 message = ""
                 done += event.kind == "done"
-                if event.kind == "failed":
-                    failed += 1
-                    message = f"trial {event.key} of {event.cell} failed: {event.message}"
-                gain = best_gain(self.storage) if event.kind == "done" else None
-                yield Event("search", done + run.searcher.found, total, len(run.searcher.live), failed, gain, message)
+                failed += event.kind == "failed"
+                if event.kind in ("failed", "retry"):
+                    after = "; again" if event.kind == "retry" else ""
+                    message = f"trial {event.key} of {event.cell} failed: {event.message}{after}"
+                if event.outcome:
+                    best.add(event.cell, event.outcome.valid)
+                yield Event(
+                    "search", done + run.searcher.found, total, len(run.searcher.live), failed, best.value, message
+                )
         if run.error is not None:
             raise run.error
         self.failures += failed
-        yield Event("search", done + run.searcher.found, total, 0, failed, best_gain(self.storage))
+        self.log.write("end", "search", None, done=done, found=run.searcher.found, failed=failed, gain=best.value)
+        yield Event("search", done + run.searcher.found, total, 0, failed, best.value)
 
     def _evaluate(self, plan: Plan, sizes: Sizes) -> Iterator[Event]:
         if not plan.experiment.evaluate.samples:
@@ -195,92 +232,3 @@ class Sweep:
         for item in [*items, *(teacher_item(plan, m) for m in plan.experiment.models)]:
             for a, b in item.parts(plan):
                 self.storage.remove(part_name(item, a, b))
-
-
-def check_claim(storage: Storage, plan: Plan) -> bool:
-    """Is the folder this experiment's? Or nobody's (False)? Raises InputError for another's, or a newer format."""
-    if storage.exists("experiment.json"):
-        found = json.loads(storage.read_bytes("experiment.json"))
-        if found.get("format", 0) > FORMAT:
-            raise InputError(
-                f"{storage.url}: written by a newer ld3_dist (format {found['format']}); update, or use another folder"
-            )
-        if found.get("fingerprint") != plan.fingerprint:
-            raise InputError(
-                f"{storage.url}: holds another experiment ({found.get('name')!r}, fingerprint "
-                f"{found.get('fingerprint')}; this is "
-                f"{plan.fingerprint}); choose another --output, or remove that folder"
-            )
-        return True
-    if storage.exists("rows") or storage.exists("pairs"):
-        raise InputError(f"{storage.url}: holds results but no experiment.json; choose another --output")
-    return False
-
-
-def claim(storage: Storage, plan: Plan) -> None:
-    """Make the folder this experiment's."""
-    if check_claim(storage, plan):
-        return
-    body = {
-        "format": FORMAT, "name": plan.experiment.name, "fingerprint": plan.fingerprint,
-        "models": plan.model_hashes, "settings": plan.experiment.model_dump(mode="json"),
-    }  # fmt: skip
-    storage.write_bytes("experiment.json", (json.dumps(body, indent=2) + "\n").encode())
-
-
-def clean(storage: Storage) -> None:
-    """Remove Tune's scratch."""
-    import shutil
-
-    if storage.local_path:
-        shutil.rmtree(Path(storage.local_path, ".ray"), ignore_errors=True)
-
-
-def best_gain(storage: Storage) -> float | None:
-    """Largest gain over the best baseline so far."""
-    gains = load_results(storage).query("kind == 'learned' and status == 'ok' and gain.notna()")["gain"]
-    return max(gains.tolist(), default=None)
-
-
-def evaluation_items(plan: Plan, frame: Any) -> list[Item]:
-    """Teachers, data, all baselines, and every member of the best trial of each cell."""
-    items = [teacher_item(plan, model) for model in plan.experiment.models]
-    if plan.experiment.evaluate.extractor == "auto" and plan.experiment.evaluate.reference == "auto":
-        items += [Item(f"data:{m.model}", "data", m) for m in plan.experiment.models if m.model == "digits"][:1]
-    for cell in plan.cells:
-        here = frame[(frame["cell"] == cell.id) & (frame["status"] == "ok")]
-        base = here[(here["kind"] == "baseline") & (here["distance"] == plan.experiment.distance)]
-        items += [_item(row, cell) for row in base.to_dict("records")]
-        best = here[here["best"]]
-        if len(best):
-            trial = best.iloc[0]["trial"]
-            chosen = here[(here["kind"] == "learned") & (here["trial"] == trial)]
-            items += [_item(row, cell) for row in chosen.to_dict("records")]
-    return items
-
-
-def picture_pairs(plan: Plan, frame: Any) -> list[tuple[Cell, Item, Item]]:
-    """Best baseline and best learned row of every cell that has both, and whose samples are images."""
-    pairs = []
-    for cell in plan.cells if plan.experiment.evaluate.pictures else []:
-        if len(open_settings(cell.model, "cpu").image_shape) != 3:
-            continue
-        here = frame[(frame["cell"] == cell.id) & (frame["status"] == "ok")]
-        base = here[here["kind"] == "baseline"].sort_values("valid_loss")
-        best = here[here["best"]]
-        if len(base) and len(best):
-            pairs.append((cell, _item(base.iloc[0].to_dict(), cell), _item(best.iloc[0].to_dict(), cell)))
-    return pairs
-
-
-def others(frame: Any, item: Item) -> dict[str, Any]:
-    """Losses of the cell's baselines, for a learned row's schedule file."""
-    if item.kind != "learned" or item.cell is None:
-        return {}
-    here = frame[(frame["cell"] == item.cell.id) & (frame["kind"] == "baseline") & (frame["status"] == "ok")]
-    return {row["start"]: {"valid_loss": row["valid_loss"]} for row in here.to_dict("records")}
-
-
-def _item(row: dict[str, Any], cell: Any) -> Item:
-    grid = {name: tuple(float(v) for v in row[name]) for name in ("knots", "evals")}
-    return Item(row["key"], row["kind"], cell.model, cell, grid)

@@ -190,7 +190,10 @@ class Evaluate(Strict):
 
 
 class Resources(Strict):
-    """What a cluster gives: per trial, per teacher and evaluation actor. GPUs may be fractions 1, 1/2, 1/3 …"""
+    """What a cluster gives: per trial, per teacher and evaluation actor. GPUs may be fractions 1, 1/2, 1/3 …
+
+    callbacks: trackers that follow the trials.
+    """
 
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1
     gpus_per_trial: Scale | Literal["auto"] = "auto"
@@ -202,7 +205,7 @@ class Resources(Strict):
     shard: Count = 100
     retries: Annotated[int, Field(ge=0)] = 3
     deadline: Annotated[float, Field(gt=0)] = 3600.0
-    callbacks: tuple[Literal["tensorboard", "wandb", "mlflow", "csv", "json"], ...] = ()
+    callbacks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
 
 class Experiment(Strict):

@@ -17,6 +17,7 @@ credentials come from the environment, as with any other S3 client.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import re
@@ -47,15 +48,19 @@ def fault(point: str, name: str = "") -> None:
     """Kill this process (SIGKILL) if LD3_DIST_FAULT says so; without the variable this does nothing.
 
     The variable is "point", "point:n" (at its n-th passing) or "point@part:n" (counting files whose name holds `part`).
+    "full point@part:n" is a disk that is full from then on: OSError instead.
     """
     asked = os.environ.get("LD3_DIST_FAULT")
     if not asked:
         return
-    target, _, count = asked.partition(":")
+    full = asked.startswith("full ")
+    target, _, count = asked.removeprefix("full ").partition(":")
     wanted, _, part = target.partition("@")
     if point != wanted or part not in name:
         return
     _passed[asked] += 1
+    if full and _passed[asked] >= int(count or 1):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if _passed[asked] == int(count or 1):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -183,8 +188,8 @@ class LocalStorage(Storage):
     def write_bytes(self, name: str, data: bytes) -> None:
         path, me = self._path(name), this_process()
         temporary = path.with_name(f".tmp~{me.host}~{me.pid}~{me.start}~{next(_serial)}~{path.name}")
-        fault("write.before", name)
         try:
+            fault("write.before", name)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._write_temporary(temporary, name, data)
             os.replace(temporary, path)

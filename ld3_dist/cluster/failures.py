@@ -1,0 +1,55 @@
+"""The failures table: every attempt that went wrong, with reason, machine, process and traceback.
+
+Who sees a failure first writes it down: the worker an exception of its own, the driver the death of a worker.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from ..store.storage import Storage
+from ..store.tables import read_records, write_table
+from ..tasks.context import now, where
+
+_COLOUR = re.compile(r"\x1b\[\d*m")
+
+
+def record_failure(
+    storage: Storage, stage: str, item: str, attempt: int, reason: str, trace: str | None = None,
+    node: str | None = None, pid: int | None = None,
+) -> None:  # fmt: skip
+    """One row of the failures table."""
+    record = {"stage": stage, "item": item, "attempt": attempt, "reason": reason, "traceback": trace, "time": now()}
+    record |= {"node": node or where("cpu")["host"], "pid": pid or os.getpid()}
+    write_table(storage, "failures", f"{stage}-{item.replace('/', '_')}-{attempt}-{time.time_ns():x}", [record])
+
+
+def failures_of(storage: Storage, key: str) -> list[str]:
+    """Names of the failure records of a trial, oldest first."""
+    names = [Path(name).stem for name in storage.list("failures") if f"search-{key}-" in name]
+    return sorted(names, key=lambda name: int(name.rsplit("-", 1)[1], 16))
+
+
+def last_failure(storage: Storage, key: str) -> str:
+    """Why a trial failed last, from the failures table."""
+    names = failures_of(storage, key)
+    records = read_records(storage, "failures", names[-1]) if names else None
+    return str(records[0]["reason"]) if records else "the worker died"
+
+
+def death_of(trial: Any) -> dict[str, Any]:
+    """What Tune knows of a trial whose worker could not speak for itself: reason, traceback, node, pid."""
+    file = trial.error_file
+    text = Path(file).read_text(errors="replace") if file and Path(file).exists() else ""
+    text = _COLOUR.sub("", text).rpartition("Failure # ")[2].partition("\n")[2].strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    reason = (lines[-1] if lines[0].startswith("ray::") else f"the worker died: {lines[0]}") if lines else ""
+    pid, node = re.search(r"pid[=:] ?(\d+)", text), re.search(r"ip[=:] ?([0-9a-fA-F.:]+[0-9a-fA-F])", text)
+    return {
+        "reason": reason or "the worker died", "trace": text or None,
+        "node": node[1] if node else None, "pid": int(pid[1]) if pid else None,
+    }  # fmt: skip
