@@ -21,10 +21,12 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, Stopp
 
 from ..core.learn import Progress
 from ..experiment.plan import Plan, TrialSpec
-from ..store.storage import Storage, open_storage
+from ..store.storage import Storage
 from ..store.tables import read_records, write_table
 from ..tasks.trial import Outcome, failed_rows, outcome_of, run_trial
+from .events import Event
 from .failures import death_of, failures_of, last_failure, record_failure
+from .gain import BestGain
 from .log import Log, timed, worker_log
 from .searcher import CellSearcher
 from .studies import StudyMirror
@@ -57,12 +59,11 @@ def read_outcome(storage: Storage, spec: TrialSpec) -> Outcome | None:
     )
 
 
-def trainable(config: dict[str, Any], plan: Plan, place: str, threads: int) -> None:
+def trainable(config: dict[str, Any], plan: Plan, storage: Storage, threads: int) -> None:
     """One Tune trial. Writes its rows itself; returns at once if they are there."""
     import torch
 
     torch.set_num_threads(max(threads, 1))
-    storage = open_storage(place)
     cell = next(cell for cell in plan.cells if cell.id == config["cell"])
     spec = TrialSpec(cell, json.loads(config["settings"]), config["key"])
     outcome = read_outcome(storage, spec)
@@ -180,17 +181,26 @@ class SearchRun:
         self.events: queue.Queue[TrialEvent | None] = queue.Queue()
         self.watcher = Watcher(self.events, storage, log, self._halt)
         self.error: BaseException | None = None
+        self.started, self.done, self.failed = False, 0, 0
+        self.best = BestGain(storage)
         self.thread = threading.Thread(target=self._run, name="tune", daemon=True)
 
     def start(self) -> None:
-        """Begin; trials of a cell follow as soon as its teacher is ready."""
-        self.thread.start()
+        """Begin, unless begun; trials of a cell follow as soon as its teacher is ready."""
+        if not self.started:
+            self.started = True
+            self.thread.start()
 
     def stop(self, patience: float = 5.0) -> None:
         """End the run early: its trials are killed, their finished rows stay."""
         self.switch.stopped = True
         if self.thread.is_alive():
             self.thread.join(patience)
+
+    def state(self, message: str = "") -> Event:
+        """Where the search stands."""
+        done, running = self.done + self.searcher.found, len(self.searcher.live)
+        return Event("search", done, self.searcher.total, running, self.failed, self.best.value, message)
 
     def drain(self, timeout: float) -> Iterator[TrialEvent]:
         """What has happened since the last call; waits up to `timeout` seconds for the first event."""
@@ -220,9 +230,7 @@ class SearchRun:
 
     def _tuner(self) -> Tuner:
         e = self.plan.experiment
-        function = tune.with_parameters(
-            trainable, plan=self.plan, place=self.storage.url, threads=int(self.sizes["cpu"])
-        )
+        function = tune.with_parameters(trainable, plan=self.plan, storage=self.storage, threads=int(self.sizes["cpu"]))
         return Tuner(
             tune.with_resources(function, {k: v for k, v in self.sizes.items() if v}),
             tune_config=TuneConfig(

@@ -100,6 +100,7 @@ class CellSearcher(Searcher):
         self.studies = [CellStudy(cell, self._new_study(cell)) for cell in plan.cells]
         self.turn = 0
         self.failed: list[Proposal] = []
+        self.hopeless: set[str] = set()  # models that will never be ready
 
     def _new_study(self, cell: Cell) -> optuna.Study:
         seed = int(digest([self.plan.experiment.seed, cell.id]), 16) % 2**31
@@ -119,7 +120,7 @@ class CellSearcher(Searcher):
         for offset in range(len(self.studies)):
             study = self.studies[(self.turn + offset) % len(self.studies)]
             if study.cell.model.label not in self.ready:
-                waiting = True
+                waiting = waiting or study.cell.model.label not in self.hopeless
                 continue
             self._advance(study)
             if study.queue:

@@ -6,6 +6,7 @@ start as soon as its teacher pairs are complete, while other models are still be
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,38 +16,28 @@ from ray.exceptions import RayError
 from ray.tune import TuneError
 
 from ..experiment.plan import Plan
-from ..experiment.settings import Experiment
+from ..experiment.settings import Experiment, Model
 from ..store.lock import acquire
 from ..store.results import load_results
 from ..store.storage import Storage
 from ..store.tables import read_table
 from ..tasks.context import make_plan
 from ..tasks.evaluate import finish, part_name, pictures, sample_part, teacher_item
-from ..tasks.teach import make_shard, missing_shards, seal
-from ..tasks.trial import run_baselines
 from .connect import Sizes, connect, sizes_of
 from .evaluation import evaluation_items, others, picture_pairs
+from .events import Event
 from .failures import record_failure
 from .folder import check_claim, claim, scratch
-from .gain import BestGain
+from .head import HeadWatch, room_for
 from .log import Log, logged, timed
 from .nodes import check_nodes, versions
-from .pool import Done, Failed, Pool, Task
+from .pool import Done, Failed, Pool, Task, Waiting
+from .prepare import Preparation
 from .search import SearchRun
 from .trackers import check_trackers
 
-
-@dataclass(frozen=True)
-class Event:
-    """What happened: `stage` (teach, baselines, search, evaluate), counts so far, and a line for the log."""
-
-    stage: str
-    done: int
-    total: int
-    running: int = 0
-    failed: int = 0
-    gain: float | None = None
-    message: str = ""
+LOOK_EVERY = 30.0
+"""Seconds between two looks at whether any node can still hold a trial."""
 
 
 @dataclass
@@ -59,6 +50,7 @@ class Sweep:
     stages: tuple[str, ...] = ("teach", "search", "evaluate")
     failures: int = 0
     log: Log = field(init=False)
+    watch: HeadWatch | None = None
 
     def __post_init__(self) -> None:
         self.log = Log(self.storage, "driver")
@@ -86,12 +78,21 @@ class Sweep:
                     try:
                         yield from self._stages(plan, sizes, folder)
                     finally:
-                        ray.shutdown()  # no worker outlives the lock
+                        self._disconnect()  # no worker outlives the lock
         except (RayError, TuneError, OSError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             what = "storage" if isinstance(error, OSError) else "the Ray cluster"
             raise RuntimeError(f"{what}: {lines[-1]} (everything finished is kept)") from error
         finally:
+            self._disconnect()
+
+    @property
+    def reachable(self) -> bool:
+        """May Ray be called? Without the cluster's head such calls block until Ray ends the process."""
+        return self.watch is None or self.watch.answers
+
+    def _disconnect(self) -> None:
+        if self.reachable:
             ray.shutdown()
 
     def _about(self, plan: Plan, sizes: Sizes) -> dict[str, Any]:
@@ -100,29 +101,42 @@ class Sweep:
         return about | {"trial": sizes.trial, "actor": sizes.actor, "versions": versions()}
 
     def _stages(self, plan: Plan, sizes: Sizes, folder: str) -> Iterator[Event]:
+        self.watch = HeadWatch()
         ready: set[str] = set()
+        searching = "search" in self.stages
         run = SearchRun(plan, self.storage, ready, folder, sizes.trial, sizes.trials, self.log)
-        started = False
         try:
-            for model in plan.experiment.models:
-                yield from self._teach(plan, model, sizes)
-                ready.add(model.label)
-                if "search" in self.stages and not started:
-                    run.start()
-                    started = True
-            if started:
-                yield from self._baselines(plan, sizes)
-                yield from self._watch(plan, run)
+            with self._pool(sizes) as pool:
+
+                def on_ready(model: Model) -> None:
+                    ready.add(model.label)
+                    if searching:
+                        pool.release_idle = True
+                        run.start()
+
+                prepare = Preparation(plan, self.storage, pool, self._note, on_ready, baselines=searching)
+                with timed(self.log, "teach", None):
+                    for event in prepare.run():
+                        yield event
+                        yield from self._search_events(run)
+            self.failures += prepare.failures
+            if run.started:
+                run.searcher.hopeless |= prepare.unmade
+                yield from self._watch(run, sizes)
         finally:
             run.stop()
+        if prepare.unmade:
+            labels = ", ".join(sorted(prepare.unmade))
+            raise RuntimeError(f"teacher pairs of {labels} could not all be made; see the failures, then run again")
         if "evaluate" in self.stages:
             yield from self._evaluate(plan, sizes)
 
-    def _pool(self, stage: str, sizes: Sizes, tasks: list[Task]) -> Pool:
+    def _pool(self, sizes: Sizes) -> Pool:
         asked, storage = self.experiment.resources, self.storage
         return Pool(
-            min(sizes.actors, max(len(tasks), 1)), sizes.actor["cpu"], sizes.actor["gpu"], asked.retries,
-            asked.deadline, lambda task: (logged, (storage, stage, task.item, task.function, task.arguments)),
+            sizes.actors, sizes.actor["cpu"], sizes.actor["gpu"], asked.retries, asked.deadline,
+            lambda task: (logged, (storage, task.stage, task.item, task.function, task.arguments)),
+            lambda: self.watch.check() if self.watch else None,
         )  # fmt: skip
 
     def _work(
@@ -133,22 +147,25 @@ class Sweep:
             return
         done = failed = 0
         yield Event(stage, 0, len(tasks), running=min(len(tasks), sizes.actors))
-        with timed(self.log, stage, None, tasks=len(tasks)), self._pool(stage, sizes, tasks) as pool:
-            for outcome in pool.run(tasks):
+        with timed(self.log, stage, None, tasks=len(tasks)), self._pool(sizes) as pool:
+            pool.add(tasks)
+            for outcome in pool.run():
                 message = ""
-                if isinstance(outcome, Done):
+                if isinstance(outcome, Waiting):
+                    message = outcome.message
+                elif isinstance(outcome, Done):
                     done += 1
                     if on_done:
                         on_done(outcome)
                 else:
-                    message = self._note(stage, outcome)
+                    message = self._note(outcome)
                     failed += outcome.final
                 left = len(tasks) - done - failed
                 yield Event(stage, done, len(tasks), running=min(left, sizes.actors), failed=failed, message=message)
         self.failures += failed
 
-    def _note(self, stage: str, failure: Failed) -> str:
-        item, attempt = failure.task.item, failure.attempt
+    def _note(self, failure: Failed) -> str:
+        stage, item, attempt = failure.task.stage, failure.task.item, failure.attempt
         self.log.write(
             "fail" if failure.final else "retry", stage, item, attempt=attempt, reason=failure.reason,
             worker_node=failure.node, worker_pid=failure.pid,
@@ -156,48 +173,43 @@ class Sweep:
         record_failure(self.storage, stage, item, attempt, failure.reason, failure.traceback, failure.node, failure.pid)
         return f"{stage} {item}, attempt {attempt}: {failure.reason}" + ("; given up" if failure.final else "; again")
 
-    def _teach(self, plan: Plan, model: Any, sizes: Sizes) -> Iterator[Event]:
-        missing, bad = missing_shards(plan, model, self.storage)
-        for message in bad:
-            yield Event("teach", 0, len(missing), message=f"{message}; made again")
-        tasks = [Task(f"{model.label}-{a}-{b}", make_shard, (plan, model, self.storage, a, b)) for a, b in missing]
-        before = self.failures
-        yield from self._work("teach", sizes, tasks)
-        if self.failures > before:
-            raise RuntimeError(
-                f"teacher pairs of {model.label} could not all be made; see the failures table, then run again"
-            )
-        seal(plan, model, self.storage)
-        total = len(plan.shards())
-        yield Event("teach", total, total, message=f"{model.label}: {total} shards of teacher pairs complete")
+    def _search_events(self, run: SearchRun, timeout: float = 0.0) -> Iterator[Event]:
+        """What the search has done since the last call."""
+        for event in run.drain(timeout):
+            message = ""
+            run.done += event.kind == "done"
+            run.failed += event.kind == "failed"
+            if event.kind in ("failed", "retry"):
+                after = "; again" if event.kind == "retry" else ""
+                message = f"trial {event.key} of {event.cell} failed: {event.message}{after}"
+            if event.outcome:
+                run.best.add(event.cell, event.outcome.valid)
+            yield run.state(message)
 
-    def _baselines(self, plan: Plan, sizes: Sizes) -> Iterator[Event]:
-        cells = [c for c in plan.cells if not self.storage.exists(f"rows/{plan.baseline_key(c)}.parquet")]
-        tasks = [Task(f"baselines-{cell.id}", run_baselines, (plan, cell, self.storage)) for cell in cells]
-        yield from self._work("baselines", sizes, tasks)
-
-    def _watch(self, plan: Plan, run: SearchRun) -> Iterator[Event]:
-        total, done, failed = run.searcher.total, 0, 0
-        best = BestGain(self.storage)
-        self.log.write("start", "search", None, trials=total)
+    def _watch(self, run: SearchRun, sizes: Sizes) -> Iterator[Event]:
+        """The rest of the search. Raises RuntimeError when no node of the cluster can hold a trial any more."""
+        run.best.read()
+        self.log.write("start", "search", None, trials=run.searcher.total)
+        room = looked = time.monotonic()
         while run.thread.is_alive() or not run.events.empty():
-            for event in run.drain(timeout=1.0):
-                message = ""
-                done += event.kind == "done"
-                failed += event.kind == "failed"
-                if event.kind in ("failed", "retry"):
-                    after = "; again" if event.kind == "retry" else ""
-                    message = f"trial {event.key} of {event.cell} failed: {event.message}{after}"
-                if event.outcome:
-                    best.add(event.cell, event.outcome.valid)
-                yield Event(
-                    "search", done + run.searcher.found, total, len(run.searcher.live), failed, best.value, message
-                )
+            if self.watch:
+                self.watch.check()
+            yield from self._search_events(run, timeout=1.0)
+            now = time.monotonic()
+            if now - looked > LOOK_EVERY and self.reachable:
+                looked = now
+                if room_for(sizes.trial):
+                    room = now
+                elif now - room > self.experiment.resources.deadline:
+                    raise RuntimeError(f"for {now - room:.0f} s no node of the cluster could hold a trial")
+                else:
+                    yield run.state("no node of the cluster can hold a trial; waiting for one")
         if run.error is not None:
             raise run.error
-        self.failures += failed
-        self.log.write("end", "search", None, done=done, found=run.searcher.found, failed=failed, gain=best.value)
-        yield Event("search", done + run.searcher.found, total, 0, failed, best.value)
+        self.failures += run.failed
+        found = run.searcher.found
+        self.log.write("end", "search", None, done=run.done, found=found, failed=run.failed, gain=run.best.value)
+        yield run.state()
 
     def _evaluate(self, plan: Plan, sizes: Sizes) -> Iterator[Event]:
         if not plan.experiment.evaluate.samples:
@@ -212,7 +224,7 @@ class Sweep:
             seconds[done.task.arguments[1].key] += done.result
 
         parts = [
-            Task(f"{item.key}-{a}", sample_part, (plan, item, self.storage, a, b))
+            Task("evaluate", f"{item.key}-{a}", sample_part, (plan, item, self.storage, a, b))
             for item in (*items, *([] if not items else [teacher_item(plan, m) for m in plan.experiment.models]))
             for a, b in item.parts(plan)
         ]
@@ -221,10 +233,11 @@ class Sweep:
             seconds.setdefault(task.arguments[1].key, 0.0)
         yield from self._work("evaluate", sizes, parts, count)
         scored = [
-            Task(item.key, finish, (plan, item, self.storage, seconds[item.key], others(frame, item))) for item in items
+            Task("score", item.key, finish, (plan, item, self.storage, seconds[item.key], others(frame, item)))
+            for item in items
         ]
         drawn = [
-            Task(f"pictures-{learned.key}", pictures, (plan, baseline, learned, self.storage))
+            Task("score", f"pictures-{learned.key}", pictures, (plan, baseline, learned, self.storage))
             for cell, baseline, learned in picture_pairs(plan, frame)
             if not self.storage.exists(f"samples/{cell.id.replace('/', '_')}.safetensors")
         ]
