@@ -8,10 +8,9 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -93,9 +92,10 @@ def _stages(experiment: Path, output: str | None, address: str | None, stages: t
 
 
 def _finish(place: str) -> None:
+    from .live import print_summary
     from .report import write_report
 
-    _print_summary(place)
+    print_summary(place, console)
     paths = write_report(place)
     console.print(f"Report: {paths.html}", highlight=False, soft_wrap=True)
 
@@ -112,9 +112,10 @@ def report(
     ] = None,
 ) -> None:
     """Write the HTML page, figures and Markdown table of a sweep from its result tables alone."""
+    from .live import print_summary
     from .report import write_report
 
-    _print_summary(results)
+    print_summary(results, console)
     paths = write_report(results, output) if output else write_report(results)
     console.print(f"Report: {paths.html}", highlight=False, soft_wrap=True)
 
@@ -188,58 +189,28 @@ def learn(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="EDM checkpoint (.pkl); nothing in it is executed.")],
-    target: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
+    source: Annotated[Path, typer.Argument(help="EDM .pkl, or latent-diffusion .ckpt; nothing in it is executed.")],
+    target: Annotated[Path, typer.Argument(help="Safetensors file to write; for latent diffusion a folder.")],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML of a latent-diffusion checkpoint, e.g. its project's cin256-v2.yaml.")
+    ] = None,
 ) -> None:
-    """Convert an EDM checkpoint to safetensors: its EMA weights, and what builds the network in the header."""
-    from .models.edm.opening import convert as convert_edm
+    """Convert an EDM checkpoint to safetensors, or an original latent-diffusion one to a diffusers folder.
 
-    convert_edm(source, target)
-    console.print(f"{target}: use it as --model edm:{target}", highlight=False, soft_wrap=True)
+    Averaged (EMA) weights are taken where there are any.
+    """
+    if config is None and source.suffix == ".ckpt":
+        raise InputError(f"{source}: a latent-diffusion checkpoint needs its YAML; name it with --config")
+    if config is None:
+        from .models.edm.opening import convert as convert_edm
 
+        convert_edm(source, target)
+    else:
+        from .models.diffusers.original import convert_original
 
-SUMMARY = {
-    "cell": "cell", "baseline": "best grid", "baseline_loss": "its loss", "loss": "learned", "gain": "gain",
-    "eval_gain": "fresh gain", "baseline_fid": "FID grid", "fid": "FID learned",
-    "teacher_fid": "FID teacher", "gamma": "gamma",
-}  # fmt: skip
-"""Columns of the summary that a terminal shows, and their headings; the report has all of them."""
-
-
-def _print_summary(place: str) -> None:
-    from .report import read_sweep, summary_table
-
-    results = read_sweep(place)
-    frame: Any = summary_table(results.results, results.evaluations)
-    table = Table(
-        caption="losses: held-out distance to the teacher; gain: best grid's over learned",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    texts = [
-        [_cell_text(name, value) for name, value in row.items()]
-        for row in frame[list(SUMMARY)].to_dict(orient="records")
-    ]
-    shown = console if console.is_terminal else Console(width=max(console.width, 140))
-    room = shown.width
-    for i, (name, heading) in enumerate(SUMMARY.items()):
-        width = max([len(row[i]) for row in texts] + [len(word) for word in heading.split()])
-        room -= width + 3
-        if room < 0:  # the report has the columns that do not fit
-            texts = [row[:i] for row in texts]
-            break
-        table.add_column(heading, justify="left" if name in ("cell", "baseline") else "right", min_width=width)
-    for row in texts:
-        table.add_row(*row)
-    shown.print(table)
-
-
-def _cell_text(name: object, value: object) -> str:
-    if not isinstance(value, float | int):
-        return str(value) if isinstance(value, str) else "-"
-    if value != value:  # not measured
-        return "-"
-    return f"{value:.2f}x" if "gain" in str(name) else f"{value:.3g}"
+        convert_original(source, config, target)
+    kind = "edm" if config is None else "diffusers"
+    console.print(f"{target}: use it as --model {kind}:{target}", highlight=False, soft_wrap=True)
 
 
 @app.command()

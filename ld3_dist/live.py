@@ -1,13 +1,15 @@
-"""What a sweep shows while it runs: progress bars on a terminal, plain lines elsewhere."""
+"""What a sweep shows: while it runs, progress bars on a terminal and plain lines elsewhere; at its end, a table."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 if TYPE_CHECKING:
     from .cluster.sweep import Event
@@ -71,3 +73,48 @@ def _lines(events: Iterable[Event], console: Console) -> None:
                 markup=False,
                 soft_wrap=True,
             )
+
+
+SUMMARY = {
+    "cell": "cell", "baseline": "best grid", "baseline_loss": "its loss", "loss": "learned", "gain": "gain",
+    "eval_gain": "fresh gain", "baseline_fid": "FID grid", "fid": "FID learned",
+    "teacher_fid": "FID teacher", "gamma": "gamma",
+}  # fmt: skip
+"""Columns of the summary that a terminal shows, and their headings; the report has all of them."""
+
+
+def print_summary(place: str, console: Console) -> None:
+    """The summary table of a sweep's results, as far as it fits."""
+    from .report import read_sweep, summary_table
+
+    results = read_sweep(place)
+    frame: Any = summary_table(results.results, results.evaluations)
+    table = Table(
+        caption="losses: held-out distance to the teacher; gain: best grid's over learned",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    texts = [
+        [_cell_text(name, value) for name, value in row.items()]
+        for row in frame[list(SUMMARY)].to_dict(orient="records")
+    ]
+    shown = console if console.is_terminal else Console(width=max(console.width, 140))
+    room = shown.width
+    for i, (name, heading) in enumerate(SUMMARY.items()):
+        width = max([len(row[i]) for row in texts] + [len(word) for word in heading.split()])
+        room -= width + 3
+        if room < 0:  # the report has the columns that do not fit
+            texts = [row[:i] for row in texts]
+            break
+        table.add_column(heading, justify="left" if name in ("cell", "baseline") else "right", min_width=width)
+    for row in texts:
+        table.add_row(*row)
+    shown.print(table)
+
+
+def _cell_text(name: object, value: object) -> str:
+    if not isinstance(value, float | int):
+        return str(value) if isinstance(value, str) else "-"
+    if value != value:  # not measured
+        return "-"
+    return f"{value:.2f}x" if "gain" in str(name) else f"{value:.3g}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import original_checkpoints as original
 import pytest
 import tiny_pipelines as tiny
 import torch
@@ -19,18 +20,30 @@ from ld3_dist.models import ModelOptions
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+
+def converted(folder: Path, unet: dict[str, Any]) -> Path:
+    """Latent diffusion from a checkpoint in its original form."""
+    from ld3_dist.models.diffusers.original import convert_original
+
+    checkpoint, config, *_ = original.write(folder.parent / f"{folder.name}-original", unet)
+    return convert_original(checkpoint, config, folder)
+
+
 PROMPTS = ["a red cat", "two birds", "the sea at night"]
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     "pixel": tiny.pixel,
     "latent": tiny.latent,
     "dit": tiny.class_latent,
+    "cin": lambda folder: converted(folder, original.ON_CLASSES),
+    "bedroom": lambda folder: converted(folder, original.UNCONDITIONAL),
     "sd": tiny.text,
     "sdxl": lambda folder: tiny.text(folder, xl=True),
+    "rectified": tiny.rectified,
     "sd3": tiny.flow_sd3,
     "flux": tiny.flow_flux,
     "schnell": lambda folder: tiny.flow_flux(folder, embedded=False),
 }
-TEXT = ("sd", "sdxl", "sd3", "flux", "schnell")
+TEXT = ("sd", "sdxl", "rectified", "sd3", "flux", "schnell")
 
 
 def build_all(root: Path) -> dict[str, Path]:

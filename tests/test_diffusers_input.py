@@ -142,7 +142,7 @@ def test_a_hub_id_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(name: str, **parts: None) -> None:
         raise OSError("We couldn't connect")
 
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", unreachable)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", unreachable)
     with pytest.raises(InputError, match=r"nobody/nothing.*couldn't connect.*download it") as error:
         open_model("diffusers:nobody/nothing")
     assert "folder" in str(error.value)

@@ -122,6 +122,27 @@ def test_flow_pipelines(folders: dict[str, Path], kind: str, guidance: float | N
     assert model.settings["embedded_guidance"] == (kind == "flux")
 
 
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_rectified_flow_pipeline(folders: dict[str, Path], guidance: float) -> None:
+    """InstaFlow's own sampler: Euler from t = 1 in equal steps, the network asked at 1000 t, x += v / n."""
+    model = open_model(f"diffusers:{folders['rectified']}", options_for("rectified", folders, guidance=guidance))
+    assert isinstance(model.denoiser.noise, FlowMatching)
+    assert model.prediction == "-velocity"
+    noise, condition = draw_noise(0, range(2), model.denoiser.shape), model.draw_condition(3, range(2))
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(str(folders["rectified"]), safety_checker=None)
+    lines = [PROMPTS[model.draw_condition.__self__.pick(3, i)] for i in range(2)]  # type: ignore[attr-defined]
+    with torch.no_grad():
+        prompt, null = pipeline.encode_prompt(lines, "cpu", 1, True)
+        x, n = noise, 4
+        for i in range(n):
+            time = torch.full((2,), 1000.0 * (1 - i / n))
+            v, v_null = (pipeline.unet(x, time, encoder_hidden_states=c).sample for c in (prompt, null))
+            x = x + (v_null + guidance * (v - v_null)) / n
+    close(ours(model.denoiser, [1.0, 0.75, 0.5, 0.25, 1e-6], noise, condition), x)
+    plain = open_model(f"diffusers:{folders['sd']}", options_for("sd", folders, guidance=guidance))
+    assert plain.hash != model.hash  # the same weights, another meaning
+
+
 @pytest.mark.parametrize("kind", list(BUILDERS))
 def test_times_reach_the_network_unrounded_and_differentiable(folders: dict[str, Path], kind: str) -> None:
     model = open_model(f"diffusers:{folders[kind]}", options_for(kind, folders))

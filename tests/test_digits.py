@@ -21,7 +21,7 @@ from ld3_dist.models.digits.network import NULL_LABEL, DigitsNetwork, NetworkCon
 from ld3_dist.models.digits.opening import NETWORK_FILE
 from ld3_dist.models.digits.train import TrainConfig, denoising_loss, draw_sigma, learning_rate, train_network
 from ld3_dist.models.digits.train_classifier import accuracy
-from ld3_dist.models.digits.weights import save_tensors, sha256_of
+from ld3_dist.models.weights import save_tensors, sha256_of
 
 RESULTS = Path(__file__).parents[1] / "results" / "models" / "digits.json"
 

@@ -27,7 +27,8 @@ from ld3_dist.tasks.trial import run_baselines, run_trial
 ROOT = Path(__file__).parents[1] / "experiments"
 EDM = ("cifar10", "ffhq", "afhqv2")
 KINDS = {
-    "lsun_bedroom": "latent", "imagenet256": "dit", "sd14": "sd", "sd15": "sd", "sd3": "sd3", "flux": "flux",
+    "lsun_bedroom": "bedroom", "imagenet256": "cin", "sd14": "sd", "sd15": "sd", "instaflow": "rectified",
+    "sd3": "sd3", "flux": "flux",
 }  # fmt: skip
 FILES = {file.stem: file for folder in ("paper", "flow") for file in (ROOT / folder).glob("*.yaml")}
 format_modules = test_edm.format_modules
@@ -107,9 +108,16 @@ def test_settings_as_published(name: str) -> None:
         assert e.distance == "lpips-vgg"
         assert e.learn["coordinate"] == ("lambda" if name in EDM else "time")
         assert (e.learn["batch"], e.learn["epochs"]) == ((2, 7) if name in EDM else (1, 5))
-        assert e.pairs.train == e.pairs.valid == (25 if name.startswith("sd") else 50)
+        assert e.pairs.train == e.pairs.valid == (25 if name.startswith(("sd", "insta")) else 50)
     if name in EDM:
         assert (e.teacher.solver, e.teacher.nfe, e.teacher.start) == ("unipc-3", 20, "log_snr")
+    teacher, guidance = (e.teacher.solver, e.teacher.nfe, e.teacher.start), e.models[0].guidance
+    if name == "imagenet256":
+        assert (teacher, guidance) == (("unipc-3", 10, "uniform"), 2.0)
+    if name == "lsun_bedroom":
+        assert teacher == ("unipc-3", 20, "uniform")
+    if name in ("sd14", "sd15"):
+        assert (teacher[0], guidance) == ("ipndm-3", 7.5)
     # r = gamma d / NFE^2: 0.192 at 4 evaluations and 0.031 at 10, as the paper's code has it for CIFAR10
     if name == "cifar10":
         config = plan.trial(plan.cells[0], {}).config
@@ -117,12 +125,13 @@ def test_settings_as_published(name: str) -> None:
         assert config.radius((3, 32, 32), 10) == pytest.approx(0.031, abs=5e-4)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "sd15"])
+@pytest.mark.parametrize("name", FILES)
 def test_show_needs_no_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where there is no weights/
     done = CliRunner().invoke(app, ["show", str(FILES[name])], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
-    assert f"{name}/ipndm-3/4" in done.output
+    for cell in Plan(load_experiment(FILES[name]), {name: "unknown"}).cells:
+        assert cell.id in done.output
     assert "unknown until the weights are there" in " ".join(done.output.split())  # a title may be wrapped
     assert "Network evaluations" in done.output
 

@@ -183,6 +183,13 @@ def text(folder: Path, xl: bool = False, **scheduler: Any) -> Path:
     return folder
 
 
+def rectified(folder: Path) -> Path:
+    """InstaFlow: Stable Diffusion's parts under the name of a pipeline class that diffusers does not have."""
+    index = text(folder) / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "RectifiedFlowPipeline"}))
+    return folder
+
+
 def flow_sd3(folder: Path) -> Path:
     """Stable Diffusion 3 without its third encoder."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline

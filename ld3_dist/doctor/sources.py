@@ -11,6 +11,8 @@ from ..models.edm.opening import PUBLISHED
 
 _REFERENCES = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/"
 _BATCHES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/"
+_LDM = "https://ommer-lab.com/files/latent-diffusion/"
+_LDM_CONFIGS = "https://github.com/CompVis/latent-diffusion, "
 _EDM = (
     *(f"edm-cifar10-32x32-{kind}" for kind in ("uncond-vp", "uncond-ve", "cond-vp", "cond-ve")),
     *(f"edm-{data}-64x64-uncond-{kind}" for data in ("ffhq", "afhqv2") for kind in ("vp", "ve")),
@@ -30,9 +32,11 @@ FILES: dict[str, str] = {
     "stable-diffusion-v1-5": "hub id stable-diffusion-v1-5/stable-diffusion-v1-5",
     "stable-diffusion-3-medium-diffusers": "hub id stabilityai/stable-diffusion-3-medium-diffusers",
     "FLUX.1-dev": "hub id black-forest-labs/FLUX.1-dev",
-    "DiT-XL-2-256": "hub id facebook/DiT-XL-2-256",
-    "ldm-lsun-bedroom-256": "https://ommer-lab.com/files/latent-diffusion/lsun_bedrooms.zip, converted by diffusers' "
-    "scripts/convert_ldm_original_checkpoint_to_diffusers.py",
+    "2_rectified_flow_from_sd_1_5": "hub id XCLiu/2_rectified_flow_from_sd_1_5",
+    "ldm-cin256-v2": f"{_LDM}nitro/cin/model.ckpt and {_LDM_CONFIGS}configs/latent-diffusion/cin256-v2.yaml, then: "
+    "ld3-dist convert model.ckpt weights/ldm-cin256-v2 --config cin256-v2.yaml",
+    "ldm-lsun-bedroom-256": f"{_LDM}lsun_bedrooms.zip and {_LDM_CONFIGS}models/ldm/lsun_beds256/config.yaml, then: "
+    "ld3-dist convert model.ckpt weights/ldm-lsun-bedroom-256 --config config.yaml",
 }
 """Name of a file or folder -> where it is published."""
 

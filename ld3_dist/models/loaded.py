@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core.denoiser import Condition, Denoiser
+from ..core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser
 from ..core.errors import InputError, unknown
 from ..core.sample import sample_generator
 
@@ -111,6 +111,11 @@ class LoadedModel:
     settings: Mapping[str, Any]
 
     @property
+    def prediction(self) -> str:
+        """What the network predicts; "-velocity" is a velocity that points from noise to data."""
+        return self.settings.get("prediction") or prediction_of(self.denoiser)
+
+    @property
     def latent(self) -> bool:
         """True where `decode` changes the space."""
         return tuple(self.denoiser.shape) != tuple(self.image_shape)
@@ -180,6 +185,37 @@ def conditional_on(trained: bool, options: ModelOptions, model: str) -> bool:
     if not wanted and (options.guided or options.prompts or options.classes):
         raise InputError(f"model {model!r}: conditional=false contradicts guidance, prompts or classes; remove one")
     return wanted
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """How a model is conditioned.
+
+    name: for the rows.  draw: what samples draw.  guidance: scale in use, None where there is nothing to guide by.
+    null: the condition that stands for none, batch of 1, where guidance needs it given.
+    """
+
+    name: str
+    draw: DrawCondition
+    guidance: float | None = None
+    null: Condition = None
+
+
+def on_classes(count: int, options: ModelOptions, model: str) -> Conditioning:
+    """Conditioning of a network trained on `count` classes, 0 for an unconditional one.
+
+    Raises InputError for options that ask for what the model was not trained for, and for classes it does not have.
+    """
+    if not conditional_on(count > 0, options, model):
+        return Conditioning("none", no_condition)
+    guidance = 1.0 if options.guidance is None else options.guidance
+    return Conditioning(conditioning_name("class", options), draw_class(read_classes(options, count, model)), guidance)
+
+
+def prediction_of(denoiser: Denoiser) -> str:
+    """What the network inside predicts, one of `core.denoiser.PREDICTIONS`; data, where it is nobody's network."""
+    inner = denoiser.inner if isinstance(denoiser, Guided) else denoiser
+    return inner.prediction if isinstance(inner, NetworkDenoiser) else "data"
 
 
 def conditioning_name(kind: str, options: ModelOptions) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ...core.denoiser import Condition
 
@@ -79,6 +80,37 @@ class TextUNet(nn.Module):
         prompt, pooled = texts(condition, "prompt", "pooled")
         added = {"text_embeds": pooled, "time_ids": self.size_ids.expand(len(x), -1).to(time.dtype)}
         return self.inner(x, time, encoder_hidden_states=prompt, added_cond_kwargs=added).sample
+
+
+class ClassUNet(nn.Module):
+    """UNet2DConditionModel that attends to one token, the embedding of a class.
+
+    table: embeddings [classes + 1, width], the last one for no class.
+    """
+
+    table: Tensor
+
+    def __init__(self, inner: nn.Module, table: Tensor) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("table", table)
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
+        """condition: labels [B]."""
+        token = functional.embedding(labels(condition), self.table)[:, None]  # [B, 1, width]
+        return self.inner(x, time, encoder_hidden_states=token).sample
+
+
+class Reversed(nn.Module):
+    """A network of flow matching whose velocity points from noise to data."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
+        """The velocity from data to noise."""
+        return -self.net(x, time, condition)
 
 
 class FlowTransformer(nn.Module):

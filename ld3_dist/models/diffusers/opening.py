@@ -3,7 +3,9 @@
 What it is follows from its parts, not from its name:
 
     unet UNet2DModel                              pixels, or latents with a vae or vqvae; classes, if it embeds any
-    unet UNet2DConditionModel + text_encoder      Stable Diffusion 1.x, 2.x; XL where there is a text_encoder_2
+    unet UNet2DConditionModel + text_encoder      Stable Diffusion 1.x, 2.x; XL where there is a text_encoder_2;
+                                                  InstaFlow where the pipeline is a RectifiedFlowPipeline
+    the same + CLASS_EMBEDDING                    latent diffusion on classes (`original.py` converts it)
     transformer DiT                               latents, classes
     transformer SD3, Flux                         latents, text, flow matching
 
@@ -16,7 +18,7 @@ import inspect
 import json
 import textwrap
 import warnings
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +28,27 @@ from torch import Tensor, nn
 from ...core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser
 from ...core.errors import InputError, unknown
 from ..loaded import (
-    DrawCondition,
+    Conditioning,
     LoadedModel,
     ModelOptions,
     conditional_on,
     conditioning_name,
     draw_class,
-    no_condition,
+    on_classes,
     place,
-    read_classes,
     weights_hash,
 )
-from .networks import ClassTransformer, FlowTransformer, LatentDecoder, PackedTransformer, PixelNetwork, TextUNet
+from .networks import (
+    ClassTransformer,
+    ClassUNet,
+    FlowTransformer,
+    LatentDecoder,
+    PackedTransformer,
+    PixelNetwork,
+    Reversed,
+    TextUNet,
+)
+from .original import CLASS_EMBEDDING, read_class_embedding
 from .process import Process, read_process
 from .prompts import Prompts, prompt_lines
 
@@ -51,36 +62,31 @@ NETWORKS = {
 }
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 OPTIONAL = ("text_encoder_3", "tokenizer_3")
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """How a model is conditioned: the name for the rows, what samples draw, and the null condition (batch of 1)."""
-
-    name: str
-    draw: DrawCondition
-    null: Condition = None
+RECTIFIED = "RectifiedFlowPipeline"
+"""Stable Diffusion's parts, a network of rectified flow (InstaFlow, Liu et al. 2023): see `process.py`."""
 
 
 def open_diffusers(rest: str, options: ModelOptions) -> LoadedModel:
     """The model behind `diffusers:{rest}`."""
     spec = f"diffusers:{rest}"
-    pipeline = load_pipeline(rest)
+    pipeline, rectified = load_pipeline(rest)
     inner = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
     kind = NETWORKS.get(type(inner).__name__)
     if inner is None or kind is None:
         raise unknown(f"network of {spec}", type(inner).__name__, tuple(NETWORKS))
     vae = getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
     shape = _shape(inner, kind, vae, options, spec)
+    table = read_class_embedding(Path(rest).expanduser()) if kind == "text unet" else None
     if kind == "text unet":
-        kind = "sdxl" if getattr(pipeline, "text_encoder_2", None) is not None else "sd"
-    process = read_process(pipeline.scheduler, spec, shape[1] * shape[2] // 4, options.shift)
-    conditioning = _conditioning(pipeline, inner, kind, spec, options)
-    digest = _hash(inner, vae, pipeline.scheduler)
+        kind = _text_kind(pipeline, table, spec)
+    process = read_process(pipeline.scheduler, spec, shape[1] * shape[2] // 4, options.shift, rectified)
+    conditioning = _conditioning(pipeline, inner, kind, spec, options, table)
+    digest = _hash(inner, vae, pipeline.scheduler, table, rectified)
     embedded = kind == "flux" and bool(inner.config.guidance_embeds)
     guidance = options.guidance if options.guidance is not None else 3.5 if embedded else 1.0
     image_shape = _image_shape(shape, vae)
-    net = place(_network(inner, kind, image_shape, guidance if embedded else None), options)
+    net = _network(inner, kind, image_shape, guidance if embedded else None, table)
+    net = place(Reversed(net) if process.prediction == "-velocity" else net, options)
     decoder = None if vae is None else LatentDecoder(vae, options.recompute).to(options.device)
     denoiser = _denoiser(net, process, shape, decoder, options)
     if guidance != 1 and not embedded and conditioning.null is not None:
@@ -104,8 +110,11 @@ def open_diffusers(rest: str, options: ModelOptions) -> LoadedModel:
     )
 
 
-def load_pipeline(name: str) -> Any:
-    """The pipeline of a folder or hub id, on the CPU; InputError where it is not one, or cannot be had."""
+def load_pipeline(name: str) -> tuple[Any, bool]:
+    """(pipeline of a folder or hub id, on the CPU; whether it is InstaFlow's, a class that diffusers does not have).
+
+    Raises InputError where it is not one, or cannot be had.
+    """
     try:
         import diffusers
     except ImportError as error:
@@ -119,7 +128,11 @@ def load_pipeline(name: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return diffusers.DiffusionPipeline.from_pretrained(str(folder) if folder.is_dir() else name, **absent)
+            place = str(folder) if folder.is_dir() else name
+            index: Any = diffusers.DiffusionPipeline.load_config(place)
+            rectified = index.get("_class_name") == RECTIFIED
+            kind = diffusers.StableDiffusionPipeline if rectified else diffusers.DiffusionPipeline
+            return kind.from_pretrained(place, **absent), rectified
     except Exception as error:  # network, authentication, files: each library layer has its own exceptions
         reason = textwrap.shorten(str(error), 160, placeholder=" …") or type(error).__name__
         if folder.is_dir():
@@ -143,7 +156,8 @@ def _check_folder(folder: Path) -> dict[str, None]:
     for part in listed:
         if part not in UNUSED and not (folder / part).is_dir():
             raise InputError(f"{index}: lists {part!r}, but {folder / part} does not exist; download it too")
-    expected = inspect.signature(getattr(diffusers, str(parts.get("_class_name")), object)).parameters
+    name = "StableDiffusionPipeline" if parts.get("_class_name") == RECTIFIED else str(parts.get("_class_name"))
+    expected = inspect.signature(getattr(diffusers, name, object)).parameters
     return {part: None for part in expected if part in UNUSED or (part in OPTIONAL and part not in listed)}
 
 
@@ -178,7 +192,19 @@ def _image_shape(shape: tuple[int, int, int], vae: Any) -> tuple[int, ...]:
     return shape if vae is None else (vae.config.out_channels, shape[1] * _factor(vae), shape[2] * _factor(vae))
 
 
-def _network(inner: Any, kind: str, image: tuple[int, ...], guidance: float | None) -> nn.Module:
+def _text_kind(pipeline: Any, table: Tensor | None, spec: str) -> str:
+    """Which of the UNet2DConditionModels it is, by what stands beside it."""
+    if table is not None:
+        return "class unet"
+    if getattr(pipeline, "text_encoder", None) is None and getattr(pipeline, "text_encoder_2", None) is None:
+        raise InputError(
+            f"model {spec!r} attends to a condition, but has neither a text_encoder nor {CLASS_EMBEDDING}: convert the "
+            "original checkpoint with ld3-dist convert"
+        )
+    return "sdxl" if getattr(pipeline, "text_encoder_2", None) is not None else "sd"
+
+
+def _network(inner: Any, kind: str, image: tuple[int, ...], guidance: float | None, table: Tensor | None) -> nn.Module:
     if kind == "unet":
         return PixelNetwork(inner, _class_count(inner) > 0)
     if kind == "dit":
@@ -187,6 +213,9 @@ def _network(inner: Any, kind: str, image: tuple[int, ...], guidance: float | No
         return FlowTransformer(inner)
     if kind == "flux":
         return PackedTransformer(inner, guidance)
+    if kind == "class unet":
+        assert table is not None
+        return ClassUNet(inner, table)
     height, width = image[1:]
     return TextUNet(inner, torch.tensor([height, width, 0, 0, height, width]) if kind == "sdxl" else None)
 
@@ -198,16 +227,18 @@ def _denoiser(
         net,
         process.noise,
         shape,
-        process.prediction,
+        process.prediction.removeprefix("-"),
         process.network_time,
         decoder=decoder,
         dtype=options.torch_dtype,
     )
 
 
-def _conditioning(pipeline: Any, inner: Any, kind: str, spec: str, options: ModelOptions) -> Conditioning:
-    if kind in ("unet", "dit"):
-        return _class_conditioning(inner, kind, spec, options)
+def _conditioning(
+    pipeline: Any, inner: Any, kind: str, spec: str, options: ModelOptions, table: Tensor | None
+) -> Conditioning:
+    if kind in ("unet", "dit", "class unet"):
+        return _class_conditioning(inner, kind, spec, options, table)
     lines = prompt_lines(options, spec)
     if options.conditional is False and options.guided:
         conditional_on(True, options, spec)
@@ -216,22 +247,24 @@ def _conditioning(pipeline: Any, inner: Any, kind: str, spec: str, options: Mode
     prompts = Prompts(pipeline, kind, lines, options)
     name = "none" if options.conditional is False else conditioning_name("prompts", options)
     # encoded only where it is used: text encoders are large
-    return Conditioning(name, prompts.draw, prompts.null() if options.guided else None)
+    return Conditioning(name, prompts.draw, null=prompts.null() if options.guided else None)
 
 
-def _class_conditioning(inner: Any, kind: str, spec: str, options: ModelOptions) -> Conditioning:
-    """The last embedding stands for no class: that of DiT always, that of a UNet2DModel where it is guided.
+def _class_conditioning(inner: Any, kind: str, spec: str, options: ModelOptions, table: Tensor | None) -> Conditioning:
+    """The last embedding stands for no class: that of a UNet2DModel only where it is guided.
 
     A UNet2DModel does not say whether it was trained with a null class; guiding it says that it was.
     """
-    count = _class_count(inner) if kind == "unet" else int(inner.config.num_embeds_ada_norm)
-    if not conditional_on(count > 0, options, spec):
-        if count == 0:
-            return Conditioning("none", no_condition)
-        return Conditioning("none", draw_class([count if kind == "dit" else count - 1]))
-    null = count if kind == "dit" else count - 1
-    classes = read_classes(options, null if options.guided else count, spec)
-    return Conditioning(conditioning_name("class", options), draw_class(classes), torch.tensor([null]))
+    if kind == "unet":
+        count = _class_count(inner)
+        null = count - 1
+        count = null if options.guided or options.conditional is False else count
+    else:
+        null = count = int(inner.config.num_embeds_ada_norm) if table is None else len(table) - 1
+    found = on_classes(max(count, 0), options, spec)
+    if found.guidance is None and null >= 0:
+        return Conditioning("none", draw_class([null]))
+    return replace(found, null=torch.tensor([null]))
 
 
 def _class_count(unet: Any) -> int:
@@ -253,9 +286,11 @@ class Null:
         return {name: self.null[name].to(value).expand_as(value) for name, value in condition.items()}  # type: ignore
 
 
-def _hash(inner: nn.Module, vae: nn.Module | None, scheduler: Any) -> str:
+def _hash(inner: nn.Module, vae: nn.Module | None, scheduler: Any, table: Tensor | None, rectified: bool) -> str:
     tensors = {f"network.{name}": tensor for name, tensor in inner.state_dict().items()}
     if vae is not None:
         tensors.update({f"decoder.{name}": tensor for name, tensor in vae.state_dict().items()})
+    if table is not None:
+        tensors["classes"] = table
     config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
-    return weights_hash(tensors, {"scheduler": config})
+    return weights_hash(tensors, {"scheduler": config} | ({"rectified": True} if rectified else {}))

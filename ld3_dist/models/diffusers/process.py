@@ -5,6 +5,9 @@
     flow (FlowMatchEuler, or         the straight path alpha = 1 - t, sigma = t; the network's time is n t
     flow_prediction)
 
+    rectified flow (InstaFlow)       the same path and time, but the network predicts x_0 - z, minus the velocity; its
+                                     folder has the scheduler of Stable Diffusion, which says nothing of that
+
 Only the scheduler's configuration is used, never its stepping: which grid and which solver is for us to choose. `shift`
 is kept as a fact: s -> shift s / (1 + (shift - 1) s) is how the pipeline spaces its steps, not part of the process.
 """
@@ -22,7 +25,8 @@ from torch import Tensor
 from ...core.errors import InputError, unknown
 from ...core.noise import FlowMatching, NoiseSchedule, VPDiscrete
 
-PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "sample": "data", "flow_prediction": "velocity"}
+PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "sample": "data", "flow_prediction": "velocity",
+               "reversed_flow_prediction": "-velocity"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,25 +40,27 @@ class Process:
     shift: float | None
 
 
-def read_process(scheduler: Any, model: str, tokens: int, shift: float | None) -> Process:
+def read_process(scheduler: Any, model: str, tokens: int, shift: float | None, rectified: bool = False) -> Process:
     """The process of a pipeline's scheduler.
 
     Args:
         tokens: number of image tokens the network sees, on which a dynamic shift depends.
         shift: what the user asks for in place of the scheduler's.
+        rectified: the network is one of InstaFlow's, whatever the scheduler says.
 
     Raises InputError for a scheduler that belongs to neither family, naming it.
     """
     config, name = scheduler.config, type(scheduler).__name__
     steps = int(config.get("num_train_timesteps", 1000))
-    if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction":
+    kind = "reversed_flow_prediction" if rectified else config.get("prediction_type", "epsilon")
+    if "FlowMatch" in name or kind in ("flow_prediction", "reversed_flow_prediction"):
         default = _default_shift(config, tokens)
-        return Process(FlowMatching(), "velocity", lambda t: steps * t, steps, default if shift is None else shift)
+        prediction = PREDICTIONS["flow_prediction" if "FlowMatch" in name else kind]
+        return Process(FlowMatching(), prediction, lambda t: steps * t, steps, default if shift is None else shift)
     if shift is not None:
         raise InputError(
             f"model {model!r}: shift={shift} applies to flow models, and its scheduler is {name}; remove it"
         )
-    kind = config.get("prediction_type", "epsilon")
     if kind not in PREDICTIONS:
         raise unknown(f"prediction_type of {model!r} (scheduler/scheduler_config.json)", kind, tuple(PREDICTIONS))
     table = getattr(scheduler, "alphas_cumprod", None)

@@ -32,16 +32,16 @@ def network_times(noise: NoiseSchedule, t: Tensor, steps: int) -> list[float]:
 
 
 def data_coefficients(prediction: str, noise: NoiseSchedule, t: Tensor) -> list[tuple[float, float]]:
-    """(a, b) with x_0 = a x + b out, at each of the times [E]; prediction as in `core.denoiser`."""
+    """(a, b) with x_0 = a x + b out, at each of the times [E]; prediction as in `core.denoiser`, or -velocity."""
     alpha, sigma = noise.alpha(t), noise.sigma(t)
     if prediction == "data":
         a, b = torch.zeros_like(t), torch.ones_like(t)
     elif prediction == "v":
         a, b = alpha, -sigma
-    elif prediction == "velocity":
+    elif prediction in ("velocity", "-velocity"):
         d_alpha, d_sigma = noise.d_alpha(t), noise.d_sigma(t)
         w = d_sigma * alpha - sigma * d_alpha
-        a, b = d_sigma / w, -sigma / w
+        a, b = d_sigma / w, (sigma if prediction == "-velocity" else -sigma) / w
     else:
         if float(alpha.min()) < 1e-6:
             raise InputError("its first step is at pure noise, where a network that predicts noise says nothing")

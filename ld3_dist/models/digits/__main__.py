@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from ...core.errors import InputError
+from ..weights import save_tensors, sha256_of
 from .classifier import CLASSIFIER_FILE, CLASSIFIER_KIND
 from .data import data_hash, digits_reference, write_data
 from .evaluate import EvaluateConfig, evaluate
@@ -22,7 +23,6 @@ from .network import NetworkConfig
 from .opening import NETWORK_FILE, NETWORK_KIND
 from .train import TrainConfig, measure_sigma_data, settings, train_network
 from .train_classifier import ClassifierConfig, train_classifier
-from .weights import save_tensors, sha256_of
 
 COMMAND = "python -m ld3_dist.models.digits"
 app = typer.Typer(help=__doc__, invoke_without_command=True, pretty_exceptions_enable=False)

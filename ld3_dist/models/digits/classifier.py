@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .weights import load_weights, read_tensors, sha256_of
+from ..weights import load_weights, read_tensors, sha256_of
 
 CLASSIFIER_FILE = Path(__file__).with_name("classifier.safetensors")
 CLASSIFIER_KIND = "ld3_dist digits classifier 1"

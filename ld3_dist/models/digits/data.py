@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .weights import read_tensors, save_tensors, sha256_of
+from ..weights import read_tensors, save_tensors, sha256_of
 
 SHAPE = (1, 8, 8)
 DATA_FILE = Path(__file__).with_name("data.safetensors")

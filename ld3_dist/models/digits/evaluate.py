@@ -23,10 +23,10 @@ from ...core.denoiser import Denoiser
 from ...core.grid import discretize
 from ...core.sample import draw_noise, sample
 from ...core.solver import make_solver
+from ..weights import sha256_of
 from .classifier import DigitsClassifier, classifier_hash, load_digits_classifier
 from .data import SHAPE, data_hash, digits_reference, halves
 from .opening import NETWORK_FILE, draw_condition, load_digits_denoiser
-from .weights import sha256_of
 
 SPLITS = 10
 

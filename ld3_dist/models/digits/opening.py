@@ -17,9 +17,9 @@ from ...core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser, map_c
 from ...core.errors import InputError
 from ...core.noise import EDM
 from ...core.sample import sample_generator
+from ..weights import load_weights, read_tensors, sha256_of
 from .data import SHAPE
 from .network import CLASSES, NULL_LABEL, DigitsNetwork, NetworkConfig
-from .weights import load_weights, read_tensors, sha256_of
 
 NETWORK_FILE = Path(__file__).with_name("network.safetensors")
 NETWORK_KIND = "ld3_dist digits network 1"

@@ -25,18 +25,14 @@ from torch.nn import functional
 from ...core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser, map_condition
 from ...core.errors import InputError, unknown
 from ...core.noise import EDM, NoiseSchedule, VPLinear
-from ..digits.weights import load_weights, read_tensors, save_tensors
 from ..loaded import (
     LoadedModel,
     ModelOptions,
-    conditional_on,
-    conditioning_name,
-    draw_class,
-    no_condition,
+    on_classes,
     place,
-    read_classes,
     weights_hash,
 )
+from ..weights import load_weights, read_tensors, save_tensors
 from .download import fetch
 from .unet import DhariwalUNet, SongUNet, UNetConfig
 from .unpickle import Checkpoint, read_pickle
@@ -142,7 +138,8 @@ def open_edm(rest: str, options: ModelOptions) -> LoadedModel:
         place(net, options), noise, shape, prediction, time, known.get("sigma_data", 0.5), dtype=options.torch_dtype
     )
     label_dim = int(known.get("label_dim", 0))
-    conditional = conditional_on(label_dim > 0, options, spec)
+    conditioning = on_classes(label_dim, options, spec)
+    conditional = conditioning.guidance is not None
     if label_dim and not known.get("label_dropout") and (options.guided or not conditional):
         raise InputError(
             f"model {spec!r} was trained with label_dropout=0 and never saw a sample without its class: "
@@ -154,9 +151,9 @@ def open_edm(rest: str, options: ModelOptions) -> LoadedModel:
         denoiser=denoiser,
         id=spec,
         hash=weights_hash(checkpoint.tensors, {"class": checkpoint.class_name, **_plain(checkpoint.arguments)}),
-        conditioning=conditioning_name("class", options) if conditional else "none",
-        draw_condition=draw_class(read_classes(options, label_dim, spec)) if conditional else no_condition,
-        guidance=(options.guidance if options.guidance is not None else 1.0) if conditional else None,
+        conditioning=conditioning.name,
+        draw_condition=conditioning.draw,
+        guidance=conditioning.guidance,
         image_shape=shape,
         settings={
             "network": known["model_type"],

@@ -102,7 +102,7 @@ def _storage(data: bytes) -> Any:
     try:
         storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise _Forbidden("an object inside a tensor's bytes that is not a tensor") from error
+        raise Forbidden("an object inside a tensor's bytes that is not a tensor") from error
     if not isinstance(storage, torch.storage.TypedStorage):
         raise pickle.UnpicklingError(f"a tensor's bytes hold {type(storage).__name__}")
     return storage
@@ -150,13 +150,13 @@ class _Reader(pickle.Unpickler):
             return ALLOWED[name]
         if name.startswith(INERT_PREFIXES):
             return type("Inert", (Remembered,), {"origin": global_name})
-        raise _Forbidden(name)
+        raise Forbidden(name)
 
     def persistent_load(self, pid: Any) -> Any:
         raise pickle.UnpicklingError(f"an external object {pid!r} is referred to")
 
 
-class _Forbidden(Exception):
+class Forbidden(Exception):
     """A name that no EDM checkpoint needs."""
 
 
@@ -169,7 +169,7 @@ def read_pickle(file: Path) -> Checkpoint:
     try:
         with file.open("rb") as opened:
             content = _Reader(opened).load()
-    except _Forbidden as error:
+    except Forbidden as error:
         raise InputError(
             f"{file}: this pickle refers to {error}, which no EDM checkpoint needs and which could run code; nothing "
             "in it was executed. Get the file from its publisher again, or have its owner convert it to safetensors"

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ...core.errors import InputError
+from ..core.errors import InputError
 
 
 def sha256_of(file: Path) -> str:
