@@ -33,6 +33,7 @@ CORE_FLOORS = {
     "rules": 2.5,
     "solver": 3, "learnable": 3.5,
     "sample": 4,
+    "recipe": 4.1, "objective": 4.2, "session": 4.3, "published": 4.4, "descent": 4.4,
     "learn": 5, "theory": 5,
 }  # fmt: skip
 ONLY_IN = {"ray": {"cluster"}, "optuna": {"cluster"}, "pandas": {"store", "report"}, "matplotlib": {"report"}}

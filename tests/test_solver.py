@@ -90,12 +90,16 @@ def test_a_trajectory_with_constant_data_is_reproduced(noise: NoiseSchedule, nam
 
 
 def test_network_times_of_noise_rules_are_the_networks_own() -> None:
-    """y_1 = x_T + (t_1 - t_0) (x_T - m_0) / tau_0 for Euler on EDM: the time in the quotient is the network's."""
-    tableau = make_solver("euler").tableau(
-        EDM(), Grid(torch.tensor([80.0, 4.0]).double(), torch.tensor([50.0]).double())
-    )
-    assert float(tableau.state[1]) == pytest.approx(1 - 76 / 50)
-    assert float(tableau.outputs[1, 0]) == pytest.approx(76 / 50)
+    """Euler on EDM: y_1 = x_T + (t_1 - t_0) (x_T - m_0) / t_0, for the noise in x_T is known wherever the network is
+    asked, and y_2 = y_1 + (t_2 - t_1) (y_1 - m_1) / tau_1: from then on the time in the quotient is the network's."""
+    knots, evals = torch.tensor([80.0, 4.0, 1.0]).double(), torch.tensor([50.0, 3.0]).double()
+    tableau = make_solver("euler").tableau(EDM(), Grid(knots, evals))
+    first = 1 - 76 / 80
+    assert tableau.state[1:].tolist() == pytest.approx([first, first * (1 - 3 / 3)])
+    assert tableau.outputs[1].tolist() == pytest.approx([76 / 80, 0])
+    assert tableau.outputs[2].tolist() == pytest.approx([76 / 80 * (1 - 3 / 3), 3 / 3])
+    evals[1] = 2.0
+    assert float(make_solver("euler").tableau(EDM(), Grid(knots, evals)).outputs[2, 1]) == pytest.approx(3 / 2)
     # data rules give the network's output its weight whatever time it was asked at
     for name in ("dpmpp-3", "unipc-3"):
         solver = make_solver(name)

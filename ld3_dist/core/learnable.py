@@ -98,15 +98,19 @@ class LearnableGrid(nn.Module):
             return Grid(knots, nominal)
         u = torch.cat([low, inner, high], -1)
         at = self.noise.lam(nominal).clamp(low, high) if self.coordinate == "lambda" else -nominal
+        evals = self._time(self.times(u, at))
+        if self.softened:
+            evals = nominal + (evals - self._time(at))
+        return Grid(knots, evals)
+
+    def times(self, u: Tensor, at: Tensor) -> Tensor:
+        """Network times in the coordinate, from knots u [K, N+1] and nominal times at [K, E]."""
         ahead, behind = u[:, self.after] - at, at - u[:, self.before]
         s = self.window * torch.tanh(self.offsets.double())
         # at an end of the range there is room on one side only: the move is reflected there, never dead
         forward = s * torch.where(ahead > 1e-12, ahead, -behind)
         backward = s * torch.where(behind > 1e-12, behind, -ahead)
-        evals = self._time(at + torch.where(s >= 0, forward, backward))
-        if self.softened:
-            evals = nominal + (evals - self._time(at))
-        return Grid(knots, evals)
+        return at + torch.where(s >= 0, forward, backward)
 
     def tableau(self) -> tuple[Grid, Tableau]:
         """The grids and their coefficients, corrections included."""

@@ -3,8 +3,8 @@
     y_{i+1} = sum_{j<=i} carry_ij y_j + inject_ij m_j          carry, inject [K, E, E], lower triangular
 
 Rules on data write `inject` directly. Rules on noise or velocity weigh eps_j = (y_j - alpha(tau_j) m_j) / sigma(tau_j),
-tau_j the network's own time, which `on_noise` turns into the two. A rule handles all steps and members at once; where
-a step is too early for its order, its history is padded with ghost knots that get no weight.
+tau_j the network's own time (for y_0 = x_T the true one), which `on_noise` turns into the two. A rule handles all steps
+and members at once; where a step is too early for its order, its history is padded with ghost knots without weight.
 """
 
 from __future__ import annotations
@@ -160,12 +160,15 @@ ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 2
 
 def on_noise(points: Points, carry: Tensor, weights: Tensor, inject: Tensor | float = 0.0) -> Step:
     """carry y_j + weights eps_j + inject m_j, with eps_j = (y_j - alpha(tau_j) m_j) / sigma(tau_j)."""
-    sigma = points.noise.sigma(points.tau)
+    # x_T is noise of a level that is known. Taken at a moved network time, an error of eps in proportion to x_T would
+    # drown what the network has to say, and so would its gradient those of all other parameters.
+    tau = torch.cat([points.t[:, :1], points.tau[:, 1:]], 1)
+    sigma = points.noise.sigma(tau)
     if sigma.device.type == "cpu" and bool((sigma <= 0).any()):
         k, j = (sigma <= 0).nonzero()[0].tolist()
-        raise InputError(f"evals[{k}, {j}] = {float(points.tau[k, j])}: no noise there to interpolate; end above t = 0")
+        raise InputError(f"evals[{k}, {j}] = {float(tau[k, j])}: no noise there to interpolate; end above t = 0")
     weights = weights / sigma[:, None]
-    return carry + weights, inject - weights * points.noise.alpha(points.tau)[:, None]
+    return carry + weights, inject - weights * points.noise.alpha(tau)[:, None]
 
 
 def transfer(points: Points, alpha: Tensor, sigma: Tensor) -> Step:

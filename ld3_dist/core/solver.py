@@ -52,6 +52,33 @@ class Tableau:
         """The same numbers without their graph."""
         return Tableau(self.evals.detach(), self.state.detach(), self.outputs.detach())
 
+    def take(self, members: Tensor | list[int]) -> Tableau:
+        """The schedules with these numbers, of K."""
+        index = torch.as_tensor(members, device=self.evals.device)
+        return Tableau(self.evals[index], self.state[index], self.outputs[index])
+
+    def leaf(self, like: Tensor) -> Tableau:
+        """The same numbers where `like` lives and in its dtype, to differentiate with respect to."""
+        parts = (self.evals, self.state, self.outputs)
+        return Tableau(*(part.detach().to(like.device, like.dtype, copy=True).requires_grad_() for part in parts))
+
+    def backward(self, leaf: Tableau, members: Tensor, finite: Tensor | None = None) -> None:
+        """Carry gradients that arrived in `leaf`, taken of `members`, on to what this table was built from.
+
+        Members that are not `finite` [K'] and entries that are no number pass on zero.
+        """
+        wholes, grads = [], []
+        for name in ("evals", "state", "outputs"):
+            whole, grad = getattr(self, name), getattr(leaf, name).grad
+            if not whole.requires_grad or grad is None:
+                continue
+            if finite is not None:
+                grad = torch.where(finite.view(-1, *[1] * (grad.ndim - 1)), grad, 0.0)
+            grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0).to(whole)
+            wholes.append(whole)
+            grads.append(torch.zeros_like(whole).index_copy(0, members.to(whole.device), grad))
+        torch.autograd.backward(wholes, grads)
+
 
 @dataclass(frozen=True)
 class Solver:

@@ -139,7 +139,7 @@ class Plan:
         values = dict(values)
         starts = [values.pop("start")] if "start" in values else list(e.search.members.starts)
         distance = values.pop("distance", e.distance)
-        merged = LearnConfig(**{**_typed(e.learn), **_typed(values), "seed": e.seed})
+        merged = LearnConfig.of(**{**_typed(e.learn), **_typed(values), "seed": e.seed})
         learn = {name: getattr(merged, name) for name in LearnConfig.__dataclass_fields__}
         settings = {"learn": learn, "distance": distance, "starts": starts, "seeds": e.search.members.seeds}
         settings["distance_options"] = e.distance_options(distance)
@@ -167,8 +167,7 @@ class Plan:
             trials = [self.trial(cell, point) for point in self.grid_points()]
             search += len(e.baselines) * e.pairs.valid * cell.nfe
             for trial in trials:
-                passes = 4 if trial.config.gamma else 3  # forward, backward, the check of the noise's moves
-                samples = trial.config.epochs * (e.pairs.train * passes + e.pairs.valid) + e.pairs.valid
+                samples = trial.config.samples(e.pairs.train, e.pairs.valid)
                 search += e.search.rounds * len(trial.members) * samples * cell.nfe
             evaluate += (len(e.baselines) + len(trials[0].members)) * e.evaluate.samples * cell.nfe
         return {"teach": teacher, "search": search, "evaluate": evaluate}

@@ -22,7 +22,7 @@ from ..store.tables import write_table
 from .context import distance_of, make_samples, now, open_settings, pairs_of, provenance, start_knots, where
 from .space import in_loss_space
 
-CONFIG_COLUMNS = ("coordinate", "gamma", "coefficients", "lr", "lr_times", "lr_noise", "epochs", "batch")
+CONFIG_COLUMNS = ("preset", "coordinate", "gamma", "coefficients", "lr", "lr_times", "lr_noise", "epochs", "batch")
 """Fields of LearnConfig that rows have as columns of the same name."""
 
 COLLAPSED = 1e-4
@@ -137,7 +137,7 @@ def settings_columns(spec: TrialSpec, opened: LoadedModel, seed: int, start: str
     config = spec.config
     return {name: getattr(config, name) for name in CONFIG_COLUMNS} | {
         "radius": config.radius(tuple(opened.denoiser.shape), spec.cell.nfe),
-        "preset": getattr(config, "preset", "default"), "seed": seed, "start": start,
+        "seed": seed, "start": start,
         "settings": json.dumps(spec.settings | {"seed": seed, "start": start}, sort_keys=True),
     }  # fmt: skip
 

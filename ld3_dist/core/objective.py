@@ -1,0 +1,166 @@
+"""The loss of K students on pairs, and its gradients with respect to their tableaux and their noise, in bounded memory.
+
+A step differentiates through E network evaluations and the decoder. Kept whole, their activations grow with E;
+recomputed, every evaluation stores its input only and runs twice, so the peak is that of one evaluation. Samples are
+independent, so a call that does not fit is split into micro-batches whose gradients add up to the same numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .denoiser import Denoiser, map_condition
+from .distance import Distance
+from .errors import InputError
+from .recipe import Pairs
+from .sample import sample
+from .solver import Tableau
+
+SAFE = 0.8
+"""Share of the free memory that activations may fill before they are recomputed."""
+
+log = logging.getLogger("ld3_dist")
+
+
+class Objective:
+    """Distances of students to the teacher on rows of `pairs`.
+
+    Args:
+        checkpointing: "on" recomputes activations in the backward pass, "off" keeps them, "auto" measures one sample's
+            activations at the first step and recomputes where those of a whole step would not fit into free memory.
+    """
+
+    def __init__(self, denoiser: Denoiser, distance: Distance, checkpointing: str = "auto") -> None:
+        self.denoiser, self.distance = denoiser, distance
+        self.recompute = None if checkpointing == "auto" else checkpointing == "on"
+        self.most = 2**62  # rows in one call; halved when memory runs out
+        self.network_evals = 0
+
+    def losses(self, tableau: Tableau, x: Tensor, pairs: Pairs, features: list[Tensor], rows: Tensor) -> Tensor:
+        """Distances [K, b] from unit-variance noise x [K, b, *shape] to the targets of `rows` [K, b]; no gradients."""
+        with torch.no_grad():
+            while True:
+                try:
+                    out = x.new_empty(rows.shape)
+                    for k, b in self.blocks(rows):
+                        part = Tableau(tableau.evals[k], tableau.state[k], tableau.outputs[k])
+                        out[k, b] = self._forward(part, x[k, b], pairs, features, rows[k, b], False).to(out)
+                    return out
+                except (torch.OutOfMemoryError, RuntimeError) as error:
+                    self._halve(error, rows)
+
+    def gradients(self, tableau: Tableau, x: Tensor, pairs: Pairs, features: list[Tensor], rows: Tensor) -> Tensor:
+        """Distances [K, b]; the gradients of each member's mean are left in the leaves `tableau` and, if it asks, x.
+
+        A sample whose distance is not finite adds nothing to the gradients.
+        """
+        if self.recompute is None:
+            self.recompute = self._decide(tableau, x, pairs, features, rows)
+        leaves = (tableau.evals, tableau.state, tableau.outputs, x)
+        while True:
+            try:
+                out = x.new_empty(rows.shape).detach()
+                for k, b in self.blocks(rows):
+                    part = Tableau(tableau.evals[k], tableau.state[k], tableau.outputs[k])
+                    loss = self._forward(part, x[k, b], pairs, features, rows[k, b], self.recompute)
+                    torch.where(torch.isfinite(loss), loss, 0.0).sum().div(rows.shape[1]).backward()
+                    out[k, b] = loss.detach().to(out)
+                return out
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                self._halve(error, rows)
+                for leaf in leaves:
+                    leaf.grad = None
+
+    def _forward(self, tableau, x, pairs: Pairs, features: list[Tensor], rows: Tensor, recompute: bool) -> Tensor:
+        flat = rows.flatten()
+        condition = map_condition(lambda c: c[flat.to(c.device)], pairs.condition)
+        x_0 = sample(self.denoiser, tableau, self.denoiser.noise.prior_scale * x, condition, recompute)
+        images = x_0.flatten(0, 1)
+        decode = lambda z: self.distance.features(self.denoiser.decode(z))
+        if recompute:
+            made = checkpoint(decode, images, use_reentrant=False)
+        else:
+            made = decode(images)
+        self.network_evals += len(flat) * tableau.nfe
+        return self.distance.between(made, [f[flat.to(f.device)] for f in features]).view(rows.shape)
+
+    def blocks(self, rows: Tensor) -> Iterator[tuple[slice, slice]]:
+        """Members and positions that go through the network together: samples are split before members are."""
+        K, b = rows.shape
+        members, samples = min(K, self.most), max(1, self.most // K)
+        for k in range(0, K, members):
+            for i in range(0, b, samples):
+                yield slice(k, k + members), slice(i, i + samples)
+
+    def _halve(self, error: RuntimeError, rows: Tensor) -> None:
+        """After an out-of-memory: half as many rows at once. Any other error, or no row left to spare, goes on."""
+        if not (isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error)):
+            raise error
+        before = min(self.most, rows.numel())
+        if before < 2:
+            raise InputError(
+                f"one sample does not fit into memory ({str(error).splitlines()[0]}); use a smaller model dtype, "
+                "learn.checkpointing: on, or a device with more memory"
+            ) from error
+        self.most = before // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        log.warning("out of memory with %d samples at once: going on with %d", before, self.most)
+
+    def _decide(self, tableau: Tableau, x: Tensor, pairs: Pairs, features: list[Tensor], rows: Tensor) -> bool:
+        """Whether a whole step's activations, extrapolated from one sample's, are too much for the free memory."""
+        free = free_memory(x.device)
+        kept: dict[int, int] = {}
+
+        def pack(saved: Tensor) -> Tensor:
+            kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+            return saved
+
+        weights = {p.untyped_storage().data_ptr() for p in _tensors_of(self.denoiser, self.distance)}
+        one = Tableau(tableau.evals[:1, :1], tableau.state[:1, :2], tableau.outputs[:1, :2, :1])
+        spent = self.network_evals
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+            self._forward(one, x[:1, :1], pairs, features, rows[:1, :1], False)
+        self.network_evals = spent
+        needed = sum(size for place, size in kept.items() if place not in weights) * tableau.nfe * rows.numel()
+        recompute = needed > SAFE * free
+        log.info(
+            "activations of a step: %.2f GiB at most, %.2f GiB free: %s",
+            needed / 2**30, free / 2**30, "recomputed" if recompute else "kept",
+        )  # fmt: skip
+        return recompute
+
+
+def clipped(gradient: Tensor | None, most: float) -> Tensor:
+    """Each member's gradient [K, …] with a norm of at most `most`; what is not finite counts as zero."""
+    assert gradient is not None
+    gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+    norm = gradient.flatten(1).norm(dim=1).clamp_min(1e-30)
+    return gradient * (most / norm).clamp_max(1.0).view(-1, *[1] * (gradient.ndim - 1))
+
+
+def _tensors_of(*things: object) -> Iterator[Tensor]:
+    for thing in things:
+        if isinstance(thing, torch.nn.Module):
+            yield from thing.parameters()
+            yield from thing.buffers()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device: what the driver has left and what the allocator holds unused."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
