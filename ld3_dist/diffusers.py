@@ -9,6 +9,7 @@ the pipeline gets as a fractional entry of `timesteps`; a_i, b_i turn it into da
     epsilon            x_0 = (x - sigma out) / alpha                  sample     x_0 = out
     v_prediction       x_0 = alpha x - sigma out                      flow       x_0 = (sigma' x - sigma out) / w,
                                                                                  w = sigma' alpha - sigma alpha'
+    reversed flow      as flow, with -out (InstaFlow)
 
 One entry of `timesteps` is one network evaluation: call the pipeline with num_inference_steps = NFE.
 
@@ -55,10 +56,12 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
 
     Args:
         schedule: the body of a schedule file.
-        prediction_type: what the network predicts: epsilon, v_prediction, sample or flow_prediction.
+        prediction_type: what the network predicts, one of epsilon, v_prediction, sample and [reversed_]flow_prediction.
         num_train_timesteps: the network's time is this number times t for a flow model; the length of the table
             otherwise.
         force: warn where it would refuse.
+        shift, use_dynamic_shifting, base_shift, max_shift, base_image_seq_len, max_image_seq_len: of the flow pipeline
+            it was made for. They change nothing here, and are kept so that the pipeline can be opened as a model again.
 
     Raises InputError for a schedule or prediction that cannot be used.
     """
@@ -73,7 +76,9 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         prediction_type: str = "epsilon",
         num_train_timesteps: int = 1000,
         force: bool = False,
-    ) -> None:
+        shift: float = 1.0, use_dynamic_shifting: bool = False, base_shift: float = 0.5, max_shift: float = 1.15,
+        base_image_seq_len: int = 256, max_image_seq_len: int = 4096,
+    ) -> None:  # fmt: skip
         self.schedule = parse_schedule(json.dumps(schedule))
         if prediction_type not in PREDICTIONS:
             raise InputError(f"prediction_type {prediction_type!r}: one of {', '.join(PREDICTIONS)}")
@@ -106,10 +111,10 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
                 raise InputError(text if where in text else f"{where}: {text}") from error
         scheduler = getattr(pipeline, "scheduler", pipeline)
         prediction, steps = _read(scheduler, schedule, force)
+        shifting = {key: scheduler.config[key] for key in _SHIFTING if scheduler.config.get(key) is not None}
         # by name: diffusers takes what is given by position for a default that another class may replace
-        return cls(
-            schedule=json.loads(schedule.to_json()), prediction_type=prediction, num_train_timesteps=steps, force=force
-        )
+        named = {"prediction_type": prediction, "num_train_timesteps": steps, "force": force}
+        return cls(schedule=json.loads(schedule.to_json()), **named, **shifting)
 
     def check(
         self, pipeline: Any, *, guidance_scale: float | None = None, num_inference_steps: int | None = None
@@ -263,6 +268,8 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
             self._demand(same, f"the sample was changed after step {i} (by a callback?), which a table cannot follow")
 
 
+_SHIFTING = ("shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
+
 _FROM_NOISE = (
     "A table of coefficients starts from pure noise and takes every step in order; "
     "image to image, inpainting and split denoising need another scheduler"
@@ -274,9 +281,12 @@ def _read(scheduler: Any, schedule: Schedule, force: bool) -> tuple[str, int]:
     name = type(scheduler).__name__
     if not isinstance(getattr(scheduler, "config", None), Mapping):
         raise InputError(f"{name} is neither a diffusers pipeline with a scheduler nor a scheduler")
-    process = read_process(scheduler, name, tokens=0, shift=None)
+    # the scheduler of an InstaFlow pipeline is that of Stable Diffusion and does not say what the network is
+    process = read_process(scheduler, name, tokens=0, shift=None, rectified=schedule.prediction == "-velocity")
     differs = difference(schedule.noise_schedule, process.noise, name)
     _demand(differs is None, schedule, f"{differs}; use it with {schedule.model}", force)
+    told, found = schedule.prediction, process.prediction
+    _demand(told in (None, found), schedule, f"its network predicts {told}, the pipeline's {found}", force)
     kinds = {kind: named for named, kind in PREDICTIONS.items()}
     return kinds[process.prediction], process.steps
 

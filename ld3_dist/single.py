@@ -145,6 +145,7 @@ def _schedule(
         noise=noise_to_dict(schedule), prior_scale=schedule.prior_scale,
         solver=request.solver, nfe=request.nfe, model=opened.id, model_hash=opened.hash,
         conditioning=opened.conditioning, guidance=opened.guidance, shift=opened.settings.get("shift"),
+        prediction=opened.prediction,
         losses={"valid_loss": progress.best_valid[best].item()}, seeds={"seed": request.seed}, versions=provenance(),
         baselines={name: {"valid_loss": loss} for name, loss in baselines.items()},
     )  # fmt: skip

@@ -61,7 +61,8 @@ def options_for(kind: str, folders: dict[str, Path], **more: Any) -> ModelOption
 
 def stock(folder: Path) -> Any:
     absent = {"text_encoder_3": None, "tokenizer_3": None} if folder.name == "sd3" else {}
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(str(folder), **absent)
+    kind = diffusers.StableDiffusionPipeline if folder.name == "rectified" else diffusers.DiffusionPipeline
+    pipeline = kind.from_pretrained(str(folder), **absent)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

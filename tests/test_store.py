@@ -426,11 +426,27 @@ def test_schedules_round_trip_exactly(tmp_path: Path) -> None:
         ({"outputs": [[0.0, 0.0], [0.0], [0.0, 0.0]]}, r"outputs\[1\] holds 1"),
         ({"noise": {"nome": "edm"}}, "noise has no key"),
         ({"nfe": "2"}, "nfe must be of type int"),
+        ({"order": 9}, "order = 9, but the order of"),
+        ({"prediction": "score"}, "unknown prediction 'score'"),
     ],
 )
 def test_schedules_validate_themselves(changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         schedule(**changes)
+
+
+def test_files_of_the_first_format_still_load(tmp_path: Path) -> None:
+    """They had neither order nor prediction; the order follows from the solver."""
+    written = schedule(prediction="noise")
+    body = json.loads(written.to_json())
+    assert (body["format"], body["order"], body["prediction"]) == (2, written.order, "noise")
+    old = {key: value for key, value in body.items() if key not in ("order", "prediction")} | {"format": 1}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    loaded = load_schedule(tmp_path / "old.json")
+    assert (loaded.format, loaded.order, loaded.prediction) == (2, written.order, None)
+    assert loaded.outputs == written.outputs
+    for file in sorted((Path(__file__).parents[1] / "results").glob("*/schedules/*.json"))[:3]:
+        assert load_schedule(file).order is not None
 
 
 def test_bad_schedule_files_name_file_and_key(tmp_path: Path) -> None:

@@ -17,13 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core import noise as noises
+from ..core.denoiser import PREDICTIONS
 from ..core.errors import InputError, unknown
 from .storage import Storage, open_storage
 
 if TYPE_CHECKING:
     from ..core.solver import Tableau
 
-FORMAT = 1
+FORMAT = 2
+"""1 had neither order nor prediction; such files still load."""
+
+NETWORK_PREDICTIONS = (*PREDICTIONS, "-velocity")
+"""What a network may predict; -velocity points from noise to data."""
 
 Numbers = Mapping[str, float | None]
 
@@ -55,6 +60,10 @@ class Schedule:
     solver: str
     nfe: int
     model: str
+    order: int | None = None
+    """Order of the solver; follows from its name where it is not given."""
+    prediction: str | None = None
+    """What the model's network predicts, one of NETWORK_PREDICTIONS. The table itself is of predictions of x_0."""
     model_hash: str | None = None
     conditioning: str | None = None
     guidance: float | None = None
@@ -81,11 +90,22 @@ class Schedule:
         for key, kind in (("solver", str), ("model", str), ("nfe", int), ("noise", Mapping), ("coefficients", bool)):
             if not isinstance(getattr(self, key), kind):
                 raise InputError(f"{key} must be of type {kind.__name__}, got {getattr(self, key)!r}")
+        self._check_solver()
         object.__setattr__(self, "prior_scale", _vector("prior_scale", [self.prior_scale])[0])
         if "name" not in self.noise:
             raise InputError("noise has no key 'name'")
         self._check_shapes()
         self._check_values()
+
+    def _check_solver(self) -> None:
+        from ..core.solver import make_solver
+
+        order = make_solver(self.solver).order
+        if self.order not in (None, order):
+            raise InputError(f"order = {self.order!r}, but the order of {self.solver} is {order}")
+        object.__setattr__(self, "order", order)
+        if self.prediction not in (None, *NETWORK_PREDICTIONS):
+            raise unknown("prediction", self.prediction, NETWORK_PREDICTIONS)
 
     def _check_shapes(self) -> None:
         E = self.nfe
@@ -183,6 +203,7 @@ def parse_schedule(text: str) -> Schedule:
     for key in ("knots", "evals", "state", "outputs", "noise", "prior_scale", "solver", "nfe", "model"):
         if key not in body:
             raise InputError(f"key {key!r} is missing")
+    body["format"] = FORMAT
     return Schedule(**body)
 
 
