@@ -135,3 +135,16 @@ def test_images_too_small_for_the_trunk_are_refused_before_anything_is_written(
         run(experiment, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert min(open_settings(experiment.models[0], "cpu").image_shape[1:]) == 8
+
+
+def test_what_cannot_be_scored_is_refused_before_anything_is_written(tmp_path: Path, format_modules: None) -> None:
+    wrong, reference = tmp_path / "wrong.pth", tmp_path / "reference.npz"
+    torch.save({"features.0.weight": torch.zeros(3)}, wrong)
+    reference.write_bytes(b"<html>not found</html>")
+    asked = {"samples": 4, "extractor": f"inception:{wrong}"}
+    with pytest.raises(InputError, match=r"wrong\.pth: not those of Inception-v3"):
+        run(shrunk("cifar10", {}, tmp_path, evaluate=asked), tmp_path / "out")
+    asked = {"samples": 4, "extractor": "identity", "reference": str(reference)}
+    with pytest.raises(InputError, match=r"reference\.npz: need an npz with mu and sigma"):
+        run(shrunk("cifar10", {}, tmp_path, evaluate=asked), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
