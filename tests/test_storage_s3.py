@@ -7,11 +7,11 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from object_store import endpoint  # noqa: F401
 
 import ld3_dist
 from ld3_dist.core.errors import InputError
@@ -21,8 +21,6 @@ from ld3_dist.store.process import Process
 from ld3_dist.store.schedules import Schedule, load_schedule
 from ld3_dist.store.storage import Storage, open_storage
 from ld3_dist.store.tables import read_table, write_table
-
-moto_server = pytest.importorskip("moto.server", reason="needs the dev extra")
 
 META = {"teacher": "abc", "seed": 7}
 OBJECT_POINTS = ("write.before", "write.half", "write.after")
@@ -38,28 +36,8 @@ Manifest({"teacher": "abc", "seed": 7}, (record,)).save(storage)
 """
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in (("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test")):
-            patch.setenv(key, value)
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        for proxy in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"):
-            patch.delenv(proxy, raising=False)
-        from pyarrow.fs import S3FileSystem
-
-        S3FileSystem(
-            endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
-        ).create_dir("bucket")
-        yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def bucket(endpoint: str, request: pytest.FixtureRequest) -> Storage:
+def bucket(endpoint: str, request: pytest.FixtureRequest) -> Storage:  # noqa: F811
     return open_storage(f"s3://bucket/{request.node.name}/out?endpoint_override={endpoint}")
 
 
@@ -104,7 +82,7 @@ def test_everything_kept_reads_back(bucket: Storage) -> None:
     assert load_schedule(url) == schedule
 
 
-def test_a_killed_writer_leaves_nothing_half(endpoint: str) -> None:
+def test_a_killed_writer_leaves_nothing_half(endpoint: str) -> None:  # noqa: F811
     root, project = f"s3://bucket/kills/%s?endpoint_override={endpoint}", Path(__file__).parents[1]
     points = [f"{point}{part}" for part in ("@shard", "@manifest") for point in OBJECT_POINTS]
 
@@ -146,7 +124,7 @@ def test_one_driver(bucket: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
         locks.acquire(bucket)
 
 
-def test_what_cannot_be_reached_or_written_is_bad_input(endpoint: str) -> None:
+def test_what_cannot_be_reached_or_written_is_bad_input(endpoint: str) -> None:  # noqa: F811
     with pytest.raises(InputError, match=r"cannot write to s3://no-such-bucket/x"):
         open_storage(f"s3://no-such-bucket/x?endpoint_override={endpoint}").check_writable()
     with pytest.raises(InputError, match=r"cannot write to s3://bucket/x"):

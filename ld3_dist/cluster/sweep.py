@@ -129,7 +129,8 @@ class Sweep:
             labels = ", ".join(sorted(prepare.unmade))
             raise RuntimeError(f"teacher pairs of {labels} could not all be made; see the failures, then run again")
         if "evaluate" in self.stages:
-            yield from self._evaluate(plan, sizes)
+            with self._pool(sizes) as pool:
+                yield from self._evaluate(plan, pool)
 
     def _pool(self, sizes: Sizes) -> Pool:
         asked, storage = self.experiment.resources, self.storage
@@ -140,14 +141,14 @@ class Sweep:
         )  # fmt: skip
 
     def _work(
-        self, stage: str, sizes: Sizes, tasks: list[Task], on_done: Callable[[Done], None] | None = None
+        self, stage: str, pool: Pool, tasks: list[Task], on_done: Callable[[Done], None] | None = None
     ) -> Iterator[Event]:
         """Run tasks on a pool and report them as events of a stage."""
         if not tasks:
             return
         done = failed = 0
-        yield Event(stage, 0, len(tasks), running=min(len(tasks), sizes.actors))
-        with timed(self.log, stage, None, tasks=len(tasks)), self._pool(sizes) as pool:
+        yield Event(stage, 0, len(tasks), running=min(len(tasks), pool.count))
+        with timed(self.log, stage, None, tasks=len(tasks)):
             pool.add(tasks)
             for outcome in pool.run():
                 message = ""
@@ -161,7 +162,7 @@ class Sweep:
                     message = self._note(outcome)
                     failed += outcome.final
                 left = len(tasks) - done - failed
-                yield Event(stage, done, len(tasks), running=min(left, sizes.actors), failed=failed, message=message)
+                yield Event(stage, done, len(tasks), running=min(left, pool.count), failed=failed, message=message)
         self.failures += failed
 
     def _note(self, failure: Failed) -> str:
@@ -211,7 +212,7 @@ class Sweep:
         self.log.write("end", "search", None, done=run.done, found=found, failed=run.failed, gain=run.best.value)
         yield run.state()
 
-    def _evaluate(self, plan: Plan, sizes: Sizes) -> Iterator[Event]:
+    def _evaluate(self, plan: Plan, pool: Pool) -> Iterator[Event]:
         if not plan.experiment.evaluate.samples:
             return
         frame = load_results(self.storage)
@@ -231,7 +232,7 @@ class Sweep:
         parts = list({task.item: task for task in parts}.values())
         for task in parts:
             seconds.setdefault(task.arguments[1].key, 0.0)
-        yield from self._work("evaluate", sizes, parts, count)
+        yield from self._work("evaluate", pool, parts, count)
         scored = [
             Task("score", item.key, finish, (plan, item, self.storage, seconds[item.key], others(frame, item)))
             for item in items
@@ -241,7 +242,7 @@ class Sweep:
             for cell, baseline, learned in picture_pairs(plan, frame)
             if not self.storage.exists(f"samples/{cell.id.replace('/', '_')}.safetensors")
         ]
-        yield from self._work("score", sizes, scored + drawn)
+        yield from self._work("score", pool, scored + drawn)
         for item in [*items, *(teacher_item(plan, m) for m in plan.experiment.models)]:
             for a, b in item.parts(plan):
                 self.storage.remove(part_name(item, a, b))
