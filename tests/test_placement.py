@@ -78,7 +78,10 @@ def test_everything_is_on_the_device_that_is_asked_for(place: Any, family: str) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["digits", "ddpmpp", "adm", "sd"])
-def test_compilation_changes_no_result(place: Any, family: str) -> None:
+def test_compilation_changes_no_result(
+    place: Any, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # what an interrupted run left is no use
     compiled, expected = (image_and_gradient(place(family, compile=compile)) for compile in (True, False))
     for got, wanted in zip(compiled, expected, strict=True):
         scale = wanted.abs().max()
