@@ -161,8 +161,8 @@ def _size(
 
 
 def _per_gpu(gpus: float) -> int:
-    """How many of a fraction fit on one GPU; Ray counts in ten-thousandths, rounded."""
-    return 10_000 // max(round(gpus * 10_000), 1)
+    """How many of a fraction fit on one GPU; Ray counts in ten-thousandths, rounded down."""
+    return 10_000 // max(int(gpus * 10_000 + 1e-6), 1)
 
 
 def _how_many(size: dict[str, float], nodes: list[dict[str, float]]) -> int:
