@@ -38,9 +38,9 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def sweep(storage: Storage) -> None:
+def sweep(storage: Storage, experiment: dict[str, Any]) -> None:
     """Every stage, one task after the other; what is there is not done again."""
-    plan = make_plan(parse_experiment(changed(**SMALL)))
+    plan = make_plan(parse_experiment(experiment))
     with locks.acquire(storage):
         claim(storage, plan)
         storage.sweep_temporary()
@@ -53,7 +53,8 @@ def sweep(storage: Storage) -> None:
                 run_baselines(plan, cell, storage)
         searcher = CellSearcher(plan, lambda spec: read_outcome(storage, spec), {model.label}, 1)
         while isinstance(given := searcher.suggest("now"), dict):
-            spec = TrialSpec(plan.cells[0], json.loads(given["settings"]), given["key"])
+            cell = next(cell for cell in plan.cells if cell.id == given["cell"])
+            spec = TrialSpec(cell, json.loads(given["settings"]), given["key"])
             numbers = {"trial": given["trial"], "generation": given["generation"], "attempts": 1}
             outcome = run_trial(plan, spec, storage, numbers)
             searcher.on_trial_complete("now", {"objective": outcome.objective})
@@ -73,7 +74,7 @@ def forked(place: str, fault: str) -> int:
         os.environ["LD3_DIST_FAULT"] = fault
         code = 1
         try:
-            sweep(open_storage(place))
+            sweep(open_storage(place), changed(**SMALL))
             code = 0
         finally:
             os._exit(code)
@@ -86,7 +87,7 @@ def main() -> None:
     os.environ["LD3_DIST_COMMIT"] = "none"  # asking git takes as long as a sweep
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        sweep(open_storage(folder))  # so that no child imports anything
+        sweep(open_storage(folder), changed(**SMALL))  # so that no child imports anything
     ended = {"": [forked(place % "reference", "")]}
     for i, point in enumerate(points):
         ended[point] = [forked(place % i, point), forked(place % i, "")]
