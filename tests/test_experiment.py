@@ -295,13 +295,13 @@ def test_cost_by_hand() -> None:
     """In network evaluations of one sample; a backward pass counts as two.
 
     62 samples by a teacher of 12. In each of 4 cells (nfe 3, 4, 3, 4): 3 rounds of 2 coordinates with 4 members of
-    2 epochs; an epoch trains on 8 pairs (forward 1, backward 2, and 1 to check the moves where gamma > 0) and validates
-    on 6, as the start is; 3 baselines on 6 pairs. 40 samples of 3 baselines and 4 members.
+    2 epochs; an epoch trains on 8 pairs (forward 1, backward 2; the noise's moves cost nothing) and validates on 6, as
+    the start is; 3 baselines on 6 pairs. 40 samples of 3 baselines and 4 members.
     """
     cost = plan_of(TINY).cost()
     assert cost["teach"] == 62 * 12
-    hard, soft = 2 * 8 * 3 + 3 * 6, 2 * 8 * 4 + 3 * 6
-    assert cost["search"] == (3 + 4 + 3 + 4) * (3 * 2 * 4 * (hard + soft) + 3 * 6)
+    member = 2 * 8 * 3 + 3 * 6
+    assert cost["search"] == (3 + 4 + 3 + 4) * (3 * 2 * 4 * 2 * member + 3 * 6)
     assert cost["evaluate"] == (3 + 4 + 3 + 4) * (3 + 4) * 40
 
 

@@ -169,3 +169,19 @@ def discretize(noise: NoiseSchedule, steps: int, name: str) -> Tensor:
         raise unknown("discretization", name, DISCRETIZATIONS)
     knots = torch.cat([knots.new_tensor([noise.t_max]), knots[1:-1], knots.new_tensor([noise.t_min])])
     return Grid(knots, knots[:1]).within(noise).knots
+
+
+def resample(noise: NoiseSchedule, knots: Tensor, steps: int) -> Tensor:
+    """A grid's shape with another number of steps: lam over the share of steps, monotone cubic (PCHIP); [N'+1].
+
+    A good grid for N steps starts the learning of one for N' well. Raises InputError for steps < 1 and for no grid.
+    """
+    from scipy.interpolate import PchipInterpolator
+
+    if steps < 1:
+        raise InputError(f"steps = {steps}: a grid needs at least one step")
+    start = Grid(knots, knots[:-1]).within(noise).knots
+    lam = noise.lam(start)
+    curve = PchipInterpolator(torch.linspace(0, 1, len(lam)).double().numpy(), lam.double().numpy())
+    inner = noise.inverse(torch.as_tensor(curve(torch.linspace(0, 1, steps + 1).double().numpy()[1:-1])))
+    return torch.cat([start[:1], inner, start[-1:]])

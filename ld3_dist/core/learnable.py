@@ -6,8 +6,9 @@ In a coordinate u that increases along the sampling path (u = lam, or u = -t), f
     tau_j : u(tau_j) = nominal_j + window tanh(offset_j) * (distance to the neighbouring knot on that side)
 
 so knots decrease strictly and network times stay between their neighbours whatever the parameters are. The start is any
-hand-made grid, exactly: logits = log(gap - floor), offsets = 0. Learned coefficients are additive corrections to the
-tableau over the full history (S4S, arXiv 2502.17423; GS, arXiv 2510.17699), zero at the start.
+hand-made grid, exactly: logits = log(gap - floor), offsets = 0. Learned coefficients are corrections to the tableau
+over all of the history, zero at the start: added to the weights of the outputs (S4S, arXiv 2502.17423; GS, arXiv
+2510.17699), and relative ones to those of x_T, which span orders of magnitude.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ RESOLUTION = 1e-9
 
 
 class LearnableGrid(nn.Module):
-    """K schedules of one solver as parameters logits [K, N], offsets [K, E] and corrections [K, E, E].
+    """K schedules of one solver as parameters logits [K, N], offsets [K, E] and corrections [K, E, 1 + E].
 
     Args:
         knots: start grids, as times [K, N+1], from t_max to t_min.
@@ -78,7 +79,7 @@ class LearnableGrid(nn.Module):
         floor = (gaps.amin(-1, keepdim=True) / 2).clamp_max(GAP_FLOOR[coordinate])
         self.logits = nn.Parameter((gaps - floor).log().to(device))
         self.offsets = nn.Parameter(torch.zeros_like(start.evals, device=device), requires_grad=window > 0)
-        corrections = torch.zeros(len(knots), nfe, nfe, dtype=torch.float64, device=device)
+        corrections = torch.zeros(len(knots), nfe, 1 + nfe, dtype=torch.float64, device=device)
         self.corrections = nn.Parameter(corrections, requires_grad=coefficients)
         self.before, self.after = (torch.tensor(knot, device=device) for knot in solver.brackets(nfe))
         self.limits = tuple(limit.to(device) for limit in (floor, low, high))  # stay float64 where parameters do not
@@ -117,7 +118,9 @@ class LearnableGrid(nn.Module):
         grid = self.grid()
         tableau = self.solver.tableau(self.noise, grid)
         if self.corrections.requires_grad:
-            corrections = torch.tril(self.corrections.double())  # row i corrects y_{i+1} over m_0 … m_i
-            outputs = torch.cat([tableau.outputs[:, :1], tableau.outputs[:, 1:] + corrections], 1)
-            tableau = Tableau(tableau.evals, tableau.state, outputs)
+            whole = self.corrections.double()
+            factor, added = 1 + whole[..., 0], torch.tril(whole[..., 1:])  # row i corrects y_{i+1} over m_0 … m_i
+            state = torch.cat([tableau.state[:, :1], tableau.state[:, 1:] * factor], 1)
+            outputs = torch.cat([tableau.outputs[:, :1], tableau.outputs[:, 1:] + added], 1)
+            tableau = Tableau(tableau.evals, state, outputs)
         return grid, tableau

@@ -1,0 +1,324 @@
+"""Learning, measured: the default preset against the published procedure, on the same pairs, side by side.
+
+    python experiments/benchmarks/learning.py [--workers 2] [--out results/benchmarks/learning.json]
+
+Digits model, teacher UniPC-3 with 20 evaluations on the Karras grid, squared distance; seed s learns from the 50 pairs
+50 s … 50 s + 49 and is selected on 50 common ones. Cells: four solvers x NFE 4, 6, 8, 10. Every worker is one process
+with one thread that takes one solver after the other, both procedures in turns, so whatever else the machine does is
+shared. For every cell and seed:
+
+    paper        preset: paper, one member from the log-SNR grid (the published start), timed
+    default      preset: default, members = 3 seeds x STARTS, packed
+    coefficients the same with learn.coefficients
+    neighbour    preset: default, from the solution of the next smaller NFE alone
+    time         preset: default, one member from the log-SNR grid, until it is as good as paper ended
+
+Then, for seed 0, 10,000 fresh samples: the Fréchet distance of the classifier's features to the reference, and the loss
+on the first 2,000 of them. Finished cells are kept in OUT and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ld3_dist.core.denoiser import map_condition
+from ld3_dist.core.descent import Descent
+from ld3_dist.core.distance import make_distance
+from ld3_dist.core.grid import discretize, lam_range, resample
+from ld3_dist.core.learn import LearnConfig, Pairs, Progress, learn
+from ld3_dist.core.noise import NoiseSchedule
+from ld3_dist.core.sample import draw_noise, sample
+from ld3_dist.core.solver import Solver, Tableau, make_solver
+from ld3_dist.metrics.extractors import open_extractor
+from ld3_dist.metrics.scores import score
+from ld3_dist.metrics.statistics import FeatureStatistics
+from ld3_dist.models import LoadedModel, open_model
+
+SOLVERS, NFES, SEEDS, STARTS = (
+    ("unipc-3", "ipndm-3", "dpmpp-3", "ddim"),
+    (4, 6, 8, 10),
+    (0, 1, 2),
+    ("log_snr", "karras"),
+)
+COUNT, FRESH, SCORED = 50, 2_000, 10_000
+DEFAULT, COEFFICIENTS, PAPER = LearnConfig.of(), LearnConfig.of(coefficients=True), LearnConfig.of("paper")
+L2 = make_distance("l2")
+
+
+@dataclass
+class Ground:
+    """The model, its pairs, fresh noise with the teacher's answer to some of it, and the reference's features."""
+
+    opened: LoadedModel
+    train: Pairs
+    valid: Pairs
+    fresh: Pairs
+    targets: Tensor
+
+    @classmethod
+    def prepare(cls) -> Ground:
+        """Computed once, in the parent."""
+        opened = open_model("digits")
+        teacher, noise = make_solver("unipc-3"), opened.denoiser.noise
+        table = teacher.tableau(noise, teacher.coupled(noise, discretize(noise, 20, "karras")))
+
+        def pairs(start: int, stop: int) -> Pairs:
+            x, condition = draw_noise(0, range(start, stop), opened.denoiser.shape), range(start, stop)
+            given = Pairs(x, x, opened.draw_condition(0, condition))
+            return Pairs(x, generate(opened, table, given), given.condition)
+
+        learning = pairs(0, COUNT * (len(SEEDS) + 1))
+        x = draw_noise(0, range(100_000, 100_000 + SCORED), opened.denoiser.shape)
+        fresh = Pairs(x, x, opened.draw_condition(0, range(100_000, 100_000 + SCORED)))
+        first = slice(0, FRESH)
+        return cls(opened, learning[COUNT:], learning[:COUNT], fresh, generate(opened, table, fresh[first]))
+
+
+def generate(opened: LoadedModel, table: Tableau, pairs: Pairs) -> Tensor:
+    """Samples of a schedule from the noise of `pairs`."""
+    made = []
+    with torch.no_grad():
+        for i in torch.arange(len(pairs)).split(250):
+            part = pairs[i]
+            made.append(sample(opened.denoiser, table, opened.denoiser.noise.prior_scale * part.noise, part.condition))
+    return torch.cat(made)
+
+
+def run(ground: Ground, solver: Solver, nfe: int, knots: Tensor, config: LearnConfig, seeds: list[int]) -> Iterator:
+    """Learn members with the pairs of their seeds."""
+    subsets = torch.stack([torch.arange(COUNT) + COUNT * s for s in seeds])
+    yield from learn(
+        ground.opened.denoiser, solver, knots, ground.train, ground.valid, L2, config,
+        nfe=nfe, seeds=seeds, subsets=subsets,
+    )  # fmt: skip
+
+
+def last(noise: NoiseSchedule, run: Iterator[Progress]) -> tuple[Progress, float, float, bool]:
+    """(the end, seconds, the least gap as a share of the lambda range over all epochs, whether all was finite)."""
+    began, gap, finite, progress = time.perf_counter(), math.inf, True, None
+    for progress in run:
+        lam = noise.lam(progress.best.knots)
+        low, high = lam_range(noise)
+        gap = min(gap, float(lam.diff(dim=1).min() / (high - low)))
+        finite &= bool(torch.isfinite(progress.best_valid).all())
+        finite &= progress.epoch == 0 or bool(torch.isfinite(progress.train).all())
+    assert progress is not None
+    return progress, time.perf_counter() - began, gap, finite
+
+
+def packed(ground: Ground, solver: Solver, nfe: int, starts: list[Tensor], config: LearnConfig) -> dict:
+    """Three seeds x starts at once: each seed's best member."""
+    members = [(s, knots) for s in SEEDS for knots in starts]
+    end, seconds, gap, finite = last(
+        ground.opened.denoiser.noise,
+        run(ground, solver, nfe, torch.stack([k for _, k in members]), config, [s for s, _ in members]),
+    )
+    best = end.best_valid.view(len(SEEDS), -1).argmin(1) + torch.arange(len(SEEDS)) * len(starts)
+    return {
+        "loss": end.best_valid[best].tolist(), "seconds": seconds / len(SEEDS), "gap": gap, "finite": finite,
+        "start": (best % len(starts)).tolist(), "members": end.best_valid.tolist(), "epochs": end.epoch,
+        "knots": end.best.knots[best].tolist(), "table": table_of(end.tableau, int(best[0])),
+    }  # fmt: skip
+
+
+def paper(ground: Ground, solver: Solver, nfe: int, knots: Tensor) -> dict:
+    """The published procedure, a seed at a time as it was published."""
+    ends = [last(ground.opened.denoiser.noise, run(ground, solver, nfe, knots[None], PAPER, [s])) for s in SEEDS]
+    return {
+        "loss": [float(end.best_valid[0]) for end, *_ in ends], "seconds": sum(e[1] for e in ends) / len(ends),
+        "each": [e[1] for e in ends], "gap": min(e[2] for e in ends), "finite": all(e[3] for e in ends),
+        "table": table_of(ends[0][0].tableau, 0),
+    }  # fmt: skip
+
+
+def time_to(ground: Ground, solver: Solver, nfe: int, knots: Tensor, goals: list[float]) -> list[float | None]:
+    """Seconds until one member from the published start is as good as `goals`, by seed; None where it never is."""
+    found: list[float | None] = []
+    for s, goal in zip(SEEDS, goals, strict=True):
+        began, hit = time.perf_counter(), None
+        for progress in run(ground, solver, nfe, knots[None], DEFAULT, [s]):
+            if float(progress.best_valid[0]) <= goal:
+                hit = time.perf_counter() - began
+                break
+        found.append(hit)
+    return found
+
+
+def table_of(tableau: Tableau, k: int) -> list:
+    """A member's table as plain numbers."""
+    return [tableau.evals[k].tolist(), tableau.state[k].tolist(), tableau.outputs[k].tolist()]
+
+
+def fresh(ground: Ground, table: list) -> dict[str, float | None]:
+    """Loss on 2,000 fresh pairs and Fréchet distance of 10,000 fresh samples."""
+    made = generate(ground.opened, Tableau(*(torch.tensor(v, dtype=torch.float64) for v in table)), ground.fresh)
+    extractor = open_extractor("auto", ground.opened)
+    assert extractor is not None
+    with torch.no_grad():
+        features = torch.cat([extractor.features(part) for part in made.split(500)])
+    reference = FeatureStatistics.of(extractor.data_features()).moments
+    loss = float(L2(made[:FRESH], ground.targets).double().mean())
+    return {"loss": loss, "fid": score(features, reference)["fid"]}
+
+
+GROUND: list[Ground] = []
+"""What the workers find in the memory they were forked from."""
+
+
+def cells(name: str, folder: Path) -> None:
+    """All cells of a solver, from few evaluations to many."""
+    torch.set_num_threads(1)
+    (ground,) = GROUND
+    solver, noise, before = make_solver(name), ground.opened.denoiser.noise, None
+    for nfe in NFES:
+        file = folder / f"{name}-{nfe}.json"
+        if file.exists():
+            before = json.loads(file.read_text())["default"]["knots"][0]
+            continue
+        starts = [discretize(noise, solver.steps(nfe), start) for start in STARTS]
+        first = next(run(ground, solver, nfe, torch.stack(starts), DEFAULT, [0] * len(starts)))
+        row = {"solver": name, "nfe": nfe, "start": first.valid.tolist()}
+        row["paper"] = paper(ground, solver, nfe, starts[0])
+        row["default"] = packed(ground, solver, nfe, starts, DEFAULT)
+        row["coefficients"] = packed(ground, solver, nfe, starts, COEFFICIENTS)
+        if before is not None:
+            knots = resample(noise, torch.tensor(before, dtype=torch.float64), solver.steps(nfe))
+            row["neighbour"] = packed(ground, solver, nfe, [knots], DEFAULT)
+        row["time"] = time_to(ground, solver, nfe, starts[0], row["paper"]["loss"])
+        best = int(first.valid.argmin())
+        tables = {"start": table_of(first.tableau, best)} | {
+            n: row[n]["table"] for n in ("paper", "default", "coefficients")
+        }
+        row["fresh"] = {n: fresh(ground, table) for n, table in tables.items()}
+        before = row["default"]["knots"][0]
+        file.write_text(json.dumps(row) + "\n")
+        print(f"{name} {nfe}: done", flush=True)
+
+
+def iteration(ground: Ground, name: str, threads: int, members: int = 1) -> dict[str, float]:
+    """Seconds of an iteration of learning and of the bare network, forward and backward, on the same batch."""
+    torch.set_num_threads(threads)
+    nfe, denoiser = 6, ground.opened.denoiser
+    solver, config = make_solver(name), LearnConfig.of(epochs=6, patience=99)
+    knots = discretize(denoiser.noise, solver.steps(nfe), "log_snr").repeat(members, 1)
+    session = Descent(
+        denoiser, solver, knots, ground.train[:COUNT], ground.valid, L2, config, seeds=list(range(members))
+    )
+    rows = members * config.batch
+    x = (denoiser.noise.prior_scale * ground.train.noise[:COUNT]).repeat(-(-rows // COUNT), 1, 1, 1)[:rows]
+    condition = map_condition(lambda c: c[:COUNT].repeat(-(-rows // COUNT))[:rows], ground.train.condition)
+    session.epoch(1)
+    learning, bare = [], []
+    for epoch in range(2, config.epochs + 1):  # in turns, so that both see the same machine
+        began = time.perf_counter()
+        session.epoch(epoch)
+        learning.append((time.perf_counter() - began) / (COUNT // config.batch))
+        began = time.perf_counter()
+        for t in torch.linspace(40, 0.1, nfe):
+            y, at = x.clone().requires_grad_(), t.expand(rows).clone().requires_grad_()
+            denoiser(y, at, condition).sum().backward()
+        bare.append(time.perf_counter() - began)
+    return {"learning": sorted(learning)[len(learning) // 2], "bare": sorted(bare)[len(bare) // 2]}
+
+
+def speed(ground: Ground) -> dict:
+    """Iterations against the bare network, and eight packed members against eight runs of one."""
+    found: dict = {"iteration": {}, "packing": {}}
+    for threads in (1, 2):
+        for members in (1, 6):
+            for name in SOLVERS:
+                made = iteration(ground, name, threads, members)
+                found["iteration"][f"{name}, {members} members, {threads} threads"] = made | {
+                    "ratio": made["learning"] / made["bare"]
+                }
+        for name in SOLVERS:
+            one, eight = iteration(ground, name, threads), iteration(ground, name, threads, 8)
+            found["packing"][f"{name}, {threads} threads"] = 8 * one["learning"] / eight["learning"]
+    return found
+
+
+def mean(values: list[float]) -> float:
+    """Geometric."""
+    return math.exp(sum(math.log(v) for v in values) / len(values))
+
+
+def table(rows: list[dict]) -> tuple[list[str], dict]:
+    """What is printed, and what is held against the targets."""
+    lines = [
+        f"{'cell':>10} {'start':>8} {'paper':>9} {'default':>9} {'ratio':>6} {'coeff.':>9} {'ratio':>6} {'neighb.':>8} "
+        f"{'paper s':>8} {'goal s':>7} {'faster':>7} | {'fresh':>9} {'paper':>9} {'default':>9} {'coeff.':>9} | "
+        f"{'FID':>6} {'paper':>6} {'default':>7} {'coeff.':>6}"
+    ]
+    ratios, faster, shares, neighbours, worse, gaps, unsound = [], [], [], [], [], [], []
+    for row in rows:
+        name = f"{row['solver']}/{row['nfe']}"
+        published, ours, more = (mean(row[k]["loss"]) for k in ("paper", "default", "coefficients"))
+        ratios.append(ours / published)
+        shares.append(more / ours)
+        each = zip(row["paper"]["each"], row["time"], strict=True)
+        speeds = [a / b for a, b in each if b is not None]
+        missed = sum(b is None for b in row["time"])
+        faster += speeds
+        near = mean(row["neighbour"]["loss"]) / ours if "neighbour" in row else None
+        neighbours += [near] if near else []
+        hits = [b for b in row["time"] if b is not None]
+        new, kinds = row["fresh"], ("start", "paper", "default", "coefficients")
+        lines.append(
+            f"{name:>10} {min(row['start']):8.5f} {published:9.6f} {ours:9.6f} {ours / published:6.2f} {more:9.6f} "
+            f"{more / ours:6.2f} {f'{near:.2f}' if near else '':>8} {row['paper']['seconds']:8.1f} "
+            f"{mean(hits) if hits else math.nan:7.2f} {mean(speeds) if speeds else math.nan:7.1f} | "
+            + " ".join(f"{new[k]['loss']:9.6f}" for k in kinds) + " | "
+            + " ".join(f"{new[k]['fid']:6.2f}" for k in kinds) + (f"  ({missed} seeds not reached)" if missed else "")
+        )  # fmt: skip
+        for kind in ("default", "coefficients"):
+            gaps.append(row[kind]["gap"])
+            unsound += [f"{name} {kind}"] * (not row[kind]["finite"])
+            worse += [f"{name} {kind}"] * (
+                new[kind]["fid"] > new["start"]["fid"] or new[kind]["loss"] > new["start"]["loss"]
+            )
+    summary = {
+        "default / paper": mean(ratios), "default / paper, worst cell": max(ratios),
+        "paper's time / default's to paper's loss": mean(faster),
+        "seeds that never reach it": len(SEEDS) * len(rows) - len(faster),
+        "coefficients / default": mean(shares), "neighbour's start / default": mean(neighbours) if neighbours else None,
+        "smallest gap": min(gaps), "not finite": unsound, "no better on fresh samples": worse,
+    }  # fmt: skip
+    return lines, summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--solvers", nargs="+", default=SOLVERS)
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/learning.json"))
+    asked = parser.parse_args()
+    folder = asked.out.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    ground = Ground.prepare()
+    work = multiprocessing.get_context("fork")  # the parent has used one thread and no autograd
+    GROUND.append(ground)
+    with work.Pool(asked.workers) as pool:
+        pool.starmap(cells, [(name, folder) for name in asked.solvers], chunksize=1)
+    rows = [json.loads((folder / f"{s}-{n}.json").read_text()) for n in NFES for s in asked.solvers]
+    lines, summary = table(rows)
+    fast = speed(ground)
+    print("\n".join(lines), json.dumps(summary | fast, indent=1), sep="\n")
+    machine = {"cpu": platform.processor() or platform.machine(), "workers": asked.workers, "torch": torch.__version__}
+    whole = {"machine": machine, "summary": summary, "speed": fast, "table": lines, "cells": rows}
+    asked.out.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
