@@ -1,7 +1,7 @@
 """OUT/logs: what happened, as JSON lines. One file a process and segment; a segment is written whole, again and again
 until it is full, so that it works on object stores and a killed writer leaves no half line.
 
-A line:  time (UTC)  event (start, end, error, retry, fail)  stage  item  role  node  pid  and what else is known:
+A line:  time (UTC)  event (start, end, note, error, retry, fail)  stage  item  role  node  pid  and what else is known:
 seconds, attempt, reason, traceback. Logs are for reading: nothing in the program depends on them, and a log that
 cannot be written stops nobody.
 """

@@ -70,9 +70,14 @@ def trainable(config: dict[str, Any], plan: Plan, storage: Storage, threads: int
     if outcome is None:
         attempt = 1 + len(failures_of(storage, spec.key))
         numbers = {"trial": config["trial"], "generation": config["generation"], "attempts": attempt}
+        log = worker_log(storage)
+
+        def note(message: str) -> None:
+            log.write("note", "search", spec.key, cell=cell.id, attempt=attempt, message=message)
+
         try:
-            with timed(worker_log(storage), "search", spec.key, cell=cell.id, attempt=attempt) as facts:
-                outcome = run_trial(plan, spec, storage, numbers, on_progress=Reporter())
+            with timed(log, "search", spec.key, cell=cell.id, attempt=attempt) as facts:
+                outcome = run_trial(plan, spec, storage, numbers, on_progress=Reporter(), note=note)
                 facts["status"] = outcome.status
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"

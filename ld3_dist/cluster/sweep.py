@@ -21,6 +21,7 @@ from ..store.lock import acquire
 from ..store.results import load_results
 from ..store.storage import Storage
 from ..store.tables import read_table
+from ..tasks.checkpoints import remove_finished
 from ..tasks.context import make_plan
 from ..tasks.evaluate import finish, part_name, pictures, sample_part, teacher_item
 from .connect import Sizes, connect, sizes_of
@@ -73,6 +74,7 @@ class Sweep:
             with acquire(self.storage):
                 claim(self.storage, plan)
                 self.storage.sweep_temporary()
+                remove_finished(self.storage)
                 about = self._about(plan, sizes)
                 with timed(self.log, "sweep", self.experiment.name, **about), scratch(self.storage) as folder:
                     try:

@@ -81,6 +81,8 @@ class Plan:
         """What an output folder belongs to: everything that changes results; not the resources, not the name."""
         settings = self.experiment.model_dump(mode="json", exclude={"resources", "name"})
         settings |= {key: _plain_numbers(settings[key]) for key in ("learn", "search")}
+        if not self.experiment.search.asha:
+            del settings["search"]["asha"]  # folders from before there was such a key go on
         models = {"models": self.model_hashes, "conditionings": self.conditionings}
         return digest({"format": FORMAT, "experiment": settings, **models})
 

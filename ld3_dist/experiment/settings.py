@@ -6,47 +6,17 @@ What is checked here needs no model and no cluster: names, types, signs, duplica
 
 from __future__ import annotations
 
-import re
-from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ..core.distance import DISTANCES
 from ..core.errors import unknown
-from ..core.grid import DISCRETIZATIONS
 from ..core.learn import LearnConfig
 from ..core.solver import make_solver
-from ..training_free import TRAINING_FREE
+from .axes import LEARN_FIELDS, SEARCHABLE, DistanceName, SolverName, StartName, Value, check_axis_value
 
 Count = Annotated[int, Field(ge=1)]
 Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Value = bool | int | float | str
-LEARN_FIELDS = tuple(f.name for f in fields(LearnConfig) if f.name != "seed")
-SEARCHABLE = (*LEARN_FIELDS, "start", "distance")
-
-
-def _solver_name(name: str) -> str:
-    make_solver(name)
-    return name
-
-
-def _start_name(name: str) -> str:
-    known = (*DISCRETIZATIONS, *TRAINING_FREE)
-    if name not in known and not re.fullmatch(r"poly-\d+(\.\d+)?", name):
-        raise unknown("discretization", name, known)
-    return name
-
-
-def _distance_name(name: str) -> str:
-    if name not in (*DISTANCES, "lpips"):
-        raise unknown("distance", name, DISTANCES)
-    return name
-
-
-SolverName = Annotated[str, BeforeValidator(_solver_name)]
-StartName = Annotated[str, BeforeValidator(_start_name)]
-DistanceName = Annotated[str, BeforeValidator(_distance_name)]
 
 
 class Strict(BaseModel):
@@ -143,10 +113,20 @@ class Members(Strict):
         return _unique("starts", starts)
 
 
+class Asha(Strict):
+    """Asynchronous successive halving: after `grace`, grace * reduction, grace * reduction^2 … epochs a trial goes on
+    only while it is among the best 1 / reduction of its cell's trials there; see `ld3_dist.tasks.rungs`."""
+
+    grace: Count = 8
+    reduction: Annotated[int, Field(ge=2)] = 3
+
+
 class Search(Strict):
     """What is tried in each cell: every point of `grid`, `rounds` times, the `optuna` axes proposed by its sampler.
 
     sampler: tpe, random, or qmc.
+    asha: stop bad trials early. Off by default: which trials stop depends on timing, so that a resumed sweep need not
+        end with the table of an uninterrupted one.
     """
 
     grid: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = {}
@@ -154,6 +134,7 @@ class Search(Strict):
     rounds: Count = 1
     sampler: Literal["tpe", "random", "qmc"] = "tpe"
     members: Members = Members()
+    asha: Asha | None = None
 
     @model_validator(mode="after")
     def _axes(self) -> Search:
@@ -193,6 +174,7 @@ class Resources(Strict):
     """What a cluster gives: per trial, per teacher and evaluation actor. GPUs may be fractions 1, 1/2, 1/3 …
 
     callbacks: trackers that follow the trials.
+    checkpoint_seconds: a trial keeps what it needs to go on at most so often; 0 is after every epoch.
     """
 
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1
@@ -205,6 +187,7 @@ class Resources(Strict):
     shard: Count = 100
     retries: Annotated[int, Field(ge=0)] = 3
     deadline: Annotated[float, Field(gt=0)] = 3600.0
+    checkpoint_seconds: Scale = 60.0
     callbacks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
 
@@ -239,6 +222,7 @@ class Experiment(Strict):
             if key in self.search.grid or key in self.search.optuna:
                 raise ValueError(f"learn.{key} is fixed to {value!r} and searched as well: keep one")
             check_axis_value(key, value)
+        self._check_asha()
         for name in self.distances:
             if self.loss_space == "latent" and name not in ("l1", "l2"):
                 raise ValueError(f"loss_space: latent, but {name} compares images: use l2, l1 or loss_space: image")
@@ -254,6 +238,17 @@ class Experiment(Strict):
                     raise ValueError(f"nfe: {nfe} evaluations are too few for {solver}, a step of which takes {least}")
         return self
 
+    def _check_asha(self) -> None:
+        axes = {"epochs", "preset"} & {*self.search.grid, *self.search.optuna}
+        if self.search.asha and not axes:
+            learn: dict[str, Any] = dict(self.learn)
+            epochs = LearnConfig.of(**learn).epochs
+            if self.search.asha.grace >= epochs:
+                raise ValueError(
+                    f"search.asha.grace = {self.search.asha.grace}: trials have {epochs} epochs, so none could be "
+                    "stopped early; make it smaller or remove search.asha"
+                )
+
     @property
     def distances(self) -> tuple[str, ...]:
         """Every distance a trial may use, the experiment's own first."""
@@ -264,24 +259,6 @@ class Experiment(Strict):
     def distance_options(self, name: str) -> dict[str, Any]:
         """What else a distance depends on, for `make_distance` and for keys."""
         return self.lpips.model_dump() if name.startswith("lpips") else {}
-
-
-def check_axis_value(key: str, value: Value) -> None:
-    """A single value of a searchable setting, checked by those who know it. Raises ValueError or InputError."""
-    if key == "start":
-        _start_name(str(value))
-    elif key == "distance":
-        _distance_name(str(value))
-    else:
-        kind = type(getattr(LearnConfig(), key))
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = (
-            isinstance(value, kind) if kind in (str, bool) else number and (kind is float or float(value).is_integer())
-        )
-        if not fits:
-            raise ValueError(f"{key} = {value!r}: must be {'a whole number' if kind is int else kind.__name__}")
-        setting: dict[str, Any] = {key: kind(value)}
-        LearnConfig(**setting)
 
 
 def _unique(key: str, values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -79,7 +79,7 @@ def write_shard(storage: Storage, start: int, stop: int, tensors: Mapping[str, T
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     _check(name, start, stop, plain)
     header = {"format": FORMAT, "start": start, "stop": stop, "meta": dict(meta), "digest": ""}
-    header["digest"] = _digest(header, plain)
+    header["digest"] = content_digest(header, plain)
     data = save_tensors(plain, metadata={_KEY: json.dumps(header, sort_keys=True)})
     storage.write_bytes(name, data)
     return _record(name, start, stop, data)
@@ -104,7 +104,7 @@ def read_shard(
         raise InputError(f"{where}: written by a newer version (format {header['format']}); update ld3_dist")
     if shard_name(header["start"], header["stop"]) != name:
         raise BadShard(where, f"holds the samples [{header['start']}, {header['stop']})")
-    if header["digest"] != _digest(header, tensors):
+    if header["digest"] != content_digest(header, tensors):
         raise BadShard(where, "its content does not match its digest")
     if meta is not None and header["meta"] != dict(meta):
         raise BadShard(where, f"was made for {header['meta']}, not for {dict(meta)}")
@@ -241,7 +241,7 @@ def _record(name: str, start: int, stop: int, data: bytes) -> ShardRecord:
     return ShardRecord(name, start, stop, hashlib.sha256(data).hexdigest(), len(data))
 
 
-def _digest(header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
+def content_digest(header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
     """sha256 over the header without its digest, then name, dtype, shape and bytes of every tensor in order of name."""
     rest = {key: value for key, value in header.items() if key != "digest"}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())

@@ -137,7 +137,7 @@ def finish(
         record["inception_score"] = inception_score(extractor.class_scores(features))
     record["seconds"] = seconds + time.perf_counter() - clock
     if item.kind == "learned":
-        _complete_schedule(storage, item.key, record, others, opened)
+        _complete_schedule(storage, item.key, record, others)
     write_table(storage, "evaluations", item.key.replace(":", "_"), [record])
     return {k: record.get(k) for k in ("key", "eval_loss", "fid")}
 
@@ -185,12 +185,10 @@ def _data_halves(extractor: Extractor) -> tuple[Tensor, Tensor, str]:
     return features[0::2], features[1::2], "the other half of the data"
 
 
-def _complete_schedule(
-    storage: Storage, key: str, record: dict[str, Any], others: Mapping[str, Any], opened: LoadedModel
-) -> None:
+def _complete_schedule(storage: Storage, key: str, record: dict[str, Any], others: Mapping[str, Any]) -> None:
     schedule = read_schedule(storage, f"schedules/{key}.json")
     names = ("eval_loss", "eval_loss_sem", "fid", "kid", "inception_score")
     names += ("precision", "recall", "density", "coverage")
     metrics = {name: record[name] for name in names if record.get(name) is not None and math.isfinite(record[name])}
-    complete = replace(schedule, metrics=metrics, baselines=dict(others), prediction=opened.prediction)
+    complete = replace(schedule, metrics=metrics, baselines=dict(others))
     complete.write(storage, f"schedules/{key}.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..core.errors import InputError
 from ..core.grid import Grid, lam_range
 from ..core.learn import Progress, learn
 from ..core.solver import Tableau, make_solver
@@ -19,7 +21,9 @@ from ..models import LoadedModel
 from ..store.schedules import Schedule, noise_to_dict
 from ..store.storage import Storage
 from ..store.tables import write_table
+from .checkpoints import Checkpoints, Course, Note
 from .context import distance_of, make_samples, now, open_settings, pairs_of, provenance, start_knots, where
+from .rungs import Rungs, log_loss
 from .space import in_loss_space
 
 CONFIG_COLUMNS = ("preset", "coordinate", "gamma", "coefficients", "lr", "lr_times", "lr_noise", "epochs", "batch")
@@ -46,41 +50,72 @@ def run_trial(
     numbers: dict[str, int],
     device: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    note: Note = lambda message: None,
 ) -> Outcome:
-    """Learn the members of a trial and write their rows and schedules; `numbers` are trial, generation, attempts."""
-    started, clock = now(), time.perf_counter()
+    """Learn the members of a trial, from a killed process's checkpoint if it left one; write their rows and schedules.
+
+    numbers: trial, generation, attempts.  on_progress: called after each epoch.  note: told what a log should know.
+    """
+    checkpoints = Checkpoints(storage, spec, plan.experiment.resources.checkpoint_seconds, note)
+    rungs, message = Rungs(plan, spec, storage), None
     progress: Progress | None = None
-    train_curve, valid_curve = [], []
-    for progress in progress_of(plan, spec, storage, device):
-        train_curve.append(progress.train)
-        valid_curve.append(progress.valid)
+    for progress, course in course_of(plan, spec, storage, device, checkpoints):
         if on_progress:
             on_progress(progress)
+        if rungs.stops(progress):
+            message = f"stopped by ASHA after epoch {progress.epoch}"
+            note(message)
+            break
+        checkpoints.keep(course, progress)
     assert progress is not None
-    seconds = time.perf_counter() - clock
-    curves = torch.stack(train_curve[1:] or train_curve, 1).tolist(), torch.stack(valid_curve, 1).tolist()
+    seconds = checkpoints.elapsed(course)
+    curves = torch.stack(course.train[1:] or course.train, 1).tolist(), torch.stack(course.valid, 1).tolist()
     opened = open_settings(spec.cell.model, device)
     rows = []
     for m, (seed, start) in enumerate(spec.members):
         row = row_of(plan, spec.cell, opened, spec.settings["distance"], progress.best.member(m)) | numbers
         row |= settings_columns(spec, opened, seed, start)
         row |= {
-            "key": f"{spec.key}-{m}", "kind": "learned", "member": m, "start_loss": valid_curve[0][m].item(),
+            "key": f"{spec.key}-{m}", "kind": "learned", "member": m, "start_loss": curves[1][m][0],
             "train_loss": progress.train[m].item(), "valid_loss": progress.best_valid[m].item(),
-            "best_epoch": int(progress.best_epoch[m]), "epochs_run": progress.epoch,
+            "best_epoch": int(progress.best_epoch[m]), "epochs_run": progress.epoch, "message": message,
             "network_evals": progress.network_evals // len(spec.members), "train_pairs": plan.experiment.pairs.train,
             "train_curve": curves[0][m], "valid_curve": curves[1][m],
-            "seconds": seconds / len(spec.members), "started": started, **where(device),
+            "seconds": seconds / len(spec.members), "started": course.started, **where(device),
         }  # fmt: skip
         rows.append(judge(row))
         if row["status"] == "ok":
             schedule_of(row, opened, progress.tableau, m).write(storage, f"schedules/{row['key']}.json")
     write_table(storage, "rows", spec.key, rows)
+    checkpoints.remove()
     return outcome_of(spec, rows)
 
 
-def progress_of(plan: Plan, spec: TrialSpec, storage: Storage, device: str | None) -> Iterator[Progress]:
-    """The learning of a trial's members, packed."""
+def course_of(
+    plan: Plan, spec: TrialSpec, storage: Storage, device: str | None, checkpoints: Checkpoints
+) -> Iterator[tuple[Progress, Course]]:
+    """The epochs still to do, each with all that the trial has behind it."""
+    course = checkpoints.load()
+    steps = progress_of(plan, spec, storage, device, course.resume)
+    try:
+        first = next(steps)
+    except InputError as error:
+        if course.state is None:
+            raise
+        checkpoints.note(f"the checkpoint is not used: {error}; the trial begins anew")
+        course = Course()
+        steps = progress_of(plan, spec, storage, device)
+        first = next(steps)
+    course.state = None  # taken over; the noise of all members need not be held twice
+    for progress in itertools.chain([first], steps):
+        course.add(progress)
+        yield progress, course
+
+
+def progress_of(
+    plan: Plan, spec: TrialSpec, storage: Storage, device: str | None, resume: Any = None
+) -> Iterator[Progress]:
+    """The learning of a trial's members, packed; `resume` as for `learn`."""
     cell, model = spec.cell, spec.cell.model
     opened, solver = open_settings(model, device), make_solver(cell.solver)
     train = pairs_of(plan, model, storage, *plan.train_range(), device)
@@ -91,7 +126,7 @@ def progress_of(plan: Plan, spec: TrialSpec, storage: Storage, device: str | Non
     yield from learn(
         in_loss_space(plan, opened).denoiser, solver, torch.stack([knots[s] for _, s in spec.members]), train, valid,
         distance_of(plan, spec.settings["distance"], model, device), spec.config, nfe=cell.nfe,
-        seeds=[plan.experiment.seed * 1000 + seed for seed, _ in spec.members], subsets=subsets,
+        seeds=[plan.experiment.seed * 1000 + seed for seed, _ in spec.members], subsets=subsets, resume=resume,
     )  # fmt: skip
 
 
@@ -156,13 +191,9 @@ def judge(row: dict[str, Any]) -> dict[str, Any]:
 def outcome_of(spec: TrialSpec, rows: list[dict[str, Any]]) -> Outcome:
     """The objective of a trial from its rows, fresh or read back."""
     valid = [float(row["valid_loss"]) if row["status"] == "ok" else math.inf for row in rows]
-    best: dict[int, float] = {}
-    for row, loss in zip(rows, valid, strict=True):
-        best[int(row["seed"])] = min(loss, best.get(int(row["seed"]), math.inf))
-    finite = [loss for loss in best.values() if math.isfinite(loss)]
-    if not finite:
+    objective = log_loss([int(row["seed"]) for row in rows], valid)
+    if not math.isfinite(objective):
         return Outcome(spec.key, math.inf, tuple(valid), "diverged")
-    objective = sum(math.log(max(loss, 1e-300)) for loss in finite) / len(finite)
     return Outcome(spec.key, objective, tuple(valid), "ok")
 
 
@@ -190,6 +221,7 @@ def schedule_of(row: dict[str, Any], opened: LoadedModel, tableau: Tableau, m: i
         noise=noise_to_dict(noise), prior_scale=noise.prior_scale, solver=row["solver"], nfe=row["nfe"],
         model=opened.id, model_hash=opened.hash, conditioning=opened.conditioning, guidance=opened.guidance,
         shift=opened.settings.get("shift"), coefficients=bool(row.get("coefficients")),
+        prediction=opened.prediction,
         losses={n: row[n] if math.isfinite(row[n]) else None for n in ("start_loss", "train_loss", "valid_loss")},
         seeds={"seed": row["seed"]}, versions=provenance(), experiment=row["experiment"], row=row["key"],
     )  # fmt: skip

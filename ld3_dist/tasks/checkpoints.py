@@ -1,0 +1,169 @@
+"""Checkpoints inside a trial: OUT/checkpoints/<trial key>.safetensors, from which a killed trial goes on.
+
+    state.<name>           the run's snapshot after an epoch (`Progress.snapshot`)
+    train, valid [n, K]    the curves so far
+
+What else is needed stands in the header: the epoch, when the trial began and the seconds it has taken, a fingerprint of
+the trial and of the program, a digest of all of it. A row learned with interruptions equals one learned without, so a
+checkpoint serves only the trial and the version that wrote it; whatever cannot be read or is another's is left alone,
+and the trial begins anew. One file a trial, replaced whole, written through the sweep's own storage: Tune's is scratch
+of the driver's machine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from ..core.errors import InputError
+from ..core.learn import Progress
+from ..experiment.plan import TrialSpec, digest
+from ..store.pairs import content_digest
+from ..store.storage import Storage
+from ..store.tables import read_records
+from .context import now, provenance
+
+FOLDER = "checkpoints"
+FORMAT = 1
+_KEY = "ld3_dist"
+
+Note = Callable[[str], None]
+
+
+@dataclass
+class Course:
+    """What a trial has behind it.
+
+    seconds: of the processes before this one.  train, valid: losses [K] of every epoch, the start's first.
+    state: the run's snapshot after the last of them; None where there is nothing to go on from.
+    """
+
+    started: str = field(default_factory=now)
+    seconds: float = 0.0
+    train: list[Tensor] = field(default_factory=list)
+    valid: list[Tensor] = field(default_factory=list)
+    state: dict[str, Tensor] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The last epoch done."""
+        return len(self.valid) - 1
+
+    @property
+    def resume(self) -> tuple[int, dict[str, Tensor]] | None:
+        """What `learn` goes on from."""
+        return None if self.state is None else (self.epoch, self.state)
+
+    def add(self, progress: Progress) -> None:
+        """An epoch is done."""
+        self.train.append(progress.train)
+        self.valid.append(progress.valid)
+
+
+class Checkpoints:
+    """The checkpoint of one trial. A storage that cannot take it costs the trial nothing but the checkpoint.
+
+    every: seconds between two writes; 0 is after every epoch.  note: told what a log should know.
+    """
+
+    def __init__(self, storage: Storage, spec: TrialSpec, every: float, note: Note) -> None:
+        self.storage, self.spec, self.every, self.note = storage, spec, every, note
+        self.name = name_of(spec.key)
+        self.fingerprint = digest([spec.key, spec.members, provenance()])
+        self.began = self.last = time.monotonic()
+
+    def elapsed(self, course: Course) -> float:
+        """Seconds the trial has taken so far, in all its processes."""
+        return course.seconds + time.monotonic() - self.began
+
+    def load(self) -> Course:
+        """What an earlier process left; the beginning of a new trial where it left nothing of use."""
+        try:
+            course = self._parse(self.storage.read_bytes(self.name))
+        except FileNotFoundError:
+            return Course()
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            self.note(f"{self.storage.address(self.name)} is not used: {error}; the trial begins anew")
+            return Course()
+        self.note(f"goes on after epoch {course.epoch}")
+        return course
+
+    def keep(self, course: Course, progress: Progress) -> None:
+        """Write where the trial stands, if it is time and there is more to come."""
+        if progress.epoch == 0 or progress.epoch >= self.spec.config.epochs or self._early():
+            return
+        state = progress.snapshot()
+        if not state["active"].numel():
+            return
+        tensors = {f"state.{name}": value.contiguous() for name, value in state.items()}
+        tensors |= {"train": torch.stack(course.train), "valid": torch.stack(course.valid)}
+        header = {"format": FORMAT, "fingerprint": self.fingerprint, "digest": ""}
+        header |= {"epoch": progress.epoch, "started": course.started, "seconds": self.elapsed(course)}
+        header["digest"] = content_digest(header, tensors)
+        try:
+            self.storage.write_bytes(self.name, save_tensors(tensors, {_KEY: json.dumps(header)}))
+        except OSError as error:
+            self.note(f"no checkpoint after epoch {progress.epoch}: {error}")
+        self.last = time.monotonic()
+
+    def remove(self) -> None:
+        """The trial has its rows. One that cannot be removed goes when the sweep is resumed."""
+        try:
+            self.storage.remove(self.name)
+        except OSError as error:
+            self.note(f"{self.storage.address(self.name)} is left behind: {error}")
+
+    def _early(self) -> bool:
+        return time.monotonic() - self.last < self.every
+
+    def _parse(self, data: bytes) -> Course:
+        """Raises InputError, or what safetensors and JSON raise, for anything but a checkpoint of this trial."""
+        tensors = load_tensors(data)
+        header = json.loads(_metadata(data)[_KEY])
+        if header["format"] != FORMAT:
+            raise InputError(f"it has format {header['format']}, not {FORMAT}")
+        if header["fingerprint"] != self.fingerprint:
+            raise InputError("it belongs to another trial or another version")
+        if header["digest"] != content_digest({**header, "digest": ""}, tensors):
+            raise InputError("its content does not match its digest")
+        state = {name.removeprefix("state."): v for name, v in tensors.items() if name.startswith("state.")}
+        train, valid = list(tensors["train"]), list(tensors["valid"])
+        seconds = float(header["seconds"])
+        if len(valid) != header["epoch"] + 1 or len(train) != len(valid) or not math.isfinite(seconds):
+            raise InputError(f"it ends after epoch {header['epoch']} but has curves of {len(valid)} epochs")
+        return Course(str(header["started"]), seconds, train, valid, state)
+
+
+def name_of(key: str) -> str:
+    """The file of a trial."""
+    return f"{FOLDER}/{key}.safetensors"
+
+
+def remove_finished(storage: Storage) -> list[str]:
+    """Remove the checkpoints of trials that have their rows (their process died in between); the names.
+
+    A trial that failed has rows, too, which say so: it is tried again, from its checkpoint.
+    """
+    removed = []
+    for name in storage.list(FOLDER):
+        key = name.removeprefix(f"{FOLDER}/").removesuffix(".safetensors")
+        rows = read_records(storage, "rows", key)
+        if rows and not any(row["status"] == "failed" for row in rows):
+            storage.remove(name)
+            removed.append(name)
+    return removed
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The header of a safetensors file: its length in eight bytes, then JSON."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length])["__metadata__"]

@@ -1,0 +1,77 @@
+"""Asynchronous successive halving (ASHA, arXiv 1810.05934, its stopping variant): bad trials end early, with rows.
+
+At the rungs, after e = grace, grace * reduction, grace * reduction^2 … epochs, a trial notes its log gain
+
+    g = log(best hand-made loss of the cell, in the trial's distance) - mean over seeds of log(best loss so far),
+
+looks at the g of all n trials of its cell that have come to this rung, and goes on if fewer than n / reduction of them
+are better. Cells have rungs of their own, because a gain that is large in one is small in another.
+
+The trial itself decides, so that it ends like any other: its rows hold the best schedules it found. A note is an empty
+file, OUT/rungs/<cell>/<epoch>/<trial key>~<g>: listing a folder reads them all, on any storage and without a process
+that would have to survive, and a trial that is killed and comes back makes the same note again.
+
+Who is there already when a trial comes to a rung depends on timing. So does, therefore, which trials stop, what their
+studies hear, and what those propose next: with ASHA two runs of a sweep, or a run and a resumed one, may differ.
+Finished trials are never done again, stopped or not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..core.learn import Progress
+from ..experiment.plan import Plan, TrialSpec, digest
+from ..store.storage import Storage
+from ..store.tables import read_records
+
+WORST = -1e6
+"""Log gain of a trial without a finite loss."""
+
+
+class Rungs:
+    """What one trial asks after each of its epochs."""
+
+    def __init__(self, plan: Plan, spec: TrialSpec, storage: Storage) -> None:
+        self.plan, self.spec, self.storage = plan, spec, storage
+        self.asha = plan.experiment.search.asha
+        self.baseline: float | None = None
+
+    def stops(self, progress: Progress) -> bool:
+        """Must the trial end here? Never where its cell's baselines are not measured yet."""
+        if self.asha is None or not self._is_rung(progress.epoch):
+            return False
+        self.baseline = self.baseline or self._best_baseline()
+        if self.baseline is None:
+            return False
+        loss = log_loss([seed for seed, _ in self.spec.members], progress.best_valid.tolist())
+        mine = round(max(math.log(self.baseline) - loss, WORST), 9)
+        folder = f"rungs/{digest(self.spec.cell.id)}/{progress.epoch:05d}"
+        self.storage.write_bytes(f"{folder}/{self.spec.key}~{mine:.9f}", b"")
+        all_ = [float(name.rpartition("~")[2]) for name in self.storage.list(folder)]
+        return sum(other > mine for other in all_) >= len(all_) / self.asha.reduction
+
+    def _is_rung(self, epoch: int) -> bool:
+        """Is there anything left to save, and is the epoch grace times a power of the reduction?"""
+        assert self.asha is not None
+        if not 0 < epoch < self.spec.config.epochs or epoch % self.asha.grace:
+            return False
+        left = epoch // self.asha.grace
+        while left % self.asha.reduction == 0:
+            left //= self.asha.reduction
+        return left == 1
+
+    def _best_baseline(self) -> float | None:
+        rows = read_records(self.storage, "rows", self.plan.baseline_key(self.spec.cell)) or []
+        mine = [row["valid_loss"] for row in rows if row["distance"] == self.spec.settings["distance"]]
+        return min((loss for loss in mine if loss), default=None)
+
+
+def log_loss(seeds: Sequence[int], losses: Sequence[float]) -> float:
+    """Log geometric mean over seeds of the best member's loss, of those that have a finite one; inf if none has."""
+    best: dict[int, float] = {}
+    for seed, loss in zip(seeds, losses, strict=True):
+        best[seed] = min(loss, best.get(seed, math.inf))
+    finite = [loss for loss in best.values() if math.isfinite(loss)]
+    return sum(math.log(max(loss, 1e-300)) for loss in finite) / len(finite) if finite else math.inf
