@@ -25,6 +25,9 @@ from .solver import Tableau
 SAFE = 0.8
 """Share of the free memory that activations may fill before they are recomputed."""
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+"""What a RuntimeError of MPS, of the CPU's allocator, of a CUDA library says when there is none left."""
+
 log = logging.getLogger("ld3_dist")
 
 
@@ -58,7 +61,7 @@ class Objective:
     def gradients(self, tableau: Tableau, x: Tensor, pairs: Pairs, features: list[Tensor], rows: Tensor) -> Tensor:
         """Distances [K, b]; the gradients of each member's mean are left in the leaves `tableau` and, if it asks, x.
 
-        A sample whose distance is not finite adds nothing to the gradients.
+        Those of a member with a distance that is not finite need not be finite either; the others' are their own.
         """
         if self.recompute is None:
             self.recompute = self._decide(tableau, x, pairs, features, rows)
@@ -69,7 +72,7 @@ class Objective:
                 for k, b in self.blocks(rows):
                     part = Tableau(tableau.evals[k], tableau.state[k], tableau.outputs[k])
                     loss = self._forward(part, x[k, b], pairs, features, rows[k, b], self.recompute)
-                    torch.where(torch.isfinite(loss), loss, 0.0).sum().div(rows.shape[1]).backward()
+                    loss.sum().div(rows.shape[1]).backward()
                     out[k, b] = loss.detach().to(out)
                 return out
             except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -100,7 +103,7 @@ class Objective:
 
     def _halve(self, error: RuntimeError, rows: Tensor) -> None:
         """After an out-of-memory: half as many rows at once. Any other error, or no row left to spare, goes on."""
-        if not (isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error)):
+        if not (isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)):
             raise error
         before = min(self.most, rows.numel())
         if before < 2:
@@ -114,25 +117,36 @@ class Objective:
         log.warning("out of memory with %d samples at once: going on with %d", before, self.most)
 
     def _decide(self, tableau: Tableau, x: Tensor, pairs: Pairs, features: list[Tensor], rows: Tensor) -> bool:
-        """Whether a whole step's activations, extrapolated from one sample's, are too much for the free memory."""
-        free = free_memory(x.device)
-        kept: dict[int, int] = {}
+        """Whether a whole step's activations, extrapolated from one sample's, are too much for the free memory.
 
-        def pack(saved: Tensor) -> Tensor:
-            kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
-            return saved
-
-        weights = {p.untyped_storage().data_ptr() for p in _tensors_of(self.denoiser, self.distance)}
+        Where even those of a single evaluation are, rows go through in micro-batches that fit.
+        """
+        free, spent = SAFE * free_memory(x.device), self.network_evals
         one = Tableau(tableau.evals[:1, :1], tableau.state[:1, :2], tableau.outputs[:1, :2, :1])
-        spent = self.network_evals
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
-            self._forward(one, x[:1, :1], pairs, features, rows[:1, :1], False)
+
+        def kept(count: int) -> int:
+            """Bytes that differentiating one evaluation of so many samples needs, weights included."""
+            sizes: dict[int, int] = {}
+
+            def pack(saved: Tensor) -> Tensor:
+                sizes[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+                return saved
+
+            same = torch.zeros(1, count, dtype=torch.long, device=rows.device)
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+                self._forward(one, x[:1, same[0]], pairs, features, rows[:1, same[0]], False)
+            return sum(sizes.values())
+
+        each = kept(2) - kept(1)
         self.network_evals = spent
-        needed = sum(size for place, size in kept.items() if place not in weights) * tableau.nfe * rows.numel()
-        recompute = needed > SAFE * free
+        needed = each * tableau.nfe * rows.numel()
+        recompute = needed > free
+        if recompute:
+            self.most = max(1, min(self.most, int(free // max(each, 1))))
         log.info(
-            "activations of a step: %.2f GiB at most, %.2f GiB free: %s",
+            "activations of a step: %.2f GiB at most, %.2f GiB free: %s%s",
             needed / 2**30, free / 2**30, "recomputed" if recompute else "kept",
+            f", {self.most} samples at once" if self.most < rows.numel() else "",
         )  # fmt: skip
         return recompute
 
@@ -143,13 +157,6 @@ def clipped(gradient: Tensor | None, most: float) -> Tensor:
     gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
     norm = gradient.flatten(1).norm(dim=1).clamp_min(1e-30)
     return gradient * (most / norm).clamp_max(1.0).view(-1, *[1] * (gradient.ndim - 1))
-
-
-def _tensors_of(*things: object) -> Iterator[Tensor]:
-    for thing in things:
-        if isinstance(thing, torch.nn.Module):
-            yield from thing.parameters()
-            yield from thing.buffers()
 
 
 def free_memory(device: torch.device) -> int:
