@@ -126,6 +126,7 @@ def show(experiment: ExperimentFile) -> None:
     import yaml
 
     from .experiment import load_experiment
+    from .live import print_learning
     from .tasks.context import plan_as_far_as_known
 
     settings = load_experiment(experiment)
@@ -140,6 +141,7 @@ def show(experiment: ExperimentFile) -> None:
     for cell in plan.cells:
         table.add_row(cell.id, str(cell.steps), str(len(points) * rounds), str(members))
     console.print(table)
+    print_learning(plan, console)
     for reason in absent:
         console.print(f"[yellow]Not there yet:[/yellow] {escape(reason)}", highlight=False, soft_wrap=True)
     cost = plan.cost()

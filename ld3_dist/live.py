@@ -1,9 +1,10 @@
-"""What a sweep shows: while it runs, progress bars on a terminal and plain lines elsewhere; at its end, a table."""
+"""What a sweep shows: how it learns; while it runs, bars on a terminal and lines elsewhere; at its end, a table."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -13,6 +14,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from .cluster.sweep import Event
+    from .experiment import Plan
 
 STAGES = {
     "teach": "teacher shards", "baselines": "baselines", "search": "trials",
@@ -73,6 +75,16 @@ def _lines(events: Iterable[Event], console: Console) -> None:
                 markup=False,
                 soft_wrap=True,
             )
+
+
+def print_learning(plan: Plan, console: Console) -> None:
+    """How the trials of a plan learn, once a preset: the resolved values of what is not searched."""
+    search = plan.experiment.search
+    configs = [plan.trial(plan.cells[0], point).config for point in plan.grid_points()]
+    for config in {config.preset: config for config in reversed(configs)}.values():
+        values = {k: v for k, v in asdict(config).items() if k not in ("preset", "seed", *search.grid, *search.optuna)}
+        text = ", ".join(f"{key} {value}" for key, value in values.items())
+        console.print(f"Learning, preset {config.preset}: {text}", highlight=False, soft_wrap=True)
 
 
 SUMMARY = {

@@ -72,6 +72,19 @@ def test_show_the_quickstart(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert parse_experiment(resolved) == experiment  # what is shown can be pasted back
 
 
+def test_show_says_how_presets_learn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = write(tmp_path, changed(learn={"clip": 2.0}, search={"grid": {"preset": ["default", "paper"]}}))
+    code, out, _ = call(monkeypatch, capsys, "show", file)
+    assert code == 0
+    (paper,) = [line for line in out.splitlines() if line.startswith("Learning, preset paper: ")]
+    for part in ("lr_noise 12.0", "batch 4", "clip 2.0", "knots_only 2"):
+        assert part in paper
+    assert " lr " not in paper  # it is searched
+    assert "Learning, preset default: " in out
+
+
 def test_learn_one_schedule(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

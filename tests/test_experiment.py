@@ -87,6 +87,22 @@ BAD = [
     ("learn.epochs", 2.5, ["epochs", "2.5", "whole number"]),
     ("learn.epochs", 0, ["epochs", "0", "at least 1"]),
     ("learn.coefficients", "yes please", ["coefficients", "bool"]),
+    ("learn.preset", "papr", ["learn.preset", "'papr'", "did you mean 'paper'"]),
+    ("search.grid.preset", ["default", "papr"], ["search", "grid.preset", "'papr'", "did you mean 'paper'"]),
+    ("search.optuna.preset", {"low": 0, "high": 1}, ["optuna.preset", "list"]),
+    ("learn", {"preset": "paper", "coefficients": True}, ["learn.coefficients", "paper", "preset: default"]),
+    (
+        "search.grid",
+        {"preset": ["default", "paper"], "coefficients": [False, True]},
+        ["search.grid.preset = 'paper'", "search.grid.coefficients = True", "preset: default"],
+    ),
+    (
+        "search.optuna",
+        {"preset": ["default", "paper"], "coefficients": [False, True]},
+        ["search.optuna.preset = 'paper'", "search.optuna.coefficients = True", "preset: default"],
+    ),
+    ("learn.checkpointing", "maybe", ["learn.checkpointing", "'maybe'", "auto, on, off"]),
+    ("learn.checkpointing", 3, ["checkpointing", "3", "str"]),
     ("search.grid.coordinate", ["sigma"], ["grid.coordinate", "'sigma'", "one of"]),
     ("learn.offset_window", 1.0, ["offset_window", "1.0"]),
     ("search.optuna.lr_times", {"low": 0.3, "high": 0.03}, ["search.optuna.lr_times", "low = 0.3", "high = 0.03"]),
@@ -140,6 +156,15 @@ def test_bad_input_is_named(tmp_path: Path, path: str, value: Any, parts: list[s
 def test_missing_keys(key: str) -> None:
     with pytest.raises(InputError, match=f"key '{key}' is missing"):
         parse_experiment({k: v for k, v in TINY.items() if k != key})
+
+
+def test_mistakes_of_combinations_stand_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(changed("learn.coefficients", True) | {"search": {"grid": {"preset": ["paper"]}}}))
+    with pytest.raises(InputError) as caught:
+        load_experiment(file)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{file}: with search.grid.preset = 'paper', learn.coefficients = true")
 
 
 def test_every_mistake_is_told_at_once() -> None:
@@ -289,6 +314,53 @@ def test_members_are_seeds_with_starts() -> None:
     chosen = plan.trial(plan.cells[0], {"start": "uniform", "distance": "l1"})
     assert chosen.members == [(0, "uniform"), (1, "uniform")]
     assert chosen.settings["distance"] == "l1"
+
+
+PUBLISHED = {
+    "lr": 0.005,
+    "lr_times": 0.1,
+    "lr_noise": 12.0,
+    "batch": 2,
+    "epochs": 2 + 5,
+    "knots_only": 2,
+    "patience": 5,
+}
+"""Of the EDM models (arXiv 2405.15506, its code): RMSprop 0.005, SGD 0.1 / N and 12 / N, batches of 2, 2 + 5 rounds."""
+
+
+def test_a_preset_gives_what_is_not_said() -> None:
+    data = {k: v for k, v in TINY.items() if k not in ("search", "learn")}
+    plan = plan_of(data | {"learn": {"preset": "paper"}})
+    config = plan.trial(plan.cells[0], {}).config
+    assert {key: getattr(config, key) for key in PUBLISHED} == PUBLISHED
+    plan = plan_of(data | {"learn": {"preset": "paper", "epochs": 3, "lr_times": 0.001}})
+    config = plan.trial(plan.cells[0], {"lr": 0.1}).config
+    assert (config.epochs, config.lr_times, config.lr, config.batch) == (3, 0.001, 0.1, 2)
+
+
+def test_presets_searched_have_their_own_values() -> None:
+    data = {k: v for k, v in TINY.items() if k not in ("search", "learn")}
+    plan = plan_of(data | {"learn": {"epochs": 9}, "search": {"grid": {"preset": ["default", "paper"]}}})
+    ours, paper = (plan.trial(plan.cells[0], point) for point in plan.grid_points())
+    assert (ours.config.preset, ours.config.batch, ours.config.lr) == ("default", 10, 0.1)
+    assert (paper.config.preset, paper.config.batch, paper.config.lr) == ("paper", 2, 0.005)
+    assert ours.config.epochs == paper.config.epochs == 9  # said, so it holds for both
+    assert paper.settings["learn"]["lr_noise"] == 12.0  # keys and rows are of resolved settings
+    assert ours.key != paper.key
+    assert len({plan_of(data | {"learn": {"preset": p}}).fingerprint for p in ("default", "paper")}) == 2
+
+
+def test_cost_of_the_published_procedure_by_hand() -> None:
+    """4 batches of 2 a round: a pair forward, backward (2), and once more for its move; 6 held-out after a batch."""
+    data = {k: v for k, v in TINY.items() if k != "search"} | {"learn": {"preset": "paper", "epochs": 3}}
+    cost = plan_of(data | {"search": {"members": {"seeds": 1}}}).cost()
+    assert cost["search"] == (3 + 4 + 3 + 4) * (3 * (8 * 4 + 4 * 6) + 6 + 3 * 6)
+
+
+@pytest.mark.parametrize(("text", "value"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'on'", "on")])
+def test_switches_that_yaml_reads_as_truth_values(text: str, value: str) -> None:
+    data = TINY | {"learn": yaml.safe_load(f"{{checkpointing: {text}}}")}
+    assert plan_of(data).experiment.learn["checkpointing"] == value
 
 
 def test_cost_by_hand() -> None:

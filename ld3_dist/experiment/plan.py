@@ -56,7 +56,7 @@ class TrialSpec:
     @property
     def config(self) -> LearnConfig:
         """How its members learn."""
-        return LearnConfig(**self.settings["learn"])
+        return LearnConfig.of(**self.settings["learn"])
 
     @property
     def members(self) -> list[tuple[int, str]]:

@@ -8,15 +8,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..core.errors import unknown
 from ..core.learn import LearnConfig
 from ..core.solver import make_solver
-from .axes import LEARN_FIELDS, SEARCHABLE, DistanceName, SolverName, StartName, Value, check_axis_value
+from .axes import (
+    LEARN_FIELDS,
+    SEARCHABLE,
+    DistanceName,
+    SolverName,
+    StartName,
+    Value,
+    check_axis_value,
+    check_combinations,
+    switches,
+)
 
 Count = Annotated[int, Field(ge=1)]
 Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Values = Annotated[tuple[Value, ...], Field(min_length=1)]
 
 
 class Strict(BaseModel):
@@ -129,8 +140,8 @@ class Search(Strict):
         end with the table of an uninterrupted one.
     """
 
-    grid: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = {}
-    optuna: dict[str, Range | Annotated[tuple[Value, ...], Field(min_length=1)]] = {}
+    grid: Annotated[dict[str, Values], AfterValidator(switches)] = {}
+    optuna: Annotated[dict[str, Range | Values], AfterValidator(switches)] = {}
     rounds: Count = 1
     sampler: Literal["tpe", "random", "qmc"] = "tpe"
     members: Members = Members()
@@ -155,6 +166,12 @@ class Search(Strict):
                     except ValueError as error:
                         raise ValueError(f"{place}.{key}: {error}") from None
         return self
+
+    @property
+    def listed(self) -> dict[str, tuple[Value, ...]]:
+        """The axes that are lists of values, by their full names."""
+        axes = {f"search.grid.{k}": v for k, v in self.grid.items()}
+        return axes | {f"search.optuna.{k}": v for k, v in self.optuna.items() if not isinstance(v, Range)}
 
 
 class Evaluate(Strict):
@@ -204,7 +221,7 @@ class Experiment(Strict):
     distance: DistanceName = "l2"
     lpips: Lpips = Lpips()
     loss_space: Literal["image", "latent"] = "image"
-    learn: dict[str, Value] = {}
+    learn: Annotated[dict[str, Value], AfterValidator(switches)] = {}
     search: Search = Search()
     baselines: Annotated[tuple[StartName, ...], Field(min_length=1)] = ("uniform", "quadratic", "log_snr", "karras")
     evaluate: Evaluate = Evaluate()
@@ -222,6 +239,7 @@ class Experiment(Strict):
             if key in self.search.grid or key in self.search.optuna:
                 raise ValueError(f"learn.{key} is fixed to {value!r} and searched as well: keep one")
             check_axis_value(key, value)
+        check_combinations(self.learn, self.search.listed)
         self._check_asha()
         for name in self.distances:
             if self.loss_space == "latent" and name not in ("l1", "l2"):
