@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,20 +105,30 @@ def test_settings_as_published(name: str) -> None:
     cost = sum(plan.cost().values()) / 1e6
     assert f"about {cost:.1f} M evaluations" in text  # the cost beside the command is that of `show`
     assert e.learn["gamma"] == 0.001
+    config = None
     if name not in ("sd3", "flux"):
         assert e.distance == "lpips-vgg"
-        assert e.learn["coordinate"] == ("lambda" if name in EDM else "time")
-        assert (e.learn["batch"], e.learn["epochs"]) == ((2, 7) if name in EDM else (1, 5))
+        config = plan.trial(plan.cells[0], {}).config
+        assert config.preset == "paper"
+        assert config.coordinate == ("lambda" if name in EDM else "time")
+        assert (config.lr, config.lr_times, config.lr_noise) == (0.005, 0.1 if name in EDM else 0.001, 12.0)
+        assert (config.knots_only, config.epochs, config.batch) == ((2, 2 + 5, 2) if name in EDM else (2, 2 + 3, 1))
+        assert (config.patience, config.clip, config.offset_window, config.coefficients) == (5, 1.0, 0.5, False)
         assert e.pairs.train == e.pairs.valid == (25 if name.startswith(("sd", "insta")) else 50)
     if name in EDM:
-        assert (e.teacher.solver, e.teacher.nfe, e.teacher.start) == ("unipc-3", 20, "log_snr")
+        assert (e.teacher.solver, e.teacher.nfe, e.teacher.start) == ("unipc-3-bh1", 20, "log_snr")
+        assert e.search.members.starts == ("log_snr",)
     teacher, guidance = (e.teacher.solver, e.teacher.nfe, e.teacher.start), e.models[0].guidance
     if name == "imagenet256":
         assert (teacher, guidance) == (("unipc-3", 10, "uniform"), 2.0)
     if name == "lsun_bedroom":
         assert teacher == ("unipc-3", 20, "uniform")
     if name in ("sd14", "sd15"):
-        assert (teacher[0], guidance) == ("ipndm-3", 7.5)
+        assert (teacher[0], guidance) == ("ipndm-2", 7.5)
+    if config is not None:  # the ablation is one line away
+        (line,) = re.findall(r"# our own procedure instead: learn: (\{.*?\})", text)
+        ours = parse_experiment(e.model_dump(mode="json") | {"learn": yaml.safe_load(line)})
+        assert ours.learn == {"coordinate": config.coordinate, "gamma": 0.001}
     # r = gamma d / NFE^2: 0.192 at 4 evaluations and 0.031 at 10, as the paper's code has it for CIFAR10
     if name == "cifar10":
         config = plan.trial(plan.cells[0], {}).config
@@ -145,6 +156,12 @@ def test_runs_on_a_tiny_checkpoint_of_its_format(
     assert set(rows["status"]) == {"ok"}
     assert {"learned", "baseline"} <= set(rows["kind"])
     learned = rows[rows["kind"] == "learned"].iloc[0]
+    if name not in ("sd3", "flux"):  # rows have the preset's values, though the file says its name alone
+        found = {key: learned[key] for key in ("preset", "lr", "lr_noise", "lr_times", "coefficients")}
+        assert found == {"preset": "paper", "lr": 0.005, "lr_noise": 12.0, "coefficients": False} | {
+            "lr_times": 0.1 if name in EDM else 0.001
+        }
+        assert json.loads(learned["settings"])["learn"]["patience"] == 5
     assert learned["valid_loss"] <= learned["start_loss"]
     assert learned["eval_loss"] > 0
     assert learned["fid"] >= 0
