@@ -15,9 +15,10 @@ from ld3_dist.core.distance import Elementwise
 from ld3_dist.core.errors import InputError
 from ld3_dist.core.grid import Grid, discretize
 from ld3_dist.core.learn import LearnConfig, Pairs, Progress, learn
+from ld3_dist.core.learnable import STIFF, corrected
 from ld3_dist.core.noise import EDM
 from ld3_dist.core.sample import draw_noise, sample
-from ld3_dist.core.solver import make_solver
+from ld3_dist.core.solver import Tableau, make_solver
 from ld3_dist.models.analytic import Mixture, mixture_2d
 
 NFE = 4
@@ -176,6 +177,30 @@ def test_early_stopping_by_patience(mixture: Mixture, train: Pairs, valid: Pairs
     still = replace(CONFIG, lr=0.0, lr_times=0.0, gamma=0.0, epochs=30, patience=3)
     steps = list(learn(mixture, SOLVER, start_of("karras"), train, valid, L2, still))
     assert [p.epoch for p in steps] == [0, 1, 2, 3]
+
+
+def test_corrections_weigh_the_newest_output_and_the_differences() -> None:
+    """A corrected table against the sum written out, with numbers in place of x_T and the outputs."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+    E = 4
+    table, given, x_T, m = (
+        Tableau(draw(2, E), draw(2, E + 1), draw(2, E + 1, E).tril(-1)),
+        draw(2, E, 1 + E),
+        draw(()),
+        draw(E),
+    )
+    made = corrected(table, given)
+    torch.testing.assert_close(made.evals, table.evals, rtol=0, atol=0)
+    for k in range(2):
+        for i in range(E):
+            c, a, b = STIFF * given[k, i, 0], STIFF * given[k, i, 1 + i], given[k, i, 1:]
+            y = (1 + c) * table.state[k, i + 1] * x_T + table.outputs[k, i + 1] @ m + a * m[i]
+            y = y + sum(b[j] * (m[j + 1] - m[j]) for j in range(i))
+            torch.testing.assert_close(
+                made.state[k, i + 1] * x_T + made.outputs[k, i + 1] @ m, y, rtol=1e-12, atol=1e-12
+            )
+            assert not made.outputs[k, i + 1, i + 1 :].any()  # nothing from the future
 
 
 def test_coefficients_are_learned(mixture: Mixture, train: Pairs, valid: Pairs) -> None:

@@ -7,8 +7,12 @@ In a coordinate u that increases along the sampling path (u = lam, or u = -t), f
 
 so knots decrease strictly and network times stay between their neighbours whatever the parameters are. The start is any
 hand-made grid, exactly: logits = log(gap - floor), offsets = 0. Learned coefficients are corrections to the tableau
-over all of the history, zero at the start: added to the weights of the outputs (S4S, arXiv 2502.17423; GS, arXiv
-2510.17699), and relative ones to those of x_T, which span orders of magnitude.
+over all of the history (S4S, arXiv 2502.17423; GS, arXiv 2510.17699), zero at the start:
+
+    y_{i+1} = (1 + c_i) state_{i+1} x_T + sum_{j<=i} outputs_{i+1,j} m_j + a_i m_i + sum_{j<i} b_ij (m_{j+1} - m_j)
+
+Late outputs resemble each other, so the loss is stiff in the sum of their weights and soft in how it is shared out.
+Differences part the two: a_i and c_i, the stiff ones, are taken in units of STIFF, and Adam fits each rate.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ GAP_FLOOR = {"lambda": 2e-4, "time": 1e-8}
 """Smallest gap of two knots as a fraction of the coordinate's range, or half the start's smallest if that is less."""
 RESOLUTION = 1e-9
 """Smallest gap a start may have: below it knots run together in float64 once they are added up and inverted."""
+STIFF = 0.1
+"""Unit of the corrections that change how much of all outputs, or of x_T, there is."""
 
 
 class LearnableGrid(nn.Module):
@@ -118,9 +124,15 @@ class LearnableGrid(nn.Module):
         grid = self.grid()
         tableau = self.solver.tableau(self.noise, grid)
         if self.corrections.requires_grad:
-            whole = self.corrections.double()
-            factor, added = 1 + whole[..., 0], torch.tril(whole[..., 1:])  # row i corrects y_{i+1} over m_0 … m_i
-            state = torch.cat([tableau.state[:, :1], tableau.state[:, 1:] * factor], 1)
-            outputs = torch.cat([tableau.outputs[:, :1], tableau.outputs[:, 1:] + added], 1)
-            tableau = Tableau(tableau.evals, state, outputs)
+            tableau = corrected(tableau, self.corrections.double())
         return grid, tableau
+
+
+def corrected(tableau: Tableau, corrections: Tensor) -> Tableau:
+    """A tableau with corrections [K, E, 1 + E]: c in the first column, then b below a on the diagonal."""
+    c, rest = STIFF * corrections[..., :1], corrections[..., 1:]
+    a, b = STIFF * torch.diagonal(rest, dim1=-2, dim2=-1), torch.tril(rest, -1)
+    added = torch.diag_embed(a) + nn.functional.pad(b, (1, 0))[..., :-1] - b  # b_ij at j + 1, taken away at j
+    state = torch.cat([tableau.state[:, :1], tableau.state[:, 1:] * (1 + c[..., 0])], 1)
+    outputs = torch.cat([tableau.outputs[:, :1], tableau.outputs[:, 1:] + added], 1)
+    return Tableau(tableau.evals, state, outputs)

@@ -76,7 +76,7 @@ class LearnConfig:
     coefficients: bool = False
     lr: float = 0.1
     lr_times: float = 0.1
-    lr_coefficients: float = 0.03
+    lr_coefficients: float = 0.05
     lr_noise: float = 0.3
     final_lr: float = 0.02
     knots_only: int = 0

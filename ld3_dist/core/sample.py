@@ -45,9 +45,9 @@ def states(
     K = tableau.evals.shape[0] if packed else 1
     B = x_T.shape[-len(shape) - 1]
     y_0 = x_T.reshape(-1, B, torch.Size(shape).numel())  # [1 or K, B, d]
-    evals = tableau.evals.reshape(K, -1).to(x_T.device, x_T.dtype)
-    state = tableau.state.reshape(K, -1).to(x_T.device, x_T.dtype)
-    outputs = tableau.outputs.reshape(K, state.shape[1], -1).to(x_T.device, x_T.dtype)
+    here = lambda table: table.to(x_T.dtype).to(x_T.device)  # in this order: not every device has float64
+    evals, state = here(tableau.evals.reshape(K, -1)), here(tableau.state.reshape(K, -1))
+    outputs = here(tableau.outputs.reshape(K, state.shape[1], -1))
     if condition is not None and K > 1:
         condition = map_condition(lambda c: c if len(c) == K * B else c.repeat(K, *[1] * (c.ndim - 1)), condition)
 
