@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedules import SCHEDULES, one_thread  # noqa: F401
+from scipy.interpolate import CubicHermiteSpline
 
 from ld3_dist.core.errors import InputError
-from ld3_dist.core.grid import AYS, Grid, discretize, lam_range
+from ld3_dist.core.grid import AYS, Grid, discretize, lam_range, resample
 from ld3_dist.core.learnable import COORDINATES, LearnableGrid
 from ld3_dist.core.noise import EDM, FlowMatching, NoiseSchedule, VPLinear
 from ld3_dist.core.solver import make_solver
@@ -220,3 +224,28 @@ def test_softened_ends_leave_room_for_the_start() -> None:
     torch.testing.assert_close(
         LearnableGrid(noise, make_solver("dpmpp-2"), knots, 4).grid().knots, knots, rtol=1e-9, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("noise", [EDM(), VPLinear()], ids=lambda noise: noise.name)
+@pytest.mark.parametrize("steps", [1, 2, 5, 6, 12])
+@pytest.mark.parametrize("known", [1, 2, 6])
+def test_resampling_is_a_monotone_cubic(noise: NoiseSchedule, steps: int, known: int) -> None:
+    """lam over the share of steps, against SciPy's Hermite splines; the same number of steps gives the grid back."""
+    knots = discretize(noise, known, "karras")
+    found = resample(noise, knots, steps)
+    lam, line = noise.lam(knots).numpy(), np.linspace(0, 1, known + 1)
+    slope = np.gradient(lam, line)  # right at the ends; inside, the harmonic mean of both sides takes its place
+    rise = np.diff(lam) * known
+    slope[1:-1] = [statistics.harmonic_mean(pair) for pair in itertools.pairwise(rise)]
+    curve = CubicHermiteSpline(line, lam, slope)(np.linspace(0, 1, steps + 1))
+    assert (np.diff(curve) > 0).all()
+    torch.testing.assert_close(noise.lam(found), torch.from_numpy(curve), rtol=1e-8, atol=1e-8)
+    if steps == known:
+        torch.testing.assert_close(found, knots, rtol=1e-9, atol=1e-12)
+
+
+def test_resampling_what_is_no_grid() -> None:
+    with pytest.raises(InputError, match="steps = 0"):
+        resample(EDM(), discretize(EDM(), 3, "karras"), 0)
+    with pytest.raises(InputError, match="outside"):
+        resample(EDM(), torch.tensor([90.0, 1.0, 0.002]), 4)
