@@ -143,7 +143,8 @@ class Objective:
         recompute = needed > free
         if recompute:
             self.most = max(1, min(self.most, int(free // max(each, 1))))
-        log.info(
+        log.log(
+            logging.WARNING if recompute else logging.INFO,
             "activations of a step: %.2f GiB at most, %.2f GiB free: %s%s",
             needed / 2**30, free / 2**30, "recomputed" if recompute else "kept",
             f", {self.most} samples at once" if self.most < rows.numel() else "",
