@@ -166,7 +166,18 @@ def learn(
     gamma: Annotated[
         float, typer.Option(help="Radius of the noise ball, r = gamma d / NFE^2; 0 is hard teacher forcing.")
     ] = 0.001,
-    epochs: Annotated[int, typer.Option(help="Passes over the pairs.")] = 40,
+    preset: Annotated[str, typer.Option(help="default, or paper: the published procedure.")] = "default",
+    coefficients: Annotated[
+        bool, typer.Option("--coefficients", help="Learn corrections to the solver's coefficients too.")
+    ] = False,
+    start: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Grid to start from, by name, or a schedule file (.json) of the same model with any number of "
+            "evaluations; several may be given, the best result is kept. Default: log_snr and karras."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the pairs; the preset's own if not given.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the GPU if there is one.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of noise and batches.")] = 0,
@@ -177,16 +188,22 @@ def learn(
     trunk: Annotated[str | None, typer.Option(help="Weights file of the network of lpips.")] = None,
     upsample: Annotated[bool, typer.Option("--upsample", help="Enlarge images too small for lpips.")] = False,
     dtype: Annotated[str | None, typer.Option(help="Of the network: float32, bfloat16, float16, float64.")] = None,
-    recompute: Annotated[bool, typer.Option("--recompute", help="Less memory, one more pass of the network.")] = False,
+    checkpointing: Annotated[
+        str, typer.Option(help="Make activations again instead of keeping them: on, off, or auto, by the free memory.")
+    ] = "auto",
 ) -> None:
     """Learn one schedule for one model, here and now (no Ray), and write its file and a before/after picture."""
-    from .single import Request, learn_one
+    from .single import STARTS, Diverged, Request, learn_one
 
     request = Request(
         model, solver, nfe, pairs, teacher, distance, gamma, epochs, guidance, device, seed, prompts, classes,
-        trunk, upsample, dtype, recompute,
+        trunk, upsample, dtype, preset, coefficients, tuple(start or STARTS), checkpointing,
     )  # fmt: skip
-    learn_one(request, out, console)
+    try:
+        learn_one(request, out, console)
+    except Diverged as error:
+        console.print(f"[red]Diverged:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
 
 
 @app.command()

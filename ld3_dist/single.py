@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,16 @@ from .core.solver import Solver, Tableau, make_solver
 from .models import LoadedModel, ModelOptions, open_model
 from .report.samples import write_strip
 from .store.schedules import Schedule, noise_to_dict
-from .tasks.context import default_device, make_distance_for, make_samples, provenance, start_knots
+from .tasks.context import default_device, make_distance_for, make_samples, provenance, schedule_knots, start_knots
+from .training_free import TRAINING_FREE
 
 STARTS = ("log_snr", "karras")
 BATCH = 250
 PICTURES = 8
+
+
+class Diverged(RuntimeError):
+    """Numbers that are not finite came out where there is no way to go on."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Request:
     teacher: str
     distance: str
     gamma: float
-    epochs: int
+    epochs: int | None
     guidance: float | None
     device: str | None
     seed: int
@@ -46,7 +52,18 @@ class Request:
     trunk: str | None = None
     upsample: bool = False
     dtype: str | None = None
-    recompute: bool = False
+    preset: str = "default"
+    coefficients: bool = False
+    starts: tuple[str, ...] = STARTS
+    checkpointing: str = "auto"
+
+    def config(self) -> LearnConfig:
+        """How to learn: the preset, and what is asked for beyond it. Raises InputError."""
+        said = {} if self.epochs is None else {"epochs": self.epochs}
+        return LearnConfig.of(
+            self.preset, gamma=self.gamma, seed=self.seed, coefficients=self.coefficients,
+            checkpointing=self.checkpointing, **said,
+        )  # fmt: skip
 
     def teacher_parts(self) -> tuple[str, int, str]:
         """Solver, NFE and grid of the teacher. Raises InputError for anything else."""
@@ -59,10 +76,11 @@ class Request:
 def learn_one(request: Request, out: Path, console: Console) -> Schedule:
     """Learn a schedule and write its file, and beside it a picture `<out>.png` of teacher, best hand-made and learned.
 
-    Raises InputError for anything in the request that cannot be used, before the learning starts.
+    Raises InputError for anything in the request that cannot be used, before the learning starts, and Diverged where
+    the model's samples are not finite.
     """
     device = request.device or default_device()
-    config = LearnConfig(gamma=request.gamma, epochs=request.epochs, seed=request.seed)
+    config = request.config()
     student = make_solver(request.solver)
     if request.nfe < student.stages:
         raise InputError(
@@ -75,22 +93,43 @@ def learn_one(request: Request, out: Path, console: Console) -> Schedule:
         raise InputError(f"--out {out}: its folder does not exist; create it or name another")
     options = ModelOptions(
         device=device, guidance=request.guidance, prompts=request.prompts, classes=request.classes,
-        dtype=request.dtype, recompute=request.recompute,
+        dtype=request.dtype,
     )  # fmt: skip
     opened = open_model(request.model, options)
     lpips = {"trunk": request.trunk, "upsample": request.upsample} if request.distance.startswith("lpips") else {}
     distance = make_distance_for(request.distance, opened, device, **lpips)
+    starts = _starts(request, opened, student)
     with console.status("teacher pairs"):
         train, valid = _pairs(request, opened, device)
-    knots = torch.stack([start_knots(name, opened, student, request.nfe) for name in STARTS])
+        starts |= _starts(request, opened, student, train)
+    knots = torch.stack([starts[name] for name in request.starts])
     progress = _learn(request, opened, student, knots, (train, valid), distance, config, console)
     best = int(progress.best_valid.argmin())
+    if not math.isfinite(progress.best_valid[best].item()):
+        raise Diverged(
+            f"the held-out loss was {progress.best_valid[best].item()} from the start on: {opened.id} does not give "
+            f"finite samples in {request.nfe} evaluations of {request.solver}; nothing is written"
+        )
     tableau = Tableau(progress.tableau.evals[best], progress.tableau.state[best], progress.tableau.outputs[best])
     baselines = _baselines(request, opened, valid, distance)
     schedule = _schedule(request, opened, progress, best, tableau, {n: loss for n, (loss, _) in baselines.items()})
     schedule.save(out)
-    _report(request, opened, valid, tableau, baselines, progress.best_valid[best].item(), out, console)
+    _report(request, opened, valid, tableau, baselines, progress.best_valid[best].item(), best, out, console)
     return schedule
+
+
+def _starts(request: Request, opened: LoadedModel, student: Solver, pairs: Pairs | None = None) -> dict[str, Tensor]:
+    """Start grids [N+1]: without pairs those that need none, by name or of a schedule file; with pairs the others."""
+    steps, found = student.steps(request.nfe), {}
+    for name in request.starts:
+        try:
+            if name.endswith(".json") and pairs is None:
+                found[name] = schedule_knots(name, opened, steps)
+            elif not name.endswith(".json") and (name in TRAINING_FREE) == (pairs is not None):
+                found[name] = start_knots(name, opened, student, request.nfe, pairs)
+        except InputError as error:
+            raise InputError(f"--start: {error}") from error
+    return found
 
 
 def _pairs(request: Request, opened: LoadedModel, device: str) -> tuple[Pairs, Pairs]:
@@ -103,6 +142,12 @@ def _pairs(request: Request, opened: LoadedModel, device: str) -> tuple[Pairs, P
     knots = start_knots(grid, opened, teacher, nfe)
     table = teacher.tableau(schedule, teacher.coupled(schedule, knots, nfe))
     whole = Pairs(given.noise, make_samples(opened, table, given, BATCH), given.condition)
+    lost = int((~torch.isfinite(whole.target).flatten(1).all(1)).sum())
+    if lost:
+        raise Diverged(
+            f"{lost} of {len(whole)} samples of the teacher {request.teacher} are not finite, so that there is nothing "
+            f"to learn from: use another --teacher or --dtype, or look at what {opened.id} returns"
+        )
     return whole[: request.pairs], whole[request.pairs :]
 
 
@@ -131,7 +176,7 @@ def _baselines(
         table = student.tableau(schedule, student.coupled(schedule, knots, request.nfe))
         with torch.no_grad():
             loss = distance(make_samples(opened, table, valid, BATCH), valid.target).double().mean().item()
-        found[name] = (loss, table)
+        found[name] = (loss if math.isfinite(loss) else math.inf, table)
     return found
 
 
@@ -145,20 +190,22 @@ def _schedule(
         noise=noise_to_dict(schedule), prior_scale=schedule.prior_scale,
         solver=request.solver, nfe=request.nfe, model=opened.id, model_hash=opened.hash,
         conditioning=opened.conditioning, guidance=opened.guidance, shift=opened.settings.get("shift"),
-        prediction=opened.prediction,
+        prediction=opened.prediction, coefficients=request.coefficients,
         losses={"valid_loss": progress.best_valid[best].item()}, seeds={"seed": request.seed}, versions=provenance(),
-        baselines={name: {"valid_loss": loss} for name, loss in baselines.items()},
+        baselines={n: {"valid_loss": loss if math.isfinite(loss) else None} for n, loss in baselines.items()},
     )  # fmt: skip
 
 
 def _report(
     request: Request, opened: LoadedModel, valid: Pairs, table: Tableau,
-    baselines: dict[str, tuple[float, Tableau]], loss: float, out: Path, console: Console,
+    baselines: dict[str, tuple[float, Tableau]], loss: float, best: int, out: Path, console: Console,
 ) -> None:  # fmt: skip
     name, (base, base_table) = min(baselines.items(), key=lambda item: item[1][0])
+    better, worse = f"{base / max(loss, 1e-300):.1f}x better", f"{loss / max(base, 1e-300):.1f}x worse"
     console.print(
-        f"{request.solver}, {request.nfe} evaluations: held-out {request.distance} {loss:.4g}, best hand-made grid "
-        f"({name}) {base:.4g}: {base / loss:.1f}x better", highlight=False, soft_wrap=True,
+        f"{request.solver}, {request.nfe} evaluations: held-out {request.distance} {loss:.4g} (started from "
+        f"{request.starts[best]}), best hand-made grid ({name}) {base:.4g}: {better if loss <= base else worse}",
+        highlight=False, soft_wrap=True,
     )  # fmt: skip
     written = f"Schedule: {out}"
     if len(opened.image_shape) == 3 and opened.image_shape[0] in (1, 3):

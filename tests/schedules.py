@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from ld3_dist.core.grid import discretize
 from ld3_dist.core.noise import EDM, FlowMatching, NoiseSchedule, VPCosine, VPDiscrete, VPLinear
+from ld3_dist.core.solver import make_solver
+from ld3_dist.store.schedules import Schedule, noise_to_dict
 
 STABLE_DIFFUSION = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
 SCHEDULES: dict[str, NoiseSchedule] = {
@@ -26,6 +29,18 @@ def inside(noise: NoiseSchedule, low: float = -1.5, high: float = 2.0) -> NoiseS
     if isinstance(noise, VPDiscrete):
         return VPDiscrete(noise.alphas_cumprod, t_min=t_min, t_max=t_max)
     return type(noise)(t_min=t_min, t_max=t_max)
+
+
+def coupled_schedule(noise: NoiseSchedule, nfe: int, grid: str = "uniform", solver: str = "ipndm-3") -> Schedule:
+    """A schedule file's content: a solver on a hand-made grid."""
+    rule = make_solver(solver)
+    knots = discretize(noise, rule.steps(nfe), grid)
+    table = rule.tableau(noise, rule.coupled(noise, knots, nfe))
+    return Schedule(
+        knots=tuple(knots.tolist()), evals=tuple(table.evals.tolist()), state=tuple(table.state.tolist()),
+        outputs=tuple(map(tuple, table.outputs.tolist())), noise=noise_to_dict(noise), prior_scale=noise.prior_scale,
+        solver=solver, nfe=nfe, model="nobody's",
+    )  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")

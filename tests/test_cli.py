@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import yaml
 from rich.console import Console
+from schedules import coupled_schedule
 from tiny_sweep import changed, write
 from typer.testing import CliRunner
 
 from ld3_dist import cli, load_schedule
+from ld3_dist.core.noise import FlowMatching
 from ld3_dist.experiment import load_experiment, parse_experiment
 from ld3_dist.live import show as show_events
 
@@ -124,6 +126,14 @@ BAD = [
     ((*LEARN, "--distance", "l3"), ["'l3'"]),
     ((*LEARN, "--out", "no/such/folder/mine.json"), ["--out", "does not exist"]),
     ((*LEARN, "--epochs", "0"), ["epochs", "at least 1"]),
+    ((*LEARN, "--pairs", "0"), ["--pairs 0", "at least 2"]),
+    ((*LEARN, "--preset", "papr"), ["preset 'papr'", "did you mean 'paper'"]),
+    ((*LEARN, "--preset", "paper", "--coefficients"), ["coefficients", "preset: default"]),
+    ((*LEARN, "--checkpointing", "maybe"), ["checkpointing 'maybe'", "auto, on, off"]),
+    ((*LEARN, "--start", "karas"), ["--start", "'karas'", "did you mean 'karras'"]),
+    ((*LEARN, "--start", "missing.json"), ["--start", "missing.json", "no such schedule file"]),
+    ((*LEARN, "--start", "no_schedule.json"), ["--start", "no_schedule.json", "not a schedule file"]),
+    ((*LEARN, "--start", "flow.json"), ["--start", "flow.json", "another noise schedule", "name flow", "name edm"]),
     (("swep", "mistake.yaml"), ["swep"]),
     (("sweep",), ["experiment"]),
     (("sweep", "good.yaml", "--outptu", "x"), ["--outptu"]),
@@ -143,6 +153,8 @@ def test_bad_input_is_one_message_and_exit_code_2(
     write(tmp_path, changed(name="mistake") | {"solverz": ["ddim"]})
     write(tmp_path, changed(name="brackets", solvers=["[/red]"]))
     write(tmp_path, changed(name="model", models=["digitz"]))
+    (tmp_path / "no_schedule.json").write_text("[1, 2")
+    coupled_schedule(FlowMatching(), 4).save(tmp_path / "flow.json")
     before = sorted(tmp_path.rglob("*"))
     code, out, err = call(monkeypatch, capsys, *arguments)
     assert code == 2

@@ -17,7 +17,7 @@ import torch
 
 from ..core.distance import MIN_SIDE, Distance, make_distance
 from ..core.errors import InputError
-from ..core.grid import discretize
+from ..core.grid import discretize, resample
 from ..core.learn import Pairs
 from ..core.sample import sample
 from ..core.solver import Solver, Tableau, make_solver
@@ -26,6 +26,7 @@ from ..experiment.settings import Experiment, Model
 from ..metrics.extractors import Extractor, open_extractor, read_reference
 from ..models import LoadedModel, ModelOptions, open_model
 from ..store.pairs import load_pairs, unpack_condition
+from ..store.schedules import load_schedule, noise_to_dict
 from ..store.storage import Storage
 from ..training_free import TRAINING_FREE
 
@@ -153,6 +154,27 @@ def start_knots(name: str, opened: LoadedModel, solver: Solver, nfe: int, pairs:
 
     x_T = None if pairs is None else noise.prior_scale * pairs.noise
     return find_knots(name, opened.denoiser, solver, nfe, x_T=x_T, condition=pairs.condition if pairs else None)
+
+
+def schedule_knots(place: str, opened: LoadedModel, steps: int) -> torch.Tensor:
+    """Knots [steps + 1] like those of a schedule file (path or URL), of any number of steps.
+
+    Raises InputError for anything but a schedule file, and for a schedule of another noise schedule than the model's.
+    """
+    schedule, noise = load_schedule(place), opened.denoiser.noise
+    ours = noise_to_dict(noise)
+    if dict(schedule.noise) != ours:
+        theirs, ours = (
+            ", ".join(f"{k} {v}" for k, v in d.items() if not isinstance(v, list)) for d in (schedule.noise, ours)
+        )
+        raise InputError(
+            f"{place}: its times are those of another noise schedule ({theirs}) than that of {opened.id} ({ours}); "
+            "give a schedule of the same model or a hand-made grid"
+        )
+    try:
+        return resample(noise, torch.tensor(schedule.knots, dtype=torch.float64), steps)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
 
 
 def teacher_tableau(plan: Plan, opened: LoadedModel) -> Tableau:

@@ -1,0 +1,113 @@
+"""`ld3-dist learn`: presets, coefficients, starts from a neighbour's schedule, models that return NaN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from schedules import coupled_schedule
+from test_cli import _elsewhere, call  # noqa: F401
+
+from ld3_dist import load_schedule
+from ld3_dist.core.grid import Grid, discretize, resample
+from ld3_dist.core.learn import learn
+from ld3_dist.core.noise import EDM
+from ld3_dist.core.solver import make_solver
+
+LEARN = ("learn", "--model", "analytic:mixture-2d", "--out", "mine.json", "--pairs", 6, "--device", "cpu")
+
+
+def test_learn_from_the_schedule_of_a_neighbour(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    four = coupled_schedule(EDM(), 4, "poly-3")
+    four.save("four.json")
+    knots = torch.tensor(four.knots, dtype=torch.float64)
+    found = {}
+    monkeypatch.setattr("ld3_dist.single.learn", lambda *a, **k: found.update(knots=a[2]) or learn(*a, **k))
+    starts = ("--start", "four.json", "--start", "uniform", "--start", "dmn")
+    code, out, _ = call(monkeypatch, capsys, *LEARN, "--nfe", 6, "--epochs", 1, *starts)
+    assert code == 0
+    torch.testing.assert_close(found["knots"][0], resample(EDM(), knots, 6))
+    torch.testing.assert_close(found["knots"][1], discretize(EDM(), 6, "uniform"))
+    # uniform in time^(1/3), as the neighbour is, to what a cubic through five points can know
+    assert (found["knots"][0] ** (1 / 3)).diff().std() < 0.15
+    assert "started from " in out
+
+
+@pytest.mark.parametrize(
+    ("options", "learned", "epochs"),
+    [
+        (("--preset", "paper"), {"preset": "paper", "lr": 0.005, "batch": 2}, 7),
+        (("--preset", "paper", "--epochs", 2), {"preset": "paper", "lr_noise": 12.0}, 2),
+        (("--coefficients", "--epochs", 3, "--checkpointing", "on"), {"coefficients": True, "checkpointing": "on"}, 3),
+    ],
+)
+def test_learn_with_another_recipe(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    learned: dict[str, Any],
+    epochs: int,
+) -> None:
+    found = {}
+    monkeypatch.setattr("ld3_dist.single.learn", lambda *a, **k: found.update(config=a[6]) or learn(*a, **k))
+    code, _, _ = call(monkeypatch, capsys, *LEARN, "--nfe", 4, *options)
+    assert code == 0
+    assert learned | {"epochs": epochs} == {key: getattr(found["config"], key) for key in [*learned, "epochs"]}
+    schedule = load_schedule("mine.json")
+    solver = make_solver("ipndm-3")
+    table = solver.tableau(
+        EDM(), Grid(*(torch.tensor(v, dtype=torch.float64) for v in (schedule.knots, schedule.evals)))
+    )
+    own = torch.allclose(table.outputs, schedule.tableau.outputs, atol=1e-9)
+    assert schedule.coefficients == (not own) == learned.get("coefficients", False)
+
+
+NAN_MODEL = """
+import torch
+from ld3_dist.core.noise import EDM
+from ld3_dist.core.denoiser import NetworkDenoiser
+
+def build(worst, nan_above):
+    class Model(torch.nn.Module):
+        noise, shape = EDM(), (2,)
+        def forward(self, x, t, condition=None):
+            bad = (t > nan_above) & (t < worst)
+            return torch.where(bad[:, None], torch.nan, x / (1 + t[:, None] ** 2))
+        def decode(self, x0):
+            return x0
+    return Model()
+
+def always(options): return build(1e9, -1)
+def in_the_middle(options): return build(0.5, 0.3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "teacher", "exit_code", "say"),
+    [
+        ("always", "unipc-3/12/karras", 2, "returned values that are not finite at t = 40"),
+        ("in_the_middle", "unipc-3/12/karras", 1, "12 of 12 samples of the teacher unipc-3/12/karras are not finite"),
+        # the teacher's two steps pass the hole, the start has a knot in it
+        ("in_the_middle", "euler/2/uniform", 1, "held-out loss was inf from the start on"),
+    ],
+)
+def test_models_that_diverge(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    factory: str,
+    teacher: str,
+    exit_code: int,
+    say: str,
+) -> None:
+    (tmp_path / "bad.py").write_text(NAN_MODEL)
+    options = ("--model", f"python:bad.py:{factory}", "--teacher", teacher, "--start", "log_snr", "--epochs", 2)
+    code, out, err = call(monkeypatch, capsys, *LEARN, "--nfe", 4, *options)
+    assert code == exit_code
+    assert say in out + err
+    assert "Traceback" not in out + err
+    assert not (tmp_path / "mine.json").exists()
