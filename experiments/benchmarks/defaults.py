@@ -1,6 +1,6 @@
 """Which settings make a good default: one changed at a time, over solvers, NFE and models.
 
-    python experiments/benchmarks/defaults.py mixtures | digits [--out results/benchmarks/defaults.json]
+    python experiments/benchmarks/defaults.py mixtures | digits [--variants …] [--out results/benchmarks/defaults.json]
 
 mixtures   the analytic 1-D and 2-D mixtures, 7 solvers x NFE 3, 4, 5, 6, 8, 10; teacher UniPC-3 with 30 evaluations
 digits     the embedded network, 2 solvers x NFE 4, 8; teacher UniPC-3 with 20
@@ -95,14 +95,17 @@ def generate(opened: LoadedModel, table: Tableau, pairs: Pairs) -> Tensor:
     return torch.cat([sample(opened.denoiser, table, scale * part.noise, part.condition) for part in parts])
 
 
-def losses(opened: LoadedModel, teacher_nfe: int, solvers: tuple[str, ...], nfes: tuple[int, ...]) -> Iterator[dict]:
+def losses(
+    opened: LoadedModel, teacher_nfe: int, solvers: tuple[str, ...], nfes: tuple[int, ...], variants: list[str]
+) -> Iterator[dict]:
     """Rows: variant, cell, loss on fresh pairs."""
     noise = opened.denoiser.noise
     valid, train = pairs_of(opened, teacher_nfe, 0, COUNT), pairs_of(opened, teacher_nfe, COUNT, COUNT * 3)
     fresh = pairs_of(opened, teacher_nfe, 100_000, 100_000 + FRESH)
     subsets = torch.stack([torch.arange(COUNT) + COUNT * s for s in SEEDS for _ in STARTS])
     seeds = [s for s in SEEDS for _ in STARTS]
-    for variant, changed in VARIANTS.items():
+    for variant in variants:
+        changed = VARIANTS[variant]
         procedures.PROCEDURES["default"] = Averaged if variant == "averaged parameters" else Descent
         for name in solvers:
             solver = make_solver(name)
@@ -138,13 +141,14 @@ def summary(rows: list[dict]) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ground", choices=GROUNDS)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/defaults.json"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     names, solvers, nfes, teacher_nfe = GROUNDS[given.ground]
     rows, seen = [], ""
     for name in names:
-        for row in losses(open_model(name), teacher_nfe, solvers, nfes):
+        for row in losses(open_model(name), teacher_nfe, solvers, nfes, given.variants):
             rows.append(row)
             if row["variant"] != seen:
                 seen = row["variant"]
