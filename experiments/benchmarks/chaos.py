@@ -5,8 +5,8 @@
 Victims: a teacher (or evaluation) actor, a trial worker, the raylet of a node that is not the head, the driver. The
 moment is drawn uniformly from the time in which the undisturbed reference run had such a victim. Afterwards the same
 command is given again, and the table must equal the reference's in every column but those in PASSING. Counted besides:
-worker processes of a sweep that outlive its driver by more than GRACE seconds, temporary files, locks and scratch left
-in the output folder. The nodes are simulated on this machine by ray.cluster_utils.Cluster.
+worker processes of a sweep that outlive its driver by more than GRACE seconds, temporary files, checkpoints, locks and scratch
+left in the output folder. Trials keep a checkpoint after every epoch. The nodes are simulated on this machine by ray.cluster_utils.Cluster.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ EXPERIMENT: dict[str, Any] = {
     },
     "baselines": ["uniform", "karras"],
     "evaluate": {"samples": 40},
-    "resources": {"shard": 8, "batch": 20, "actors": 2, "retries": 2, "deadline": 60},
+    "resources": {"shard": 8, "batch": 20, "actors": 2, "retries": 2, "deadline": 60, "checkpoint_seconds": 0},
 }
 
 
@@ -134,6 +134,7 @@ class Run:
     orphans: int = 0
     temporary: list[str] = field(default_factory=list)
     redrawn: int = 0
+    continued: int = 0  # trials that went on from a checkpoint
 
 
 def start(file: Path, out: Path, address: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -172,10 +173,17 @@ def difference(out: Path, expected: pd.DataFrame) -> str:
 
 
 def left_over(out: Path) -> list[str]:
-    """Temporary files, lock and scratch of a finished sweep."""
+    """Temporary files, checkpoints, lock and scratch of a finished sweep."""
     names = [path.relative_to(out).as_posix() for path in out.rglob("*")]
-    mine = [name for name in names if ".tmp" in name or name in ("lock.json", ".ray") or name.startswith("parts/")]
+    passing = ("parts/", "checkpoints/")
+    mine = [name for name in names if ".tmp" in name or name in ("lock.json", ".ray") or name.startswith(passing)]
     return [name for name in mine if not (out / name).is_dir() or name == ".ray"]
+
+
+def continued(out: Path) -> int:
+    """How often a trial went on from its checkpoint."""
+    logs = (out / "logs").glob("*.jsonl")
+    return sum("goes on after epoch" in line for log in logs for line in log.read_text().splitlines())
 
 
 def stage_of(out: Path) -> str:
@@ -238,7 +246,7 @@ def one(nodes: Nodes, file: Path, out: Path, run: Run, windows: Any, expected: p
     run.difference = difference(place, expected)
     run.equal = not run.difference and run.exit_resumed == 0
     run.orphans += count_orphans(nodes)
-    run.temporary = left_over(place)
+    run.temporary, run.continued = left_over(place), continued(place)
     run.seconds = round(time.monotonic() - clock, 1)
     return run
 
@@ -290,6 +298,7 @@ def main() -> None:
             print(asdict(found), flush=True)
     counts = {"runs": len(runs), "equal": sum(run.equal for run in runs), "orphans": sum(run.orphans for run in runs)}
     counts |= {"temporary": sum(len(run.temporary) for run in runs), "hangs": sum(run.exit == -1 for run in runs)}
+    counts |= {"continued": sum(run.continued for run in runs)}
     device = f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU; head and two nodes of one CPU, simulated"
     body = {"command": "python experiments/benchmarks/chaos.py", "seed": given.seed, "device": device}
     body |= {"ray": ray.__version__, "may_differ": list(PASSING), "reference_seconds": seconds, "counts": counts}

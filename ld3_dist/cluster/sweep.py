@@ -125,6 +125,7 @@ class Sweep:
             if run.started:
                 run.searcher.hopeless |= prepare.unmade
                 yield from self._watch(run, sizes)
+                remove_finished(self.storage)  # of workers killed between their rows and the end
         finally:
             run.stop()
         if prepare.unmade:

@@ -257,15 +257,21 @@ class Experiment(Strict):
         return self
 
     def _check_asha(self) -> None:
-        axes = {"epochs", "preset"} & {*self.search.grid, *self.search.optuna}
-        if self.search.asha and not axes:
-            learn: dict[str, Any] = dict(self.learn)
-            epochs = LearnConfig.of(**learn).epochs
-            if self.search.asha.grace >= epochs:
-                raise ValueError(
-                    f"search.asha.grace = {self.search.asha.grace}: trials have {epochs} epochs, so none could be "
-                    "stopped early; make it smaller or remove search.asha"
-                )
+        asha, longest = self.search.asha, self._most_epochs()
+        if asha and asha.grace >= longest:
+            raise ValueError(
+                f"search.asha.grace = {asha.grace}: trials have at most {longest} epochs, so none could be stopped "
+                "early; make it smaller or remove search.asha"
+            )
+
+    def _most_epochs(self) -> int:
+        """Epochs of the longest trial."""
+        axes: dict[str, Any] = self.search.grid | self.search.optuna
+        if axis := axes.get("epochs"):
+            return int(axis.high if isinstance(axis, Range) else max(axis))
+        learn: dict[str, Any] = dict(self.learn)
+        presets = axes.get("preset", (learn.pop("preset", "default"),))
+        return max(LearnConfig.of(preset, **learn).epochs for preset in presets)
 
     @property
     def distances(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ are better. Cells have rungs of their own, because a gain that is large in one i
 
 The trial itself decides, so that it ends like any other: its rows hold the best schedules it found. A note is an empty
 file, OUT/rungs/<cell>/<epoch>/<trial key>~<g>: listing a folder reads them all, on any storage and without a process
-that would have to survive, and a trial that is killed and comes back makes the same note again.
+that would have to survive. A trial that is killed and comes back makes the same note again, and counts once.
 
 Who is there already when a trial comes to a rung depends on timing. So does, therefore, which trials stop, what their
 studies hear, and what those propose next: with ASHA two runs of a sweep, or a run and a resumed one, may differ.
@@ -49,8 +49,11 @@ class Rungs:
         mine = round(max(math.log(self.baseline) - loss, WORST), 9)
         folder = f"rungs/{digest(self.spec.cell.id)}/{progress.epoch:05d}"
         self.storage.write_bytes(f"{folder}/{self.spec.key}~{mine:.9f}", b"")
-        all_ = [float(name.rpartition("~")[2]) for name in self.storage.list(folder)]
-        return sum(other > mine for other in all_) >= len(all_) / self.asha.reduction
+        here = {self.spec.key: mine}
+        for name in self.storage.list(folder):
+            key, _, gain = name.rpartition("/")[2].partition("~")
+            here.setdefault(key, float(gain))
+        return sum(other > mine for other in here.values()) >= len(here) / self.asha.reduction
 
     def _is_rung(self, epoch: int) -> bool:
         """Is there anything left to save, and is the epoch grace times a power of the reduction?"""
