@@ -201,11 +201,11 @@ def _report(
     baselines: dict[str, tuple[float, Tableau]], loss: float, best: int, out: Path, console: Console,
 ) -> None:  # fmt: skip
     name, (base, base_table) = min(baselines.items(), key=lambda item: item[1][0])
-    better, worse = f"{base / max(loss, 1e-300):.1f}x better", f"{loss / max(base, 1e-300):.1f}x worse"
+    ratio = base / max(loss, 1e-300)
+    verdict = f"{ratio:.1f}x better" if ratio >= 1.05 else "no better" if ratio > 0.95 else f"{1 / ratio:.1f}x worse"
     console.print(
         f"{request.solver}, {request.nfe} evaluations: held-out {request.distance} {loss:.4g} (started from "
-        f"{request.starts[best]}), best hand-made grid ({name}) {base:.4g}: {better if loss <= base else worse}",
-        highlight=False, soft_wrap=True,
+        f"{request.starts[best]}), best hand-made grid ({name}) {base:.4g}: {verdict}", highlight=False, soft_wrap=True,
     )  # fmt: skip
     written = f"Schedule: {out}"
     if len(opened.image_shape) == 3 and opened.image_shape[0] in (1, 3):
@@ -214,7 +214,10 @@ def _report(
             "teacher": few.target, "baseline": make_samples(opened, base_table, few, BATCH),
             "learned": make_samples(opened, table, few, BATCH),
         }  # fmt: skip
+        notes = {"teacher": "{0}, {1} NFE".format(*request.teacher_parts())}
+        for kind, value in (("baseline", base), ("learned", loss)):
+            notes[kind] = f"{request.solver}, {request.nfe} NFE\n{request.distance} {value:.3g}"
         picture = out.with_suffix(".png")
-        write_strip({key: value.float().cpu() for key, value in rows.items()}, name, picture)
+        write_strip({key: value.float().cpu() for key, value in rows.items()}, name, picture, notes)
         written += f"\nPicture: {picture}"
     console.print(written, highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from .cells import baselines, cells, chosen_cells
-from .style import BASELINE, LEARNED, TEACHER, WIDTH, Plot
+from .style import BASELINE, LEARNED, MUTED, TEACHER, WIDTH, Plot
 from .sweep import Sweep
 
 MOST_IMAGES = 12
@@ -36,21 +36,27 @@ def samples_plots(sweep: Sweep, frame: pd.DataFrame, name: str) -> list[Plot]:
     return plots
 
 
-def write_strip(images: Mapping[str, torch.Tensor], grid: str, path: str | Path) -> None:
-    """Images of `teacher`, `baseline` (on the grid of that name) and `learned`, [n, C, H, W] in [-1, 1], as one PNG."""
-    _strip({kind: value.numpy() for kind, value in images.items()}, grid).savefig(
+def write_strip(
+    images: Mapping[str, torch.Tensor], grid: str, path: str | Path, notes: Mapping[str, str] | None = None
+) -> None:
+    """Images of `teacher`, `baseline` (on the grid of that name) and `learned`, [n, C, H, W] in [-1, 1], as one PNG.
+
+    notes: a line or two below a row's label.
+    """
+    _strip({kind: value.numpy() for kind, value in images.items()}, grid, notes).savefig(
         path, dpi=150, metadata={"Software": None}
     )
 
 
-def _strip(images: Mapping[str, np.ndarray], grid: str) -> Figure:
+def _strip(images: Mapping[str, np.ndarray], grid: str, notes: Mapping[str, str] | None = None) -> Figure:
     """Three rows of images; a row's label has the colour that its kind has in every figure."""
     looks = {"teacher": ("teacher", TEACHER), "baseline": (grid, BASELINE), "learned": ("learned", LEARNED)}
     count = min(MOST_IMAGES, *(len(value) for value in images.values()))
     height, width = next(iter(images.values())).shape[2:]
-    cell = min((WIDTH - 0.9) / count, 1.05)
-    figure = Figure(figsize=(0.9 + cell * count, (cell * len(images)) * height / width + 0.08))
-    axes = figure.add_axes((0.9 / figure.get_figwidth(), 0, 1 - 0.9 / figure.get_figwidth(), 1))
+    left = 1.35 if notes else 0.9
+    cell = min((WIDTH - left) / count, 1.05)
+    figure = Figure(figsize=(left + cell * count, (cell * len(images)) * height / width))
+    axes = figure.add_axes((left / figure.get_figwidth(), 0, 1 - left / figure.get_figwidth(), 1))
     for line, (kind, values) in enumerate(images.items()):
         for column in range(count):
             axes.imshow(
@@ -59,7 +65,13 @@ def _strip(images: Mapping[str, np.ndarray], grid: str) -> Figure:
             )  # fmt: skip
         text, colour = looks[kind]
         weight = "bold" if kind == "learned" else "normal"
-        axes.text(-0.1, line + 0.5, text, color=colour, ha="right", va="center", fontsize=9, fontweight=weight)
+        note = (notes or {}).get(kind, "")
+        place = {"xy": (-0.1, line + 0.5), "textcoords": "offset points", "ha": "right", "annotation_clip": False}
+        axes.annotate(
+            text, xytext=(0, 2 if note else 0), color=colour, va="bottom" if note else "center", fontsize=9,
+            fontweight=weight, **place,
+        )  # fmt: skip
+        axes.annotate(note, xytext=(0, -1), color=MUTED, va="top", fontsize=7, **place)
     axes.set(xlim=(0, count), ylim=(len(images), 0), aspect="auto")
     axes.axis("off")
     return figure
