@@ -214,7 +214,8 @@ def _report(
             "teacher": few.target, "baseline": make_samples(opened, base_table, few, BATCH),
             "learned": make_samples(opened, table, few, BATCH),
         }  # fmt: skip
-        notes = {"teacher": "{0}, {1} NFE".format(*request.teacher_parts())}
+        solver, nfe, _ = request.teacher_parts()
+        notes = {"teacher": f"{solver}, {nfe} NFE"}
         for kind, value in (("baseline", base), ("learned", loss)):
             notes[kind] = f"{request.solver}, {request.nfe} NFE\n{request.distance} {value:.3g}"
         picture = out.with_suffix(".png")
