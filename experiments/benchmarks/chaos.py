@@ -5,8 +5,9 @@
 Victims: a teacher (or evaluation) actor, a trial worker, the raylet of a node that is not the head, the driver. The
 moment is drawn uniformly from the time in which the undisturbed reference run had such a victim. Afterwards the same
 command is given again, and the table must equal the reference's in every column but those in PASSING. Counted besides:
-worker processes of a sweep that outlive its driver by more than GRACE seconds, temporary files, checkpoints, locks and scratch
-left in the output folder. Trials keep a checkpoint after every epoch. The nodes are simulated on this machine by ray.cluster_utils.Cluster.
+worker processes of a sweep that outlive its driver by more than GRACE seconds; temporary files, checkpoints, locks and
+scratch left in the output folder; trials that went on from a checkpoint, kept after every epoch. The nodes are
+simulated on this machine by ray.cluster_utils.Cluster.
 """
 
 from __future__ import annotations
