@@ -88,14 +88,12 @@ class Checkpoints:
     def load(self) -> Course:
         """What an earlier process left; the beginning of a new trial where it left nothing of use."""
         try:
-            course = self._parse(self.storage.read_bytes(self.name))
+            return self._parse(self.storage.read_bytes(self.name))
         except FileNotFoundError:
             return Course()
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             self.note(f"{self.storage.address(self.name)} is not used: {error}; the trial begins anew")
             return Course()
-        self.note(f"goes on after epoch {course.epoch}")
-        return course
 
     def keep(self, course: Course, progress: Progress) -> None:
         """Write where the trial stands, if it is time and there is more to come."""

@@ -106,6 +106,8 @@ def course_of(
         course = Course()
         steps = progress_of(plan, spec, storage, device)
         first = next(steps)
+    if course.state is not None:
+        checkpoints.note(f"goes on after epoch {course.epoch}")
     course.state = None  # taken over; the noise of all members need not be held twice
     for progress in itertools.chain([first], steps):
         course.add(progress)
