@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_pipelines as tiny
 import torch
-from pipelines_on_disk import close, diffusers, options_for
+from pipelines_on_disk import close, options_for
 
 from ld3_dist.core.denoiser import Guided, NetworkDenoiser, map_condition
 from ld3_dist.core.errors import InputError
@@ -18,6 +19,8 @@ from ld3_dist.core.sample import draw_noise, sample
 from ld3_dist.core.solver import make_solver
 from ld3_dist.models import ModelOptions, open_model
 from ld3_dist.models.diffusers.networks import LatentDecoder
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
 
 
 def test_class_unet_and_its_null_class(tmp_path: Path) -> None:
@@ -138,14 +141,38 @@ def test_bad_input_is_named(folders: dict[str, Path], tmp_path: Path, monkeypatc
     assert str(folder) in attempt(folder)
 
 
-def test_a_hub_id_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(name: str, **parts: None) -> None:
-        raise OSError("We couldn't connect")
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache, and a hub at an address where nobody listens."""
+    constants = huggingface_hub.constants
+    for name, value in (("ENDPOINT", "http://127.0.0.1:9"), ("HF_HUB_CACHE", str(tmp_path / "hub"))):
+        monkeypatch.setattr(constants, name, value)
+    template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    return tmp_path / "hub"
 
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", unreachable)
-    with pytest.raises(InputError, match=r"nobody/nothing.*couldn't connect.*download it") as error:
+
+def test_a_hub_id_without_network_is_refused_at_once(hub: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"nobody/nothing.*no such folder.*refused.*download it.*give the folder"):
         open_model("diffusers:nobody/nothing")
-    assert "folder" in str(error.value)
+    assert time.monotonic() - began < 5  # the library itself would try for 23 seconds
+
+
+def test_offline_mode_is_respected(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"nobody/nothing.*offline mode.*download it"):
+        open_model("diffusers:nobody/nothing")
+
+
+def test_a_pipeline_in_the_cache_needs_no_network(hub: Path, folders: dict[str, Path]) -> None:
+    """The cache as the hub's client lays it out: snapshots by commit, a name for the newest."""
+    place, commit = hub / "models--nobody--something", "0" * 40
+    shutil.copytree(folders["pixel"], place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    model = open_model("diffusers:nobody/something")
+    assert model.hash == open_model(f"diffusers:{folders['pixel']}").hash
 
 
 def test_conditions_pack(folders: dict[str, Path]) -> None:

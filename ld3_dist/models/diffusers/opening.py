@@ -14,10 +14,6 @@ Nothing of the pipeline runs but its networks, its autoencoder and its text enco
 
 from __future__ import annotations
 
-import inspect
-import json
-import textwrap
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +45,7 @@ from .networks import (
     TextUNet,
 )
 from .original import CLASS_EMBEDDING, read_class_embedding
+from .pipelines import load_pipeline
 from .process import Process, read_process
 from .prompts import Prompts, prompt_lines
 
@@ -60,10 +57,6 @@ NETWORKS = {
     "SD3Transformer2DModel": "sd3",
     "FluxTransformer2DModel": "flux",
 }
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
-OPTIONAL = ("text_encoder_3", "tokenizer_3")
-RECTIFIED = "RectifiedFlowPipeline"
-"""Stable Diffusion's parts, a network of rectified flow (InstaFlow, Liu et al. 2023): see `process.py`."""
 
 
 def open_diffusers(rest: str, options: ModelOptions) -> LoadedModel:
@@ -108,57 +101,6 @@ def open_diffusers(rest: str, options: ModelOptions) -> LoadedModel:
             "parameters": sum(p.numel() for p in inner.parameters()),
         },
     )
-
-
-def load_pipeline(name: str) -> tuple[Any, bool]:
-    """(pipeline of a folder or hub id, on the CPU; whether it is InstaFlow's, a class that diffusers does not have).
-
-    Raises InputError where it is not one, or cannot be had.
-    """
-    try:
-        import diffusers
-    except ImportError as error:
-        raise InputError("diffusers models need the extra 'diffusers': pip install 'ld3_dist[diffusers]'") from error
-    folder = Path(name).expanduser()
-    absent: dict[str, None] = {}
-    if folder.is_dir():
-        absent = _check_folder(folder)
-    elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise InputError(f"diffusers model {name!r}: there is no such folder")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            place = str(folder) if folder.is_dir() else name
-            index: Any = diffusers.DiffusionPipeline.load_config(place)
-            rectified = index.get("_class_name") == RECTIFIED
-            kind = diffusers.StableDiffusionPipeline if rectified else diffusers.DiffusionPipeline
-            return kind.from_pretrained(place, **absent), rectified
-    except Exception as error:  # network, authentication, files: each library layer has its own exceptions
-        reason = textwrap.shorten(str(error), 160, placeholder=" …") or type(error).__name__
-        if folder.is_dir():
-            raise InputError(f"diffusers model {name!r}: its folder cannot be loaded: {reason}") from error
-        raise InputError(
-            f"diffusers model {name!r}: no such folder here, and the hub could not deliver it ({reason}); "
-            "download it where there is a network and give the folder"
-        ) from error
-
-
-def _check_folder(folder: Path) -> dict[str, None]:
-    """Parts to load as None: those that never matter here, and optional text encoders that the folder does without."""
-    import diffusers
-
-    index = folder / "model_index.json"
-    try:
-        parts = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{index}: missing or not JSON ({error}); give the folder of a whole pipeline") from error
-    listed = [part for part, value in parts.items() if isinstance(value, list) and value[:1] != [None]]
-    for part in listed:
-        if part not in UNUSED and not (folder / part).is_dir():
-            raise InputError(f"{index}: lists {part!r}, but {folder / part} does not exist; download it too")
-    name = "StableDiffusionPipeline" if parts.get("_class_name") == RECTIFIED else str(parts.get("_class_name"))
-    expected = inspect.signature(getattr(diffusers, name, object)).parameters
-    return {part: None for part in expected if part in UNUSED or (part in OPTIONAL and part not in listed)}
 
 
 def _shape(
