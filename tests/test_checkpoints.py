@@ -5,6 +5,7 @@ The reference is the same trial in one go.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -18,10 +19,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from forked_sweeps import SMALL, sweep
+from forked_sweeps import SMALL
 from object_store import endpoint  # noqa: F401
 from safetensors.torch import load, save
-from tiny_sweep import PASSING, changed, lasting, write
+from tiny_sweep import PASSING, changed, write
 
 from ld3_dist.experiment import Plan, TrialSpec, parse_experiment
 from ld3_dist.store.pairs import content_digest
@@ -329,3 +330,52 @@ def test_on_an_object_store(endpoint: str, whole: Any) -> None:  # noqa: F811
     storage.write_bytes(name_of(spec.key), data)
     assert remove_finished(storage) == [name_of(spec.key)]
     assert not storage.list("checkpoints")
+
+
+def notes_in(out: Path) -> list[str]:
+    """What the workers noted, in order of time."""
+    lines = [json.loads(line) for file in (out / "logs").glob("*-worker-*") for line in file.read_text().splitlines()]
+    return [line["message"] for line in sorted(lines, key=lambda line: line["time"]) if line["event"] == "note"]
+
+
+def test_a_sweep_whose_driver_and_workers_are_killed_in_the_middle_of_a_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver at the first checkpoint; then a worker after 150 of them. The trial is learned once."""
+    monkeypatch.setenv("LD3_DIST_COMMIT", "none")  # a commit in between would be another version
+    search = SMALL["search"] | {"grid": {"lr": [0.1]}}
+    once = {"patience": 1000, "epochs": 250, "batch": 4}
+    resources = {"checkpoint_seconds": 0, "retries": 5, "cpus_per_trial": 1}
+    experiment = changed(
+        **SMALL | {"search": search, "learn": once, "evaluate": {"samples": 0}, "resources": resources}
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "ld3_dist.cli", "sweep", str(write(tmp_path, experiment)), "--output", str(out)]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 150
+    while not list(out.glob("checkpoints/*.safetensors")):
+        assert driver.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    driver.kill()
+    driver.wait()
+    fault = os.environ | {"LD3_DIST_FAULT": "write.after@checkpoints/:150"}
+    done = subprocess.run(command, env=fault, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+    notes = notes_in(out)
+    assert all(note.startswith("goes on after epoch ") for note in notes), notes
+    epochs = [int(note.rpartition(" ")[2]) for note in notes]
+    assert epochs[0] >= 1
+    assert [b - a for a, b in itertools.pairwise(epochs)] == [150] * (len(epochs) - 1)
+    plan, reference = make_plan(parse_experiment(experiment)), open_storage(tmp_path / "reference")
+    (model,) = plan.experiment.models
+    for start, stop in missing_shards(plan, model, reference)[0]:
+        make_shard(plan, model, reference, start, stop)
+    seal(plan, model, reference)
+    spec = plan.trial(plan.cells[0], {"lr": 0.1})
+    monkeypatch.setattr(checkpoints.Checkpoints, "keep", lambda *_: None)
+    go_on(plan, spec, reference)
+    pd.testing.assert_frame_equal(rows_of(open_storage(out), spec), rows_of(reference, spec), check_exact=True)
+    assert read_table(open_storage(out), "rows")["attempts"].max() == len(epochs)
+    assert not list(out.glob("checkpoints/*"))
