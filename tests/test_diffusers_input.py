@@ -63,15 +63,13 @@ def test_conditions_belong_to_the_sample_and_negative_prompts_matter(folders: di
         free.denoiser(x, t)
 
 
-def test_decoding_is_differentiable_and_recomputes_alike(folders: dict[str, Path]) -> None:
-    grads = []
-    for recompute in (False, True):
-        model = open_model(f"diffusers:{folders['dit']}", ModelOptions(recompute=recompute))
-        x = draw_noise(0, range(2), model.denoiser.shape).requires_grad_()
-        t, label = torch.full((2,), 0.3), torch.tensor([1, 2])
-        (grad,) = torch.autograd.grad(model.denoiser.decode(model.denoiser(x, t, label)).square().sum(), x)
-        grads.append(grad)
-    torch.testing.assert_close(grads[0], grads[1])
+def test_decoding_is_differentiable(folders: dict[str, Path]) -> None:
+    model = open_model(f"diffusers:{folders['dit']}")
+    x = draw_noise(0, range(2), model.denoiser.shape).requires_grad_()
+    t, label = torch.full((2,), 0.3), torch.tensor([1, 2])
+    (grad,) = torch.autograd.grad(model.denoiser.decode(model.denoiser(x, t, label)).square().sum(), x)
+    assert torch.isfinite(grad).all()
+    assert grad.abs().max() > 0
 
 
 def test_latents_with_mean_and_standard_deviation() -> None:
@@ -80,7 +78,7 @@ def test_latents_with_mean_and_standard_deviation() -> None:
     per = lambda values: torch.tensor(values)[:, None, None]
     with torch.no_grad():
         expected = vae.decode(z * per([1.0, 2.0, 3.0, 4.0]) / 0.5 + per([0.1, 0.2, 0.3, 0.4])).sample
-        close(LatentDecoder(vae, False)(z), expected)
+        close(LatentDecoder(vae)(z), expected)
 
 
 def test_hashes_follow_the_weights(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -148,3 +148,39 @@ def test_pairs_on_disk(tmp_path: Path) -> None:
     assert pairs_bytes(plan, model, open_model("digits")) == total
     assert [readable(n) for n in (12, 1500, 69.8e9, 2e15)] == ["12 B", "1.5 kB", "69.8 GB", "2,000 TB"]
     assert Plan(experiment, {"digits": "x"}).shards() == plan.shards()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "where they do not fit and are made again (checkpointing: auto)"),
+        ({"learn": {"checkpointing": "off"}}, "activations kept (checkpointing: off)"),
+        ({"learn": {"checkpointing": "on"}}, "activations made again (checkpointing: on)"),
+        ({"models": [{"model": "digits", "recompute": True}]}, "activations made again (checkpointing: on)"),
+    ],
+)
+def test_memory_knows_whether_activations_are_kept(settings: dict[str, Any], said: str) -> None:
+    (check,) = [c for c in checks(DIGITS | settings) if c.area == "memory" and c.name.startswith("digits")]
+    assert check.status == "ok"
+    assert said in check.detail
+    size = footprint(open_model("digits"), None)
+    assert (readable(size.step(6, 3)) in check.detail) == ("on)" not in said)
+    assert (readable(size.step(6, 3, recomputed=True)) in check.detail) == ("off" not in said)
+
+
+def test_memory_of_recomputation_hardly_grows_with_evaluations() -> None:
+    size = footprint(open_model("digits"), None)
+    state = 4 * 8 * 8
+    assert size.step(5, 7, recomputed=True) - size.step(5, 6, recomputed=True) == 2 * 5 * state  # what goes in and out
+    assert size.step(5, 20, recomputed=True) < size.step(5, 2)
+
+
+def test_too_little_memory_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the memory of a GPU counts")
+    size = footprint(open_model("digits"), None)
+    for free, said in ((size.step(2, 3, True), "in smaller parts"), (size.weights, "too little for one sample")):
+        monkeypatch.setattr("ld3_dist.doctor.checks.free_memory", lambda _, free=free: free)
+        (check,) = [c for c in checks(DIGITS) if c.area == "memory" and c.name.startswith("digits")]
+        assert check.status == "note"
+        assert said in check.remedy

@@ -363,6 +363,18 @@ def test_switches_that_yaml_reads_as_truth_values(text: str, value: str) -> None
     assert plan_of(data).experiment.learn["checkpointing"] == value
 
 
+def test_recomputation_of_one_model_is_checkpointing_of_its_trials() -> None:
+    models = ["analytic:mixture-2d", {"model": "analytic:mixture-1d", "recompute": True}]
+    plan = plan_of(changed("models", models))
+    found = {cell.model.label: plan.trial(cell, {"gamma": 0}).config.checkpointing for cell in plan.cells}
+    assert found == {"analytic:mixture-2d": "auto", "analytic:mixture-1d": "on"}
+    for contradiction in ({"learn": {"checkpointing": "off"}}, {"search": {"grid": {"checkpointing": ["on", "off"]}}}):
+        with pytest.raises(
+            InputError, match=r"models\.1\.recompute = true, but learn\.checkpointing = .*off.*keep one"
+        ):
+            parse_experiment(changed("models", models) | contradiction)
+
+
 def test_cost_by_hand() -> None:
     """In network evaluations of one sample; a backward pass counts as two.
 

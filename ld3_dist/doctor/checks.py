@@ -19,6 +19,8 @@ import torch
 
 from ..core.distance import MIN_SIDE, TRUNK_FILES, default_trunk
 from ..core.errors import InputError
+from ..core.objective import free_memory
+from ..core.recipe import CHECKPOINTING
 from ..experiment.plan import Plan
 from ..experiment.settings import Experiment, Model
 from ..metrics.extractors import content_hash, open_extractor, read_reference
@@ -27,7 +29,7 @@ from ..models.edm.download import cached_path
 from ..models.loaded import read_lines
 from ..tasks.context import distance_of, open_settings
 from ..tasks.space import in_loss_space
-from .footprint import footprint, pairs_bytes, readable
+from .footprint import Footprint, footprint, pairs_bytes, readable
 from .place import existing, storage_checks
 from .sources import where_from
 
@@ -166,8 +168,6 @@ def _metrics(experiment: Experiment, opened: dict[str, LoadedModel]) -> Iterator
 
 def _memory(plan: Plan, opened: dict[str, LoadedModel], output: str | None) -> Iterator[Check]:
     experiment, disk = plan.experiment, 0
-    trial = plan.trial(plan.cells[0], plan.grid_points()[0])
-    samples, nfe = len(trial.members) * min(trial.config.batch, experiment.pairs.train), max(experiment.nfe)
     for model in experiment.models:
         if (found := opened.get(model.label)) is None:
             yield Check("memory", model.label, "note", "unknown until the model is there")
@@ -182,17 +182,38 @@ def _memory(plan: Plan, opened: dict[str, LoadedModel], output: str | None) -> I
         except Exception as error:  # noqa: BLE001  # a user's network may do anything that has no shape-only version
             yield Check("memory", model.label, "note", f"cannot be estimated ({type(error).__name__})")
             continue
-        need = size.step(samples, nfe)
-        detail = f"weights {readable(size.weights)}; learning {samples} samples at {nfe} evaluations: {readable(need)}"
-        if distance is None:
-            detail += " without the distance's network"
-        free = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-        tight = free is not None and need > free
-        remedy = f"the GPU has {readable(free)}: smaller learn.batch, fewer members, or recompute: true" if free else ""
-        yield Check("memory", model.label, "note" if tight else "ok", detail, remedy if tight else "")
+        without = "" if distance else "; without the distance's network"
+        yield _learning_step(plan, model, size, without)
     if opened:
         count = "" if len(opened) == len(experiment.models) else " (of the models that are there)"
         yield from _disk(disk, count, output)
+
+
+def _learning_step(plan: Plan, model: Model, size: Footprint, without: str) -> Check:
+    """What a step of learning takes, with the activations kept or made again as `learn.checkpointing` has it."""
+    nfe = max(plan.experiment.nfe)
+    cell = next(cell for cell in plan.cells if cell.model == model)
+    trials = [plan.trial(cell, point) for point in plan.grid_points()]
+    samples = max(len(trial.members) * min(trial.config.batch, plan.experiment.pairs.train) for trial in trials)
+    asked = {trial.config.checkpointing for trial in trials}
+    kept, again = size.step(samples, nfe), size.step(samples, nfe, recomputed=True)
+    words = {
+        "off": f"{readable(kept)}, activations kept", "on": f"{readable(again)}, activations made again",
+        "auto": f"{readable(kept)} with activations kept, {readable(again)} where they do not fit and are made again",
+    }  # fmt: skip
+    text = " or ".join(f"{words[mode]} (checkpointing: {mode})" for mode in CHECKPOINTING if mode in asked)
+    detail = f"weights {readable(size.weights)}; learning {samples} samples at {nfe} evaluations: {text}{without}"
+    gpu = torch.cuda.is_available()
+    free = torch.cuda.get_device_properties(0).total_memory if gpu else free_memory(torch.device("cpu"))
+    need = kept if "off" in asked else again
+    if need <= free:
+        return Check("memory", model.label, "ok", detail)
+    here = f"{'the GPU has' if gpu else 'free here are'} {readable(free)}"
+    if size.step(1, nfe, recomputed="off" not in asked) <= free:
+        remedy = f"{here}: samples go through in smaller parts, which takes longer; or a smaller learn.batch"
+    else:
+        remedy = f"{here}, too little for one sample: learn: {{checkpointing: on}}, a smaller dtype, another device"
+    return Check("memory", model.label, "note", detail, remedy)
 
 
 def _disk(need: int, count: str, output: str | None) -> Iterator[Check]:

@@ -5,6 +5,9 @@ for two samples minus what it keeps for one is what a sample costs; weights and 
 for members x batch samples,
 
     NFE evaluations of the network  +  one decoding and the features of the distance
+
+or, where activations are made again (`learn.checkpointing`), what goes into and comes out of every evaluation, and the
+activations of one thing at a time: of an evaluation, or of the decoding with the features.
 """
 
 from __future__ import annotations
@@ -26,15 +29,18 @@ from ..models import LoadedModel
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes: of the weights, of what one sample keeps in one evaluation, and of what its decoding and distance keep."""
+    """Bytes: of the weights; for one sample, of its state, of what an evaluation keeps, and decoding and distance."""
 
     weights: int
+    state: int
     evaluation: int
     comparison: int
 
-    def step(self, samples: int, nfe: int) -> int:
-        """Of a learning step of so many samples (members x batch) at once."""
-        return self.weights + samples * (nfe * self.evaluation + self.comparison)
+    def step(self, samples: int, nfe: int, recomputed: bool = False) -> int:
+        """Of a learning step of so many samples (members x batch) at once; recomputed: with activations made again."""
+        kept = nfe * self.evaluation + self.comparison
+        again = 2 * nfe * self.state + max(self.evaluation, self.comparison)
+        return self.weights + samples * (min(again, kept) if recomputed else kept)
 
 
 def footprint(opened: LoadedModel, distance: Distance | None) -> Footprint:
@@ -55,6 +61,7 @@ def footprint(opened: LoadedModel, distance: Distance | None) -> Footprint:
 
     return Footprint(
         sum(_bytes(m) for m in (denoiser, distance) if isinstance(m, nn.Module)),
+        4 * prod(shape),
         _per_sample(evaluate, shape, condition),
         _per_sample(compare, shape, condition),
     )

@@ -88,3 +88,11 @@ def check_combinations(fixed: Mapping[str, Value], searched: Mapping[str, tuple[
                 met = {axes[name][0]: settings[name] for name in ("preset", key) if name in axes}
                 names = " and ".join(f"{name} = {value!r}" for name, value in met.items())
                 raise ValueError(f"with {names}, {error}" if names else str(error)) from None
+
+
+def unique(key: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values, if none is there twice; ValueError otherwise."""
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise ValueError(f"{key}: {value!r} stands there twice; remove one (duplicate cells)")
+    return values

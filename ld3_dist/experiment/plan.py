@@ -141,7 +141,8 @@ class Plan:
         values = dict(values)
         starts = [values.pop("start")] if "start" in values else list(e.search.members.starts)
         distance = values.pop("distance", e.distance)
-        merged = LearnConfig.of(**{**_typed(e.learn), **_typed(values), "seed": e.seed})
+        own = {"checkpointing": "on"} if cell.model.recompute else {}
+        merged = LearnConfig.of(**{**_typed(e.learn), **_typed(values), **own, "seed": e.seed})
         learn = {name: getattr(merged, name) for name in LearnConfig.__dataclass_fields__}
         settings = {"learn": learn, "distance": distance, "starts": starts, "seeds": e.search.members.seeds}
         settings["distance_options"] = e.distance_options(distance)

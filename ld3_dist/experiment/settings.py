@@ -23,6 +23,7 @@ from .axes import (
     check_axis_value,
     check_combinations,
     switches,
+    unique,
 )
 
 Count = Annotated[int, Field(ge=1)]
@@ -37,7 +38,10 @@ class Strict(BaseModel):
 
 
 class Model(Strict):
-    """A model and how it is used. `model` is a name of `ld3_dist.models`; the rest are its options."""
+    """A model and how it is used. `model` is a name of `ld3_dist.models`; the rest are its options.
+
+    recompute: `learn: {checkpointing: on}` for this model alone.
+    """
 
     model: str
     name: str | None = None
@@ -121,7 +125,7 @@ class Members(Strict):
     @field_validator("starts")
     @classmethod
     def _distinct(cls, starts: tuple[str, ...]) -> tuple[str, ...]:
-        return _unique("starts", starts)
+        return unique("starts", starts)
 
 
 class Asha(Strict):
@@ -157,7 +161,7 @@ class Search(Strict):
                     raise ValueError(f"axis {key!r} stands both in grid and in optuna: keep one")
                 values = [axis.low, axis.high] if isinstance(axis, Range) else list(axis)
                 if not isinstance(axis, Range):
-                    _unique(f"{place}.{key}", tuple(axis))
+                    unique(f"{place}.{key}", tuple(axis))
                 if isinstance(axis, Range) and type(getattr(LearnConfig(), key, "")) not in (float, int):
                     raise ValueError(f"{place}.{key}: low and high fit numbers only; give a list of values")
                 for value in values:
@@ -229,10 +233,10 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> Experiment:
-        _unique("models", tuple(m.label for m in self.models))
-        _unique("solvers", self.solvers)
-        _unique("nfe", self.nfe)
-        _unique("baselines", self.baselines)
+        unique("models", tuple(m.label for m in self.models))
+        unique("solvers", self.solvers)
+        unique("nfe", self.nfe)
+        unique("baselines", self.baselines)
         for key, value in self.learn.items():
             if key not in LEARN_FIELDS:
                 raise unknown("key of learn", key, LEARN_FIELDS)
@@ -241,6 +245,10 @@ class Experiment(Strict):
             check_axis_value(key, value)
         check_combinations(self.learn, self.search.listed)
         self._check_asha()
+        checkpointing = self.learn.get("checkpointing", self.search.listed.get("search.grid.checkpointing", "on"))
+        for i, model in enumerate(self.models):
+            if model.recompute and checkpointing != "on":
+                raise ValueError(f"models.{i}.recompute = true, but learn.checkpointing = {checkpointing!r}: keep one")
         for name in self.distances:
             if self.loss_space == "latent" and name not in ("l1", "l2"):
                 raise ValueError(f"loss_space: latent, but {name} compares images: use l2, l1 or loss_space: image")
@@ -283,10 +291,3 @@ class Experiment(Strict):
     def distance_options(self, name: str) -> dict[str, Any]:
         """What else a distance depends on, for `make_distance` and for keys."""
         return self.lpips.model_dump() if name.startswith("lpips") else {}
-
-
-def _unique(key: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
-    for i, value in enumerate(values):
-        if value in values[:i]:
-            raise ValueError(f"{key}: {value!r} stands there twice; remove one (duplicate cells)")
-    return values

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser
 from ..core.errors import InputError, unknown
@@ -41,7 +40,6 @@ class ModelOptions:
     size: (height, width) of the image in pixels; the model's own if not given.
     shift: time shift of a flow model's default grid; the pipeline's own if not given.
     channels_last, compile: memory format and torch.compile of the network.
-    recompute: store no activations in the forward pass; the backward pass runs the network once more.
     """
 
     device: str = "cpu"
@@ -55,7 +53,6 @@ class ModelOptions:
     shift: float | None = None
     channels_last: bool = False
     compile: bool = False
-    recompute: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -121,28 +118,14 @@ class LoadedModel:
         return tuple(self.denoiser.shape) != tuple(self.image_shape)
 
 
-class Recomputed(nn.Module):
-    """A network that keeps no activations for the backward pass and runs again instead."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
-        """As the network's own."""
-        if not torch.is_grad_enabled():
-            return self.net(x, time, condition)
-        return checkpoint(self.net, x, time, condition, use_reentrant=False)
-
-
 def place(net: nn.Module, options: ModelOptions) -> nn.Module:
-    """The network on its device, in its dtype and memory format, compiled and recomputed as asked; frozen."""
+    """The network on its device, in its dtype and memory format, compiled as asked; frozen."""
     net = net.eval().requires_grad_(False).to(options.device, options.torch_dtype)
     if options.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.compile:
         net.compile()
-    return Recomputed(net) if options.recompute else net
+    return net
 
 
 def weights_hash(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:

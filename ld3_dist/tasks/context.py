@@ -53,7 +53,7 @@ def default_device() -> str:
 def open_settings(model: Model, device: str | None = None) -> LoadedModel:
     """The model of an experiment, open in this process."""
     device = device or default_device()
-    options = model.model_dump(exclude={"model", "name"})
+    options = model.model_dump(exclude={"model", "name", "recompute"})
     texts = [Path(file).stat().st_mtime_ns for file in (model.prompts, model.classes) if file and Path(file).is_file()]
     key = f"model {model.model_dump_json()} {texts} {device}"
     return keep(key, lambda: open_model(model.model, ModelOptions(device=device, **options)))

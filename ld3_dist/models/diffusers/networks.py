@@ -172,11 +172,10 @@ class LatentDecoder(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, vae: nn.Module, recompute: bool) -> None:
+    def __init__(self, vae: nn.Module) -> None:
         super().__init__()
         config: Any = vae.config
         self.vae = vae.eval().requires_grad_(False).float()
-        self.recompute = recompute
         mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
         factor = float(getattr(config, "scaling_factor", None) or 1.0)
         scale = torch.tensor([1.0] if mean is None or std is None else std) / factor
@@ -187,13 +186,6 @@ class LatentDecoder(nn.Module):
         self.register_buffer("shift", shift[:, None, None], persistent=False)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Differentiable; with `recompute`, activations are made again in the backward pass."""
+        """Differentiable, in the dtype of z."""
         latent = z.float() * self.scale + self.shift
-        if self.recompute and torch.is_grad_enabled():
-            from torch.utils.checkpoint import checkpoint
-
-            return checkpoint(self._decode, latent, use_reentrant=False).to(z.dtype)  # type: ignore[union-attr]
-        return self._decode(latent).to(z.dtype)
-
-    def _decode(self, latent: Tensor) -> Tensor:
-        return self.vae.decode(latent).sample  # type: ignore[operator]
+        return self.vae.decode(latent).sample.to(z.dtype)  # type: ignore[operator]

@@ -80,7 +80,7 @@ def open_diffusers(rest: str, options: ModelOptions) -> LoadedModel:
     image_shape = _image_shape(shape, vae)
     net = _network(inner, kind, image_shape, guidance if embedded else None, table)
     net = place(Reversed(net) if process.prediction == "-velocity" else net, options)
-    decoder = None if vae is None else LatentDecoder(vae, options.recompute).to(options.device)
+    decoder = None if vae is None else LatentDecoder(vae).to(options.device)
     denoiser = _denoiser(net, process, shape, decoder, options)
     if guidance != 1 and not embedded and conditioning.null is not None:
         denoiser = Guided(denoiser, guidance, Null(conditioning.null))
