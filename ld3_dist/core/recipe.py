@@ -75,8 +75,8 @@ class LearnConfig:
     offset_window: float = 0.5
     coefficients: bool = False
     lr: float = 0.1
-    lr_times: float = 0.1
-    lr_coefficients: float = 0.05
+    lr_times: float = 0.05
+    lr_coefficients: float = 0.03
     lr_noise: float = 0.3
     final_lr: float = 0.02
     knots_only: int = 0
