@@ -82,22 +82,23 @@ def _stages(experiment: Path, output: str | None, address: str | None, stages: t
     except RuntimeError as error:
         console.print(f"[red]Stopped:[/red] {escape(str(error))}\nGo on with:\n  {escape(again)}", highlight=False)
         raise typer.Exit(1) from None
-    if "evaluate" in stages or "search" in stages:
-        _finish(place)
+    lost = _finish(place) if "evaluate" in stages or "search" in stages else []
     if run.failures:
         console.print(
             f"[yellow]{run.failures} tasks failed[/yellow]: see {place}/failures; the same command tries them again"
         )
+    if run.failures or lost:
         raise typer.Exit(1)
 
 
-def _finish(place: str) -> None:
+def _finish(place: str) -> list[str]:
     from .live import print_summary
     from .report import write_report
 
-    print_summary(place, console)
+    lost = print_summary(place, console)
     paths = write_report(place)
     console.print(f"Report: {paths.html}", highlight=False, soft_wrap=True)
+    return lost
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -95,8 +95,8 @@ SUMMARY = {
 """Columns of the summary that a terminal shows, and their headings; the report has all of them."""
 
 
-def print_summary(place: str, console: Console) -> None:
-    """The summary table of a sweep's results, as far as it fits."""
+def print_summary(place: str, console: Console) -> list[str]:
+    """The summary table of a sweep's results, as far as it fits; the cells where nothing that was learned is usable."""
     from .report import read_sweep, summary_table
 
     results = read_sweep(place)
@@ -122,6 +122,12 @@ def print_summary(place: str, console: Console) -> None:
     for row in texts:
         table.add_row(*row)
     shown.print(table)
+    lost = [str(row["cell"]) for row in frame.to_dict(orient="records") if row["learned"] and not row["ok"]]
+    for cell in lost:
+        shown.print(
+            f"{cell}: every learned schedule diverged, collapsed or failed; rows/ say which and why", style="yellow"
+        )
+    return lost
 
 
 def _cell_text(name: object, value: object) -> str:

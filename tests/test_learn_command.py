@@ -66,6 +66,62 @@ def test_learn_with_another_recipe(
     assert schedule.coefficients == (not own) == learned.get("coefficients", False)
 
 
+SMALL_MEMORY = """
+import torch
+from ld3_dist.models import open_model
+
+def build(most):
+    inner = open_model("analytic:mixture-2d").denoiser
+    class Model(torch.nn.Module):
+        noise, shape = inner.noise, inner.shape
+        def forward(self, x, t, condition=None):
+            if len(x) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+            return inner(x, t)
+        def decode(self, x0):
+            return x0
+    return Model()
+
+def large(options): return build(10**6)
+def small(options): return build(3)
+def none(options):
+    model = build(2)  # enough to be opened
+    model.forward_, model.calls = model.forward, 0
+    def forward(x, t, condition=None):
+        model.calls += 1
+        if model.calls > 1:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return model.forward_(x, t)
+    model.forward = forward
+    return model
+"""
+
+
+def test_more_members_than_memory_go_through_in_parts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, caplog: Any
+) -> None:
+    (tmp_path / "memory.py").write_text(SMALL_MEMORY)
+    found = {}
+    for factory in ("large", "small"):
+        options = ("--nfe", 3, "--epochs", 2, "--model", f"python:memory.py:{factory}", "--out", f"{factory}.json")
+        code, _, _ = call(monkeypatch, capsys, *LEARN, *options)
+        assert code == 0
+        found[factory] = load_schedule(f"{factory}.json")
+    assert "out of memory with 12 samples at once: going on with 6" in caplog.text
+    assert found["small"].knots == pytest.approx(found["large"].knots, rel=1e-3)
+    assert found["small"].losses["valid_loss"] == pytest.approx(found["large"].losses["valid_loss"], rel=1e-3)
+
+
+def test_no_memory_for_a_single_sample(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "memory.py").write_text(SMALL_MEMORY)
+    code, out, err = call(monkeypatch, capsys, *LEARN, "--nfe", 3, "--model", "python:memory.py:none")
+    assert code == 2
+    assert "not even one sample fits into memory" in err
+    assert "Traceback" not in out + err
+
+
 NAN_MODEL = """
 import torch
 from ld3_dist.core.noise import EDM

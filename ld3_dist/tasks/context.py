@@ -5,6 +5,7 @@ Opening them costs more than most tasks.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from ..core.distance import MIN_SIDE, Distance, make_distance
 from ..core.errors import InputError
 from ..core.grid import discretize, resample
 from ..core.learn import Pairs
+from ..core.objective import OUT_OF_MEMORY
 from ..core.sample import sample
 from ..core.solver import Solver, Tableau, make_solver
 from ..experiment.plan import Plan
@@ -29,6 +31,8 @@ from ..store.pairs import load_pairs, unpack_condition
 from ..store.schedules import load_schedule, noise_to_dict
 from ..store.storage import Storage
 from ..training_free import TRAINING_FREE
+
+log = logging.getLogger("ld3_dist")
 
 _OPEN: dict[str, Any] = {}
 _KEPT = 4
@@ -135,13 +139,26 @@ def extractor_of(plan: Plan, model: Model, device: str | None = None) -> Extract
 
 
 def make_samples(opened: LoadedModel, tableau: Tableau, pairs: Pairs, batch: int) -> torch.Tensor:
-    """Decoded samples of a schedule from the noise of `pairs`, in batches of fixed size."""
-    parts = []
-    with torch.no_grad():
-        for index in torch.arange(len(pairs)).split(batch):
-            part = pairs[index]
-            x_0 = sample(opened.denoiser, tableau, opened.denoiser.noise.prior_scale * part.noise, part.condition)
-            parts.append(opened.denoiser.decode(x_0))
+    """Decoded samples of a schedule from the noise of `pairs`, in batches; half as many at once if memory runs out.
+
+    Raises InputError where a single sample does not fit.
+    """
+    parts, done = [], 0
+    while done < len(pairs):
+        part = pairs[done : done + batch]
+        try:
+            with torch.no_grad():
+                x_0 = sample(opened.denoiser, tableau, opened.denoiser.noise.prior_scale * part.noise, part.condition)
+                parts.append(opened.denoiser.decode(x_0))
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not (isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)):
+                raise
+            if len(part) < 2:
+                raise InputError(f"{opened.id}: not even one sample fits into memory: use a smaller dtype") from error
+            batch = len(part) // 2
+            log.warning("out of memory with %d samples at once: going on with %d", len(part), batch)
+            continue
+        done += len(part)
     return torch.cat(parts)
 
 
