@@ -1,4 +1,4 @@
-"""`ld3-dist learn`: presets, coefficients, starts from a neighbour's schedule, models that return NaN."""
+"""`ld3-dist learn`: presets, coefficients, starts from a neighbour's schedule; NaN, too little memory."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from typing import Any
 import pytest
 import torch
 from schedules import coupled_schedule
-from test_cli import _elsewhere, call  # noqa: F401
+from test_cli import FakeSweep, _elsewhere, call  # noqa: F401
+from tiny_sweep import changed, write
 
-from ld3_dist import load_schedule
+from ld3_dist import load_results, load_schedule
 from ld3_dist.core.grid import Grid, discretize, resample
 from ld3_dist.core.learn import learn
 from ld3_dist.core.noise import EDM
 from ld3_dist.core.solver import make_solver
+from ld3_dist.experiment import load_experiment
+from ld3_dist.store.storage import open_storage
+from ld3_dist.tasks.context import make_plan
+from ld3_dist.tasks.teach import make_shard, missing_shards, seal
+from ld3_dist.tasks.trial import run_baselines, run_trial
 
 LEARN = ("learn", "--model", "analytic:mixture-2d", "--out", "mine.json", "--pairs", 6, "--device", "cpu")
 
@@ -167,3 +173,59 @@ def test_models_that_diverge(
     assert say in out + err
     assert "Traceback" not in out + err
     assert not (tmp_path / "mine.json").exists()
+
+
+def test_a_sweep_of_a_model_that_diverges_records_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What the workers do, done here; then the command's end: rows with status diverged, exit code 1."""
+    (tmp_path / "bad.py").write_text(NAN_MODEL)
+    settings = changed(
+        name="nan", models=["python:bad.py:in_the_middle"], solvers=["ddim"], nfe=[4], baselines=["log_snr", "karras"],
+        teacher={"solver": "euler", "nfe": 2, "start": "uniform"}, evaluate={"samples": 4},
+    ) | {"search": {"members": {"seeds": 2, "starts": ["log_snr"]}}}  # fmt: skip
+    file, storage = write(tmp_path, settings), open_storage(tmp_path / "out")
+    plan = make_plan(load_experiment(file))
+    (model,), (cell,) = plan.experiment.models, plan.cells
+    for start, stop in missing_shards(plan, model, storage)[0]:
+        make_shard(plan, model, storage, start, stop, "cpu")
+    seal(plan, model, storage)
+    run_baselines(plan, cell, storage, "cpu")
+    outcome = run_trial(plan, plan.trial(cell, {}), storage, {"trial": 0, "generation": 0, "attempts": 1}, "cpu")
+    assert outcome.status == "diverged"
+    monkeypatch.setattr("ld3_dist.cluster.sweep.Sweep", FakeSweep)
+    code, out, err = call(monkeypatch, capsys, "sweep", file, "--output", tmp_path / "out")
+    assert code == 1
+    assert "every learned schedule diverged" in " ".join(out.split())
+    assert "Traceback" not in out + err
+    rows = load_results(tmp_path / "out")
+    learned = rows[rows["kind"] == "learned"]
+    assert learned["status"].tolist() == ["diverged"] * 2
+    assert all("held-out loss was inf from the start on" in message for message in learned["message"])
+    assert set(rows.loc[rows["start"] == "karras", "status"]) == {"ok"}
+    assert not list((tmp_path / "out").glob("schedules/*"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"models": ["digits"], "distance": "lpips-vgg"}, ["lpips-vgg needs images of at least 16 pixels", "upsample"]),
+        ({"pairs": {"train": 1}}, ["pairs.train = 1"]),
+        ({"pairs": {"train": 0}}, ["pairs.train = 0"]),
+        ({"pairs": {"valid": 0}}, ["pairs.valid = 0"]),
+    ],
+)
+def test_sweeps_that_cannot_learn_are_refused_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    settings: dict[str, Any],
+    parts: list[str],
+) -> None:
+    file = write(tmp_path, changed(**settings))
+    code, out, err = call(monkeypatch, capsys, "sweep", file, "--output", tmp_path / "out")
+    assert code == 2
+    for part in parts:
+        assert part in err
+    assert "Traceback" not in out + err
+    assert not (tmp_path / "out").exists()
