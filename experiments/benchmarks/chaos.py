@@ -81,7 +81,13 @@ class Nodes:
             self.nodes.remove(node)
             self.cluster.remove_node(node, allow_graceful=False)
         while len(self.nodes) < self.workers:
-            self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=100_000_000))
+            for patience in (2, 1, 0):  # on a busy machine a node may start too slowly for Ray
+                try:
+                    self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=100_000_000))
+                    break
+                except Exception:
+                    if not patience:
+                        raise
 
     @staticmethod
     def raylet(node: Any) -> psutil.Process | None:
@@ -294,6 +300,7 @@ def main() -> None:
     given = parser.parse_args()
     victims = [VICTIMS[i % len(VICTIMS)] for i in range(given.runs)]
     runs: list[Run] = []
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -305,17 +312,22 @@ def main() -> None:
                 continue
             runs.append(found)
             print(asdict(found), flush=True)
+            given.out.write_text(json.dumps(summary(runs, given.seed, seconds), indent=1) + "\n")
+    print(json.dumps(summary(runs, given.seed, seconds)["counts"]))
+    raise SystemExit(not all(run.equal for run in runs))
+
+
+def summary(runs: list[Run], seed: int, seconds: float) -> dict[str, Any]:
+    """What the file holds."""
     counts = {"runs": len(runs), "equal": sum(run.equal for run in runs), "orphans": sum(run.orphans for run in runs)}
     counts |= {"temporary": sum(len(run.temporary) for run in runs), "hangs": sum(run.exit == -1 for run in runs)}
     counts |= {"continued": sum(run.continued for run in runs)}
     device = f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU; head and two nodes of one CPU, simulated"
-    body = {"command": "python experiments/benchmarks/chaos.py", "seed": given.seed, "device": device}
-    body |= {"ray": ray.__version__, "may_differ": list(PASSING), "reference_seconds": seconds, "counts": counts}
-    body["table"] = [asdict(run) for run in runs]  # type: ignore[assignment]
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(body, indent=1) + "\n")
-    print(json.dumps(counts))
-    raise SystemExit(counts["equal"] != len(runs))
+    return {
+        "command": "python experiments/benchmarks/chaos.py", "seed": seed, "device": device, "ray": ray.__version__,
+        "may_differ": list(PASSING), "reference_seconds": seconds, "counts": counts,
+        "table": [asdict(run) for run in runs],
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the cluster costs: throughput of teachers, overhead of a trial, a thousand trials, idle workers.
 
-    python experiments/benchmarks/cluster.py teachers | warm | thousand | idle [--out results/benchmarks/cluster.json]
+    python experiments/benchmarks/cluster.py teachers | warm | thousand | idle | reports [--out FILE]
 
 teachers   pairs a second of one actor against a bare loop without Ray on one core, and of two actors against one; and
            of two bare loops at once against one, which is what the machine itself gives (medians over rounds)
@@ -8,6 +8,7 @@ warm       seconds that a trial costs beyond its own work, with warm workers, an
 thousand   1,000 trials of next to no work: peak memory of the driver, driver seconds and wall seconds per trial
 idle       share of the workers' time without a trial, between the first trial's start and the last one's end, of a
            sweep of 24 trials in 6 cells
+reports    CPU seconds of the driver for one report of a running trial
 
 Each writes its own entry into the file and leaves the others. The times of trials are those in the logs of the workers;
 load_before and load_after are the machine's load average of a minute: what other work took part of the cores.
@@ -73,8 +74,11 @@ def spans(out: Path, stage: str) -> list[tuple[float, float]]:
     return sorted(made)
 
 
-def sweep(experiment: dict[str, Any], folder: Path) -> tuple[Path, dict[str, float]]:
-    """Run a sweep in a process of its own; its folder, and what the driver took: wall, CPU (s) and peak memory (MB)."""
+def sweep(experiment: dict[str, Any], folder: Path, before: str = "") -> tuple[Path, dict[str, float]]:
+    """Run a sweep in a process of its own, after the line `before`.
+
+    Its folder, and what the driver took: wall, CPU (s) and peak memory (MB).
+    """
     import yaml
 
     file, out = folder / "cluster.yaml", folder / "out"
@@ -84,6 +88,7 @@ def sweep(experiment: dict[str, Any], folder: Path) -> tuple[Path, dict[str, flo
         "from ld3_dist.cluster.sweep import Sweep\n"
         "from ld3_dist.experiment import load_experiment\n"
         "from ld3_dist.store.storage import open_storage\n"
+        f"{before}\n"
         "run = Sweep(load_experiment(sys.argv[1]), open_storage(sys.argv[2]), stages=('teach', 'search'))\n"
         "for event in run.run(): pass\n"
         "use = resource.getrusage(resource.RUSAGE_SELF)\n"
@@ -224,8 +229,25 @@ def idle(folder: Path) -> dict[str, Any]:
     return gaps(out) | {key: round(value, 1) for key, value in used.items()}
 
 
+def reports(folder: Path, epochs: int = 300) -> dict[str, Any]:
+    """Two trials that report every epoch against two that report none: what a report costs the driver."""
+    used = {}
+    for name, rate in (("none", "s.REPORT_EVERY = 1e9"), ("all", "s.REPORT_EVERY, s.REPORTS = 0.0, 1e9")):
+        (place := folder / name).mkdir()
+        experiment = analytic(1, epochs, ["ddim"], [3])
+        experiment["learn"]["patience"] = epochs
+        _, used[name] = sweep(experiment, place, f"import ld3_dist.cluster.search as s; {rate}")
+    made = 2 * epochs
+    cpu = {name: round(found["driver_cpu_s"], 1) for name, found in used.items()}
+    return {
+        "reports": made,
+        "driver_cpu_s": cpu,
+        "driver_cpu_per_report_s": round((cpu["all"] - cpu["none"]) / made, 5),
+    }
+
+
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
-    "teachers": teachers, "warm": warm, "thousand": thousand, "idle": idle,
+    "teachers": teachers, "warm": warm, "thousand": thousand, "idle": idle, "reports": reports,
 }  # fmt: skip
 
 

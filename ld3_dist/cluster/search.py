@@ -33,7 +33,10 @@ from .studies import StudyMirror
 from .trackers import make_trackers
 
 REPORT_EVERY = 2.0
-"""Seconds between the reports of a trial: a few hundred reports a second are what a driver can take."""
+"""Seconds between the reports of a trial, at least."""
+
+REPORTS = 50
+"""Reports a second that a driver is given by all trials together, at most; they cost it milliseconds each."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ def read_outcome(storage: Storage, spec: TrialSpec) -> Outcome | None:
     )
 
 
-def trainable(config: dict[str, Any], plan: Plan, storage: Storage, threads: int) -> None:
-    """One Tune trial. Writes its rows itself; returns at once if they are there."""
+def trainable(config: dict[str, Any], plan: Plan, storage: Storage, threads: int, every: float) -> None:
+    """One Tune trial. Writes its rows itself; returns at once if they are there. every: seconds between reports."""
     import torch
 
     torch.set_num_threads(max(threads, 1))
@@ -77,7 +80,7 @@ def trainable(config: dict[str, Any], plan: Plan, storage: Storage, threads: int
 
         try:
             with timed(log, "search", spec.key, cell=cell.id, attempt=attempt) as facts:
-                outcome = run_trial(plan, spec, storage, numbers, on_progress=Reporter(), note=note)
+                outcome = run_trial(plan, spec, storage, numbers, on_progress=Reporter(every), note=note)
                 facts["status"] = outcome.status
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
@@ -92,12 +95,12 @@ def trainable(config: dict[str, Any], plan: Plan, storage: Storage, threads: int
 class Reporter:
     """Reports a trial's progress to Tune, now and then."""
 
-    def __init__(self) -> None:
-        self.last = time.monotonic()
+    def __init__(self, every: float) -> None:
+        self.every, self.last = every, time.monotonic()
 
     def __call__(self, progress: Progress) -> None:
         """Called after each epoch."""
-        if time.monotonic() - self.last > REPORT_EVERY:
+        if time.monotonic() - self.last > self.every:
             self.last = time.monotonic()
             loss = progress.best_valid.clamp(1e-300, 1e300).log().mean().item()
             start = (progress.best_valid / progress.valid.clamp_min(1e-300)).mean().item()
@@ -235,7 +238,10 @@ class SearchRun:
 
     def _tuner(self) -> Tuner:
         e = self.plan.experiment
-        function = tune.with_parameters(trainable, plan=self.plan, storage=self.storage, threads=int(self.sizes["cpu"]))
+        function = tune.with_parameters(
+            trainable, plan=self.plan, storage=self.storage, threads=int(self.sizes["cpu"]),
+            every=max(REPORT_EVERY, self.limit / REPORTS),
+        )  # fmt: skip
         return Tuner(
             tune.with_resources(function, {k: v for k, v in self.sizes.items() if v}),
             tune_config=TuneConfig(
