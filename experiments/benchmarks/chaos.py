@@ -70,7 +70,9 @@ class Nodes:
 
     def __init__(self, workers: int = 2) -> None:
         self.workers = workers
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine starts nodes slowly
+        head = {"num_cpus": 0, "object_store_memory": 100_000_000, "include_dashboard": False}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes: list[Any] = []
         self.mend()
 

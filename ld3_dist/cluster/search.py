@@ -36,7 +36,7 @@ REPORT_EVERY = 2.0
 """Seconds between the reports of a trial, at least."""
 
 REPORTS = 50
-"""Reports a second that a driver is given by all trials together, at most; they cost it milliseconds each."""
+"""Reports a second that a driver gets from all trials together, at most: it takes them one after the other."""
 
 
 @dataclass(frozen=True)
