@@ -338,6 +338,7 @@ def notes_in(out: Path) -> list[str]:
     return [line["message"] for line in sorted(lines, key=lambda line: line["time"]) if line["event"] == "note"]
 
 
+@pytest.mark.slow  # in short: test_cluster
 def test_a_sweep_whose_driver_and_workers_are_killed_in_the_middle_of_a_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

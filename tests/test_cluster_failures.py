@@ -137,7 +137,7 @@ def test_workers_that_die_or_run_out_of_memory(tmp_path: Path) -> None:
     ("fault", "code", "kept"),
     [
         ("full write.half@/", 1, "pairs"),  # whatever lies in a folder: rows, records of failures, logs
-        ("full write.half@shard", 1, "failures"),
+        pytest.param("full write.half@shard", 1, "failures", marks=pytest.mark.slow),
         ("full write.half", 2, ""),  # nothing fits
     ],
 )
