@@ -114,6 +114,26 @@ def test_one_sample_too_many_is_refused() -> None:
         gradients(Network(0), 3)
 
 
+def test_auto_recomputes_before_it_gives_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Memory that promised to be enough and is not, for keeping activations: measured, and met with one sample left."""
+    monkeypatch.setattr(module, "free_memory", lambda device: 2**50)
+    whole = gradients(Network(), 4)
+    for measuring in (False, True):
+        network, kept = Network(), module.sample
+
+        def small(denoiser, tableau, x, condition=None, recompute=False, measuring=measuring, kept=kept):
+            if torch.is_grad_enabled() and not recompute and (measuring or tableau.nfe > 1):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return kept(denoiser, tableau, x, condition, recompute)
+
+        with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, "ld3_dist"):
+            patched.setattr(module, "sample", small)
+            made = gradients(network, 4, "auto")
+        for mine, reference in zip(made, whole, strict=True):
+            torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-14)
+    assert "its activations are recomputed" in caplog.text
+
+
 @pytest.mark.parametrize("message", ["MPS backend out of memory", "DefaultCPUAllocator: can't allocate memory: 8 GB"])
 def test_every_allocator_is_understood(message: str) -> None:
     network = Network(3, lambda said: RuntimeError(message))

@@ -41,7 +41,8 @@ class Objective:
 
     def __init__(self, denoiser: Denoiser, distance: Distance, checkpointing: str = "auto") -> None:
         self.denoiser, self.distance = denoiser, distance
-        self.recompute = None if checkpointing == "auto" else checkpointing == "on"
+        self.free_to_choose = checkpointing == "auto"
+        self.recompute = None if self.free_to_choose else checkpointing == "on"
         self.most = 2**62  # rows in one call; halved when memory runs out
         self.network_evals = 0
 
@@ -52,8 +53,7 @@ class Objective:
                 try:
                     out = x.new_empty(rows.shape)
                     for k, b in self.blocks(rows):
-                        part = Tableau(tableau.evals[k], tableau.state[k], tableau.outputs[k])
-                        out[k, b] = self._forward(part, x[k, b], pairs, features, rows[k, b], False).to(out)
+                        out[k, b] = self._forward(tableau.take(k), x[k, b], pairs, features, rows[k, b], False).to(out)
                     return out
                 except (torch.OutOfMemoryError, RuntimeError) as error:
                     self._halve(error, rows)
@@ -63,15 +63,15 @@ class Objective:
 
         Those of a member with a distance that is not finite need not be finite either; the others' are their own.
         """
-        if self.recompute is None:
-            self.recompute = self._decide(tableau, x, pairs, features, rows)
         leaves = (tableau.evals, tableau.state, tableau.outputs, x)
         while True:
             try:
+                if self.recompute is None:
+                    self.recompute = True  # should even measuring be too much
+                    self.recompute = self._decide(tableau, x, pairs, features, rows)
                 out = x.new_empty(rows.shape).detach()
                 for k, b in self.blocks(rows):
-                    part = Tableau(tableau.evals[k], tableau.state[k], tableau.outputs[k])
-                    loss = self._forward(part, x[k, b], pairs, features, rows[k, b], self.recompute)
+                    loss = self._forward(tableau.take(k), x[k, b], pairs, features, rows[k, b], self.recompute)
                     loss.sum().div(rows.shape[1]).backward()
                     out[k, b] = loss.detach().to(out)
                 return out
@@ -86,10 +86,7 @@ class Objective:
         x_0 = sample(self.denoiser, tableau, self.denoiser.noise.prior_scale * x, condition, recompute)
         images = x_0.flatten(0, 1)
         decode = lambda z: self.distance.features(self.denoiser.decode(z))
-        if recompute:
-            made = checkpoint(decode, images, use_reentrant=False)
-        else:
-            made = decode(images)
+        made = checkpoint(decode, images, use_reentrant=False) if recompute else decode(images)
         self.network_evals += len(flat) * tableau.nfe
         return self.distance.between(made, [f[flat.to(f.device)] for f in features]).view(rows.shape)
 
@@ -106,6 +103,10 @@ class Objective:
         if not (isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)):
             raise error
         before = min(self.most, rows.numel())
+        if before < 2 and self.free_to_choose and not self.recompute:
+            self.recompute = True
+            log.warning("out of memory with one sample: its activations are recomputed")
+            return
         if before < 2:
             raise InputError(
                 f"one sample does not fit into memory ({str(error).splitlines()[0]}); use a smaller model dtype, "

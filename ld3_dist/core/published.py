@@ -7,7 +7,8 @@ loss on held-out pairs; after `patience` batches without a better one the best p
 shrink by 0.8. A round starts from the best; lr_noise is halved after a round in which no noise moved.
 
 What is not taken over are the code's defects: its bound on the offsets is that of the grid here, not of the logits;
-gradients reach every coefficient; NFE counts network calls; and held-out noise stays where it is.
+gradients reach every coefficient; NFE counts network calls; held-out noise stays where it is, so training noise decides
+about its rate; and every validation sees all held-out pairs, not the first batch of them.
 """
 
 from __future__ import annotations

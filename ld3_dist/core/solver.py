@@ -52,9 +52,9 @@ class Tableau:
         """The same numbers without their graph."""
         return Tableau(self.evals.detach(), self.state.detach(), self.outputs.detach())
 
-    def take(self, members: Tensor | list[int]) -> Tableau:
+    def take(self, members: Tensor | list[int] | slice) -> Tableau:
         """The schedules with these numbers, of K."""
-        index = torch.as_tensor(members, device=self.evals.device)
+        index = members if isinstance(members, slice) else torch.as_tensor(members, device=self.evals.device)
         return Tableau(self.evals[index], self.state[index], self.outputs[index])
 
     def leaf(self, like: Tensor) -> Tableau:
