@@ -17,11 +17,11 @@ from .style import Plot, as_svg
 from .stylesheet import STYLESHEET
 from .wording import HEADS, counted, shown_columns, shown_value
 
-_TEXT = ("model", "conditioning", "solver", "baseline", "start")
+_TEXT = ("model", "conditioning", "solver", "baseline", "method", "start")
 _GROUPS = {
     "": ("model", "conditioning", "guidance", "solver", "nfe"), "hand-made": ("baseline", "baseline_loss"),
     "learned": ("loss", "seeds", "gain", "eval_gain"), "Fréchet distance": ("baseline_fid", "fid", "teacher_fid"),
-    "found with": ("gamma", "start"),
+    "found with": ("method", "gamma", "start"),
 }  # fmt: skip
 _SHORT = {"baseline": "grid", "baseline_loss": "loss", "loss": "loss", "seeds": "mean ± std over seeds",
           "eval_gain": "gain, fresh pairs", "baseline_fid": "hand-made", "fid": "learned",

@@ -20,7 +20,7 @@ COLUMNS = (
     "model", "conditioning", "guidance", "solver", "nfe", "cell", "baseline", "baseline_loss", "loss", "seed_mean",
     "seed_std", "seeds", "gain", "baseline_eval_loss", "eval_loss", "eval_gain", "baseline_fid", "fid", "teacher_fid",
     "baseline_coverage", "coverage", "teacher_coverage", "baseline_inception_score", "inception_score",
-    "teacher_inception_score", "gamma", "start", "distance", "learned", "ok", "not_ok", "key",
+    "teacher_inception_score", "method", "gamma", "start", "distance", "learned", "ok", "not_ok", "key",
 )  # fmt: skip
 NUMBERS = (
     "guidance", "baseline_loss", "loss", "seed_mean", "seed_std", "gain", "baseline_eval_loss", "eval_loss",
@@ -55,7 +55,7 @@ def teacher_scores(evaluations: pd.DataFrame | None) -> dict[str, dict[str, obje
 def seed_group(rows: pd.DataFrame, best: pd.Series) -> pd.DataFrame:
     """The ok learned rows of a cell that share trial, start and gamma with `best`: they differ in the seed."""
     same = (rows["kind"] == "learned") & (rows["status"] == "ok")
-    for column in ("trial", "start", "gamma", "distance", "coordinate"):
+    for column in ("trial", "start", "gamma", "distance", "coordinate", "preset", "coefficients"):
         value = best[column]
         same &= rows[column].isna() if pd.isna(value) else (rows[column] == value).fillna(False).astype(bool)
     return rows[same]
@@ -95,4 +95,5 @@ def _cell(rows: pd.DataFrame, teachers: dict[str, dict[str, object]]) -> dict[st
         record |= {name: best[name] for name in
                    ("gain", "eval_loss", "eval_gain", "fid", "coverage", "inception_score", "gamma", "start",
                     "distance", "key")}  # fmt: skip
+        record["method"] = f"{best['preset']}{' + coefficients' if best['coefficients'] else ''}"
     return record

@@ -89,11 +89,11 @@ HEADS = {
     "baseline": "best hand-made", "baseline_loss": "its loss", "loss": "learned loss", "seeds": "over seeds",
     "gain": "gain", "eval_gain": "gain, fresh pairs", "baseline_fid": "FID hand-made", "fid": "FID learned",
     "teacher_fid": "FID teacher", "baseline_inception_score": "IS hand-made", "inception_score": "IS learned",
-    "teacher_inception_score": "IS teacher", "gamma": "γ", "start": "start",
+    "teacher_inception_score": "IS teacher", "method": "method", "gamma": "γ", "start": "start",
 }  # fmt: skip
 """Columns of the summary as a reader sees them, with their headings."""
 
-_WORDS = ("model", "conditioning", "solver", "nfe", "baseline", "start")
+_WORDS = ("model", "conditioning", "solver", "nfe", "baseline", "method", "start")
 _ALWAYS = ("solver", "nfe", "baseline")
 
 
@@ -107,9 +107,13 @@ def printed(table: pd.DataFrame) -> list[list[str]]:
 
 
 def shown_columns(table: pd.DataFrame) -> list[str]:
-    """Model, conditioning and guidance are shown where they differ; anything else where it was measured."""
+    """Model, conditioning and guidance are shown where they differ, the method where it is not the default alone;
+    anything else where it was measured.
+    """
     varied = [name for name in ("model", "conditioning", "guidance") if table[name].nunique() > 1]
     rest = [name for name in list(HEADS)[3:] if name in _ALWAYS or table[name].notna().any()]
+    if not (table["method"].dropna() != "default").any():
+        rest = [name for name in rest if name != "method"]
     return varied + rest
 
 
