@@ -140,7 +140,7 @@ def test_a_killed_process_goes_on_to_the_same_rows(preset: str, whole: Any, tmp_
     ("preset", "settings", "values"),
     [
         ("default", {"coefficients": True, "coordinate": "time"}, {}),
-        ("default", {"patience": 1}, {"lr": 0.1}),  # one of the members has stopped
+        ("default", {"patience": 1}, {"lr": 0.1, "lr_times": 0.1}),  # one of the members has stopped
         ("default", {}, {"gamma": 0}),
         ("paper", {"knots_only": 3, "patience": 1}, {"lr": 0.3}),
         ("paper", {"coordinate": "time"}, {"gamma": 0}),
