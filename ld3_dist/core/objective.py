@@ -55,7 +55,7 @@ class Objective:
                     for k, b in self.blocks(rows):
                         out[k, b] = self._forward(tableau.take(k), x[k, b], pairs, features, rows[k, b], False).to(out)
                     return out
-                except (torch.OutOfMemoryError, RuntimeError) as error:
+                except RuntimeError as error:
                     self._halve(error, rows)
 
     def gradients(self, tableau: Tableau, x: Tensor, pairs: Pairs, features: list[Tensor], rows: Tensor) -> Tensor:
@@ -63,7 +63,6 @@ class Objective:
 
         Those of a member with a distance that is not finite need not be finite either; the others' are their own.
         """
-        leaves = (tableau.evals, tableau.state, tableau.outputs, x)
         while True:
             try:
                 if self.recompute is None:
@@ -75,9 +74,9 @@ class Objective:
                     loss.sum().div(rows.shape[1]).backward()
                     out[k, b] = loss.detach().to(out)
                 return out
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:
                 self._halve(error, rows)
-                for leaf in leaves:
+                for leaf in (tableau.evals, tableau.state, tableau.outputs, x):
                     leaf.grad = None
 
     def _forward(self, tableau, x, pairs: Pairs, features: list[Tensor], rows: Tensor, recompute: bool) -> Tensor:
@@ -100,7 +99,7 @@ class Objective:
 
     def _halve(self, error: RuntimeError, rows: Tensor) -> None:
         """After an out-of-memory: half as many rows at once. Any other error, or no row left to spare, goes on."""
-        if not (isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)):
+        if not out_of_memory(error):
             raise error
         before = min(self.most, rows.numel())
         if before < 2 and self.free_to_choose and not self.recompute:
@@ -113,8 +112,7 @@ class Objective:
                 "learn.checkpointing: on, or a device with more memory"
             ) from error
         self.most = before // 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         log.warning("out of memory with %d samples at once: going on with %d", before, self.most)
 
     def _decide(self, tableau: Tableau, x: Tensor, pairs: Pairs, features: list[Tensor], rows: Tensor) -> bool:
@@ -151,6 +149,11 @@ class Objective:
             f", {self.most} samples at once" if self.most < rows.numel() else "",
         )  # fmt: skip
         return recompute
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Does an error say that an allocation failed?"""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def clipped(gradient: Tensor | None, most: float) -> Tensor:

@@ -20,7 +20,7 @@ from ..core.distance import MIN_SIDE, Distance, make_distance
 from ..core.errors import InputError
 from ..core.grid import discretize, resample
 from ..core.learn import Pairs
-from ..core.objective import OUT_OF_MEMORY
+from ..core.objective import out_of_memory
 from ..core.sample import sample
 from ..core.solver import Solver, Tableau, make_solver
 from ..experiment.plan import Plan
@@ -151,7 +151,7 @@ def make_samples(opened: LoadedModel, tableau: Tableau, pairs: Pairs, batch: int
                 x_0 = sample(opened.denoiser, tableau, opened.denoiser.noise.prior_scale * part.noise, part.condition)
                 parts.append(opened.denoiser.decode(x_0))
         except RuntimeError as error:  # torch.OutOfMemoryError is one
-            if not (isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)):
+            if not out_of_memory(error):
                 raise
             if len(part) < 2:
                 raise InputError(f"{opened.id}: not even one sample fits into memory: use a smaller dtype") from error
