@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch
 from forked_sweeps import SMALL
 from object_store import endpoint  # noqa: F401
 from safetensors.torch import load, save
+from schedules import one_thread  # noqa: F401
 from tiny_sweep import PASSING, changed, write
 
 from ld3_dist.experiment import Plan, TrialSpec, parse_experiment
@@ -41,14 +41,6 @@ VALUES = {"default": {"gamma": 0.01, "lr": 0.1}, "paper": {"gamma": 0.01, "lr": 
 
 class Gone(BaseException):
     """The process is gone."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def plan_of(preset: str = "default", seconds: float = 0.0, **settings: Any) -> Plan:

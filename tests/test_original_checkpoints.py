@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import original_checkpoints as original
 import pytest
 import torch
 import yaml
+from schedules import one_thread  # noqa: F401
 from typer.testing import CliRunner
 
 from ld3_dist.cli import app
@@ -21,14 +21,6 @@ from ld3_dist.models.diffusers.original import CLASS_EMBEDDING, _autoencoder, _u
 
 pytest.importorskip("diffusers")
 KINDS = {"classes": original.ON_CLASSES, "unconditional": original.UNCONDITIONAL}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 PUBLISHED = [  # millions of parameters; the papers round them: LDM-4 on ImageNet 400, on LSUN-Bedrooms 274

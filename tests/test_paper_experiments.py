@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import test_edm
 import torch
 import yaml
+from schedules import one_thread  # noqa: F401
 from typer.testing import CliRunner
 
 from ld3_dist.cli import app
@@ -33,15 +33,6 @@ KINDS = {
 }  # fmt: skip
 FILES = {file.stem: file for folder in ("paper", "flow") for file in (ROOT / folder).glob("*.yaml")}
 format_modules = test_edm.format_modules
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small would spend their time waiting for a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def shrunk(name: str, folders: dict[str, Path], tmp_path: Path, **changes: Any) -> Experiment:

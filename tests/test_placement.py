@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import test_edm
 import torch
 from pipelines_on_disk import BUILDERS, options_for
+from schedules import one_thread  # noqa: F401
 
 from ld3_dist.core.denoiser import map_condition
 from ld3_dist.core.distance import Elementwise
@@ -23,14 +23,6 @@ from ld3_dist.models import LoadedModel, ModelOptions, open_model
 format_modules = test_edm.format_modules
 L2 = Elementwise(2)
 FAMILIES = ("digits", *test_edm.VARIANTS, *BUILDERS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 import test_edm
 import torch
 from random_weights import write_inception, write_trunk
+from schedules import one_thread  # noqa: F401
 from test_paper_experiments import run, shrunk
 from typer.testing import CliRunner
 
@@ -27,14 +28,6 @@ from ld3_dist.store.storage import open_storage
 from ld3_dist.tasks.context import open_settings, pairs_of
 
 format_modules = test_edm.format_modules
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_a_sweep_with_inception_scores(tmp_path: Path, format_modules: None) -> None:

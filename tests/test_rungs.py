@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 from forked_sweeps import sweep
 from object_store import endpoint  # noqa: F401
+from schedules import one_thread  # noqa: F401
 from tiny_sweep import changed
 
 from ld3_dist import load_results
@@ -23,14 +23,6 @@ from ld3_dist.store.tables import write_table
 from ld3_dist.tasks.rungs import Rungs
 
 BASELINE = 0.5
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def plan_of(asha: dict[str, Any] | None, **learn: Any) -> Plan:
