@@ -73,6 +73,7 @@ def test_packed_members_equal_single_runs(mixture: Mixture, gamma: float, coordi
     config = replace(CONFIG, gamma=gamma, coordinate=coordinate, coefficients=labels)
     train, valid = pairs_of(mixture, 20, 44, labels), pairs_of(mixture, 0, 20, labels)
     knots = torch.stack([start_of("karras"), start_of("log_snr"), start_of("karras")])
+    close = {"rtol": 1e-9, "atol": 1e-9}  # what is rounded differently grows by up to FLOOR^(-1/2) a step
     seeds, subsets = [11, 12, 13], torch.stack([torch.arange(10) + 7 * k for k in range(3)])
     packed = list(learn(mixture, SOLVER, knots, train, valid, L2, config, seeds=seeds, subsets=subsets))
     for k in range(3):
@@ -81,11 +82,11 @@ def test_packed_members_equal_single_runs(mixture: Mixture, gamma: float, coordi
         ))  # fmt: skip
         assert len(alone) == len(packed)
         for one, many in zip(alone, packed, strict=True):
-            torch.testing.assert_close(one.valid[0], many.valid[k], rtol=1e-12, atol=1e-12)
-            torch.testing.assert_close(one.best_valid[0], many.best_valid[k], rtol=1e-12, atol=1e-12)
-            torch.testing.assert_close(one.train[0], many.train[k], rtol=1e-12, atol=1e-12, equal_nan=True)
-        torch.testing.assert_close(alone[-1].best.knots[0], packed[-1].best.knots[k], rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(alone[-1].best.evals[0], packed[-1].best.evals[k], rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(one.valid[0], many.valid[k], **close)
+            torch.testing.assert_close(one.best_valid[0], many.best_valid[k], **close)
+            torch.testing.assert_close(one.train[0], many.train[k], **close, equal_nan=True)
+        torch.testing.assert_close(alone[-1].best.knots[0], packed[-1].best.knots[k], **close)
+        torch.testing.assert_close(alone[-1].best.evals[0], packed[-1].best.evals[k], **close)
         assert alone[-1].best_epoch[0] == packed[-1].best_epoch[k]
     assert packed[-1].network_evals == 3 * alone[-1].network_evals
 

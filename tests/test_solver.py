@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from time import perf_counter
+from typing import Any
 
 import pytest
 import torch
 from schedules import SCHEDULES, inside, one_thread  # noqa: F401
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ld3_dist.core.errors import InputError
 from ld3_dist.core.grid import Grid, discretize
@@ -227,19 +228,32 @@ def test_what_cannot_run() -> None:
 
 @pytest.mark.parametrize("name", ["heun", "dpm-2", "dpmpp-3", "unipc-3", "ipndm-4", "deis-3"])
 def test_a_table_is_cheap_whatever_the_number_of_members(name: str) -> None:
-    """8 evaluations: at most 2 ms to build and 4 ms to differentiate, the least of many tries."""
+    """A few hundred operations to build and to differentiate, as many for 64 members as for one.
+
+    What that takes in milliseconds is the business of experiments/benchmarks/tableau.py.
+    """
     for noise in (SCHEDULES["edm"], SCHEDULES["vp-discrete"]):
+        counts = []
         for members in (1, 64):
             solver = make_solver(name)
             knots = discretize(noise, solver.steps(8), "log_snr").expand(members, -1).clone().requires_grad_()
             evals = solver.nominal(noise, knots.detach(), 8).clone().requires_grad_()
-            build, backward = [], []
-            for _ in range(40):
-                start = perf_counter()
+            solver.tableau(noise, Grid(knots, evals))  # constants are kept from here on
+            with Operations() as build:
                 tableau = solver.tableau(noise, Grid(knots, evals))
-                built = perf_counter()
+            with Operations() as backward:
                 (tableau.state.sum() + tableau.outputs.sum()).backward()
-                build.append(built - start)
-                backward.append(perf_counter() - built)
-            assert min(build) < 2e-3
-            assert min(backward) < 4e-3
+            counts.append((build.count, backward.count))
+        assert counts[0] == counts[1]
+        assert counts[0][0] <= 600
+        assert counts[0][1] <= 1000
+
+
+class Operations(TorchDispatchMode):
+    """How many operations ran."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))

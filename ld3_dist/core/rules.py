@@ -41,19 +41,22 @@ def orders(p: int, N: int, lower_order_final: bool | None) -> list[int]:
     return [min(p, i + 1, N - i if lower else p) for i in range(N)]
 
 
-def by_order(steps: list[int], weights: Callable[[int], list[Tensor]]) -> list[Tensor]:
-    """Each step's weights by its own order: weights(p) are those of order p at all steps, [K, N] for lags 0, 1, …"""
-    total: list[Tensor] = []
-    for p in sorted(set(steps)):
-        mask = torch.tensor([float(order == p) for order in steps], dtype=torch.float64)
-        for k, w in enumerate(weights(p)):
-            total[k : k + 1] = [w * mask.to(w) + (total[k] if k < len(total) else 0.0)]
-    return total
+@cache
+def places(steps: tuple[int, ...], of: tuple[tuple[int, int], ...], ahead: int) -> Tensor:
+    """Where in row i a weight of (order, lag) belongs, one-hot [N, J, N]: see `banded`."""
+    columns = range(len(steps))
+    found = [[[float(p == o and i + ahead - k == j) for j in columns] for o, k in of] for i, p in enumerate(steps)]
+    return torch.tensor(found, dtype=torch.float64)
 
 
-def banded(weights: list[Tensor]) -> Tensor:
-    """Weights [K, N] of lags 0, 1, … as a matrix [K, N, N]: row i holds weights_k[i] in column i - k."""
-    return torch.stack([torch.diag_embed(w[:, k:], -k) for k, w in enumerate(weights) if k < w.shape[1]]).sum(0)
+def banded(steps: list[int], weights: Callable[[int], list[Tensor]], ahead: int = 0) -> Tensor:
+    """Weights as a matrix [K, N, N], each row's by its own order: lag k of step i in column i + ahead - k.
+
+    weights(p) are those of order p at all steps, [K, N] a lag.
+    """
+    found = {(p, k): w for p in sorted(set(steps)) for k, w in enumerate(weights(p))}
+    w = torch.stack(list(found.values()))
+    return torch.einsum("jki,ijn->kin", w, places(tuple(steps), tuple(found), ahead).to(w))
 
 
 def history(u: Tensor, order: int) -> list[Tensor]:
@@ -75,9 +78,15 @@ def phi(h: Tensor, n: int) -> list[Tensor]:
 
     By quadrature: the recurrence phi_{k+1} = (1/k! - phi_k) / h loses k digits of h where steps are small.
     """
-    s, w = (v.to(h) for v in gauss_legendre())
-    powers = torch.stack([w * s ** (k - 1) / math.factorial(k - 1) for k in range(1, n + 1)], -1)
-    return list((torch.exp(-h[..., None] * (1 - s)) @ powers).unbind(-1))
+    to_end, powers = (v.to(h) for v in exponential_moments(n))
+    return list((torch.exp(-h[..., None] * to_end) @ powers).unbind(-1))
+
+
+@cache
+def exponential_moments(n: int) -> tuple[Tensor, Tensor]:
+    """Of the quadrature: 1 - s at its nodes [q], and weights of phi_1 … phi_n [q, n]."""
+    s, w = gauss_legendre()
+    return 1 - s, torch.stack([w * s ** (k - 1) / math.factorial(k - 1) for k in range(1, n + 1)], -1)
 
 
 # --- data: linear multistep in lam -----------------------------------------------------------------------------------
@@ -104,9 +113,8 @@ def dpmpp(points: Points, p: int, lower_order_final: bool | None) -> Step:
         far = -(f_2 * r[0] + f_3) / wide / r[1]  # of m_{i-1} - m_{i-2}
         return [f_1 + near, far - near, -far]
 
-    w = by_order(orders(p, points.N, lower_order_final), weights)
     carry = torch.diag_embed(points.sigma[:, 1:] / points.sigma[:, :-1])
-    return carry, points.alpha[:, 1:, None] * banded(w)
+    return carry, points.alpha[:, 1:, None] * banded(orders(p, points.N, lower_order_final), weights)
 
 
 def unipc(points: Points, p: int, lower_order_final: bool | None, bh1: bool) -> Step:
@@ -118,39 +126,37 @@ def unipc(points: Points, p: int, lower_order_final: bool | None, bh1: bool) -> 
     """
     h, lam, f = points.h, history(points.lam, p), phi(points.h, p + 1)
     r = [(node - lam[0]) / h for node in lam[1:]]
-    f_1, ahead, half = h * f[0], torch.ones_like(h), torch.full_like(h, 0.5)
-    B = h if bh1 else f_1  # both signs of the published -h and e^-h - 1 turned
-    b = [h * math.factorial(k) * f[k] / B for k in range(1, p + 1)]
+    b = [math.factorial(k) * h * f[k] for k in range(p + 1)]  # times the published B(h), which thus drops out …
+    ahead, half = torch.ones_like(h), (h if bh1 else b[0]) / 2  # … but from the fixed halves
 
     def predictor(order: int) -> list[Tensor]:
         """Weights of m_i, m_{i-1}, …, over alpha."""
-        rho = [half] if order == 2 else moments(r[: order - 1], b)
-        back = [B * w / node for w, node in zip(rho, r, strict=False)]
-        return [f_1 - sum(back), *back]
+        rho = [half] if order == 2 else moments(r[: order - 1], b[1:])
+        back = [w / node for w, node in zip(rho, r, strict=False)]
+        return [b[0] - sum(back), *back]
 
     def corrector(order: int) -> list[Tensor]:
         """Weights of m_{i+1}, m_i, …, over alpha."""
-        *rho, last = [half] if order == 1 else moments([*r[: order - 1], ahead], b)
-        back = [B * w / node for w, node in zip(rho, r, strict=False)]
-        return [B * last, f_1 - B * last - sum(back), *back]
+        *rho, last = [half] if order == 1 else moments([*r[: order - 1], ahead], b[1:])
+        back = [w / node for w, node in zip(rho, r, strict=False)]
+        return [last, b[0] - last - sum(back), *back]
 
     steps = orders(p, points.N, lower_order_final)
     ratio, alpha = points.sigma[:, 1:] / points.sigma[:, :-1], points.alpha[:, 1:]
-    now, (new, *after) = by_order(steps, predictor), by_order(steps, corrector)
-    added = torch.stack([new, *(c - q for c, q in zip(after, now, strict=True))])[..., :-1]
-    late = pad(ratio[:, 1:] * alpha[:, :-1] * added, (1, 0))
-    return torch.diag_embed(ratio), alpha[..., None] * banded(now) + banded(list(late))
+    now = banded(steps, predictor)
+    added = (ratio[:, 1:] * alpha[:, :-1])[..., None] * (banded(steps, corrector, 1) - now)[:, :-1]
+    return torch.diag_embed(ratio), alpha[..., None] * now + pad(added, (0, 0, 1, 0))
 
 
 def moments(nodes: list[Tensor], b: list[Tensor]) -> list[Tensor]:
     """rho with sum_k rho_k nodes_k^(m-1) = b_m for up to three nodes, in closed form."""
     if len(nodes) < 2:
         return b[: len(nodes)]
+    x = torch.stack(nodes)
+    y, z = x.roll(1, 0), x.roll(2, 0)  # of two nodes, z is x again
     if len(nodes) == 2:
-        x, y = nodes
-        return [(b[0] * y - b[1]) / (y - x), (b[0] * x - b[1]) / (x - y)]
-    turns = [(nodes[k], nodes[k - 1], nodes[k - 2]) for k in range(3)]
-    return [(b[2] - (y + z) * b[1] + y * z * b[0]) / ((x - y) * (x - z)) for x, y, z in turns]
+        return list(((b[0] * y - b[1]) / (y - x)).unbind())
+    return list(((b[2] - (y + z) * b[1] + y * z * b[0]) / ((x - y) * (x - z))).unbind())
 
 
 # --- noise: linear multistep on eps ----------------------------------------------------------------------------------
@@ -195,8 +201,8 @@ def noise_multistep(points: Points, weights: Tensor) -> Step:
 def ipndm(points: Points, p: int, lower_order_final: bool | None) -> Step:
     """iPNDM (Zhang & Chen 2023, arXiv 2204.13902): DDIM with Adams-Bashforth sums of the noise; p = 1 is DDIM."""
     steps = orders(p, points.N, lower_order_final)
-    lags = [[w[k] if k < len(w) else 0.0 for w in (ADAMS_BASHFORTH[o - 1] for o in steps)] for k in range(p)]
-    return noise_multistep(points, banded(list(torch.tensor(lags, dtype=torch.float64).to(points.t)[:, None])))
+    constant = lambda order: [points.t.new_full((1, points.N), w) for w in ADAMS_BASHFORTH[order - 1]]
+    return noise_multistep(points, banded(steps, constant))
 
 
 def deis(points: Points, p: int, lower_order_final: bool | None, in_lam: bool) -> Step:
@@ -220,7 +226,7 @@ def deis(points: Points, p: int, lower_order_final: bool | None, in_lam: bool) -
             c.append(math.prod((gaps[j] for j in others), start=measure).sum(-1) / scale)
         return c
 
-    return noise_multistep(points, banded(by_order(orders(p, points.N, lower_order_final), weights)))
+    return noise_multistep(points, banded(orders(p, points.N, lower_order_final), weights))
 
 
 # --- singlestep ------------------------------------------------------------------------------------------------------

@@ -44,28 +44,24 @@ def states(
     packed = tableau.evals.ndim == 2
     K = tableau.evals.shape[0] if packed else 1
     B = x_T.shape[-len(shape) - 1]
-    y_0 = x_T.reshape(-1, B, torch.Size(shape).numel())  # [1 or K, B, d]
-    here = lambda table: table.to(x_T.dtype).to(x_T.device)  # in this order: not every device has float64
-    evals, state = here(tableau.evals.reshape(K, -1)), here(tableau.state.reshape(K, -1))
-    outputs = here(tableau.outputs.reshape(K, state.shape[1], -1))
+    table = torch.cat([tableau.state.reshape(K, -1, 1), tableau.outputs.reshape(K, tableau.nfe + 1, -1)], -1)
+    here = lambda numbers: numbers.to(x_T.dtype).to(x_T.device)  # in this order: not every device has float64
+    rows = here(table).unbind(1)  # state_i, outputs_i  [K, 1+E] each
+    times = here(tableau.evals.reshape(K, -1)).repeat_interleave(B, 0).unbind(1)  # [K*B] each
     if condition is not None and K > 1:
         condition = map_condition(lambda c: c if len(c) == K * B else c.repeat(K, *[1] * (c.ndim - 1)), condition)
 
-    path: list[Tensor] = []  # y_i  [K, B, d]
-    history: list[Tensor] = []  # m_j  [K, B, d]
-    for i in range(tableau.nfe + 1):
-        y = state[:, i, None, None] * y_0  # [K, B, d]
-        if i:
-            m = torch.stack(history, 1).flatten(2)  # [K, i, B*d]
-            y = torch.baddbmm(y.flatten(1).unsqueeze(1), outputs[:, i : i + 1, :i], m).view(K, B, -1)
-        path.append(y)
+    history = [x_T.reshape(-1, B * torch.Size(shape).numel()).expand(K, -1)]  # x_T, m_0, m_1, …  [K, B*d]
+    path: list[Tensor] = []  # y_0, y_1, …  [K*B, *shape]
+    for i, row in enumerate(rows):
+        y = row[:, None, : i + 1] @ torch.stack(history, 1)
+        path.append(y.view(K * B, *shape))
         if i < tableau.nfe:
-            t = evals[:, i : i + 1].expand(K, B).reshape(-1)
-            inputs = (y.reshape(K * B, *shape), t, condition)
+            inputs = (path[i], times[i], condition)
             out = checkpoint(denoiser, *inputs, use_reentrant=False) if recompute else denoiser(*inputs)
-            history.append(out.reshape(K, B, -1).to(y.dtype))
+            history.append(out.reshape(K, -1).to(y.dtype))
     lead = (K, B) if packed else (B,)
-    return [y.view(*lead, *shape) for y in path], [m.view(*lead, *shape) for m in history]
+    return [y.view(*lead, *shape) for y in path], [m.view(*lead, *shape) for m in history[1:]]
 
 
 def draw_noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.grid import discretize, lam_range
 from ..core.noise import EDM, NoiseSchedule
-from ..core.rules import by_order, history, moments, orders, phi
+from ..core.rules import banded, history, moments, orders, phi
 
 TRUNCATED = 3
 FEW = 7
@@ -101,19 +101,15 @@ def dmn(noise: NoiseSchedule, steps: int, power: int | None = None, starts: int 
 def objective(lam: Tensor, power: int) -> Tensor:
     """The error bound above [K] of half-log-SNR knots lam [K, N+1]."""
     steps = lam.shape[1] - 1
-    lags = multistep_weights(lam)
     error = torch.sigmoid(-2 * lam[:, :-1]) ** (power / 2) / torch.sigmoid(2 * lam[:, :-1]).sqrt()
-    own, total = torch.zeros_like(error), torch.zeros_like(error)
     counted = torch.arange(steps) < (TRUNCATED if steps <= FEW else 0)
-    for k, J in enumerate(lags):  # J [K, N]: weight in step s of output s - k
-        effect = J[:, k:] * error[:, : steps - k]
-        own[:, k:] += effect**2
-        total[:, : steps - k] += torch.where(counted[k:], 0.0, effect)
-    return own[:, counted].clamp_min(1e-60).sqrt().sum(1) + total.abs().sum(1)
+    effect = multistep_weights(lam) * error[:, None]
+    own, total = effect[:, counted].square().sum(2), effect[:, ~counted].sum(1)
+    return own.clamp_min(1e-60).sqrt().sum(1) + total.abs().sum(1)
 
 
-def multistep_weights(lam: Tensor) -> list[Tensor]:
-    """J of lags 0, 1, 2, each [K, N]: integrals of e^lam times the Lagrange polynomials of each step's own order."""
+def multistep_weights(lam: Tensor) -> Tensor:
+    """J [K, N, N] of output j in step s: integrals of e^lam times the Lagrange polynomials of each step's own order."""
     steps = lam.shape[1] - 1
     most = min(3, steps)
     h, nodes = lam.diff(dim=1), history(lam, most)
@@ -124,4 +120,4 @@ def multistep_weights(lam: Tensor) -> list[Tensor]:
     def weights(order: int) -> list[Tensor]:
         return [scale * rho for rho in moments(r[:order], b)]
 
-    return by_order(orders(most, steps, lower_order_final=True), weights)
+    return banded(orders(most, steps, lower_order_final=True), weights)
