@@ -142,7 +142,7 @@ def test_moved_noise_stays_in_the_ball(mixture: Mixture, train: Pairs, valid: Pa
     config = replace(CONFIG, gamma=0.2, epochs=6, lr_noise=0.9)
     session = run_session(mixture, train, valid, config)
     assert session.radius == pytest.approx(0.2 * 2 / NFE**2)
-    away = (session.kept[0] - train.noise).flatten(1).norm(dim=1)
+    away = (session.state["kept"][0] - train.noise).flatten(1).norm(dim=1)
     assert away.max() <= session.radius * (1 + 1e-12)
     assert away.max() > 0.999 * session.radius  # 0.9 r a step: without the projection some would be outside
     assert train.noise.equal(pairs_of(mixture, 20, 44).noise)
@@ -155,8 +155,10 @@ def test_noise_moves_only_where_its_loss_falls(mixture: Mixture, train: Pairs, v
         session = run_session(mixture, train, valid, replace(still, lr_noise=lr_noise))
         tableau = SOLVER.tableau(mixture.noise, SOLVER.coupled(mixture.noise, start_of("karras")))
         scale = mixture.noise.prior_scale
-        before, after = (L2(sample(mixture, tableau, scale * x), train.target) for x in (train.noise, session.kept[0]))
-        moved = (session.kept[0] != train.noise).any(1)
+        before, after = (
+            L2(sample(mixture, tableau, scale * x), train.target) for x in (train.noise, session.state["kept"][0])
+        )
+        moved = (session.state["kept"][0] != train.noise).any(1)
         assert moved.any()
         assert (after[moved] < before[moved]).all()
     assert not moved.all()
@@ -164,7 +166,7 @@ def test_noise_moves_only_where_its_loss_falls(mixture: Mixture, train: Pairs, v
 
 def test_gamma_zero_moves_nothing(mixture: Mixture, train: Pairs, valid: Pairs) -> None:
     session = run_session(mixture, train, valid, replace(CONFIG, gamma=0.0))
-    assert session.kept[0].equal(train.noise)
+    assert session.state["kept"][0].equal(train.noise)
 
 
 def test_network_evaluations_are_counted(mixture: Mixture, train: Pairs, valid: Pairs) -> None:

@@ -40,9 +40,11 @@ class Descent(Session):
         rates = {"logits": config.lr, "offsets": config.lr_times, "corrections": config.lr_coefficients}
         self.learned = [(p, rates[n]) for n, p in self.grids.named_parameters() if p.requires_grad]
         g = self.gradient()
-        self.sums = {"weight": g.new_zeros(()), "first": g, "second": g[:, :, None] * g[:, None]}
-        self.kept = self.moved.clone()  # x' to go back to where its loss, `known`, is not undercut at the next visit
-        self.known = torch.full(self.pool.shape, math.inf, device=self.device, dtype=self.moved.dtype)
+        self.state = {
+            "weight": g.new_zeros(()), "first": g, "second": g[:, :, None] * g[:, None],
+            # x' to go back to where its loss, `known`, is not undercut at the next visit
+            "kept": self.moved.clone(), "known": self.moved.new_full(self.pool.shape, math.inf),
+        }  # fmt: skip
 
     def rate(self, epoch: int) -> float:
         """Cosine decay from 1 to final_lr."""
@@ -75,19 +77,16 @@ class Descent(Session):
 
     def gradient(self) -> Tensor:
         """Every member's gradient [K, P] with respect to its parameters in units of their rates; zero where none is."""
-        parts = [
-            (torch.zeros_like(p) if p.grad is None else clipped(p.grad, self.config.clip)).flatten(1) * rate
-            for p, rate in self.learned
-        ]
-        return torch.cat(parts, 1)
+        grad = lambda p: torch.zeros_like(p) if p.grad is None else clipped(p.grad, self.config.clip)
+        return torch.cat([grad(p).flatten(1) * rate for p, rate in self.learned], 1)
 
     @torch.no_grad()
     def descend(self, rate: float) -> None:
         """A step of every member down its gradient, see the top of this file."""
         g = self.gradient()
         for name, seen in (("weight", 1.0), ("first", g), ("second", g[:, :, None] * g[:, None])):
-            self.sums[name] = MEMORY * self.sums[name] + seen
-        m, C = (self.sums[name] / self.sums["weight"] for name in ("first", "second"))
+            self.state[name] = MEMORY * self.state[name] + seen
+        m, C = (self.state[name] / self.state["weight"] for name in ("first", "second"))
         steps = (inverse_root(C) @ m[..., None])[..., 0].split([p[0].numel() for p, _ in self.learned], 1)
         for (p, unit), step in zip(self.learned, steps, strict=True):
             p.sub_(rate * unit * step.view_as(p))
@@ -96,41 +95,35 @@ class Descent(Session):
     def move(self, batch: Tensor, k: Tensor, rows: Tensor, x: Tensor, loss: Tensor) -> None:
         """Judge the move that led to x; from where it is kept, a step of lr_noise * r down the gradient."""
         assert x.grad is not None
-        at = (k[:, None], batch)
+        at, kept, known = (k[:, None], batch), self.state["kept"], self.state["known"]
         wide = lambda v: v.view(*v.shape, *[1] * (x.ndim - 2))
         flat = lambda v: v.flatten(2)
-        good = loss <= self.known[at]
+        good = loss <= known[at]
         start = self.train.noise[rows]
         direction = flat(torch.nan_to_num(x.grad))
         direction = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         away = flat(x - start) - self.config.lr_noise * self.radius * direction
         away = away * (self.radius / away.norm(dim=-1, keepdim=True).clamp_min(1e-30)).clamp_max(1.0)
-        kept = torch.where(wide(good), x, self.kept[at])
-        self.kept[at] = kept
-        self.moved[at] = torch.where(wide(good), start + away.view_as(x), kept)
-        self.known[at] = torch.where(good, loss, math.inf)
-
-    def own(self) -> dict[str, Tensor]:
-        """The means and what judges the moves."""
-        return {"kept": self.kept, "known": self.known} | self.sums
-
-    def adopt(self, state: dict[str, Tensor]) -> None:
-        """See `own`."""
-        self.kept, self.known = state["kept"].to(self.kept), state["known"].to(self.known)
-        self.sums = {name: state[name].to(value) for name, value in self.sums.items()}
+        kept[at] = torch.where(wide(good), x, kept[at])
+        self.moved[at] = torch.where(wide(good), start + away.view_as(x), kept[at])
+        known[at] = torch.where(good, loss, math.inf)
 
 
 def inverse_root(C: Tensor) -> Tensor:
     """(C + FLOOR tr(C) I)^(-1/2) of symmetric matrices [K, P, P] without negative eigenvalues."""
-    eye = torch.eye(C.shape[-1]).to(C)
     trace = torch.diagonal(C, dim1=-2, dim2=-1).sum(-1).clamp_min(1e-60)[:, None, None]
-    C = C / trace + FLOOR * eye
-    if C.device.type == "cpu":
-        values, vectors = torch.linalg.eigh(C)
-        root = (vectors * values[:, None].rsqrt()) @ vectors.mT
-    else:  # eigenvalues would stall the queue: coupled Newton-Schulz (Higham 2008, 6.35), exact for values FLOOR … 1
-        root, other = eye.expand_as(C), C
-        for _ in range(25):
-            turn = 1.5 * eye - 0.5 * root @ other
-            root, other = turn @ root, other @ turn
-    return root / trace.sqrt()
+    C = C / trace + FLOOR * torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
+    if C.device.type != "cpu":
+        return newton_schulz(C) / trace.sqrt()  # eigenvalues would stall the queue
+    values, vectors = torch.linalg.eigh(C)
+    return (vectors * values[:, None].rsqrt()) @ vectors.mT / trace.sqrt()
+
+
+def newton_schulz(C: Tensor) -> Tensor:
+    """C^(-1/2) of symmetric matrices with eigenvalues from FLOOR to 1, by products alone (Higham 2008, eq. 6.35)."""
+    eye = torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
+    root, other = eye.expand_as(C), C
+    for _ in range(25):  # the least eigenvalue of `other` grows by 9/4 a turn until it is near 1
+        turn = 1.5 * eye - 0.5 * root @ other
+        root, other = turn @ root, other @ turn
+    return root

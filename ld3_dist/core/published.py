@@ -44,23 +44,14 @@ class Published(Session):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         config, K, N = self.config, len(self.grids.logits), self.grids.logits.shape[1]
-        column = lambda value: torch.full((K, 1), float(value), dtype=torch.float64)
         home = self.grids.logits.device
+        column = lambda value: torch.full((K, 1), float(value), dtype=torch.float64, device=home)
         self.state = {
             "lr": column(config.lr), "lr_times": column(config.lr_times / N), "lr_noise": column(config.lr_noise / N),
             "square": torch.zeros_like(self.grids.logits), "momentum": torch.zeros_like(self.grids.logits),
             "worse": column(0), "hits": column(0),
             "logits": self.grids.logits.detach().clone(), "offsets": self.grids.offsets.detach().clone(),
         }  # fmt: skip
-        self.state = {name: value.to(home) for name, value in self.state.items()}
-
-    def own(self) -> dict[str, Tensor]:
-        """Rates, moments, counts and the best parameters."""
-        return self.state
-
-    def adopt(self, state: dict[str, Tensor]) -> None:
-        """See `own`."""
-        self.state = {name: state[name].to(value) for name, value in self.state.items()}
 
     def epoch(self, epoch: int) -> None:
         """A round."""

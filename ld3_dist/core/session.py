@@ -70,6 +70,7 @@ class Session:
         self.active = list(range(K))
         self.train_loss = torch.full((K,), math.nan, dtype=torch.float64)
         self.best: dict[str, Tensor] = {}
+        self.state: dict[str, Tensor] = {}  # the procedure's own: all it needs to go on
 
     def run(self, first: int = 1) -> Iterator[Progress]:
         """The epochs from `first` on."""
@@ -145,7 +146,7 @@ class Session:
         made = {f"grids.{name}": value for name, value in self.grids.state_dict().items()}
         made |= {f"best.{name}": value for name, value in self.best.items()}
         made |= {f"generator.{k}": g.get_state() for k, g in enumerate(self.generators)}
-        made |= {f"own.{name}": value for name, value in self.own().items()}
+        made |= {f"own.{name}": value for name, value in self.state.items()}
         made |= {"moved": self.moved, "train_loss": self.train_loss, "active": torch.tensor(self.active)}
         made["network_evals"] = torch.tensor(self.objective.network_evals)
         return {name: value.detach().cpu().clone() for name, value in made.items()}
@@ -157,16 +158,10 @@ class Session:
             self.grids.load_state_dict(part("grids."))
             for k, generator in enumerate(self.generators):
                 generator.set_state(state[f"generator.{k}"])
-            self.adopt(part("own."))
+            own = part("own.")
+            self.state = {name: own[name].to(value) for name, value in self.state.items()}
             self.best, self.active = {n: v.clone() for n, v in part("best.").items()}, state["active"].tolist()
             self.moved = state["moved"].to(self.moved)
             self.train_loss, self.objective.network_evals = state["train_loss"].clone(), int(state["network_evals"])
         except (KeyError, RuntimeError) as error:
             raise InputError(f"this state does not belong to this run of learning: {error}") from error
-
-    def own(self) -> dict[str, Tensor]:
-        """The procedure's state."""
-        return {}
-
-    def adopt(self, state: dict[str, Tensor]) -> None:
-        """Take over what `own` gave."""

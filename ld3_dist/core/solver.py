@@ -48,10 +48,6 @@ class Tableau:
         """Number E of network evaluations."""
         return self.evals.shape[-1]
 
-    def detach(self) -> Tableau:
-        """The same numbers without their graph."""
-        return Tableau(self.evals.detach(), self.state.detach(), self.outputs.detach())
-
     def take(self, members: Tensor | list[int] | slice) -> Tableau:
         """The schedules with these numbers, of K."""
         index = members if isinstance(members, slice) else torch.as_tensor(members, device=self.evals.device)
@@ -67,17 +63,16 @@ class Tableau:
 
         Members that are not `finite` [K'] and entries that are no number pass on zero.
         """
-        wholes, grads = [], []
-        for name in ("evals", "state", "outputs"):
-            whole, grad = getattr(self, name), getattr(leaf, name).grad
-            if not whole.requires_grad or grad is None:
-                continue
+        parts = [(getattr(self, name), getattr(leaf, name).grad) for name in ("evals", "state", "outputs")]
+        parts = [(whole, grad) for whole, grad in parts if whole.requires_grad and grad is not None]
+
+        def spread(whole: Tensor, grad: Tensor) -> Tensor:
             if finite is not None:
                 grad = torch.where(finite.view(-1, *[1] * (grad.ndim - 1)), grad, 0.0)
             grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0).to(whole)
-            wholes.append(whole)
-            grads.append(torch.zeros_like(whole).index_copy(0, members.to(whole.device), grad))
-        torch.autograd.backward(wholes, grads)
+            return torch.zeros_like(whole).index_copy(0, members.to(whole.device), grad)
+
+        torch.autograd.backward([whole for whole, _ in parts], [spread(*part) for part in parts])
 
 
 @dataclass(frozen=True)
