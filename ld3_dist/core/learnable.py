@@ -12,7 +12,7 @@ over all of the history (S4S, arXiv 2502.17423; GS, arXiv 2510.17699), zero at t
     y_{i+1} = (1 + c_i) state_{i+1} x_T + sum_{j<=i} outputs_{i+1,j} m_j + a_i m_i + sum_{j<i} b_ij (m_{j+1} - m_j)
 
 Late outputs resemble each other, so the loss is stiff in the sum of their weights and soft in how it is shared out.
-Differences part the two: a_i and c_i, the stiff ones, are taken in units of STIFF, and Adam fits each rate.
+Differences part the two: a_i and c_i, the stiff ones, are taken in units of STIFF.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ CHECKPOINTING = ("auto", "on", "off")
 class LearnConfig:
     """How to learn; `LearnConfig.of(preset, …)` for another preset's values.
 
-    preset: "default": Adam (`descent`), or "paper": the published procedure (`published`).
+    preset: "default": Adam with a full matrix (`descent`), or "paper": the published procedure (`published`).
     gamma: r = gamma d / NFE^2.  coordinate: "lambda" or "time".  offset_window: how far network times may move.
     coefficients: learn corrections to the coefficients too (default preset only).
     lr, lr_times, lr_coefficients: rates of gap logits, offsets, corrections; lr_noise: a fraction of the radius.
