@@ -1,14 +1,18 @@
 """Which settings make a good default: one changed at a time, over solvers, NFE and models.
 
-    python experiments/benchmarks/defaults.py mixtures | digits [--variants …] [--out results/benchmarks/defaults.json]
+    python experiments/benchmarks/defaults.py mixtures | digits [--variants …] [--workers 2]
+        [--out results/benchmarks/defaults.json]
 
-mixtures   the analytic 1-D and 2-D mixtures, 7 solvers x NFE 3, 4, 5, 6, 8, 10; teacher UniPC-3 with 30 evaluations
-digits     the embedded network, 2 solvers x NFE 4, 8; teacher UniPC-3 with 20
+7 solvers x NFE 3, 4, 5, 6, 8, 10 on
 
-50 + 50 pairs, 2 seeds x 2 starts packed, squared distance; a cell's loss is the geometric mean over seeds of the best
-start's loss on 500 fresh pairs, so that neither the training nor the selecting pairs decide. Printed and written: every
-variant's geometric mean over cells of its loss relative to the default's, and the share of cells where it is lower;
-what the default was is written beside it, for it may have changed on these grounds since.
+mixtures   the analytic 1-D and 2-D mixtures, 2 seeds x 2 starts; teacher UniPC-3 with 30 evaluations; one minute each
+digits     the embedded network, 1 seed from the log-SNR grid; teacher UniPC-3 with 20; ten minutes each
+
+50 + 50 pairs, the members of a cell packed, squared distance; a cell's loss is the geometric mean over seeds of the
+best start's loss on 500 fresh pairs, so that neither the training nor the selecting pairs decide. Printed and written:
+every variant's geometric mean over cells of its loss relative to the default's, and the share of cells where it is
+lower; what the default was is written beside it, for it may have changed on these grounds since. Variants that were
+measured before with the same default are kept. Every worker is a process with one thread.
 """
 
 from __future__ import annotations
@@ -16,9 +20,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
+import re
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +40,25 @@ from ld3_dist.core.sample import draw_noise, sample
 from ld3_dist.core.solver import Tableau, make_solver
 from ld3_dist.models import LoadedModel, open_model
 
-SEEDS, STARTS, COUNT, FRESH = (0, 1), ("log_snr", "karras"), 50, 500
-GROUNDS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], int]] = {
-    "mixtures": (
-        ("analytic:mixture-1d", "analytic:mixture-2d"),
-        ("ddim", "dpmpp-2", "dpmpp-3", "unipc-2", "unipc-3", "ipndm-2", "ipndm-3"), (3, 4, 5, 6, 8, 10), 30,
-    ),
-    "digits": (("digits",), ("unipc-3", "ipndm-3"), (4, 8), 20),
-}  # fmt: skip
+COUNT, FRESH = 50, 500
+SOLVERS = ("ddim", "dpmpp-2", "dpmpp-3", "unipc-2", "unipc-3", "ipndm-2", "ipndm-3")
+NFES = (3, 4, 5, 6, 8, 10)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Models, evaluations of their teacher, and the members of a cell."""
+
+    models: tuple[str, ...]
+    teacher_nfe: int
+    seeds: tuple[int, ...]
+    starts: tuple[str, ...]
+
+
+GROUNDS = {
+    "mixtures": Ground(("analytic:mixture-1d", "analytic:mixture-2d"), 30, (0, 1), ("log_snr", "karras")),
+    "digits": Ground(("digits",), 20, (0,), ("log_snr",)),
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "lr 0.05": {"lr": 0.05}, "lr 0.2": {"lr": 0.2},
@@ -98,34 +115,39 @@ def generate(opened: LoadedModel, table: Tableau, pairs: Pairs) -> Tensor:
     return torch.cat([sample(opened.denoiser, table, scale * part.noise, part.condition) for part in parts])
 
 
-def losses(
-    opened: LoadedModel, teacher_nfe: int, solvers: tuple[str, ...], nfes: tuple[int, ...], variants: list[str]
-) -> Iterator[dict]:
-    """Rows: variant, cell, loss on fresh pairs."""
-    noise = opened.denoiser.noise
-    valid, train = pairs_of(opened, teacher_nfe, 0, COUNT), pairs_of(opened, teacher_nfe, COUNT, COUNT * 3)
-    fresh = pairs_of(opened, teacher_nfe, 100_000, 100_000 + FRESH)
-    subsets = torch.stack([torch.arange(COUNT) + COUNT * s for s in SEEDS for _ in STARTS])
-    seeds = [s for s in SEEDS for _ in STARTS]
-    for variant in variants:
-        changed = VARIANTS[variant]
-        procedures.PROCEDURES["default"] = Averaged if variant == "averaged parameters" else Descent
-        for name in solvers:
-            solver = make_solver(name)
-            for nfe in nfes:
-                knots = torch.stack([discretize(noise, solver.steps(nfe), start) for start in STARTS] * len(SEEDS))
-                began, config = time.perf_counter(), LearnConfig.of(**changed)
-                *_, end = learn(
-                    opened.denoiser, solver, knots, train, valid, L2, config, nfe=nfe, seeds=seeds, subsets=subsets
-                )
-                found = []
-                for s in range(len(SEEDS)):
-                    best = int(end.best_valid[s * len(STARTS) : (s + 1) * len(STARTS)].argmin()) + s * len(STARTS)
-                    table = Tableau(end.tableau.evals[best], end.tableau.state[best], end.tableau.outputs[best])
-                    found.append(float(L2(generate(opened, table, fresh), fresh.target).double().mean()))
-                loss = math.exp(sum(map(math.log, found)) / len(found))
-                seconds = time.perf_counter() - began
-                yield {"variant": variant, "cell": f"{opened.id}/{name}/{nfe}", "loss": loss, "seconds": seconds}
+@cache
+def pairs_by_use(model: str, teacher_nfe: int, seeds: int) -> tuple[LoadedModel, Pairs, Pairs, Pairs]:
+    """A model with its pairs to learn from, to select by and to measure on; made once a process."""
+    torch.set_num_threads(1)
+    opened = open_model(model)
+    spans = ((COUNT, COUNT * (1 + seeds)), (0, COUNT), (100_000, 100_000 + FRESH))
+    return opened, *(pairs_of(opened, teacher_nfe, *span) for span in spans)
+
+
+def losses(job: tuple[Ground, str, str, str]) -> list[dict]:
+    """Of a ground, a model, a variant and a solver, rows: variant, cell, loss on fresh pairs."""
+    ground, model, variant, name = job
+    opened, train, valid, fresh = pairs_by_use(model, ground.teacher_nfe, len(ground.seeds))
+    noise, solver, config = opened.denoiser.noise, make_solver(name), LearnConfig.of(**VARIANTS[variant])
+    procedures.PROCEDURES["default"] = Averaged if variant == "averaged parameters" else Descent
+    members = [(s, start) for s in ground.seeds for start in ground.starts]
+    subsets = torch.stack([torch.arange(COUNT) + COUNT * s for s, _ in members])
+    rows = []
+    for nfe in NFES:
+        began = time.perf_counter()
+        *_, end = learn(
+            opened.denoiser, solver, torch.stack([discretize(noise, solver.steps(nfe), start) for _, start in members]),
+            train, valid, L2, config, nfe=nfe, seeds=[s for s, _ in members], subsets=subsets,
+        )  # fmt: skip
+        found = []
+        for s in ground.seeds:
+            best = min((k for k, m in enumerate(members) if m[0] == s), key=end.best_valid.tolist().__getitem__)
+            table = Tableau(end.tableau.evals[best], end.tableau.state[best], end.tableau.outputs[best])
+            found.append(float(L2(generate(opened, table, fresh), fresh.target).double().mean()))
+        loss = float(f"{math.exp(sum(map(math.log, found)) / len(found)):.6g}")
+        seconds = round(time.perf_counter() - began, 2)
+        rows.append({"variant": variant, "cell": f"{opened.id}/{name}/{nfe}", "loss": loss, "seconds": seconds})
+    return rows
 
 
 def summary(rows: list[dict]) -> dict[str, dict[str, float]]:
@@ -141,26 +163,32 @@ def summary(rows: list[dict]) -> dict[str, dict[str, float]]:
     return found
 
 
+def lines(found: dict) -> str:
+    """As JSON with every innermost object on a line of its own."""
+    text = json.dumps(found, indent=1)
+    return re.sub(r"\{[^{}]*\}", lambda inner: " ".join(inner[0].split()), text) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ground", choices=GROUNDS)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/defaults.json"))
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    names, solvers, nfes, teacher_nfe = GROUNDS[given.ground]
-    rows, seen = [], ""
-    for name in names:
-        for row in losses(open_model(name), teacher_nfe, solvers, nfes, given.variants):
-            rows.append(row)
-            if row["variant"] != seen:
-                seen = row["variant"]
-                print(name, seen, flush=True)
+    ground, now = GROUNDS[given.ground], asdict(LearnConfig())
+    kept = json.loads(given.out.read_text()) if given.out.exists() else {}
+    before = kept.get(given.ground, {})
+    rows = [r for r in before.get("rows", []) if before["default is"] == now and r["variant"] not in given.variants]
+    jobs = [(ground, model, variant, name) for variant in given.variants for model in ground.models for name in SOLVERS]
+    with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
+        for made in pool.imap(losses, jobs):
+            rows += made
+            print(made[0]["variant"], made[0]["cell"].rpartition("/")[0], flush=True)
     found = summary(rows)
     print(json.dumps(found, indent=1))
-    kept = json.loads(given.out.read_text()) if given.out.exists() else {}
-    made = {"default is": asdict(LearnConfig()), "summary": found, "rows": rows}
-    given.out.write_text(json.dumps(kept | {given.ground: made}, indent=1) + "\n")
+    made = {"default is": now, "summary": found, "rows": rows}
+    given.out.write_text(lines(kept | {given.ground: made}))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import math
 from pathlib import Path
 
 import torch
-from defaults import COUNT, FRESH, GROUNDS, L2, SEEDS, generate, pairs_of
+from defaults import COUNT, FRESH, GROUNDS, L2, NFES, SOLVERS, generate, lines, pairs_of
 from torch import Tensor
 
 from ld3_dist.core.grid import discretize, resample
@@ -25,6 +25,8 @@ from ld3_dist.core.solver import Tableau, make_solver
 from ld3_dist.models import LoadedModel, open_model
 from ld3_dist.training_free import TRAINING_FREE, find_knots
 
+MIXTURES = GROUNDS["mixtures"]
+SEEDS = MIXTURES.seeds
 HAND_MADE = ("log_snr", "karras", "uniform")
 SETS = [
     ("log_snr", "karras"), *[(name,) for name in (*HAND_MADE, *TRAINING_FREE, "previous")],
@@ -32,15 +34,15 @@ SETS = [
 ]  # fmt: skip
 
 
-def cells(opened: LoadedModel, solvers: tuple[str, ...], nfes: tuple[int, ...], teacher_nfe: int) -> list[dict]:
+def cells(opened: LoadedModel) -> list[dict]:
     """Rows: cell, set, loss on fresh pairs."""
     noise, scale = opened.denoiser.noise, opened.denoiser.noise.prior_scale
-    valid, train = pairs_of(opened, teacher_nfe, 0, COUNT), pairs_of(opened, teacher_nfe, COUNT, COUNT * 3)
-    fresh = pairs_of(opened, teacher_nfe, 100_000, 100_000 + FRESH)
+    spans = ((0, COUNT), (COUNT, COUNT * 3), (100_000, 100_000 + FRESH))
+    valid, train, fresh = (pairs_of(opened, MIXTURES.teacher_nfe, *span) for span in spans)
     rows = []
-    for name in solvers:
+    for name in SOLVERS:
         solver, previous = make_solver(name), None
-        for nfe in nfes:
+        for nfe in NFES:
             steps = solver.steps(nfe)
             knots: dict[str, Tensor] = {start: discretize(noise, steps, start) for start in HAND_MADE}
             for start in TRAINING_FREE:
@@ -84,8 +86,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/starts.json"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    names, solvers, nfes, teacher_nfe = GROUNDS["mixtures"]
-    rows = [row for name in names for row in cells(open_model(name), solvers, nfes, teacher_nfe)]
+    rows = [row for name in MIXTURES.models for row in cells(open_model(name))]
     base = {row["cell"]: row for row in rows if row["set"] == " + ".join(SETS[0])}
     found = {}
     for chosen in dict.fromkeys(row["set"] for row in rows):
@@ -95,7 +96,7 @@ def main() -> None:
             for when in ("start", "learned")
         }
     print(json.dumps(found, indent=1))
-    given.out.write_text(json.dumps({"relative loss": found, "rows": rows}, indent=1) + "\n")
+    given.out.write_text(lines({"relative loss": found, "rows": rows}))
 
 
 if __name__ == "__main__":
