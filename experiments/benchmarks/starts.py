@@ -16,13 +16,13 @@ import math
 from pathlib import Path
 
 import torch
-from defaults import COUNT, FRESH, GROUNDS, L2, NFES, SOLVERS, generate, lines, pairs_of
+from defaults import COUNT, GROUNDS, L2, NFES, SOLVERS, generate, lines, pairs_by_use
 from torch import Tensor
 
 from ld3_dist.core.grid import discretize, resample
 from ld3_dist.core.learn import LearnConfig, Progress, learn
 from ld3_dist.core.solver import Tableau, make_solver
-from ld3_dist.models import LoadedModel, open_model
+from ld3_dist.models import LoadedModel
 from ld3_dist.training_free import TRAINING_FREE, find_knots
 
 MIXTURES = GROUNDS["mixtures"]
@@ -34,11 +34,10 @@ SETS = [
 ]  # fmt: skip
 
 
-def cells(opened: LoadedModel) -> list[dict]:
+def cells(model: str) -> list[dict]:
     """Rows: cell, set, loss on fresh pairs."""
+    opened, train, valid, fresh = pairs_by_use(model, MIXTURES.teacher_nfe, len(SEEDS))
     noise, scale = opened.denoiser.noise, opened.denoiser.noise.prior_scale
-    spans = ((0, COUNT), (COUNT, COUNT * 3), (100_000, 100_000 + FRESH))
-    valid, train, fresh = (pairs_of(opened, MIXTURES.teacher_nfe, *span) for span in spans)
     rows = []
     for name in SOLVERS:
         solver, previous = make_solver(name), None
@@ -85,8 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/starts.json"))
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = [row for name in MIXTURES.models for row in cells(open_model(name))]
+    rows = [row for name in MIXTURES.models for row in cells(name)]
     base = {row["cell"]: row for row in rows if row["set"] == " + ".join(SETS[0])}
     found = {}
     for chosen in dict.fromkeys(row["set"] for row in rows):
