@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pairs import generate, teacher_pairs
 from torch import Tensor
 
 from ld3_dist.core import learn as procedures
@@ -36,7 +37,6 @@ from ld3_dist.core.descent import Descent
 from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import discretize
 from ld3_dist.core.learn import LearnConfig, Pairs, Progress, learn
-from ld3_dist.core.sample import draw_noise, sample
 from ld3_dist.core.solver import Tableau, make_solver
 from ld3_dist.models import LoadedModel, open_model
 
@@ -62,8 +62,8 @@ GROUNDS = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "lr 0.05": {"lr": 0.05}, "lr 0.2": {"lr": 0.2},
-    "lr_times 0.05": {"lr_times": 0.05}, "lr_times 0.1": {"lr_times": 0.1}, "lr_times 0.2": {"lr_times": 0.2},
-    "batch 5": {"batch": 5}, "batch 25": {"batch": 25},
+    "lr_times 0.1": {"lr_times": 0.1}, "lr_times 0.2": {"lr_times": 0.2},
+    "batch 5": {"batch": 5}, "batch 5, epochs 20": {"batch": 5, "epochs": 20}, "batch 25": {"batch": 25},
     "gamma 0": {"gamma": 0.0}, "gamma 0.01": {"gamma": 0.01},
     "final_lr 0.1": {"final_lr": 0.1}, "epochs 80": {"epochs": 80},
     "coupled network times": {"offset_window": 0.0}, "offset_window 0.9": {"offset_window": 0.9},
@@ -96,32 +96,13 @@ class Averaged(Descent):
         return progress
 
 
-def pairs_of(opened: LoadedModel, teacher_nfe: int, start: int, stop: int) -> Pairs:
-    """Teacher pairs of a range of samples."""
-    teacher, noise = make_solver("unipc-3"), opened.denoiser.noise
-    table = teacher.tableau(noise, teacher.coupled(noise, discretize(noise, teacher_nfe, "karras")))
-    x, condition = draw_noise(0, range(start, stop), opened.denoiser.shape), None
-    if opened.draw_condition is not None:
-        condition = opened.draw_condition(0, range(start, stop))
-    given = Pairs(x, x, condition)
-    return Pairs(x, generate(opened, table, given), condition)
-
-
-@torch.no_grad()
-def generate(opened: LoadedModel, table: Tableau, pairs: Pairs) -> Tensor:
-    """Samples of a schedule from the noise of `pairs`."""
-    parts = [pairs[i] for i in torch.arange(len(pairs)).split(250)]
-    scale = opened.denoiser.noise.prior_scale
-    return torch.cat([sample(opened.denoiser, table, scale * part.noise, part.condition) for part in parts])
-
-
 @cache
 def pairs_by_use(model: str, teacher_nfe: int, seeds: int) -> tuple[LoadedModel, Pairs, Pairs, Pairs]:
     """A model with its pairs to learn from, to select by and to measure on; made once a process."""
     torch.set_num_threads(1)
     opened = open_model(model)
     spans = ((COUNT, COUNT * (1 + seeds)), (0, COUNT), (100_000, 100_000 + FRESH))
-    return opened, *(pairs_of(opened, teacher_nfe, *span) for span in spans)
+    return opened, *(teacher_pairs(opened, teacher_nfe, *span) for span in spans)
 
 
 def losses(job: tuple[Ground, str, str, str]) -> list[dict]:
@@ -180,6 +161,8 @@ def main() -> None:
     kept = json.loads(given.out.read_text()) if given.out.exists() else {}
     before = kept.get(given.ground, {})
     rows = [r for r in before.get("rows", []) if before["default is"] == now and r["variant"] not in given.variants]
+    if "default" not in given.variants and not any(r["variant"] == "default" for r in rows):
+        parser.error(f"--variants: everything is relative to the default, which {given.out} lacks: add default")
     jobs = [(ground, model, variant, name) for variant in given.variants for model in ground.models for name in SOLVERS]
     with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
         for done, made in enumerate(pool.imap(losses, jobs), 1):

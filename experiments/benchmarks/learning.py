@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pairs import generate, teacher_pairs
 from torch import Tensor
 
 from ld3_dist.core.denoiser import map_condition
@@ -40,7 +41,6 @@ from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import discretize, lam_range, resample
 from ld3_dist.core.learn import LearnConfig, Pairs, Progress, learn
 from ld3_dist.core.noise import NoiseSchedule
-from ld3_dist.core.sample import draw_noise, sample
 from ld3_dist.core.solver import Solver, Tableau, make_solver
 from ld3_dist.metrics.extractors import open_extractor
 from ld3_dist.metrics.scores import score
@@ -53,49 +53,28 @@ SOLVERS, NFES, SEEDS, STARTS = (
     (0, 1, 2),
     ("log_snr", "karras"),
 )
-COUNT, FRESH, SCORED = 50, 2_000, 10_000
+COUNT, FRESH, SCORED, TEACHER_NFE = 50, 2_000, 10_000, 20
 DEFAULT, COEFFICIENTS, PAPER = LearnConfig.of(), LearnConfig.of(coefficients=True), LearnConfig.of("paper")
 L2 = make_distance("l2")
 
 
 @dataclass
 class Ground:
-    """The model, its pairs, fresh noise with the teacher's answer to some of it, and the reference's features."""
+    """The model, its pairs to learn from, to select by and to measure on, and its teacher's Fréchet distance."""
 
     opened: LoadedModel
     train: Pairs
     valid: Pairs
     fresh: Pairs
-    targets: Tensor
     teacher_fid: float
 
     @classmethod
     def prepare(cls) -> Ground:
         """Computed once, in the parent."""
         opened = open_model("digits")
-        teacher, noise = make_solver("unipc-3"), opened.denoiser.noise
-        table = teacher.tableau(noise, teacher.coupled(noise, discretize(noise, 20, "karras")))
-
-        def pairs(start: int, stop: int) -> Pairs:
-            x, condition = draw_noise(0, range(start, stop), opened.denoiser.shape), range(start, stop)
-            given = Pairs(x, x, opened.draw_condition(0, condition))
-            return Pairs(x, generate(opened, table, given), given.condition)
-
-        learning = pairs(0, COUNT * (len(SEEDS) + 1))
-        x = draw_noise(0, range(100_000, 100_000 + SCORED), opened.denoiser.shape)
-        fresh = Pairs(x, x, opened.draw_condition(0, range(100_000, 100_000 + SCORED)))
-        made = generate(opened, table, fresh)
-        return cls(opened, learning[COUNT:], learning[:COUNT], fresh, made[:FRESH], fid(opened, made))
-
-
-def generate(opened: LoadedModel, table: Tableau, pairs: Pairs) -> Tensor:
-    """Samples of a schedule from the noise of `pairs`."""
-    made = []
-    with torch.no_grad():
-        for i in torch.arange(len(pairs)).split(250):
-            part = pairs[i]
-            made.append(sample(opened.denoiser, table, opened.denoiser.noise.prior_scale * part.noise, part.condition))
-    return torch.cat(made)
+        learning = teacher_pairs(opened, TEACHER_NFE, 0, COUNT * (len(SEEDS) + 1))
+        fresh = teacher_pairs(opened, TEACHER_NFE, 100_000, 100_000 + SCORED)
+        return cls(opened, learning[COUNT:], learning[:COUNT], fresh, fid(opened, fresh.target))
 
 
 def run(ground: Ground, solver: Solver, nfe: int, knots: Tensor, config: LearnConfig, seeds: list[int]) -> Iterator:
@@ -168,7 +147,7 @@ def fresh(ground: Ground, table: list, scored: bool) -> dict[str, float]:
     """Loss on 2,000 fresh pairs and, where asked for, the Fréchet distance of 10,000 fresh samples."""
     pairs = ground.fresh if scored else ground.fresh[:FRESH]
     made = generate(ground.opened, Tableau(*(torch.tensor(v, dtype=torch.float64) for v in table)), pairs)
-    loss = float(L2(made[:FRESH], ground.targets).double().mean())
+    loss = float(L2(made[:FRESH], pairs.target[:FRESH]).double().mean())
     return {"loss": loss, "fid": fid(ground.opened, made)} if scored else {"loss": loss}
 
 

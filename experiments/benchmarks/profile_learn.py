@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 
 import torch
+from pairs import teacher_pairs
 
 from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import discretize
-from ld3_dist.core.learn import LearnConfig, Pairs, learn
-from ld3_dist.core.sample import draw_noise, sample
+from ld3_dist.core.learn import LearnConfig, learn
 from ld3_dist.core.solver import make_solver
 from ld3_dist.models import open_model
 
@@ -82,11 +82,7 @@ def measure(solver_name: str, nfe: int, members: int, gamma: float, epochs: int)
     """The share for one setting."""
     opened = open_model("digits")
     schedule = opened.denoiser.noise
-    noise, condition = draw_noise(0, range(100), opened.denoiser.shape), opened.draw_condition(0, range(100))
-    teacher = make_solver("unipc-3")
-    table = teacher.tableau(schedule, teacher.coupled(schedule, discretize(schedule, 20, "karras")))
-    with torch.no_grad():
-        pairs = Pairs(noise, sample(opened.denoiser, table, schedule.prior_scale * noise, condition), condition)
+    pairs = teacher_pairs(opened, 20, 0, 100)
     solver, clock = make_solver(solver_name), Clock()
     knots = discretize(schedule, solver.steps(nfe), "log_snr").repeat(members, 1)
     config = LearnConfig(gamma=gamma, epochs=epochs, patience=epochs)

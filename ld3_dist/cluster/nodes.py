@@ -59,7 +59,7 @@ def check_nodes(storage: Storage) -> None:
     storage.write_bytes(probe, b"ld3_dist")
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        ask = ray.remote(num_cpus=0, max_retries=0)(inspect)
+        ask = ray.remote(num_cpus=0, max_retries=1)(inspect)  # once more where a worker died, not where it raised
         refs = {
             ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
                 storage, probe
