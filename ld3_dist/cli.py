@@ -175,7 +175,8 @@ def learn(
         list[str] | None,
         typer.Option(
             help="Grid to start from, by name, or a schedule file (.json) of the same model with any number of "
-            "evaluations; several may be given, the best result is kept. Default: log_snr and karras."
+            "evaluations; several may be given, the best result is kept. "
+            "Default: log_snr and optimal-steps; of the paper preset log_snr."
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs; the preset's own if not given.")] = None,
@@ -194,11 +195,11 @@ def learn(
     ] = "auto",
 ) -> None:
     """Learn one schedule for one model, here and now (no Ray), and write its file and a before/after picture."""
-    from .single import STARTS, Diverged, Request, learn_one
+    from .single import Diverged, Request, learn_one
 
     request = Request(
         model, solver, nfe, pairs, teacher, distance, gamma, epochs, guidance, device, seed, prompts, classes,
-        trunk, upsample, dtype, preset, coefficients, tuple(start or STARTS), checkpointing,
+        trunk, upsample, dtype, preset, coefficients, tuple(start or ()), checkpointing,
     )  # fmt: skip
     try:
         learn_one(request, out, console)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,13 +17,16 @@ from .core.learn import LearnConfig, Pairs, learn
 from .core.learn import Progress as Learned
 from .core.sample import draw_noise
 from .core.solver import Solver, Tableau, make_solver
+from .experiment.axes import start_name
 from .models import LoadedModel, ModelOptions, open_model
 from .report.samples import write_strip
 from .store.schedules import Schedule, noise_to_dict
 from .tasks.context import default_device, make_distance_for, make_samples, provenance, schedule_knots, start_knots
 from .training_free import TRAINING_FREE
 
-STARTS = ("log_snr", "karras")
+STARTS = {"default": ("log_snr", "optimal-steps"), "paper": ("log_snr",)}
+"""By preset: what did best over solvers, NFE and models (experiments/benchmarks/starts.py), and what was published."""
+
 BATCH = 250
 PICTURES = 8
 
@@ -54,7 +57,7 @@ class Request:
     dtype: str | None = None
     preset: str = "default"
     coefficients: bool = False
-    starts: tuple[str, ...] = STARTS
+    starts: tuple[str, ...] = ()  # none: those of STARTS
     checkpointing: str = "auto"
 
     def config(self) -> LearnConfig:
@@ -81,6 +84,7 @@ def learn_one(request: Request, out: Path, console: Console) -> Schedule:
     """
     device = request.device or default_device()
     config = request.config()
+    request = replace(request, starts=request.starts or STARTS[request.preset])
     student = make_solver(request.solver)
     if request.nfe < student.stages:
         raise InputError(
@@ -125,7 +129,7 @@ def _starts(request: Request, opened: LoadedModel, student: Solver, pairs: Pairs
         try:
             if name.endswith(".json") and pairs is None:
                 found[name] = schedule_knots(name, opened, steps)
-            elif not name.endswith(".json") and (name in TRAINING_FREE) == (pairs is not None):
+            elif not name.endswith(".json") and (start_name(name) in TRAINING_FREE) == (pairs is not None):
                 found[name] = start_knots(name, opened, student, request.nfe, pairs)
         except InputError as error:
             raise InputError(f"--start: {error}") from error

@@ -13,12 +13,14 @@ from tiny_sweep import changed, write
 
 from ld3_dist import load_results, load_schedule
 from ld3_dist.core.grid import Grid, discretize, resample
-from ld3_dist.core.learn import learn
+from ld3_dist.core.learn import Pairs, learn
 from ld3_dist.core.noise import EDM
+from ld3_dist.core.sample import draw_noise
 from ld3_dist.core.solver import make_solver
 from ld3_dist.experiment import load_experiment
+from ld3_dist.models import open_model
 from ld3_dist.store.storage import open_storage
-from ld3_dist.tasks.context import make_plan
+from ld3_dist.tasks.context import make_plan, start_knots
 from ld3_dist.tasks.teach import make_shard, missing_shards, seal
 from ld3_dist.tasks.trial import run_baselines, run_trial
 
@@ -41,6 +43,23 @@ def test_learn_from_the_schedule_of_a_neighbour(
     # uniform in time^(1/3), as the neighbour is, to what a cubic through five points can know
     assert (found["knots"][0] ** (1 / 3)).diff().std() < 0.15
     assert "started from " in out
+
+
+@pytest.mark.parametrize(
+    ("options", "starts"),
+    [((), ("log_snr", "optimal-steps")), (("--preset", "paper"), ("log_snr",)), (("--start", "karras"), ("karras",))],
+)
+def test_what_a_preset_starts_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], starts: tuple[str]
+) -> None:
+    found = {}
+    monkeypatch.setattr("ld3_dist.single.learn", lambda *a, **k: found.update(knots=a[2]) or learn(*a, **k))
+    code, *_ = call(monkeypatch, capsys, *LEARN, "--nfe", 4, "--epochs", 1, *options)
+    assert code == 0
+    opened, solver = open_model("analytic:mixture-2d"), make_solver("ipndm-3")
+    pairs = Pairs(draw_noise(0, range(6), (2,)), torch.empty(6, 2), opened.draw_condition(0, range(6)))
+    expected = [start_knots(name, opened, solver, 4, pairs) for name in starts]
+    torch.testing.assert_close(found["knots"], torch.stack(expected))
 
 
 @pytest.mark.parametrize(
@@ -210,6 +229,7 @@ def test_a_sweep_of_a_model_that_diverges_records_it(
     ("settings", "parts"),
     [
         ({"models": ["digits"], "distance": "lpips-vgg"}, ["lpips-vgg needs images of at least 16 pixels", "upsample"]),
+        ({"search": {"members": {"starts": ["karas"]}}}, ["unknown discretization 'karas': did you mean 'karras'"]),
         ({"pairs": {"train": 1}}, ["pairs.train = 1"]),
         ({"pairs": {"train": 0}}, ["pairs.train = 0"]),
         ({"pairs": {"valid": 0}}, ["pairs.valid = 0"]),

@@ -186,6 +186,46 @@ def test_it_helps_where_hand_made_grids_do_not_know_the_data() -> None:
     assert endpoint_error(mixture, noise, knots, x_T, end) < hand_made
 
 
+def test_many_steps_are_chosen_from_a_finer_grid() -> None:
+    for name in ("gits", "optimal-steps"):
+        knots = find_knots(name, mixture_1d(EDM()), make_solver("ddim"), 70, x_T=80 * torch.ones(2, 1))
+        assert knots.shape == (71,)
+        assert (knots.diff() < 0).all()
+
+
+def test_the_knots_do_not_depend_on_memory(caplog: pytest.LogCaptureFixture) -> None:
+    x_T, condition = 80 * draw_noise(3, range(8), (2,)), torch.arange(8)
+    seen: list[int] = []
+
+    class Small(torch.nn.Module):
+        """A mixture whose condition moves it, with memory for three samples."""
+
+        noise, shape, most = EDM(), (2,), 3
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+            if len(x) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+            seen.append(len(x))
+            moved = condition[:, None] / 10
+            return mixture(x - moved, t) + moved
+
+        def decode(self, x_0: torch.Tensor) -> torch.Tensor:
+            return x_0
+
+    mixture, small, large = mixture_2d(EDM()), Small(), Small()
+    large.most = 8
+    for name in ("gits", "optimal-steps"):
+        expected, found = (
+            find_knots(name, m, make_solver("ddim"), 4, x_T=x_T, condition=condition) for m in (large, small)
+        )
+        assert torch.equal(found, expected)
+    assert set(seen) == {8, 2}
+    assert "out of memory with 4 samples at once: going on with 2" in caplog.text
+    small.most = 0
+    with pytest.raises(InputError, match="not even one sample fits into memory"):
+        find_knots("gits", small, make_solver("ddim"), 4, x_T=x_T, condition=condition)
+
+
 def test_wrong_requests_are_refused() -> None:
     solver = make_solver("ddim")
     with pytest.raises(InputError, match="unknown training-free discretization 'dnm': did you mean 'dmn'"):
@@ -194,6 +234,6 @@ def test_wrong_requests_are_refused() -> None:
         with pytest.raises(InputError, match=f"{name} follows teacher trajectories: it needs a denoiser"):
             find_knots(name, EDM(), solver, 4)
     with pytest.raises(InputError, match="70 steps cannot be chosen from a fine grid of 60"):
-        find_knots("gits", mixture_1d(EDM()), solver, 70)
+        gits(mixture_1d(EDM()), 70, torch.ones(2, 1), fine=60)
     with pytest.raises(InputError, match="unknown metric of gits 'l3'"):
         gits(mixture_1d(EDM()), 3, torch.ones(2, 1), metric="l3")

@@ -61,7 +61,14 @@ GROUNDS = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "lr 0.05": {"lr": 0.05}, "lr 0.2": {"lr": 0.2},
+    "lr 0.05": {"lr": 0.05}, "lr 0.2": {"lr": 0.2}, "lr 0.3": {"lr": 0.3},
+    "lr 0.2, lr_times 0.1": {"lr": 0.2, "lr_times": 0.1},
+    "lr 0.2, batch 5, epochs 20": {"lr": 0.2, "batch": 5, "epochs": 20},
+    "lr 0.2, final_lr 0.05": {"lr": 0.2, "final_lr": 0.05},
+    "lr 0.2, lr_times 0.1, final_lr 0.1": {"lr": 0.2, "lr_times": 0.1, "final_lr": 0.1},
+    "lr 0.2, final_lr 0.1": {"lr": 0.2, "final_lr": 0.1},
+    "lr 0.2, offset_window 0.9": {"lr": 0.2, "offset_window": 0.9},
+    "lr 0.2, offset_window 0.9, final_lr 0.1": {"lr": 0.2, "offset_window": 0.9, "final_lr": 0.1},
     "lr_times 0.1": {"lr_times": 0.1}, "lr_times 0.2": {"lr_times": 0.2},
     "batch 5": {"batch": 5}, "batch 5, epochs 20": {"batch": 5, "epochs": 20}, "batch 25": {"batch": 25},
     "gamma 0": {"gamma": 0.0}, "gamma 0.01": {"gamma": 0.01},

@@ -27,7 +27,8 @@ def _solver_name(name: str) -> str:
     return name
 
 
-def _start_name(name: str) -> str:
+def start_name(name: str) -> str:
+    """A start's name as it is. Raises InputError for an unknown one."""
     known = (*DISCRETIZATIONS, *TRAINING_FREE)
     if name not in known and not re.fullmatch(r"poly-\d+(\.\d+)?", name):
         raise unknown("discretization", name, known)
@@ -41,7 +42,7 @@ def _distance_name(name: str) -> str:
 
 
 SolverName = Annotated[str, BeforeValidator(_solver_name)]
-StartName = Annotated[str, BeforeValidator(_start_name)]
+StartName = Annotated[str, BeforeValidator(start_name)]
 DistanceName = Annotated[str, BeforeValidator(_distance_name)]
 
 
@@ -55,7 +56,7 @@ def switches(settings: dict[str, Any]) -> dict[str, Any]:
 def check_axis_value(key: str, value: Value) -> None:
     """A single value of a searchable setting, checked by those who know it. Raises ValueError or InputError."""
     if key == "start":
-        _start_name(str(value))
+        start_name(str(value))
     elif key == "distance":
         _distance_name(str(value))
     else:

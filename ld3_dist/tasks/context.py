@@ -20,11 +20,11 @@ from ..core.distance import MIN_SIDE, Distance, make_distance
 from ..core.errors import InputError
 from ..core.grid import discretize, resample
 from ..core.learn import Pairs
-from ..core.objective import out_of_memory
 from ..core.sample import sample
 from ..core.solver import Solver, Tableau, make_solver
 from ..experiment.plan import Plan
 from ..experiment.settings import Experiment, Model
+from ..memory import in_parts
 from ..metrics.extractors import Extractor, open_extractor, read_reference
 from ..models import LoadedModel, ModelOptions, open_model
 from ..store.pairs import load_pairs, unpack_condition
@@ -143,23 +143,13 @@ def make_samples(opened: LoadedModel, tableau: Tableau, pairs: Pairs, batch: int
 
     Raises InputError where a single sample does not fit.
     """
-    parts, done = [], 0
-    while done < len(pairs):
-        part = pairs[done : done + batch]
-        try:
-            with torch.no_grad():
-                x_0 = sample(opened.denoiser, tableau, opened.denoiser.noise.prior_scale * part.noise, part.condition)
-                parts.append(opened.denoiser.decode(x_0))
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            if not out_of_memory(error):
-                raise
-            if len(part) < 2:
-                raise InputError(f"{opened.id}: not even one sample fits into memory: use a smaller dtype") from error
-            batch = len(part) // 2
-            log.warning("out of memory with %d samples at once: going on with %d", len(part), batch)
-            continue
-        done += len(part)
-    return torch.cat(parts)
+    denoiser = opened.denoiser
+
+    def run(part: slice) -> torch.Tensor:
+        given = pairs[part]
+        return denoiser.decode(sample(denoiser, tableau, denoiser.noise.prior_scale * given.noise, given.condition))
+
+    return torch.cat(in_parts(len(pairs), batch, run, opened.id))
 
 
 def start_knots(name: str, opened: LoadedModel, solver: Solver, nfe: int, pairs: Pairs | None = None) -> torch.Tensor:

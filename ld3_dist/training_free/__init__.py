@@ -19,7 +19,7 @@ from ..core.sample import draw_noise
 from ..core.solver import Solver
 
 TRAINING_FREE = ("dmn", "gits", "optimal-steps")
-SAMPLES = 64
+SAMPLES = 32
 """Trajectories used at most: both programmes average over them and change little beyond a few dozen."""
 
 
@@ -43,7 +43,7 @@ def find_knots(
         condition: of the trajectories, B rows.
 
     Raises:
-        InputError: unknown name; gits or optimal-steps without a denoiser; more steps than the fine grid has.
+        InputError: unknown name; gits or optimal-steps without a denoiser.
     """
     if name not in TRAINING_FREE:
         raise unknown("training-free discretization", name, TRAINING_FREE)

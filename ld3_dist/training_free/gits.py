@@ -25,11 +25,15 @@ def gits(
     x_T: Tensor,
     condition: Condition = None,
     *,
-    fine: int = 60,
+    fine: int | None = None,
     coefficient: float = 1.15,
     metric: str = "deviation",
 ) -> Tensor:
-    """Knots [steps + 1], float64, chosen from a fine grid of `fine` steps; costs `fine` evaluations of the batch."""
+    """Knots [steps + 1], float64, chosen from a fine grid; costs `fine` evaluations of the batch.
+
+    fine: steps of that grid; 60, or twice as many as are chosen if that is more.
+    """
+    fine = max(60, 2 * steps) if fine is None else fine
     trajectory = follow(denoiser, x_T, condition, fine, steps)
     path, _ = shortest_path(costs(trajectory, metric), steps, coefficient)
     return trajectory.t[path]
@@ -51,12 +55,10 @@ def costs(trajectory: Trajectory, metric: str) -> Tensor:
         away = x - end
         return (away - (away * chord).sum(-1, keepdim=True) * chord).norm(dim=-1).mean(-1)
 
-    for i in range(n):
-        made = trajectory.ahead(i, trajectory.y[i], trajectory.m[i])
-        if metric == "l2":
-            cost[i, i + 1 :] = (made - teacher[i:]).norm(dim=-1).mean(-1)
-        else:
-            cost[i, i + 1 :] = deviation(made) - deviation(teacher[i:])
+    eps = trajectory.eps(trajectory.y[:-1], trajectory.m)
+    for j in range(1, n + 1):
+        made, aim = trajectory.step(trajectory.m[:j], eps[:j], j), teacher[j - 1]
+        cost[:j, j] = (made - aim).norm(dim=-1).mean(-1) if metric == "l2" else deviation(made) - deviation(aim)
     return cost
 
 

@@ -19,9 +19,13 @@ from .trajectory import Trajectory, follow
 
 
 def optimal_steps(
-    denoiser: Denoiser, steps: int, x_T: Tensor, condition: Condition = None, *, fine: int = 40
+    denoiser: Denoiser, steps: int, x_T: Tensor, condition: Condition = None, *, fine: int | None = None
 ) -> Tensor:
-    """Knots [steps + 1], float64, chosen from a fine grid; about steps * fine evaluations of the batch."""
+    """Knots [steps + 1], float64, chosen from a fine grid; about steps * fine evaluations of the batch.
+
+    fine: steps of that grid; 40, or twice as many as are chosen if that is more.
+    """
+    fine = max(40, 2 * steps) if fine is None else fine
     trajectory = follow(denoiser, x_T, condition, fine, steps)
     return trajectory.t[nearest_chain(trajectory, steps)[0]]
 
@@ -33,11 +37,12 @@ def nearest_chain(trajectory: Trajectory, steps: int) -> tuple[list[int], float]
     choices: list[list[int]] = []
     error = torch.inf
     for first in range(steps):
-        made = [trajectory.ahead(first + a, y, output) for a, (y, output) in enumerate(zip(z, m, strict=True))]
+        eps = trajectory.eps(z, m, first)
         came_from, reached = [], []
         for j in range(first + 1, n - (steps - first) + 2):  # later knots leave too few for the steps to go
-            options = torch.stack([made[i - first][j - i - 1] for i in range(first, min(j, first + len(z)))])
-            errors = ((options - teacher[j]) ** 2).mean((1, 2))
+            before = slice(j - first)
+            options = trajectory.step(m[before], eps[before], j)
+            errors = ((options - teacher[j]) ** 2).mean((1, 2)).nan_to_num(torch.inf)
             error = float(errors.min())
             came_from.append(first + int(errors.argmin()))
             reached.append(options[came_from[-1] - first] * trajectory.alpha[j])

@@ -15,23 +15,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.denoiser import Condition, Denoiser
+from ..core.denoiser import Condition, Denoiser, map_condition
 from ..core.errors import InputError
 from ..core.grid import discretize
 from ..core.noise import EDM, NoiseSchedule
-from ..core.sample import sample, states
+from ..core.sample import states
 from ..core.solver import Tableau, make_solver
+from ..memory import in_parts
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Fine knots t [n+1], the teacher's states y [n+1, B, d] and outputs m [n, B, d] there (float64)."""
+    """Fine knots t [n+1], the teacher's states y [n+1, B, d] and outputs m [n, B, d] there: float64, on the CPU."""
 
     denoiser: Denoiser
     t: Tensor
     y: Tensor
     m: Tensor
     condition: Condition
+    device: torch.device
     dtype: torch.dtype
 
     @property
@@ -49,25 +51,25 @@ class Trajectory:
         """At the fine knots, [n+1, 1, 1]."""
         return self.noise.sigma(self.t)[:, None, None]
 
-    def ahead(self, i: int, y: Tensor, m: Tensor) -> Tensor:
-        """Where a step from (y, m) [B, d] at knot i leads, at the knots i+1 … n, over alpha: [n-i, B, d]."""
-        eps = (y - self.alpha[i] * m) / self.sigma[i]
-        return m + self.sigma[i + 1 :] / self.alpha[i + 1 :] * eps
+    def eps(self, y: Tensor, m: Tensor, first: int = 0) -> Tensor:
+        """The noise [k, B, d] of states y and outputs m [k, B, d] at the knots first, first + 1, …"""
+        here = slice(first, first + len(y))
+        return (y - self.alpha[here] * m) / self.sigma[here]
+
+    def step(self, m: Tensor, eps: Tensor, j: int) -> Tensor:
+        """Where steps with outputs m and noise eps [k, B, d] lead at knot j, over alpha: [k, B, d]."""
+        return m + self.sigma[j] / self.alpha[j] * eps
 
     def outputs(self, y: Tensor, t: Tensor) -> Tensor:
-        """D at the states y [n', B, d] of the first knots of t, one call of the batch per knot."""
-        shape = tuple(self.denoiser.shape)
+        """D at the states y [n', B, d] of the first knots of t, one call of the batch per knot: [n', B, d]."""
         one = Tableau(t.new_zeros(1), t.new_tensor([1.0, 0.0]), t.new_tensor([[0.0], [1.0]]))
+        shape = (-1, *self.denoiser.shape)
+        here = lambda state: state.to(self.dtype).to(self.device).view(shape)  # not every device has float64
         made = [
-            sample(
-                self.denoiser,
-                Tableau(time[None], one.state, one.outputs),
-                state.to(self.dtype).view(-1, *shape),
-                self.condition,
-            )
+            paths(self.denoiser, Tableau(time[None], one.state, one.outputs), here(state), self.condition)[1]
             for time, state in zip(t, y, strict=False)
         ]
-        return torch.stack(made).flatten(2).double()
+        return torch.cat(made)
 
 
 def follow(denoiser: Denoiser, x_T: Tensor, condition: Condition, fine: int, steps: int) -> Trajectory:
@@ -80,12 +82,17 @@ def follow(denoiser: Denoiser, x_T: Tensor, condition: Condition, fine: int, ste
     noise = denoiser.noise
     t = discretize(noise, fine, "karras" if isinstance(noise, EDM) else "uniform")
     teacher = make_solver("ipndm-2")
-    path, outputs = states(denoiser, teacher.tableau(noise, teacher.coupled(noise, t)), x_T, condition)
-    return Trajectory(
-        denoiser,
-        t,
-        torch.stack(path).flatten(2).double(),
-        torch.stack(outputs).flatten(2).double(),
-        condition,
-        x_T.dtype,
-    )
+    y, m = paths(denoiser, teacher.tableau(noise, teacher.coupled(noise, t)), x_T, condition)
+    return Trajectory(denoiser, t, y, m, condition, x_T.device, x_T.dtype)
+
+
+def paths(denoiser: Denoiser, tableau: Tableau, x_T: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+    """States [E+1, B, d] and outputs [E, B, d] of a table, in parts if memory is short: float64, on the CPU."""
+
+    def run(part: slice) -> list[Tensor]:
+        given = map_condition(lambda c: c[part], condition)
+        found = states(denoiser, tableau, x_T[part], given)
+        return [torch.stack(of).cpu().double().flatten(2) for of in found]
+
+    y, m = zip(*in_parts(len(x_T), len(x_T), run, "the teacher's trajectories"), strict=True)
+    return torch.cat(y, 1), torch.cat(m, 1)
