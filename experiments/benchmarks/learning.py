@@ -8,15 +8,15 @@ with one thread that takes one solver after the other; its times are CPU seconds
 not lengthen. For every cell and seed:
 
     paper        preset: paper, one member from the log-SNR grid (the published start); timed for one seed
-    default      preset: default, members = 3 seeds x STARTS, packed
+    default      preset: default, members = 3 seeds x the default starts, packed; "search" is what finding these took
     coefficients the same with learn.coefficients
     neighbour    preset: default, from the solution of the next smaller NFE alone
     time         preset: default, one member from the log-SNR grid, until it is as good as paper ended; to its own end
                  where it never is (counted with that time, and said)
 
 Then, for seed 0, 10,000 fresh samples: the Fréchet distance of the classifier's features to the reference, beside the
-teacher's own, and the loss on the first 2,000 of them (of paper, only that). Finished cells are kept in CELLS and not
-run again.
+teacher's own, and the loss on the first 2,000 of them (of paper, only that); of the best hand-made grid and the best
+of the default starts too. Finished cells are kept in CELLS and not run again.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ import math
 import multiprocessing
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas
 import torch
 from pairs import generate, teacher_pairs
 from torch import Tensor
@@ -46,13 +47,12 @@ from ld3_dist.metrics.extractors import open_extractor
 from ld3_dist.metrics.scores import score
 from ld3_dist.metrics.statistics import FeatureStatistics
 from ld3_dist.models import LoadedModel, open_model
+from ld3_dist.single import STARTS
+from ld3_dist.tasks.context import start_knots
 
-SOLVERS, NFES, SEEDS, STARTS = (
-    ("unipc-3", "ipndm-3", "dpmpp-3", "ddim"),
-    (4, 6, 8, 10),
-    (0, 1, 2),
-    ("log_snr", "karras"),
-)
+SOLVERS, NFES, SEEDS = ("unipc-3", "ipndm-3", "dpmpp-3", "ddim"), (4, 6, 8, 10), (0, 1, 2)
+HAND_MADE = ("log_snr", "karras")
+UNLEARNED = {"hand-made": HAND_MADE, "start": STARTS["default"]}
 COUNT, FRESH, SCORED, TEACHER_NFE = 50, 2_000, 10_000, 20
 DEFAULT, COEFFICIENTS, PAPER = LearnConfig.of(), LearnConfig.of(coefficients=True), LearnConfig.of("paper")
 L2 = make_distance("l2")
@@ -138,6 +138,11 @@ def time_to(ground: Ground, solver: Solver, nfe: int, knots: Tensor, goals: list
     return found
 
 
+def best(found: dict[str, float], names: tuple[str, ...]) -> str:
+    """Of some grids the one with the least loss."""
+    return min(names, key=found.__getitem__)
+
+
 def table_of(tableau: Tableau, k: int) -> list:
     """A member's table as plain numbers."""
     return [tableau.evals[k].tolist(), tableau.state[k].tolist(), tableau.outputs[k].tolist()]
@@ -176,9 +181,14 @@ def cells(name: str, folder: Path) -> None:
         if file.exists():
             before = json.loads(file.read_text())["default"]["knots"][0]
             continue
-        starts = [discretize(noise, solver.steps(nfe), start) for start in STARTS]
-        first = next(run(ground, solver, nfe, torch.stack(starts), DEFAULT, [0] * len(starts)))
-        row = {"solver": name, "nfe": nfe, "start": first.valid.tolist()}
+        began = time.process_time()
+        starts = [start_knots(start, ground.opened, solver, nfe, ground.train) for start in STARTS["default"]]
+        search = time.process_time() - began
+        grids = dict(zip(STARTS["default"], starts, strict=True))
+        grids |= {grid: discretize(noise, solver.steps(nfe), grid) for grid in HAND_MADE}
+        first = next(run(ground, solver, nfe, torch.stack([*grids.values()]), DEFAULT, [0] * len(grids)))
+        found = dict(zip(grids, first.valid.tolist(), strict=True))
+        row = {"solver": name, "nfe": nfe, "grids": found, "search": search}
         row["paper"] = paper(ground, solver, nfe, starts[0])
         row["default"] = packed(ground, solver, nfe, starts, DEFAULT)
         row["coefficients"] = packed(ground, solver, nfe, starts, COEFFICIENTS)
@@ -186,10 +196,8 @@ def cells(name: str, folder: Path) -> None:
             knots = resample(noise, torch.tensor(before, dtype=torch.float64), solver.steps(nfe))
             row["neighbour"] = packed(ground, solver, nfe, [knots], DEFAULT)
         row["time"] = time_to(ground, solver, nfe, starts[0], row["paper"]["loss"])
-        best = int(first.valid.argmin())
-        tables = {"start": table_of(first.tableau, best)} | {
-            n: row[n]["table"] for n in ("paper", "default", "coefficients")
-        }
+        tables = {kind: table_of(first.tableau, [*grids].index(best(found, of))) for kind, of in UNLEARNED.items()}
+        tables |= {n: row[n]["table"] for n in ("paper", "default", "coefficients")}
         row["fresh"] = {n: fresh(ground, table, n != "paper") for n, table in tables.items()}
         before = row["default"]["knots"][0]
         file.write_text(json.dumps(row) + "\n")
@@ -238,51 +246,55 @@ def speed(ground: Ground) -> dict:
     return found
 
 
-def mean(values: list[float]) -> float:
+def mean(values: Iterable[float]) -> float:
     """Geometric."""
-    return math.exp(sum(math.log(v) for v in values) / len(values))
+    logs = [math.log(v) for v in values]
+    return math.exp(sum(logs) / len(logs))
 
 
 def table(rows: list[dict]) -> tuple[list[str], dict]:
     """What is printed, and what is held against the targets."""
-    lines = [
-        f"{'cell':>10} {'start':>8} {'paper':>9} {'default':>9} {'ratio':>6} {'coeff.':>9} {'ratio':>6} {'neighb.':>8} "
-        f"{'paper s':>8} {'goal s':>7} {'faster':>7} | {'fresh':>9} {'paper':>9} {'default':>9} {'coeff.':>9} | "
-        f"{'FID':>6} {'default':>7} {'coeff.':>6}"
-    ]
-    ratios, faster, shares, neighbours, gaps, unsound, missed = [], [], [], [], [], [], 0
-    worse: dict[str, list[str]] = {"loss": [], "fid": []}
+    lines, faster, gaps, unsound, missed = [], [], [], [], 0
+    worse: dict[str, dict[str, list[str]]] = {kind: {"loss": [], "fid": []} for kind in UNLEARNED}
     for row in rows:
-        name = f"{row['solver']}/{row['nfe']}"
-        published, ours, more = (mean(row[k]["loss"]) for k in ("paper", "default", "coefficients"))
-        ratios.append(ours / published)
-        shares.append(more / ours)
+        cell, new = f"{row['solver']}/{row['nfe']}", row["fresh"]
+        loss = {
+            kind: mean(row[kind]["loss"]) for kind in ("paper", "default", "coefficients", "neighbour") if kind in row
+        }
         speeds = [row["paper"]["seconds"] / seconds for seconds, _ in row["time"]]
         missed += sum(not reached for _, reached in row["time"])
         faster += speeds
-        near = mean(row["neighbour"]["loss"]) / ours if "neighbour" in row else None
-        neighbours += [near] if near else []
-        new, kinds = row["fresh"], ("start", "paper", "default", "coefficients")
         lines.append(
-            f"{name:>10} {min(row['start']):8.5f} {published:9.6f} {ours:9.6f} {ours / published:6.2f} {more:9.6f} "
-            f"{more / ours:6.2f} {f'{near:.2f}' if near else '':>8} {row['paper']['seconds']:8.1f} "
-            f"{mean([b for b, _ in row['time']]):7.2f} {mean(speeds):7.1f} | "
-            + " ".join(f"{new[k]['loss']:9.6f}" for k in kinds) + " | "
-            + " ".join(f"{new[k]['fid']:6.2f}" for k in kinds if k != "paper")
+            {"cell": cell}
+            | {kind: min(row["grids"][name] for name in of) for kind, of in UNLEARNED.items()}
+            | loss
+            | {
+                "default/paper": loss["default"] / loss["paper"],
+                "coefficients/default": loss["coefficients"] / loss["default"],
+                "neighbour/default": loss.get("neighbour", math.nan) / loss["default"],
+                "search s": row["search"], "paper s": row["paper"]["seconds"],
+                "to paper's loss s": mean([seconds for seconds, _ in row["time"]]), "times faster": mean(speeds),
+            }
+            | {f"fresh {kind}": at["loss"] for kind, at in new.items()}
+            | {f"FID {kind}": at["fid"] for kind, at in new.items() if "fid" in at}
         )  # fmt: skip
         for kind in ("default", "coefficients"):
             gaps.append(row[kind]["gap"])
-            unsound += [f"{name} {kind}"] * (not row[kind]["finite"])
-            for what, cells_ in worse.items():
-                cells_ += [f"{name} {kind}"] * (new[kind][what] > new["start"][what])
+            unsound += [f"{cell} {kind}"] * (not row[kind]["finite"])
+            for than, lists in worse.items():
+                for what, cells_ in lists.items():
+                    cells_ += [f"{cell} {kind}"] * (new[kind][what] > new[than][what])
+    whole = pandas.DataFrame(lines)
     summary = {
-        "default / paper": mean(ratios), "default / paper, worst cell": max(ratios),
+        "default / paper": mean(whole["default/paper"]), "default / paper, worst cell": max(whole["default/paper"]),
         "paper's time / default's to paper's loss": mean(faster),
         "seeds that never reach it": missed,
-        "coefficients / default": mean(shares), "neighbour's start / default": mean(neighbours) if neighbours else None,
-        "smallest gap": min(gaps), "not finite": unsound, "worse than the best start on fresh samples": worse,
+        "coefficients / default": mean(whole["coefficients/default"]),
+        "neighbour's start / default": mean(whole["neighbour/default"].dropna()),
+        "smallest gap": min(gaps), "not finite": unsound, "worse on fresh samples than the best grid": worse,
     }  # fmt: skip
-    return lines, summary
+    text = whole.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.3g}", line_width=170)
+    return text.splitlines(), summary
 
 
 def main() -> None:

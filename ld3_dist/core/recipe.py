@@ -74,11 +74,11 @@ class LearnConfig:
     coordinate: str = "lambda"
     offset_window: float = 0.5
     coefficients: bool = False
-    lr: float = 0.1
+    lr: float = 0.2
     lr_times: float = 0.05
     lr_coefficients: float = 0.03
     lr_noise: float = 0.3
-    final_lr: float = 0.02
+    final_lr: float = 0.1
     knots_only: int = 0
     epochs: int = 40
     batch: int = 10
