@@ -7,7 +7,8 @@ Grounds, pairs and seeds of `defaults.py`; three minutes on the mixtures, half a
 and its seeds are learned in one packed run with the default preset; a set of starts gives the member of it with the
 least held-out loss. "previous" is the solution for the next smaller NFE, resampled. Printed and written: a set's loss
 on 500 fresh pairs relative to that of SETS' first, as a geometric mean over cells, the share of cells where it is
-lower, and the loss before any learning; what the default was stands beside it. Every worker is a process with one thread.
+lower, and the loss before any learning; what the default was stands beside it. Every worker is a process with one
+thread.
 """
 
 from __future__ import annotations

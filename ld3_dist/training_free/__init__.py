@@ -19,8 +19,9 @@ from ..core.sample import draw_noise
 from ..core.solver import Solver
 
 TRAINING_FREE = ("dmn", "gits", "optimal-steps")
-SAMPLES = 32
-"""Trajectories used at most: both programmes average over them and change little beyond a few dozen."""
+SAMPLES = {"gits": 64, "optimal-steps": 32}
+"""Trajectories used at most: both programmes average over them and change little beyond a few dozen; an evaluation of
+each costs the second, which evaluates them anew in every round, some N times as much."""
 
 
 def find_knots(
@@ -38,8 +39,8 @@ def find_knots(
         name: one of TRAINING_FREE.
         model: a denoiser; dmn takes a bare noise schedule as well.
         solver, nfe: what the knots are for; N = solver.steps(nfe).
-        x_T: starting noise of the trajectories, prior_scale * unit noise [B, *shape], of which the first SAMPLES are
-            used; drawn from seed 0 where not given.
+        x_T: starting noise of the trajectories, prior_scale * unit noise [B, *shape], of which the first SAMPLES
+            are used; drawn from seed 0 where not given.
         condition: of the trajectories, B rows.
 
     Raises:
@@ -62,6 +63,7 @@ def find_knots(
 
     if x_T is None:
         x_T = model.noise.prior_scale * draw_noise(0, range(16), tuple(model.shape))
-    condition = map_condition(lambda c: c[:SAMPLES], condition)
+    first = slice(SAMPLES[name])
+    condition = map_condition(lambda c: c[first], condition)
     with torch.no_grad():
-        return (gits if name == "gits" else optimal_steps)(model, steps, x_T[:SAMPLES], condition)
+        return (gits if name == "gits" else optimal_steps)(model, steps, x_T[first], condition)
