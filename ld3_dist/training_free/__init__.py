@@ -20,8 +20,8 @@ from ..core.solver import Solver
 
 TRAINING_FREE = ("dmn", "gits", "optimal-steps")
 SAMPLES = {"gits": 64, "optimal-steps": 32}
-"""Trajectories used at most: both programmes average over them and change little beyond a few dozen; an evaluation of
-each costs the second, which evaluates them anew in every round, some N times as much."""
+"""Trajectories used at most: both programmes average over them and change little beyond a few dozen. optimal-steps
+evaluates its own anew in each of N rounds, so it looks at fewer."""
 
 
 def find_knots(
