@@ -73,6 +73,7 @@ class Nodes:
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine starts nodes slowly
         head = {"num_cpus": 0, "object_store_memory": 100_000_000, "include_dashboard": False}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.address = str(self.cluster.address)
         self.nodes: list[Any] = []
         self.mend()
 
@@ -208,7 +209,7 @@ Windows = dict[str, tuple[float, float]]
 
 def reference(nodes: Nodes, file: Path, out: Path) -> Windows:
     """Run undisturbed; when (seconds from the start of the driver) there were victims of each kind."""
-    clock, driver = time.monotonic(), start(file, out, nodes.cluster.address)
+    clock, driver = time.monotonic(), start(file, out, nodes.address)
     seen: dict[str, list[float]] = {kind: [] for kind in VICTIMS}
     while driver.poll() is None and time.monotonic() - clock < LIMIT:
         now = time.monotonic() - clock
@@ -248,7 +249,7 @@ def one(
         begun = time.monotonic()
         run.moment = round(rng.uniform(*windows[run.victim]), 2)
         place = out.with_name(f"{out.name}-{run.redrawn}")
-        driver = start(file, place, nodes.cluster.address)
+        driver = start(file, place, nodes.address)
         was_hit = hit(nodes, driver, run.victim, run.moment, rng)
         run.stage = stage_of(place)
         run.exit = finish(driver)
@@ -259,7 +260,7 @@ def one(
         windows |= {kind: (first * faster, last * faster) for kind, (first, last) in windows.items()}
     run.orphans += count_orphans(nodes)
     nodes.mend()
-    run.exit_resumed = finish(start(file, place, nodes.cluster.address))
+    run.exit_resumed = finish(start(file, place, nodes.address))
     run.difference = difference(place, expected)
     run.equal = not run.difference and run.exit_resumed == 0
     run.orphans += count_orphans(nodes)
@@ -308,7 +309,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         seconds = 0.0
         for found in chaos(folder, victims, given.seed):
-            if isinstance(found, float):
+            if not isinstance(found, Run):
                 seconds = found
                 print(f"reference: {found} s", flush=True)
                 continue

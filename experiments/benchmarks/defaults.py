@@ -109,7 +109,8 @@ def pairs_by_use(model: str, teacher_nfe: int, seeds: int) -> tuple[LoadedModel,
     torch.set_num_threads(1)
     opened = open_model(model)
     spans = ((COUNT, COUNT * (1 + seeds)), (0, COUNT), (100_000, 100_000 + FRESH))
-    return opened, *(teacher_pairs(opened, teacher_nfe, *span) for span in spans)
+    train, valid, fresh = (teacher_pairs(opened, teacher_nfe, *span) for span in spans)
+    return opened, train, valid, fresh
 
 
 def losses(job: tuple[Ground, str, str, str]) -> list[dict]:

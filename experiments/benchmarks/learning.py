@@ -15,8 +15,8 @@ not lengthen. For every cell and seed:
                  where it never is (counted with that time, and said)
 
 Then, for seed 0, 10,000 fresh samples: the Fréchet distance of the classifier's features to the reference, beside the
-teacher's own, and the loss on the first 2,000 of them (of paper, only that); of the best hand-made grid and the best
-of the default starts too. Finished cells are kept in CELLS and not run again.
+teacher's own, that to the teacher's samples, and the loss on the first 2,000 of them (of paper, only that); of the best
+hand-made grid and the best of the default starts too. Finished cells are kept in CELLS and not run again.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ from ld3_dist.core.learn import LearnConfig, Pairs, Progress, learn
 from ld3_dist.core.noise import NoiseSchedule
 from ld3_dist.core.solver import Solver, Tableau, make_solver
 from ld3_dist.metrics.extractors import open_extractor
-from ld3_dist.metrics.scores import score
-from ld3_dist.metrics.statistics import FeatureStatistics
+from ld3_dist.metrics.statistics import FeatureMoments, FeatureStatistics, frechet_distance
 from ld3_dist.models import LoadedModel, open_model
 from ld3_dist.single import STARTS
 from ld3_dist.tasks.context import start_knots
@@ -53,6 +52,7 @@ from ld3_dist.tasks.context import start_knots
 SOLVERS, NFES, SEEDS = ("unipc-3", "ipndm-3", "dpmpp-3", "ddim"), (4, 6, 8, 10), (0, 1, 2)
 HAND_MADE = ("log_snr", "karras")
 UNLEARNED = {"hand-made": HAND_MADE, "start": STARTS["default"]}
+FRECHET = ("FID", "FID to teacher")
 COUNT, FRESH, SCORED, TEACHER_NFE = 50, 2_000, 10_000, 20
 DEFAULT, COEFFICIENTS, PAPER = LearnConfig.of(), LearnConfig.of(coefficients=True), LearnConfig.of("paper")
 L2 = make_distance("l2")
@@ -60,13 +60,14 @@ L2 = make_distance("l2")
 
 @dataclass
 class Ground:
-    """The model, its pairs to learn from, to select by and to measure on, and its teacher's Fréchet distance."""
+    """The model, its pairs to learn from, to select by and to measure on; features of the data and of the teacher."""
 
     opened: LoadedModel
     train: Pairs
     valid: Pairs
     fresh: Pairs
-    teacher_fid: float
+    data: FeatureMoments
+    teacher: FeatureMoments
 
     @classmethod
     def prepare(cls) -> Ground:
@@ -74,7 +75,10 @@ class Ground:
         opened = open_model("digits")
         learning = teacher_pairs(opened, TEACHER_NFE, 0, COUNT * (len(SEEDS) + 1))
         fresh = teacher_pairs(opened, TEACHER_NFE, 100_000, 100_000 + SCORED)
-        return cls(opened, learning[COUNT:], learning[:COUNT], fresh, fid(opened, fresh.target))
+        extractor = open_extractor("auto", opened)
+        assert extractor is not None
+        data, teacher = FeatureStatistics.of(extractor.data_features()).moments, moments(opened, fresh.target)
+        return cls(opened, learning[COUNT:], learning[:COUNT], fresh, data, teacher)
 
 
 def run(ground: Ground, solver: Solver, nfe: int, knots: Tensor, config: LearnConfig, seeds: list[int]) -> Iterator:
@@ -153,18 +157,20 @@ def fresh(ground: Ground, table: list, scored: bool) -> dict[str, float]:
     pairs = ground.fresh if scored else ground.fresh[:FRESH]
     made = generate(ground.opened, Tableau(*(torch.tensor(v, dtype=torch.float64) for v in table)), pairs)
     loss = float(L2(made[:FRESH], pairs.target[:FRESH]).double().mean())
-    return {"loss": loss, "fid": fid(ground.opened, made)} if scored else {"loss": loss}
+    if not scored:
+        return {"loss": loss}
+    own = moments(ground.opened, made)
+    return {"loss": loss} | {
+        name: frechet_distance(of, own) for name, of in zip(FRECHET, (ground.data, ground.teacher), strict=True)
+    }
 
 
-def fid(opened: LoadedModel, made: Tensor) -> float:
-    """Fréchet distance of the classifier's features to those of the data."""
+def moments(opened: LoadedModel, made: Tensor) -> FeatureMoments:
+    """Of the classifier's features of samples."""
     extractor = open_extractor("auto", opened)
     assert extractor is not None
     with torch.no_grad():
-        features = torch.cat([extractor.features(part) for part in made.split(500)])
-    found = score(features, FeatureStatistics.of(extractor.data_features()).moments)["fid"]
-    assert found is not None
-    return found
+        return FeatureStatistics.of(torch.cat([extractor.features(part) for part in made.split(500)])).moments
 
 
 GROUND: list[Ground] = []
@@ -255,7 +261,7 @@ def mean(values: Iterable[float]) -> float:
 def table(rows: list[dict]) -> tuple[list[str], dict]:
     """What is printed, and what is held against the targets."""
     lines, faster, gaps, unsound, missed = [], [], [], [], 0
-    worse: dict[str, dict[str, list[str]]] = {kind: {"loss": [], "fid": []} for kind in UNLEARNED}
+    worse: dict[str, dict[str, list[str]]] = {kind: {what: [] for what in ("loss", *FRECHET)} for kind in UNLEARNED}
     for row in rows:
         cell, new = f"{row['solver']}/{row['nfe']}", row["fresh"]
         loss = {
@@ -276,7 +282,7 @@ def table(rows: list[dict]) -> tuple[list[str], dict]:
                 "to paper's loss s": mean([seconds for seconds, _ in row["time"]]), "times faster": mean(speeds),
             }
             | {f"fresh {kind}": at["loss"] for kind, at in new.items()}
-            | {f"FID {kind}": at["fid"] for kind, at in new.items() if "fid" in at}
+            | {f"{what}, {kind}": at[what] for what in FRECHET for kind, at in new.items() if what in at}
         )  # fmt: skip
         for kind in ("default", "coefficients"):
             gaps.append(row[kind]["gap"])
@@ -314,7 +320,7 @@ def main() -> None:
         pool.starmap(cells, [(name, folder) for name in asked.solvers], chunksize=1)
     rows = [json.loads((folder / f"{s}-{n}.json").read_text()) for n in NFES for s in asked.solvers]
     lines, summary = table(rows)
-    summary["the teacher's own Fréchet distance"] = ground.teacher_fid
+    summary["the teacher's own Fréchet distance"] = frechet_distance(ground.data, ground.teacher)
     fast = speed(ground)
     print("\n".join(lines), json.dumps(summary | fast, indent=1), sep="\n")
     machine = {"cpu": platform.processor() or platform.machine(), "workers": asked.workers, "torch": torch.__version__}

@@ -62,7 +62,7 @@ def cells(job: tuple[Ground, str, str, tuple[str, ...]]) -> list[dict]:
         for chosen in SETS:
             if not set(chosen) <= set(knots):
                 continue
-            row = {"cell": f"{opened.id}/{name}/{nfe}", "set": " + ".join(chosen)}
+            row: dict[str, str | float] = {"cell": f"{opened.id}/{name}/{nfe}", "set": " + ".join(chosen)}
             for when, progress in ends.items():
                 best = [min(
                     (k for k, (seed, start) in enumerate(members) if seed == s and start in chosen),

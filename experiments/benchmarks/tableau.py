@@ -1,6 +1,6 @@
 """What a table costs: to build, to differentiate, and as a share of a learning iteration on the digits model.
 
-    python experiments/benchmarks/tableau.py        # writes results/benchmarks/tableau.json
+    python experiments/benchmarks/tableau.py [--out results/benchmarks/tableau.json]
 
 Every solver at 8 evaluations on EDM, VP linear and VP discrete, for K = 1 and K = 64 members. Times are the least of
 many repetitions, because others may be using the machine; the limits are 2 ms to build and 4 ms to differentiate. The
@@ -10,6 +10,7 @@ interleaved runs.
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
@@ -19,9 +20,10 @@ from pathlib import Path
 
 import torch
 
+from ld3_dist.core.descent import Descent
 from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import Grid, discretize
-from ld3_dist.core.learn import LearnConfig, Pairs, Session
+from ld3_dist.core.learn import LearnConfig, Pairs
 from ld3_dist.core.noise import EDM, NoiseSchedule, VPDiscrete, VPLinear
 from ld3_dist.core.sample import draw_noise
 from ld3_dist.core.solver import SOLVERS, make_solver
@@ -54,22 +56,21 @@ def table(name: str, noise: NoiseSchedule, members: int) -> tuple[float, float]:
 
 
 def share(name: str, members: int, gamma: float) -> dict[str, float | str | int]:
-    """The table's part of a learning iteration on the digits model: built, differentiated (and built again for x')."""
+    """The table's part of a learning iteration on the digits model: built and differentiated."""
     model = load_model("digits")
     solver, noise = make_solver(name), model.noise
     knots = discretize(noise, solver.steps(NFE), "log_snr").expand(members, -1)
     pairs = Pairs(draw_noise(0, range(20), tuple(model.shape)), torch.zeros(20, *model.shape))
     config = LearnConfig(gamma=gamma, batch=10)
-    session = Session(model, solver, knots, pairs, pairs, make_distance("l2"), config, NFE, None, None)
-    batch = next(session.batches())
+    session = Descent(model, solver, knots, pairs, pairs, make_distance("l2"), config, NFE, None, None)
+    batch, k = next(session.batches()), session.members()
     iterations, tables = [], []
     for _ in range(8):
-        iterations.append(clock(lambda: session.step(batch, 1.0)))
+        iterations.append(clock(lambda: session.step(batch[k], k, 1.0)))
         built = []
         spent = clock(lambda built=built: built.append(session.grids.tableau()[1]))
         total = built[0].evals.sum() + built[0].state.sum() + built[0].outputs.sum()
-        spent += clock(total.backward)
-        tables.append(spent + (clock(session.grids.tableau) if gamma else 0.0))
+        tables.append(spent + clock(total.backward))
     iteration, spent = statistics.median(iterations[2:]), statistics.median(tables[2:])
     return {
         "solver": name, "members": members, "gamma": gamma, "iteration_ms": round(iteration, 2),
@@ -78,6 +79,9 @@ def share(name: str, members: int, gamma: float) -> dict[str, float | str | int]
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/tableau.json"))
+    file = parser.parse_args().out
     torch.set_num_threads(2)
     schedules = (EDM(), VPLinear(), VPDiscrete(STABLE_DIFFUSION))
     rows = []
@@ -100,7 +104,6 @@ def main() -> None:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    file = Path(__file__).parents[2] / "results" / "benchmarks" / "tableau.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"machine": machine, "nfe": NFE, "tables": rows, "shares": shares}, indent=1) + "\n")
 
