@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from ld3_dist.core.errors import InputError
-from ld3_dist.core.learn import LearnConfig
 from ld3_dist.experiment import Experiment, Plan, load_experiment, parse_experiment
 
 ROOT = Path(__file__).parents[1]
@@ -343,7 +342,7 @@ def test_presets_searched_have_their_own_values() -> None:
     data = {k: v for k, v in TINY.items() if k not in ("search", "learn")}
     plan = plan_of(data | {"learn": {"epochs": 9}, "search": {"grid": {"preset": ["default", "paper"]}}})
     ours, paper = (plan.trial(plan.cells[0], point) for point in plan.grid_points())
-    assert (ours.config.preset, ours.config.batch, ours.config.lr) == ("default", 10, LearnConfig.lr)
+    assert (ours.config.preset, ours.config.batch, ours.config.lr) == ("default", 10, 0.2)
     assert (paper.config.preset, paper.config.batch, paper.config.lr) == ("paper", 2, 0.005)
     assert ours.config.epochs == paper.config.epochs == 9  # said, so it holds for both
     assert paper.settings["learn"]["lr_noise"] == 12.0  # keys and rows are of resolved settings

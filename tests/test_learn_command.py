@@ -62,6 +62,15 @@ def test_what_a_preset_starts_from(
     torch.testing.assert_close(found["knots"], torch.stack(expected))
 
 
+def test_an_unknown_start_is_told_of_all_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call(monkeypatch, capsys, *LEARN, "--nfe", 4, "--start", "optimal-step")
+    assert code == 2
+    assert "--start: unknown discretization 'optimal-step': did you mean 'optimal-steps'" in err
+    assert "Traceback" not in out + err
+
+
 @pytest.mark.parametrize(
     ("options", "learned", "epochs"),
     [

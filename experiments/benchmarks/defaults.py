@@ -10,9 +10,9 @@ digits     the embedded network, 1 seed from the log-SNR grid; teacher UniPC-3 w
 
 50 + 50 pairs, the members of a cell packed, squared distance; a cell's loss is the geometric mean over seeds of the
 best start's loss on 500 fresh pairs, so that neither the training nor the selecting pairs decide. Printed and written:
-every variant's geometric mean over cells of its loss relative to the default's, and the share of cells where it is
-lower; what the default was is written beside it, for it may have changed on these grounds since. Variants that were
-measured before with the same default are kept. Every worker is a process with one thread.
+every variant's geometric mean over cells of its loss relative to that of "default", which is BASE, and the share of
+cells where it is lower; BASE in full is written beside it. Variants that were measured before with the same are kept.
+Every worker is a process with one thread.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ GROUNDS = {
     "mixtures": Ground(("analytic:mixture-1d", "analytic:mixture-2d"), 30, (0, 1), ("log_snr", "karras")),
     "digits": Ground(("digits",), 20, (0,), ("log_snr",)),
 }
+BASE: dict[str, Any] = {"lr": 0.1, "final_lr": 0.02}
+"""What a variant changes: the default as it was; "lr 0.2, final_lr 0.1" is what it became by this."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "lr 0.05": {"lr": 0.05}, "lr 0.2": {"lr": 0.2}, "lr 0.3": {"lr": 0.3},
@@ -117,7 +119,7 @@ def losses(job: tuple[Ground, str, str, str]) -> list[dict]:
     """Of a ground, a model, a variant and a solver, rows: variant, cell, loss on fresh pairs."""
     ground, model, variant, name = job
     opened, train, valid, fresh = pairs_by_use(model, ground.teacher_nfe, len(ground.seeds))
-    noise, solver, config = opened.denoiser.noise, make_solver(name), LearnConfig.of(**VARIANTS[variant])
+    noise, solver, config = opened.denoiser.noise, make_solver(name), LearnConfig.of(**(BASE | VARIANTS[variant]))
     procedures.PROCEDURES["default"] = Averaged if variant == "averaged parameters" else Descent
     members = [(s, start) for s in ground.seeds for start in ground.starts]
     subsets = torch.stack([torch.arange(COUNT) + COUNT * s for s, _ in members])
@@ -165,7 +167,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/defaults.json"))
     given = parser.parse_args()
-    ground, now = GROUNDS[given.ground], asdict(LearnConfig())
+    ground, now = GROUNDS[given.ground], asdict(LearnConfig.of(**BASE))
     kept = json.loads(given.out.read_text()) if given.out.exists() else {}
     before = kept.get(given.ground, {})
     rows = [r for r in before.get("rows", []) if before["default is"] == now and r["variant"] not in given.variants]

@@ -43,7 +43,7 @@ from ld3_dist.core.grid import discretize, lam_range, resample
 from ld3_dist.core.learn import LearnConfig, Pairs, Progress, learn
 from ld3_dist.core.noise import NoiseSchedule
 from ld3_dist.core.solver import Solver, Tableau, make_solver
-from ld3_dist.metrics.extractors import open_extractor
+from ld3_dist.metrics.extractors import Extractor, open_extractor
 from ld3_dist.metrics.statistics import FeatureMoments, FeatureStatistics, frechet_distance
 from ld3_dist.models import LoadedModel, open_model
 from ld3_dist.single import STARTS
@@ -60,13 +60,14 @@ L2 = make_distance("l2")
 
 @dataclass
 class Ground:
-    """The model, its pairs to learn from, to select by and to measure on; features of the data, of the teacher's
-    samples and of the first FRESH of these."""
+    """The model, its pairs to learn from, to select by and to measure on; features' moments over the data, over the
+    teacher's samples and over the first FRESH of these."""
 
     opened: LoadedModel
     train: Pairs
     valid: Pairs
     fresh: Pairs
+    extractor: Extractor
     data: FeatureMoments
     teacher: FeatureMoments
     near: FeatureMoments
@@ -79,9 +80,9 @@ class Ground:
         fresh = teacher_pairs(opened, TEACHER_NFE, 100_000, 100_000 + SCORED)
         extractor = open_extractor("auto", opened)
         assert extractor is not None
-        data = FeatureStatistics.of(extractor.data_features()).moments
-        teacher, near = moments(opened, fresh.target), moments(opened, fresh.target[:FRESH])
-        return cls(opened, learning[COUNT:], learning[:COUNT], fresh, data, teacher, near)
+        found = features(extractor, fresh.target)
+        data, teacher, near = map(moments, (extractor.data_features(), found, found[:FRESH]))
+        return cls(opened, learning[COUNT:], learning[:COUNT], fresh, extractor, data, teacher, near)
 
 
 def run(ground: Ground, solver: Solver, nfe: int, knots: Tensor, config: LearnConfig, seeds: list[int]) -> Iterator:
@@ -145,11 +146,6 @@ def time_to(ground: Ground, solver: Solver, nfe: int, knots: Tensor, goals: list
     return found
 
 
-def best(found: dict[str, float], names: tuple[str, ...]) -> str:
-    """Of some grids the one with the least loss."""
-    return min(names, key=found.__getitem__)
-
-
 def table_of(tableau: Tableau, k: int) -> list:
     """A member's table as plain numbers."""
     return [tableau.evals[k].tolist(), tableau.state[k].tolist(), tableau.outputs[k].tolist()]
@@ -162,17 +158,20 @@ def fresh(ground: Ground, table: list, scored: bool) -> dict[str, float]:
     loss = float(L2(made[:FRESH], pairs.target[:FRESH]).double().mean())
     if not scored:
         return {"loss": loss}
-    found = ((ground.data, made), (ground.near, made[:FRESH]))
-    distances = [frechet_distance(reference, moments(ground.opened, samples)) for reference, samples in found]
+    found = features(ground.extractor, made)
+    distances = frechet_distance(ground.data, moments(found)), frechet_distance(ground.near, moments(found[:FRESH]))
     return {"loss": loss} | dict(zip(FRECHET, distances, strict=True))
 
 
-def moments(opened: LoadedModel, made: Tensor) -> FeatureMoments:
-    """Of the classifier's features of samples."""
-    extractor = open_extractor("auto", opened)
-    assert extractor is not None
+def features(extractor: Extractor, made: Tensor) -> Tensor:
+    """The classifier's features of samples, in batches."""
     with torch.no_grad():
-        return FeatureStatistics.of(torch.cat([extractor.features(part) for part in made.split(500)])).moments
+        return torch.cat([extractor.features(part) for part in made.split(500)])
+
+
+def moments(found: Tensor) -> FeatureMoments:
+    """Mean and covariance of features."""
+    return FeatureStatistics.of(found).moments
 
 
 GROUND: list[Ground] = []
@@ -194,17 +193,21 @@ def cells(name: str, folder: Path) -> None:
         search = time.process_time() - began
         grids = dict(zip(STARTS["default"], starts, strict=True))
         grids |= {grid: discretize(noise, solver.steps(nfe), grid) for grid in HAND_MADE}
+        (published,) = (grids[start] for start in STARTS["paper"])
         first = next(run(ground, solver, nfe, torch.stack([*grids.values()]), DEFAULT, [0] * len(grids)))
         found = dict(zip(grids, first.valid.tolist(), strict=True))
         row = {"solver": name, "nfe": nfe, "grids": found, "search": search}
-        row["paper"] = paper(ground, solver, nfe, starts[0])
+        row["paper"] = paper(ground, solver, nfe, published)
         row["default"] = packed(ground, solver, nfe, starts, DEFAULT)
         row["coefficients"] = packed(ground, solver, nfe, starts, COEFFICIENTS)
         if before is not None:
             knots = resample(noise, torch.tensor(before, dtype=torch.float64), solver.steps(nfe))
             row["neighbour"] = packed(ground, solver, nfe, [knots], DEFAULT)
-        row["time"] = time_to(ground, solver, nfe, starts[0], row["paper"]["loss"])
-        tables = {kind: table_of(first.tableau, [*grids].index(best(found, of))) for kind, of in UNLEARNED.items()}
+        row["time"] = time_to(ground, solver, nfe, published, row["paper"]["loss"])
+        tables = {
+            kind: table_of(first.tableau, [*grids].index(min(of, key=found.__getitem__)))
+            for kind, of in UNLEARNED.items()
+        }
         tables |= {n: row[n]["table"] for n in ("paper", "default", "coefficients")}
         row["fresh"] = {n: fresh(ground, table, n != "paper") for n, table in tables.items()}
         before = row["default"]["knots"][0]

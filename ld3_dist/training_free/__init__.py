@@ -9,7 +9,6 @@ They serve as baselines and as starts of LD3.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
@@ -65,5 +64,4 @@ def find_knots(
         x_T = model.noise.prior_scale * draw_noise(0, range(16), tuple(model.shape))
     first = slice(SAMPLES[name])
     condition = map_condition(lambda c: c[first], condition)
-    with torch.no_grad():
-        return (gits if name == "gits" else optimal_steps)(model, steps, x_T[first], condition)
+    return (gits if name == "gits" else optimal_steps)(model, steps, x_T[first], condition)

@@ -10,6 +10,7 @@ straight if the noise is constant.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from ..core.denoiser import Condition, Denoiser, map_condition
 from ..core.errors import InputError
 from ..core.grid import discretize
 from ..core.noise import EDM, NoiseSchedule
-from ..core.sample import states
+from ..core.sample import sample, states
 from ..core.solver import Tableau, make_solver
 from ..memory import in_parts
 
@@ -63,13 +64,15 @@ class Trajectory:
     def outputs(self, y: Tensor, t: Tensor) -> Tensor:
         """D at the states y [n', B, d] of the first knots of t, one call of the batch per knot: [n', B, d]."""
         one = Tableau(t.new_zeros(1), t.new_tensor([1.0, 0.0]), t.new_tensor([[0.0], [1.0]]))
+        tables = [Tableau(time[None], one.state, one.outputs) for time in t[: len(y)]]
         shape = (-1, *self.denoiser.shape)
-        here = lambda state: state.to(self.dtype).to(self.device).view(shape)  # not every device has float64
-        made = [
-            paths(self.denoiser, Tableau(time[None], one.state, one.outputs), here(state), self.condition)[1]
-            for time, state in zip(t, y, strict=False)
-        ]
-        return torch.cat(made)
+
+        def run(part: slice) -> list[Tensor]:
+            given = map_condition(lambda c: c[part], self.condition)
+            here = [state[part].to(self.dtype).to(self.device).view(shape) for state in y]  # in this order: no float64
+            return [sample(self.denoiser, table, x, given) for table, x in zip(tables, here, strict=True)]
+
+        return gathered(y.shape[1], run)
 
 
 def follow(denoiser: Denoiser, x_T: Tensor, condition: Condition, fine: int, steps: int) -> Trajectory:
@@ -82,17 +85,17 @@ def follow(denoiser: Denoiser, x_T: Tensor, condition: Condition, fine: int, ste
     noise = denoiser.noise
     t = discretize(noise, fine, "karras" if isinstance(noise, EDM) else "uniform")
     teacher = make_solver("ipndm-2")
-    y, m = paths(denoiser, teacher.tableau(noise, teacher.coupled(noise, t)), x_T, condition)
+    table = teacher.tableau(noise, teacher.coupled(noise, t))
+
+    def run(part: slice) -> list[Tensor]:
+        path, outputs = states(denoiser, table, x_T[part], map_condition(lambda c: c[part], condition))
+        return [*path, *outputs]
+
+    y, m = gathered(len(x_T), run).split([fine + 1, fine])
     return Trajectory(denoiser, t, y, m, condition, x_T.device, x_T.dtype)
 
 
-def paths(denoiser: Denoiser, tableau: Tableau, x_T: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-    """States [E+1, B, d] and outputs [E, B, d] of a table, in parts if memory is short: float64, on the CPU."""
-
-    def run(part: slice) -> list[Tensor]:
-        given = map_condition(lambda c: c[part], condition)
-        found = states(denoiser, tableau, x_T[part], given)
-        return [torch.stack(of).cpu().double().flatten(2) for of in found]
-
-    y, m = zip(*in_parts(len(x_T), len(x_T), run, "the teacher's trajectories"), strict=True)
-    return torch.cat(y, 1), torch.cat(m, 1)
+def gathered(count: int, run: Callable[[slice], list[Tensor]]) -> Tensor:
+    """What `run` makes of parts of the samples, n tensors [b, *shape], of all: [n, B, d], float64, on the CPU."""
+    made = in_parts(count, count, lambda part: torch.stack(run(part)).cpu(), "the teacher's trajectories")
+    return torch.cat(made, 1).double().flatten(2)
