@@ -40,18 +40,43 @@ STAGES = ("classifier", "statistics", "network", "evaluate")
 def parse(words: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument("stages", nargs="*", help=f"which of {', '.join(STAGES)}; all if none is given", metavar="stage")
-    parser.add_argument("--data", type=Path, default=DEBIAN_FOLDER, help="folder of the four IDX files")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
-    parser.add_argument("--steps", type=int, default=TrainConfig.steps, help="optimiser steps of the network")
-    parser.add_argument("--minutes", type=float, help="instead of steps: time for the network's training")
-    parser.add_argument("--batch", type=int, default=TrainConfig.batch, help="images per step of the network")
-    parser.add_argument("--epochs", type=int, default=ClassifierConfig.epochs, help="of the classifier")
-    parser.add_argument("--lr", type=float, default=TrainConfig.lr, help="peak learning rate of the network")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order, labels and noise")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
+    parser.add_argument(
+        "stages",
+        nargs="*",
+        help=f"which of {', '.join(STAGES)}; all if none is given",
+        metavar="stage",
+    )
+    parser.add_argument(
+        "--data", type=Path, default=DEBIAN_FOLDER, help="folder of the four IDX files"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, help="folder to write to"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=TrainConfig.steps, help="optimiser steps of the network"
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="instead of steps: time for the network's training"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=TrainConfig.batch, help="images per step of the network"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=ClassifierConfig.epochs, help="of the classifier"
+    )
+    parser.add_argument(
+        "--lr", type=float, default=TrainConfig.lr, help="peak learning rate of the network"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of weights, order, labels and noise"
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device"
+    )
     parser.add_argument("--eager", action="store_true", help="never record a CUDA graph")
-    parser.add_argument("--tiny", action="store_true", help="dry run: little data, small sizes, seconds of work")
+    parser.add_argument(
+        "--tiny", action="store_true", help="dry run: little data, small sizes, seconds of work"
+    )
     chosen = parser.parse_args(words)
     for stage in chosen.stages:
         if stage not in STAGES:
@@ -68,7 +93,9 @@ class Run:
         self.command = " ".join([COMMAND, *words])
         self.out = Path(chosen.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        self.network_file, self.classifier_file = (self.out / f"{n}.safetensors" for n in ("network", "classifier"))
+        self.network_file, self.classifier_file = (
+            self.out / f"{n}.safetensors" for n in ("network", "classifier")
+        )
         self.state_file = self.out / "training.safetensors"
         self.data: FashionData = read_fashion(chosen.data)
         self.sigma_data = measure_sigma_data(self.data.train_images)
@@ -78,17 +105,29 @@ class Run:
     def classifier(self) -> None:
         """Train the classifier; write its weights in half precision, and its accuracy with them."""
         epochs = 1 if self.chosen.tiny else self.chosen.epochs
-        config, last = ClassifierConfig(epochs=epochs, seed=self.chosen.seed, device=self.device), None
+        config, last = (
+            ClassifierConfig(epochs=epochs, seed=self.chosen.seed, device=self.device),
+            None,
+        )
         for last in train_classifier(config, self.data):
-            say(f"classifier  epoch {last.epoch}  loss {last.loss:.4f}  accuracy {last.accuracy:.4f}", last.seconds)
+            say(
+                f"classifier  epoch {last.epoch}  loss {last.loss:.4f}  accuracy {last.accuracy:.4f}",
+                last.seconds,
+            )
         assert last is not None
-        facts = {"settings": asdict(config), "loss": round(last.loss, 5), "seconds": round(last.seconds, 1)}
+        facts = {
+            "settings": asdict(config),
+            "loss": round(last.loss, 5),
+            "seconds": round(last.seconds, 1),
+        }
         sizes = {"channels": list(last.network.channels)}
         write_weights(last.network, self.classifier_file, CLASSIFIER_KIND, sizes)
         kept = load_fashion_classifier(self.device, file=self.classifier_file)
         found = accuracy(kept, scale(self.data.test_images.to(self.device)), self.data.test_labels)
         say(f"classifier  accuracy {found:.4f} on the test images, as written")
-        self.describe(kept, self.classifier_file, CLASSIFIER_KIND, {**facts, "test_accuracy": round(found, 5)})
+        self.describe(
+            kept, self.classifier_file, CLASSIFIER_KIND, {**facts, "test_accuracy": round(found, 5)}
+        )
 
     def statistics(self) -> None:
         """Write the features of the test images; the classifier's provenance gets the file's hash."""
@@ -111,7 +150,9 @@ class Run:
         for last in train_network(config, self.data, sizes, self.state_file):
             if last.seconds - shown >= 5 or last.step == last.steps:
                 shown = last.seconds
-                say(f"network  step {last.step} of {last.steps}  loss {last.loss:.4f}", last.seconds)
+                say(
+                    f"network  step {last.step} of {last.steps}  loss {last.loss:.4f}", last.seconds
+                )
             if last.seconds - written >= 60:
                 written = last.seconds
                 self.keep_network(config, sizes, last)
@@ -122,7 +163,10 @@ class Run:
     def keep_network(self, config: TrainConfig, sizes: NetworkConfig, last: TrainProgress) -> None:
         """Write the averaged weights and where they come from."""
         write_weights(
-            last.average, self.network_file, NETWORK_KIND, {"network": asdict(sizes), "sigma_data": self.sigma_data}
+            last.average,
+            self.network_file,
+            NETWORK_KIND,
+            {"network": asdict(sizes), "sigma_data": self.sigma_data},
         )
         done = {"steps": last.steps or last.step, "done": last.step, "loss": round(last.loss, 5)}
         facts = {"settings": {**asdict(config), **asdict(sizes), "steps": done.pop("steps")}}
@@ -139,7 +183,10 @@ class Run:
             config = EvaluateConfig(40, 20, 5, device=self.device)
         write_sheet(config, self.network_file, self.out / "sheet.png")
         say(f"{self.out / 'sheet.png'}")
-        figures = {"command": self.command, **evaluate(config, self.data, self.network_file, self.classifier_file)}
+        figures = {
+            "command": self.command,
+            **evaluate(config, self.data, self.network_file, self.classifier_file),
+        }
         figures["device"] = device_name(self.device)
         print(json.dumps(figures, indent=1), flush=True)
         write_json(self.out / "quality.json", figures)
@@ -200,7 +247,9 @@ def main(words: list[str]) -> int:
     if run.device.startswith("cuda"):
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = False
-    say(f"{device_name(run.device)}, torch {torch.__version__}, data {run.data.sha256[:12]}, sd {run.sigma_data}")
+    say(
+        f"{device_name(run.device)}, torch {torch.__version__}, data {run.data.sha256[:12]}, sd {run.sigma_data}"
+    )
     steps: dict[str, Callable[[], None]] = {name: getattr(run, name) for name in STAGES}
     failed = []
     for stage in STAGES:

@@ -52,7 +52,9 @@ class FashionClassifier(nn.Module):
 
 def _stage(c_in: int, c_out: int) -> nn.Sequential:
     first = (nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.SiLU())
-    return nn.Sequential(*first, nn.Conv2d(c_out, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.SiLU())
+    return nn.Sequential(
+        *first, nn.Conv2d(c_out, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.SiLU()
+    )
 
 
 def load_fashion_classifier(

@@ -26,10 +26,11 @@ from ...core.errors import InputError
 
 SHAPE = (1, 28, 28)
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-REMEDY = (
-    "install Debian's package dataset-fashion-mnist, or give the folder of the four IDX files of Fashion-MNIST with --data"
-)
-KINDS = {"images": (0x00000803, 3), "labels": (0x00000801, 1)}  # unsigned bytes: magic number, dimensions
+REMEDY = "install Debian's package dataset-fashion-mnist, or give the folder of the four IDX files of Fashion-MNIST with --data"
+KINDS = {
+    "images": (0x00000803, 3),
+    "labels": (0x00000801, 1),
+}  # unsigned bytes: magic number, dimensions
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,9 @@ def read_fashion(folder: Path) -> FashionData:
     """
     parts: list[Tensor] = []
     for name in ("train", "t10k"):
-        images, labels = (_find(folder, f"{name}-{what}-idx{n}-ubyte") for what, (_, n) in KINDS.items())
+        images, labels = (
+            _find(folder, f"{name}-{what}-idx{n}-ubyte") for what, (_, n) in KINDS.items()
+        )
         pixels, classes = read_idx(images, "images"), read_idx(labels, "labels")
         if pixels.shape[1:] != SHAPE[1:]:
             size = "x".join(str(n) for n in pixels.shape[1:])
@@ -71,7 +74,9 @@ def read_fashion(folder: Path) -> FashionData:
         if len(pixels) != len(classes) or len(pixels) == 0:
             raise InputError(f"{labels}: {len(classes)} labels for {len(pixels)} images; {REMEDY}")
         if classes.max() > 9:
-            raise InputError(f"{labels}: label {classes.max()} is not a number from 0 to 9; {REMEDY}")
+            raise InputError(
+                f"{labels}: label {classes.max()} is not a number from 0 to 9; {REMEDY}"
+            )
         parts += [torch.from_numpy(pixels), torch.from_numpy(classes).long()]
     return FashionData(*parts)
 
@@ -87,10 +92,14 @@ def read_idx(file: Path, kind: str) -> np.ndarray:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{file}: cannot be read, damaged or truncated ({error}); {REMEDY}") from error
+        raise InputError(
+            f"{file}: cannot be read, damaged or truncated ({error}); {REMEDY}"
+        ) from error
     header = 4 + 4 * dimensions
     if len(data) < 4 or struct.unpack(">I", data[:4])[0] != magic:
-        raise InputError(f"{file}: not an IDX file of {kind} (it starts with {data[:4].hex()!r}, not {magic:08x}); {REMEDY}")
+        raise InputError(
+            f"{file}: not an IDX file of {kind} (it starts with {data[:4].hex()!r}, not {magic:08x}); {REMEDY}"
+        )
     if len(data) < header:
         raise InputError(f"{file}: truncated, it ends inside its header; {REMEDY}")
     shape = struct.unpack(f">{dimensions}I", data[4:header])

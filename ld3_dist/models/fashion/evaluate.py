@@ -54,11 +54,15 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if self.samples < 2 or self.batch < 1 or not 1 <= self.asked <= self.samples:
-            raise ValueError(f"samples >= 2, batch >= 1 and 1 <= asked <= samples are needed, got {self}")
+            raise ValueError(
+                f"samples >= 2, batch >= 1 and 1 <= asked <= samples are needed, got {self}"
+            )
 
 
 @torch.no_grad()
-def teacher_samples(denoiser: Denoiser, config: EvaluateConfig, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def teacher_samples(
+    denoiser: Denoiser, config: EvaluateConfig, labels: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Class-conditional samples [M, 1, 28, 28] and their labels [M] (drawn, if not given), both on the CPU."""
     solver = make_solver(config.solver)
     knots = discretize(denoiser.noise, solver.steps(config.nfe), config.grid)
@@ -68,7 +72,9 @@ def teacher_samples(denoiser: Denoiser, config: EvaluateConfig, labels: Tensor |
     parts = []
     for index in torch.arange(len(labels)).split(config.batch):
         x_T = denoiser.noise.prior_scale * draw_noise(config.seed, index.tolist(), SHAPE)
-        parts.append(sample(denoiser, tableau, x_T.to(config.device), labels[index].to(config.device)).cpu())
+        parts.append(
+            sample(denoiser, tableau, x_T.to(config.device), labels[index].to(config.device)).cpu()
+        )
     return torch.cat(parts), labels
 
 
@@ -88,7 +94,9 @@ def frechet_figures(samples: Tensor, data: Tensor) -> dict[str, float]:
     for seed in range(SPLITS):
         first, second = (data[index] for index in halves(len(data), seed))
         between.append(frechet(first, second))
-        some = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[: len(first)]
+        some = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[
+            : len(first)
+        ]
         same_size.append(frechet(samples[some], second))
     whole, yardstick, same = frechet(samples, data), sum(between) / SPLITS, sum(same_size) / SPLITS
     return {
@@ -107,7 +115,9 @@ def nearest(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat(parts).cpu() / pixels**0.5
 
 
-def evaluate(config: EvaluateConfig, data: FashionData, network: Path, classifier_file: Path) -> dict[str, Any]:
+def evaluate(
+    config: EvaluateConfig, data: FashionData, network: Path, classifier_file: Path
+) -> dict[str, Any]:
     """Measure the network in a file with the classifier in a file; the record that is written under results/."""
     start, device = time.perf_counter(), config.device
     denoiser = load_fashion_denoiser(config.guidance, device=device, file=network)
@@ -128,14 +138,20 @@ def evaluate(config: EvaluateConfig, data: FashionData, network: Path, classifie
         },
         "agreement": float(hit.mean()),
         "agreement_by_class": [
-            round(float(hit[asked[: config.asked] == c].mean()), 4) if (asked[: config.asked] == c).any() else None
+            round(float(hit[asked[: config.asked] == c].mean()), 4)
+            if (asked[: config.asked] == c).any()
+            else None
             for c in range(CLASSES)
         ],
-        "agreement_of_test_images": float((in_parts(classifier, test).argmax(1) == data.test_labels).double().mean()),
+        "agreement_of_test_images": float(
+            (in_parts(classifier, test).argmax(1) == data.test_labels).double().mean()
+        ),
         "frechet": frechet_figures(in_parts(classifier.features, on), features),
     }
     train = scale(data.train_images.to(device))
-    figures["frechet"]["training_images_to_test"] = frechet(in_parts(classifier.features, train), features)
+    figures["frechet"]["training_images_to_test"] = frechet(
+        in_parts(classifier.features, train), features
+    )
     figures["nearest_rms"] = {
         "samples_to_training_median": float(nearest(on[:2000], train).median()),
         "test_to_training_median": float(nearest(test[:2000], train).median()),
@@ -148,20 +164,28 @@ def evaluate(config: EvaluateConfig, data: FashionData, network: Path, classifie
 def write_sheet(config: EvaluateConfig, network: Path, file: Path) -> None:
     """Draw 100 samples, ten of each class in a row, as a PNG image of 2x2 screen pixels per pixel."""
     labels = torch.arange(CLASSES).repeat_interleave(10)
-    samples, _ = teacher_samples(load_fashion_denoiser(config.guidance, device=config.device, file=network), config, labels)
+    samples, _ = teacher_samples(
+        load_fashion_denoiser(config.guidance, device=config.device, file=network), config, labels
+    )
     grey = ((samples[:, 0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     framed = torch.nn.functional.pad(grey, (1, 1, 1, 1), value=60).reshape(CLASSES, 10, 30, 30)
-    sheet = framed.permute(0, 2, 1, 3).reshape(300, 300).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    sheet = (
+        framed.permute(0, 2, 1, 3).reshape(300, 300).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    )
     write_png(file, sheet)
 
 
 def write_png(file: Path, grey: Tensor) -> None:
     """Write bytes [H, W] as a grey PNG image: no drawing library is needed for that."""
     height, width = grey.shape
-    rows = torch.cat([torch.zeros(height, 1, dtype=torch.uint8), grey], 1).numpy().tobytes()  # filter 0 on every row
+    rows = (
+        torch.cat([torch.zeros(height, 1, dtype=torch.uint8), grey], 1).numpy().tobytes()
+    )  # filter 0 on every row
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows, 9)), chunk(b"IEND", b""))

@@ -42,7 +42,14 @@ class NetworkConfig:
     heads: int = 4
 
     def __post_init__(self) -> None:
-        sizes = (*self.channels, *self.blocks, self.embedding, self.frequencies, self.groups, self.heads)
+        sizes = (
+            *self.channels,
+            *self.blocks,
+            self.embedding,
+            self.frequencies,
+            self.groups,
+            self.heads,
+        )
         if min(sizes) < 1:
             raise ValueError(f"NetworkConfig: every size must be at least 1, got {self}")
         if any(c % self.groups for c in self.channels) or self.channels[1] % self.heads:
@@ -54,7 +61,9 @@ class NetworkConfig:
     @classmethod
     def from_json(cls, sizes: dict[str, Any]) -> NetworkConfig:
         """From the JSON of a weights file, where tuples are lists."""
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()}
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()
+        }
         return cls(**fields)
 
 
@@ -65,9 +74,14 @@ class Block(nn.Module):
         super().__init__()
         self.norm_1, self.conv_1 = nn.GroupNorm(groups, c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.film = nn.Linear(embedding, 2 * c_out)
-        self.norm_2, self.conv_2 = nn.GroupNorm(groups, c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.norm_2, self.conv_2 = (
+            nn.GroupNorm(groups, c_out),
+            nn.Conv2d(c_out, c_out, 3, padding=1),
+        )
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
-        nn.init.zeros_(self.conv_2.weight)  # every block starts as its skip, which steadies early training
+        nn.init.zeros_(
+            self.conv_2.weight
+        )  # every block starts as its skip, which steadies early training
         nn.init.zeros_(self.conv_2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -110,7 +124,9 @@ class FashionNetwork(nn.Module):
         self.config = c = config or NetworkConfig()
         (wide, deep), (n_down, n_deep, n_up), e = c.channels, c.blocks, c.embedding
         # time spans [-1.6, 1.1]; up to one period over ~0.4 of it: finer features would only roughen d/dtime
-        self.register_buffer("frequencies", torch.logspace(0, math.log2(16), c.frequencies, base=2), persistent=False)
+        self.register_buffer(
+            "frequencies", torch.logspace(0, math.log2(16), c.frequencies, base=2), persistent=False
+        )
         self.time = nn.Linear(2 * c.frequencies, e)
         self.label = nn.Embedding(CLASSES + 1, e)
         self.mix = nn.Linear(e, e)
@@ -128,7 +144,9 @@ class FashionNetwork(nn.Module):
 
     def embed(self, time: Tensor, label: Tensor | None) -> Tensor:
         """time [B], label [B] or None -> [B, e]."""
-        angle = time[:, None].to(self.time.weight.dtype) * self.frequencies.to(self.time.weight.dtype)
+        angle = time[:, None].to(self.time.weight.dtype) * self.frequencies.to(
+            self.time.weight.dtype
+        )
         if label is None:
             label = torch.full(time.shape, NULL_LABEL, dtype=torch.int64, device=time.device)
         hidden = self.time(torch.cat([angle.sin(), angle.cos()], dim=1)) + self.label(label)

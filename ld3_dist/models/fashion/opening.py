@@ -53,15 +53,23 @@ def load_fashion_network(
     return net.eval().requires_grad_(False), config["sigma_data"]
 
 
-def fashion_denoiser(net: nn.Module, sigma_data: float, guidance: float = 1.0, conditional: bool = True) -> Denoiser:
+def fashion_denoiser(
+    net: nn.Module, sigma_data: float, guidance: float = 1.0, conditional: bool = True
+) -> Denoiser:
     """A fashion network as a Denoiser; see load_fashion_denoiser. States are cast to the network's dtype and back."""
     if not (math.isfinite(guidance) and guidance >= 0):
-        raise InputError(f"fashion guidance {guidance}: must be a finite number >= 0 (1 = no guidance)")
+        raise InputError(
+            f"fashion guidance {guidance}: must be a finite number >= 0 (1 = no guidance)"
+        )
     if not conditional and guidance != 1:
-        raise InputError(f"fashion guidance {guidance}: needs conditional=True; remove guidance or set it to 1")
+        raise InputError(
+            f"fashion guidance {guidance}: needs conditional=True; remove guidance or set it to 1"
+        )
     dtype = next(net.parameters()).dtype
     inner = net if conditional else Unlabelled(net)
-    denoiser = NetworkDenoiser(inner, EDM(), SHAPE, prediction="edm", sigma_data=sigma_data, dtype=dtype)
+    denoiser = NetworkDenoiser(
+        inner, EDM(), SHAPE, prediction="edm", sigma_data=sigma_data, dtype=dtype
+    )
     return denoiser if guidance == 1 else Guided(denoiser, guidance, null_labels)
 
 

@@ -39,7 +39,10 @@ def load_fashion_reference(file: Path | None = None) -> FashionReference:
     file = REFERENCE_FILE if file is None else Path(file)
     tensors, config = read_tensors(file, REFERENCE_KIND, REMEDY)
     return FashionReference(
-        tensors["mean"], tensors["covariance"], tensors["features"].float(), config["classifier_sha256"]
+        tensors["mean"],
+        tensors["covariance"],
+        tensors["features"].float(),
+        config["classifier_sha256"],
     )
 
 
@@ -49,6 +52,10 @@ def write_reference(
     """Compute the test images' features and write the reference file."""
     classifier = load_fashion_classifier(device, file=classifier_file)
     features = in_parts(classifier.features, scale(data.test_images.to(device))).double()
-    tensors = {"mean": features.mean(0), "covariance": features.T.cov(), "features": features.to(torch.float16)}
+    tensors = {
+        "mean": features.mean(0),
+        "covariance": features.T.cov(),
+        "features": features.to(torch.float16),
+    }
     config = {"classifier_sha256": sha256_of(classifier_file), "data_sha256": data.sha256}
     save_tensors(file, tensors, REFERENCE_KIND, config)

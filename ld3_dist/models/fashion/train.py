@@ -92,11 +92,17 @@ def learning_rate(config: TrainConfig, step: int, steps: int | None) -> float:
 def draw_sigma(config: TrainConfig, generator: torch.Generator) -> Tensor:
     """Log-normal noise levels [batch], one per quantile of the batch."""
     n, device = config.batch, generator.device
-    quantile = (torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)) / n
-    return (config.p_mean + config.p_std * torch.special.ndtri(quantile.clamp(1e-6, 1 - 1e-6))).exp()
+    quantile = (
+        torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)
+    ) / n
+    return (
+        config.p_mean + config.p_std * torch.special.ndtri(quantile.clamp(1e-6, 1 - 1e-6))
+    ).exp()
 
 
-def denoising_loss(net: nn.Module, x_0: Tensor, sigma: Tensor, z: Tensor, label: Tensor, sigma_data: float) -> Tensor:
+def denoising_loss(
+    net: nn.Module, x_0: Tensor, sigma: Tensor, z: Tensor, label: Tensor, sigma_data: float
+) -> Tensor:
     """Mean squared error of F against its target, over a batch x_0 [B, 1, 28, 28], sigma [B]."""
     s = sigma[:, None, None, None]
     total = s**2 + sigma_data**2
@@ -107,7 +113,9 @@ def denoising_loss(net: nn.Module, x_0: Tensor, sigma: Tensor, z: Tensor, label:
 
 def measure_sigma_data(images: Tensor) -> float:
     """Standard deviation of the pixels, rounded so that it is the same number on every machine."""
-    values = torch.bincount(images.flatten().int().cpu(), minlength=256).double()  # a histogram: exact and small
+    values = torch.bincount(
+        images.flatten().int().cpu(), minlength=256
+    ).double()  # a histogram: exact and small
     grey = torch.arange(256, dtype=torch.float64) / 127.5 - 1
     mean = (values * grey).sum() / values.sum()
     return round(float(((values * (grey - mean) ** 2).sum() / values.sum()).sqrt()), 4)
@@ -121,7 +129,10 @@ class _Training:
         self.config, self.device = config, torch.device(config.device)
         self.cuda = self.device.type == "cuda"
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
-        self.images, self.labels = data.train_images.to(self.device), data.train_labels.to(self.device)
+        self.images, self.labels = (
+            data.train_images.to(self.device),
+            data.train_labels.to(self.device),
+        )
         self.sigma_data = measure_sigma_data(data.train_images)
         self.net = FashionNetwork(sizes).to(self.device)
         if not self.cuda:  # CUDA's group normalisation works on the plain layout
@@ -149,7 +160,9 @@ class _Training:
 
     def improve(self) -> None:
         """Loss of the current batch, its gradient, one step of Adam."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cuda, cache_enabled=False):
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.cuda, cache_enabled=False
+        ):
             loss = denoising_loss(self.net, *self.batch, self.sigma_data)
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -176,7 +189,9 @@ class _Training:
 
     def record_graph(self) -> None:
         """Take a few steps, then record `improve` as a CUDA graph; where that fails, go on without one."""
-        side = torch.cuda.Stream(self.device)  # as PyTorch's notes ask: warm up on another stream, then record
+        side = torch.cuda.Stream(
+            self.device
+        )  # as PyTorch's notes ask: warm up on another stream, then record
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
@@ -190,7 +205,9 @@ class _Training:
                 self.improve()
             self.graph = graph
         except RuntimeError as error:
-            log.warning("no CUDA graph (%s): training goes on step by step", str(error).splitlines()[0])
+            log.warning(
+                "no CUDA graph (%s): training goes on step by step", str(error).splitlines()[0]
+            )
             torch.cuda.synchronize(self.device)
             self.optimizer.zero_grad(set_to_none=True)
 
@@ -199,8 +216,12 @@ class _Training:
         if self.seconds >= limit:
             self.steps = self.step
         elif self.step > step:
-            fit = self.step + int((limit - self.seconds) * (self.step - step) / (self.seconds - seconds))
-            if self.steps is None or fit < 0.995 * self.steps:  # later only if the device has become slower
+            fit = self.step + int(
+                (limit - self.seconds) * (self.step - step) / (self.seconds - seconds)
+            )
+            if (
+                self.steps is None or fit < 0.995 * self.steps
+            ):  # later only if the device has become slower
                 self.steps = int(max(self.step + 1, 0.99 * fit))
 
     def save(self, file: Path) -> None:
@@ -209,18 +230,29 @@ class _Training:
         states = self.optimizer.state_dict()["state"]
         for i, (name, weight) in enumerate(self.net.named_parameters()):
             tensors[f"net.{name}"] = weight
-            tensors |= {f"adam.{i}.{key}": torch.as_tensor(value) for key, value in states[i].items()}
+            tensors |= {
+                f"adam.{i}.{key}": torch.as_tensor(value) for key, value in states[i].items()
+            }
         tensors |= {f"average.{name}": weight for name, weight in self.average.named_parameters()}
-        config = {"step": self.step, "steps": self.steps, "seconds": self.seconds, "settings": self.settings()}
+        config = {
+            "step": self.step,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "settings": self.settings(),
+        }
         save_tensors(file, tensors, STATE_KIND, config)
 
     def load(self, file: Path) -> None:
         """Continue a saved run. Raises InputError where it is of other settings or damaged."""
         tensors, config = read_tensors(file, STATE_KIND, REMEDY)
         if config["settings"] != self.settings():
-            raise InputError(f"{file}: belongs to a run with other settings; use the same ones, or {REMEDY}")
+            raise InputError(
+                f"{file}: belongs to a run with other settings; use the same ones, or {REMEDY}"
+            )
         for name, net in (("net.", self.net), ("average.", self.average)):
-            net.load_state_dict({k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)})
+            net.load_state_dict(
+                {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+            )
         states: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(self.parameters))}
         for name, value in tensors.items():
             if name.startswith("adam."):
@@ -236,11 +268,16 @@ class _Training:
         kept = {k: v for k, v in asdict(self.config).items() if k not in ("report", "graph")}
         if self.config.minutes:
             kept.pop("steps")
-        return kept | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.net.config).items()}
+        return kept | {
+            k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.net.config).items()
+        }
 
 
 def train_network(
-    config: TrainConfig, data: FashionData, sizes: NetworkConfig | None = None, state: Path | None = None
+    config: TrainConfig,
+    data: FashionData,
+    sizes: NetworkConfig | None = None,
+    state: Path | None = None,
 ) -> Iterator[TrainProgress]:
     """Train, yielding every `report` steps and at the end; the same seed, device and torch version give the same run.
 
@@ -262,7 +299,9 @@ def train_network(
         run.total.zero_()
         reported, run.seconds = run.step, time.perf_counter() - began
         if not math.isfinite(loss):
-            raise RuntimeError(f"the loss is {loss} at step {run.step}; train with a smaller learning rate")
+            raise RuntimeError(
+                f"the loss is {loss} at step {run.step}; train with a smaller learning rate"
+            )
         if config.minutes:
             pace = pace or (run.step, run.seconds)  # not from the first step: that one warms up
             run.plan(config.minutes * 60, *pace)

@@ -61,9 +61,13 @@ def augment(images: Tensor, noise: float, generator: torch.Generator) -> Tensor:
 
     images = torch.where(some(), images.flip(3), images)
     dx, dy = torch.randint(-2, 3, (2,), generator=generator, device=images.device).tolist()
-    moved = functional.pad(images, (2, 2, 2, 2), value=-1.0)[:, :, 2 + dy : 30 + dy, 2 + dx : 30 + dx]
+    moved = functional.pad(images, (2, 2, 2, 2), value=-1.0)[
+        :, :, 2 + dy : 30 + dy, 2 + dx : 30 + dx
+    ]
     images = torch.where(some(), moved, images)
-    strength = noise * torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) * some()
+    strength = (
+        noise * torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) * some()
+    )
     return images + strength * torch.randn(images.shape, generator=generator, device=images.device)
 
 
@@ -82,7 +86,12 @@ def train_classifier(config: ClassifierConfig, data: FashionData) -> Iterator[Cl
         losses = torch.zeros((), device=device)
         parts = torch.randperm(len(images), generator=generator, device=device).split(config.batch)
         for index in parts:
-            rate = config.lr * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / total))
+            rate = (
+                config.lr
+                * min(1.0, (step + 1) / 200)
+                * 0.5
+                * (1 + math.cos(math.pi * step / total))
+            )
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = augment(images[index], config.noise, generator)
@@ -94,4 +103,6 @@ def train_classifier(config: ClassifierConfig, data: FashionData) -> Iterator[Cl
             losses += loss.detach()
             step += 1
         held = accuracy(net.eval(), test_images, data.test_labels)
-        yield ClassifierProgress(epoch + 1, float(losses) / len(parts), held, time.perf_counter() - start, net)
+        yield ClassifierProgress(
+            epoch + 1, float(losses) / len(parts), held, time.perf_counter() - start, net
+        )
