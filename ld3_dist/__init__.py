@@ -1,11 +1,12 @@
 """ld3_dist: learned time discretizations for diffusion and flow models, searched on a cluster.
 
-    load_results(folder)    -> pandas.DataFrame of every learned schedule and every baseline of a sweep
+    load_results(folder)    -> pandas.DataFrame of every learned schedule and every baseline of a
+                            sweep
     load_schedule(file)     -> Schedule, a grid with its coefficient table and where it came from
     load_model(name)        -> Denoiser, a pre-trained network as a data predictor
 
-The names are resolved on first use, so that `import ld3_dist.core` needs neither pandas nor pyarrow.
-"""
+The names are resolved on first use, so that `import ld3_dist.core` needs neither pandas nor
+pyarrow."""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .models import load_model as load_model
+    from .schedule.file import load_schedule as load_schedule
     from .store.results import load_results as load_results
-    from .store.schedules import load_schedule as load_schedule
 
 __version__ = "0.1.0"
 
-_HOMES = {"load_results": "store.results", "load_schedule": "store.schedules", "load_model": "models"}
+_HOMES = {"load_results": "store.results", "load_schedule": "schedule.file", "load_model": "models"}
 
 __all__ = ["__version__", "load_model", "load_results", "load_schedule"]
 

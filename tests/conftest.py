@@ -19,7 +19,9 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def folders(pipelines: dict[str, Path]) -> Iterator[dict[str, Path]]:
-    """The same, with one thread: networks this small would spend their time waiting for a second one."""
+    """The same, with one thread: networks this small would spend their time waiting for a second
+    one.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield pipelines

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Event:
-    """What happened: `stage` (teach, baselines, search, evaluate), counts so far, and a line for the log."""
+    """What happened: `stage` (teach, baselines, search, evaluate), counts so far, and a line for
+    the log.
+    """
 
     stage: str
     done: int

@@ -1,7 +1,7 @@
 """The failures table: every attempt that went wrong, with reason, machine, process and traceback.
 
-Who sees a failure first writes it down: the worker an exception of its own, the driver the death of a worker.
-"""
+Who sees a failure first writes it down: the worker an exception of its own, the driver the death of
+a worker."""
 
 from __future__ import annotations
 
@@ -23,9 +23,21 @@ def record_failure(
     node: str | None = None, pid: int | None = None,
 ) -> None:  # fmt: skip
     """One row of the failures table."""
-    record = {"stage": stage, "item": item, "attempt": attempt, "reason": reason, "traceback": trace, "time": now()}
+    record = {
+        "stage": stage,
+        "item": item,
+        "attempt": attempt,
+        "reason": reason,
+        "traceback": trace,
+        "time": now(),
+    }
     record |= {"node": node or where("cpu")["host"], "pid": pid or os.getpid()}
-    write_table(storage, "failures", f"{stage}-{item.replace('/', '_')}-{attempt}-{time.time_ns():x}", [record])
+    write_table(
+        storage,
+        "failures",
+        f"{stage}-{item.replace('/', '_')}-{attempt}-{time.time_ns():x}",
+        [record],
+    )
 
 
 def failures_of(storage: Storage, key: str) -> list[str]:
@@ -42,13 +54,22 @@ def last_failure(storage: Storage, key: str) -> str:
 
 
 def death_of(trial: Any) -> dict[str, Any]:
-    """What Tune knows of a trial whose worker could not speak for itself: reason, traceback, node, pid."""
+    """What Tune knows of a trial whose worker could not speak for itself: reason, traceback, node,
+    pid.
+    """
     file = trial.error_file
     text = Path(file).read_text(errors="replace") if file and Path(file).exists() else ""
     text = _COLOUR.sub("", text).rpartition("Failure # ")[2].partition("\n")[2].strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    reason = (lines[-1] if lines[0].startswith("ray::") else f"the worker died: {lines[0]}") if lines else ""
-    pid, node = re.search(r"pid[=:] ?(\d+)", text), re.search(r"ip[=:] ?([0-9a-fA-F.:]+[0-9a-fA-F])", text)
+    reason = (
+        (lines[-1] if lines[0].startswith("ray::") else f"the worker died: {lines[0]}")
+        if lines
+        else ""
+    )
+    pid, node = (
+        re.search(r"pid[=:] ?(\d+)", text),
+        re.search(r"ip[=:] ?([0-9a-fA-F.:]+[0-9a-fA-F])", text),
+    )
     return {
         "reason": reason or "the worker died", "trace": text or None,
         "node": node[1] if node else None, "pid": int(pid[1]) if pid else None,

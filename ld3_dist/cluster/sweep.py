@@ -1,8 +1,9 @@
-"""A sweep from teacher to report, as a generator of events: `teach -> search -> evaluate`, each stage resumable.
+"""A sweep from teacher to report, as a generator of events: `teach -> search -> evaluate`, each
+stage resumable.
 
-Whatever is already there is not done again: shards, rows and evaluations are named by what they are. Trials of a model
-start as soon as its teacher pairs are complete, while other models are still being taught.
-"""
+Whatever is already there is not done again: shards, rows and evaluations are named by what they
+are. Trials of a model start as soon as its teacher pairs are complete, while other models are still
+being taught."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from ray.exceptions import RayError
 from ray.tune import TuneError
 
 from ..experiment.plan import Plan
-from ..experiment.settings import Experiment, Model
+from ..experiment.settings import Experiment, ModelSettings
 from ..store.lock import acquire
 from ..store.results import load_results
 from ..store.storage import Storage
@@ -24,18 +25,18 @@ from ..store.tables import read_table
 from ..tasks.checkpoints import remove_finished
 from ..tasks.context import make_plan
 from ..tasks.evaluate import finish, part_name, pictures, sample_part, teacher_item
-from .connect import Sizes, connect, sizes_of
-from .evaluation import evaluation_items, others, picture_pairs
+from .evaluate_stage import evaluation_items, others, picture_pairs
 from .events import Event
 from .failures import record_failure
-from .folder import check_claim, claim, scratch
-from .head import HeadWatch, room_for
-from .log import Log, logged, timed
-from .nodes import check_nodes, versions
-from .pool import Done, Failed, Pool, Task, Waiting
-from .prepare import Preparation
-from .search import SearchRun
-from .trackers import check_trackers
+from .logs import Log, logged, timed
+from .output_folder import check_claim, claim, scratch
+from .ray.connect import Sizes, connect, sizes_of
+from .ray.liveness import HeadWatch, room_for
+from .ray.nodes import check_nodes, versions
+from .ray.pool import Done, Failed, Pool, Task, Waiting
+from .search.trackers import check_trackers
+from .search.tune_run import SearchRun
+from .teach_stage import Preparation
 
 LOOK_EVERY = 30.0
 """Seconds between two looks at whether any node can still hold a trial."""
@@ -59,9 +60,8 @@ class Sweep:
     def run(self) -> Iterator[Event]:
         """Do what is missing.
 
-        Raises InputError before anything is written if it cannot be done, RuntimeError if the cluster or the storage
-        fails for good on the way; what is finished by then is kept.
-        """
+        Raises InputError before anything is written if it cannot be done, RuntimeError if the
+        cluster or the storage fails for good on the way; what is finished by then is kept."""
         plan = make_plan(self.experiment)
         check_trackers(self.experiment)
         check_claim(self.storage, plan)
@@ -76,7 +76,10 @@ class Sweep:
                 self.storage.sweep_temporary()
                 remove_finished(self.storage)
                 about = self._about(plan, sizes)
-                with timed(self.log, "sweep", self.experiment.name, **about), scratch(self.storage) as folder:
+                with (
+                    timed(self.log, "sweep", self.experiment.name, **about),
+                    scratch(self.storage) as folder,
+                ):
                     try:
                         yield from self._stages(plan, sizes, folder)
                     finally:
@@ -90,7 +93,9 @@ class Sweep:
 
     @property
     def reachable(self) -> bool:
-        """May Ray be called? Without the cluster's head such calls block until Ray ends the process."""
+        """May Ray be called? Without the cluster's head such calls block until Ray ends the
+        process.
+        """
         return self.watch is None or self.watch.answers
 
     def _disconnect(self) -> None:
@@ -99,7 +104,11 @@ class Sweep:
 
     def _about(self, plan: Plan, sizes: Sizes) -> dict[str, Any]:
         """What the log says of a sweep at its start and end."""
-        about = {"fingerprint": plan.fingerprint, "address": self.address, "nodes": len(ray.nodes())}
+        about = {
+            "fingerprint": plan.fingerprint,
+            "address": self.address,
+            "nodes": len(ray.nodes()),
+        }
         return about | {"trial": sizes.trial, "actor": sizes.actor, "versions": versions()}
 
     def _stages(self, plan: Plan, sizes: Sizes, folder: str) -> Iterator[Event]:
@@ -110,13 +119,15 @@ class Sweep:
         try:
             with self._pool(sizes) as pool:
 
-                def on_ready(model: Model) -> None:
+                def on_ready(model: ModelSettings) -> None:
                     ready.add(model.label)
                     if searching:
                         pool.release_idle = True
                         run.start()
 
-                prepare = Preparation(plan, self.storage, pool, self._note, on_ready, baselines=searching)
+                prepare = Preparation(
+                    plan, self.storage, pool, self._note, on_ready, baselines=searching
+                )
                 with timed(self.log, "teach", None):
                     for event in prepare.run():
                         yield event
@@ -130,7 +141,9 @@ class Sweep:
             run.stop()
         if prepare.unmade:
             labels = ", ".join(sorted(prepare.unmade))
-            raise RuntimeError(f"teacher pairs of {labels} could not all be made; see the failures, then run again")
+            raise RuntimeError(
+                f"teacher pairs of {labels} could not all be made; see the failures, then run again"
+            )
         if "evaluate" in self.stages:
             with self._pool(sizes) as pool:
                 yield from self._evaluate(plan, pool)
@@ -144,7 +157,11 @@ class Sweep:
         )  # fmt: skip
 
     def _work(
-        self, stage: str, pool: Pool, tasks: list[Task], on_done: Callable[[Done], None] | None = None
+        self,
+        stage: str,
+        pool: Pool,
+        tasks: list[Task],
+        on_done: Callable[[Done], None] | None = None,
     ) -> Iterator[Event]:
         """Run tasks on a pool and report them as events of a stage."""
         if not tasks:
@@ -165,17 +182,40 @@ class Sweep:
                     message = self._note(outcome)
                     failed += outcome.final
                 left = len(tasks) - done - failed
-                yield Event(stage, done, len(tasks), running=min(left, pool.count), failed=failed, message=message)
+                yield Event(
+                    stage,
+                    done,
+                    len(tasks),
+                    running=min(left, pool.count),
+                    failed=failed,
+                    message=message,
+                )
         self.failures += failed
 
     def _note(self, failure: Failed) -> str:
         stage, item, attempt = failure.task.stage, failure.task.item, failure.attempt
         self.log.write(
-            "fail" if failure.final else "retry", stage, item, attempt=attempt, reason=failure.reason,
-            worker_node=failure.node, worker_pid=failure.pid,
-        )  # fmt: skip
-        record_failure(self.storage, stage, item, attempt, failure.reason, failure.traceback, failure.node, failure.pid)
-        return f"{stage} {item}, attempt {attempt}: {failure.reason}" + ("; given up" if failure.final else "; again")
+            "fail" if failure.final else "retry",
+            stage,
+            item,
+            attempt=attempt,
+            reason=failure.reason,
+            worker_node=failure.node,
+            worker_pid=failure.pid,
+        )
+        record_failure(
+            self.storage,
+            stage,
+            item,
+            attempt,
+            failure.reason,
+            failure.traceback,
+            failure.node,
+            failure.pid,
+        )
+        return f"{stage} {item}, attempt {attempt}: {failure.reason}" + (
+            "; given up" if failure.final else "; again"
+        )
 
     def _search_events(self, run: SearchRun, timeout: float = 0.0) -> Iterator[Event]:
         """What the search has done since the last call."""
@@ -191,7 +231,9 @@ class Sweep:
             yield run.state(message)
 
     def _watch(self, run: SearchRun, sizes: Sizes) -> Iterator[Event]:
-        """The rest of the search. Raises RuntimeError when no node of the cluster can hold a trial any more."""
+        """The rest of the search. Raises RuntimeError when no node of the cluster can hold a trial
+        any more.
+        """
         run.best.read()
         self.log.write("start", "search", None, trials=run.searcher.total)
         room = looked = time.monotonic()
@@ -205,14 +247,24 @@ class Sweep:
                 if room_for(sizes.trial):
                     room = now
                 elif now - room > self.experiment.resources.deadline:
-                    raise RuntimeError(f"for {now - room:.0f} s no node of the cluster could hold a trial")
+                    raise RuntimeError(
+                        f"for {now - room:.0f} s no node of the cluster could hold a trial"
+                    )
                 else:
                     yield run.state("no node of the cluster can hold a trial; waiting for one")
         if run.error is not None:
             raise run.error
         self.failures += run.failed
         found = run.searcher.found
-        self.log.write("end", "search", None, done=run.done, found=found, failed=run.failed, gain=run.best.value)
+        self.log.write(
+            "end",
+            "search",
+            None,
+            done=run.done,
+            found=found,
+            failed=run.failed,
+            gain=run.best.value,
+        )
         yield run.state()
 
     def _evaluate(self, plan: Plan, pool: Pool) -> Iterator[Event]:
@@ -229,7 +281,10 @@ class Sweep:
 
         parts = [
             Task("evaluate", f"{item.key}-{a}", sample_part, (plan, item, self.storage, a, b))
-            for item in (*items, *([] if not items else [teacher_item(plan, m) for m in plan.experiment.models]))
+            for item in (
+                *items,
+                *([] if not items else [teacher_item(plan, m) for m in plan.experiment.models]),
+            )
             for a, b in item.parts(plan)
         ]
         parts = list({task.item: task for task in parts}.values())
@@ -237,11 +292,21 @@ class Sweep:
             seconds.setdefault(task.arguments[1].key, 0.0)
         yield from self._work("evaluate", pool, parts, count)
         scored = [
-            Task("score", item.key, finish, (plan, item, self.storage, seconds[item.key], others(frame, item)))
+            Task(
+                "score",
+                item.key,
+                finish,
+                (plan, item, self.storage, seconds[item.key], others(frame, item)),
+            )
             for item in items
         ]
         drawn = [
-            Task("score", f"pictures-{learned.key}", pictures, (plan, baseline, learned, self.storage))
+            Task(
+                "score",
+                f"pictures-{learned.key}",
+                pictures,
+                (plan, baseline, learned, self.storage),
+            )
             for cell, baseline, learned in picture_pairs(plan, frame)
             if not self.storage.exists(f"samples/{cell.id.replace('/', '_')}.safetensors")
         ]

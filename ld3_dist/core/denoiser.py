@@ -1,11 +1,12 @@
 """Denoisers: a pre-trained network seen as a data predictor D(x, t) ~ E[x_0 | x_t = x].
 
-Networks predict data, noise, v (Salimans & Ho 2022) or velocity (flow matching), at their own kind of time. All of
-that is converted here, once, on the way out; every solver sees only D:
+Networks predict data, noise, v (Salimans & Ho 2022) or velocity (flow matching), at their own kind
+of time. All of that is converted here, once, on the way out; every solver sees only D:
 
     noise      x_0 = (x - sigma eps) / alpha
     v          x_0 = alpha x - sigma v                          (VP: v = alpha eps - sigma x_0)
-    velocity   x_0 = (sigma' x - sigma u) / (sigma' alpha - sigma alpha'),    u = alpha' x_0 + sigma' eps
+    velocity   x_0 = (sigma' x - sigma u) / (sigma' alpha - sigma alpha'),    u = alpha' x_0 +
+               sigma' eps
     edm        x_0 = c_skip x + c_out F(c_in x, c_noise)        (Karras et al. 2022, table 1)
 """
 
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 from .noise import NoiseSchedule
 
 Condition = Tensor | Mapping[str, Tensor] | None
-"""What a sample is conditioned on: a tensor (class labels, embeddings), named tensors, or nothing; batch first."""
+"""What a sample is conditioned on: a tensor (class labels, embeddings), named tensors, or nothing;
+batch first.
+"""
 
 PREDICTIONS = ("data", "noise", "v", "velocity", "edm")
 
@@ -65,7 +68,9 @@ def join_conditions(first: Condition, second: Condition) -> Condition:
         return {key: torch.cat([value, second[key]]) for key, value in first.items()}
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return torch.cat([first, second])
-    raise TypeError(f"conditions of different structure: {type(first).__name__} and {type(second).__name__}")
+    raise TypeError(
+        f"conditions of different structure: {type(first).__name__} and {type(second).__name__}"
+    )
 
 
 def per_sample(value: Tensor, x: Tensor) -> Tensor:
@@ -81,7 +86,8 @@ class NetworkDenoiser(nn.Module):
         noise: schedule of the network.
         shape: shape of one sample.
         prediction: one of PREDICTIONS.
-        network_time: schedule time [B] -> what the network wants as time; the identity if not given.
+        network_time: schedule time [B] -> what the network wants as time; the identity if not
+            given.
         sigma_data: standard deviation of the data, for "edm".
         decoder: latent -> image; the identity if not given.
         dtype: the network's dtype when it is not that of x (bf16 networks under float32 states).
@@ -103,7 +109,12 @@ class NetworkDenoiser(nn.Module):
             raise ValueError(f"unknown prediction {prediction!r}; one of {', '.join(PREDICTIONS)}")
         self.net = net.eval().requires_grad_(False)
         self.noise, self.shape, self.prediction = noise, tuple(shape), prediction
-        self.network_time, self.sigma_data, self.decoder, self.dtype = network_time, sigma_data, decoder, dtype
+        self.network_time, self.sigma_data, self.decoder, self.dtype = (
+            network_time,
+            sigma_data,
+            decoder,
+            dtype,
+        )
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         alpha, sigma = per_sample(self.noise.alpha(t), x), per_sample(self.noise.sigma(t), x)
@@ -116,7 +127,10 @@ class NetworkDenoiser(nn.Module):
             return (x - sigma * out) / alpha
         if self.prediction == "v":
             return alpha * x - sigma * out
-        d_alpha, d_sigma = per_sample(self.noise.d_alpha(t), x), per_sample(self.noise.d_sigma(t), x)
+        d_alpha, d_sigma = (
+            per_sample(self.noise.d_alpha(t), x),
+            per_sample(self.noise.d_sigma(t), x),
+        )
         return (d_sigma * x - sigma * out) / (d_sigma * alpha - sigma * d_alpha)
 
     def _edm(self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
@@ -125,7 +139,9 @@ class NetworkDenoiser(nn.Module):
         total = s**2 + data**2
         x = x / alpha
         time = (s.log() / 4).flatten()
-        return (data**2 / total) * x + s * data / total.sqrt() * self._network(x / total.sqrt(), time, condition)
+        return (data**2 / total) * x + s * data / total.sqrt() * self._network(
+            x / total.sqrt(), time, condition
+        )
 
     def _network(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         if self.dtype is None:
@@ -138,14 +154,18 @@ class NetworkDenoiser(nn.Module):
 
 
 class Guided(nn.Module):
-    """Classifier-free guidance (Ho & Salimans 2022): D = D_null + scale (D_cond - D_null), one call of 2B samples.
+    """Classifier-free guidance (Ho & Salimans 2022): D = D_null + scale (D_cond - D_null), one call
+    of 2B samples.
 
-    Guidance is linear, so guiding D equals guiding the noise. `scale` is a number or a function of time [B] -> [B]
-    (guidance per step, or in an interval); `null` turns a condition into the unconditional one of the same structure.
-    """
+    Guidance is linear, so guiding D equals guiding the noise. `scale` is a number or a function of
+    time [B] -> [B] (guidance per step, or in an interval); `null` turns a condition into the
+    unconditional one of the same structure."""
 
     def __init__(
-        self, denoiser: Denoiser, scale: float | Callable[[Tensor], Tensor], null: Callable[[Condition], Condition]
+        self,
+        denoiser: Denoiser,
+        scale: float | Callable[[Tensor], Tensor],
+        null: Callable[[Condition], Condition],
     ) -> None:
         super().__init__()
         self.inner, self.scale, self.null = denoiser, scale, null
@@ -153,7 +173,10 @@ class Guided(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         if condition is None:
-            raise ValueError("guidance needs a condition; this call has none (unconditional model? set guidance: null)")
+            raise ValueError(
+                "guidance needs a condition; this call has none (unconditional model? set "
+                "guidance: null)"
+            )
         both = join_conditions(condition, self.null(condition))
         cond, null = self.inner(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
         scale = self.scale(t) if callable(self.scale) else torch.full_like(t, self.scale)

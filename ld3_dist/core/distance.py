@@ -2,16 +2,17 @@
 
     l1       mean |a - b|        over all elements of a sample
     l2       mean (a - b)^2      over all elements of a sample (the square, no root)
-    feature  sum over the layers of an extractor; a vector [B, F] adds mean (f_a - f_b)^2, a map [B, C, H, W] adds the
-             mean over positions of |u_a - u_b|^2, u = f / |f| the unit vector of channels at a position
-    lpips    the same with learned weights w of the channels, sum_c w_c (u_a - u_b)_c^2 (Zhang et al. 2018, 1801.03924)
+    feature  sum over the layers of an extractor; a vector [B, F] adds mean (f_a - f_b)^2, a map [B,
+             C, H, W] adds the mean over positions of |u_a - u_b|^2, u = f / |f| the unit vector of
+             channels at a position
+    lpips    the same with learned weights w of the channels, sum_c w_c (u_a - u_b)_c^2 (Zhang et
+             al. 2018, 1801.03924)
 
-Every distance is d(a, b) = between(features(a), features(b)), so that what is compared again and again (the teacher's
-samples) goes through the network once.
+Every distance is d(a, b) = between(features(a), features(b)), so that what is compared again and
+again (the teacher's samples) goes through the network once.
 
-u = f / sqrt(|f|^2 + eps), with eps inside the root: outside it, as in the lpips package, the gradient of the root at
-f = 0 is infinite and its product with zero NaN.
-"""
+u = f / sqrt(|f|^2 + eps), with eps inside the root: outside it, as in the lpips package, the
+gradient of the root at f = 0 is infinite and its product with zero NaN."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ TRUNK_FILES = {
 
 
 class Distance(nn.Module):
-    """A distance; subclasses say what is compared and how. A module, so that `.to(device)` moves what it holds."""
+    """A distance; subclasses say what is compared and how. A module, so that `.to(device)` moves
+    what it holds.
+    """
 
     name: str
 
@@ -57,9 +60,13 @@ class Distance(nn.Module):
         """Features of B samples twice -> [B]."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """[B, ...] x [B, ...] -> [B]. Raises ValueError for different shapes (nothing is broadcast)."""
+        """[B, ...] x [B, ...] -> [B]. Raises ValueError for different shapes (nothing is
+        broadcast).
+        """
         if a.shape != b.shape:
-            raise ValueError(f"distance {self.name}: shapes differ, {tuple(a.shape)} and {tuple(b.shape)}")
+            raise ValueError(
+                f"distance {self.name}: shapes differ, {tuple(a.shape)} and {tuple(b.shape)}"
+            )
         return self.between(self.features(a), self.features(b))
 
 
@@ -81,7 +88,7 @@ class Elementwise(Distance):
 
 
 @runtime_checkable
-class Extractor(Protocol):
+class HasFeatures(Protocol):
     """A model that offers features beside its other outputs, e.g. a classifier."""
 
     def features(self, x: Tensor) -> Tensor | Sequence[Tensor]:
@@ -90,23 +97,36 @@ class Extractor(Protocol):
 
 
 class FeatureDistance(Distance):
-    """Distance of an extractor's features; it is an `Extractor` or any callable that returns what one does."""
+    """Distance of an extractor's features; it is an `HasFeatures` or any callable that returns what
+    one does.
+    """
 
     def __init__(
-        self, extractor: Extractor | Callable[[Tensor], Tensor | Sequence[Tensor]], name: str = "feature"
+        self,
+        extractor: HasFeatures | Callable[[Tensor], Tensor | Sequence[Tensor]],
+        name: str = "feature",
     ) -> None:
         super().__init__()
         self.name = name
-        self.extractor = extractor.eval().requires_grad_(False) if isinstance(extractor, nn.Module) else extractor
+        self.extractor = (
+            extractor.eval().requires_grad_(False)
+            if isinstance(extractor, nn.Module)
+            else extractor
+        )
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The extractor's features, maps with channels of unit length."""
-        made = self.extractor.features(x) if isinstance(self.extractor, Extractor) else self.extractor(x)
+        made = (
+            self.extractor.features(x)
+            if isinstance(self.extractor, HasFeatures)
+            else self.extractor(x)
+        )
         layers = [made] if isinstance(made, Tensor) else list(made)
         for layer in layers:
             if layer.ndim < 2 or len(layer) != len(x):
                 raise InputError(
-                    f"distance {self.name}: the extractor made {tuple(layer.shape)} of {len(x)} samples; "
+                    f"distance {self.name}: the extractor made {tuple(layer.shape)} of {len(x)} "
+                    f"samples; "
                     "need [B, F] or [B, C, H, W]"
                 )
         return [layer if layer.ndim == 2 else unit_channels(layer) for layer in layers]
@@ -126,36 +146,52 @@ class LPIPS(Distance):
 
     Args:
         net: "alex", "vgg" or "squeeze".
-        trunk: weights file of the trunk as torchvision publishes it; by default looked for in torch.hub's folder.
-        random_trunk: use random weights instead, always the same ones (for tests; it is still a distance).
-        upsample: enlarge images that are too small for the trunk to a smallest side of UPSAMPLED_SIDE; otherwise
-            they are an InputError.
+        trunk: weights file of the trunk as torchvision publishes it; by default looked for in
+            torch.hub's folder.
+        random_trunk: use random weights instead, always the same ones (for tests; it is still a
+            distance).
+        upsample: enlarge images that are too small for the trunk to a smallest side of
+            UPSAMPLED_SIDE; otherwise they are an InputError.
     """
 
     def __init__(
-        self, net: str = "vgg", trunk: Path | str | None = None, random_trunk: bool = False, upsample: bool = False
+        self,
+        net: str = "vgg",
+        trunk: Path | str | None = None,
+        random_trunk: bool = False,
+        upsample: bool = False,
     ) -> None:
         super().__init__()
         if net not in MIN_SIDE:
             raise unknown("LPIPS network", net, list(MIN_SIDE))
         self.net, self.upsample, self.name = net, upsample, f"lpips-{net}"
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the package still speaks torchvision's older dialect
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # the package still speaks torchvision's older dialect
             torch.manual_seed(0)
             # random here in any case: the package's own way to weights is a download
             self.model = _package().LPIPS(net=net, pnet_rand=True, verbose=False)
         if not random_trunk:
-            _load_trunk(self.model.net, net, Path(trunk) if trunk is not None else default_trunk(net))
+            _load_trunk(
+                self.model.net, net, Path(trunk) if trunk is not None else default_trunk(net)
+            )
         self.model.eval().requires_grad_(False)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Unit channels of every layer, on the trunk's device and in its dtype."""
         scale = self.model.scaling_layer
-        return [unit_channels(layer) for layer in self.model.net(scale(self._fit(x.to(scale.shift))))]
+        return [
+            unit_channels(layer) for layer in self.model.net(scale(self._fit(x.to(scale.shift))))
+        ]
 
     def between(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-        """The learned, non-negative weighting of squared differences, averaged over positions, summed over layers."""
-        gaps = [head((f - g.to(f)).square()) for head, f, g in zip(self.model.lins, a, b, strict=True)]  # [B, 1, h, w]
+        """The learned, non-negative weighting of squared differences, averaged over positions,
+        summed over layers.
+        """
+        gaps = [
+            head((f - g.to(f)).square()) for head, f, g in zip(self.model.lins, a, b, strict=True)
+        ]  # [B, 1, h, w]
         return torch.stack([gap.mean((1, 2, 3)) for gap in gaps]).sum(0)
 
     def train(self, mode: bool = True) -> LPIPS:
@@ -165,13 +201,17 @@ class LPIPS(Distance):
 
     def _fit(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] not in (1, 3):
-            raise InputError(f"{self.name} compares images [B, 1 or 3, H, W], got {tuple(x.shape)}; use l2 or feature")
+            raise InputError(
+                f"{self.name} compares images [B, 1 or 3, H, W], got {tuple(x.shape)}; use l2 or "
+                f"feature"
+            )
         side = min(x.shape[-2:])
         if side >= MIN_SIDE[self.net]:
             return x
         if not self.upsample:
             raise InputError(
-                f"{self.name} needs images of at least {MIN_SIDE[self.net]} pixels a side, got {tuple(x.shape[-2:])}; "
+                f"{self.name} needs images of at least {MIN_SIDE[self.net]} pixels a side, got "
+                f"{tuple(x.shape[-2:])}; "
                 "set upsample: true to enlarge them, or use l2 or feature"
             )
         size = [round(length * UPSAMPLED_SIDE / side) for length in x.shape[-2:]]
@@ -180,21 +220,23 @@ class LPIPS(Distance):
 
 def make_distance(
     name: str,
-    extractor: Extractor | Callable[[Tensor], Tensor | Sequence[Tensor]] | None = None,
+    extractor: HasFeatures | Callable[[Tensor], Tensor | Sequence[Tensor]] | None = None,
     trunk: Path | str | None = None,
     random_trunk: bool = False,
     upsample: bool = False,
 ) -> Distance:
-    """A name of DISTANCES -> Distance ("lpips" is lpips-vgg). `extractor` is for "feature", the rest for LPIPS.
+    """A name of DISTANCES -> Distance ("lpips" is lpips-vgg). `extractor` is for "feature", the
+    rest for LPIPS.
 
-    Raises InputError for an unknown name, a missing extractor or a trunk file that is missing or not one.
-    """
+    Raises InputError for an unknown name, a missing extractor or a trunk file that is missing or
+    not one."""
     if name in ("l1", "l2"):
         return Elementwise(int(name[1]))
     if name == "feature":
         if extractor is None:
             raise InputError(
-                "distance 'feature' needs a feature extractor, and this model comes with none; use l2 or lpips"
+                "distance 'feature' needs a feature extractor, and this model comes with none; "
+                "use l2 or lpips"
             )
         return FeatureDistance(extractor)
     if name == "lpips" or name in DISTANCES:
@@ -221,15 +263,20 @@ def _package() -> Any:
     try:
         import lpips
     except ImportError as error:
-        raise InputError(f"the LPIPS distance cannot be loaded ({error}); pip install lpips torchvision") from error
+        raise InputError(
+            f"the LPIPS distance cannot be loaded ({error}); pip install lpips torchvision"
+        ) from error
     return lpips
 
 
 def _load_trunk(trunk: nn.Module, net: str, file: Path) -> None:
-    """Copy the weights of a torchvision classifier's `features` into the slices that the package cuts it into."""
+    """Copy the weights of a torchvision classifier's `features` into the slices that the package
+    cuts it into.
+    """
     if not file.is_file():
         raise InputError(
-            f"LPIPS trunk {file}: no such file; download {TRUNK_FILES[net]} from download.pytorch.org/models and "
+            f"LPIPS trunk {file}: no such file; download {TRUNK_FILES[net]} from "
+            f"download.pytorch.org/models and "
             "put it there, or name the file in the experiment (trunk: …)"
         )
     try:
@@ -237,7 +284,11 @@ def _load_trunk(trunk: nn.Module, net: str, file: Path) -> None:
         for slice_ in trunk.children():
             for index, layer in slice_.named_children():
                 prefix = f"features.{index}."
-                layer.load_state_dict({k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)})
+                layer.load_state_dict(
+                    {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+                )
     except Exception as error:  # whatever a wrong or truncated file makes torch raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"LPIPS trunk {file}: not the weights of {TRUNK_FILES[net]} ({reason})") from error
+        raise InputError(
+            f"LPIPS trunk {file}: not the weights of {TRUNK_FILES[net]} ({reason})"
+        ) from error

@@ -3,16 +3,17 @@
     x_t = alpha(t) x_0 + sigma(t) z,        z ~ N(0, I)
     lam(t) = log(alpha(t) / sigma(t))       half-log-SNR, strictly decreasing in t
 
-A schedule knows alpha, sigma, their time derivatives, lam and the inverse of lam. Everything is ordinary differentiable
-torch code that works in the dtype of its argument (the solvers use float64) and maps times [...] -> [...].
+A schedule knows alpha, sigma, their time derivatives, lam and the inverse of lam. Everything is
+ordinary differentiable torch code that works in the dtype of its argument (the solvers use float64)
+and maps times [...] -> [...].
 
-Times run backwards when sampling, from `t_max` (noise) to `t_min` (data). Where alpha is zero at t_max (flow matching,
-zero-terminal-SNR models) or sigma at t_min, lam is kept finite by flooring both at `FLOOR`; no coefficient of a solver
-then sees an infinity, and the error is of the order of `FLOOR`.
+Times run backwards when sampling, from `t_max` (noise) to `t_min` (data). Where alpha is zero at
+t_max (flow matching, zero-terminal-SNR models) or sigma at t_min, lam is kept finite by flooring
+both at `FLOOR`; no coefficient of a solver then sees an infinity, and the error is of the order of
+`FLOOR`.
 
-Sources: Karras et al. 2022 (arXiv 2206.00364), Song et al. 2021 (2011.13456), Nichol & Dhariwal 2021 (2102.09672),
-Lu et al. 2022 (2206.00927), Lipman et al. 2023 (2210.02747).
-"""
+Sources: Karras et al. 2022 (arXiv 2206.00364), Song et al. 2021 (2011.13456), Nichol & Dhariwal
+2021 (2102.09672), Lu et al. 2022 (2206.00927), Lipman et al. 2023 (2210.02747)."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class NoiseSchedule(ABC):
     def __post_init__(self) -> None:
         if not 0.0 <= self.t_min < self.t_max <= self.latest:
             raise ValueError(
-                f"{type(self).__name__}: need 0 <= t_min < t_max <= {self.latest:g}, got {self.t_min} and {self.t_max}"
+                f"{type(self).__name__}: need 0 <= t_min < t_max <= {self.latest:g}, got "
+                f"{self.t_min} and {self.t_max}"
             )
 
     @property
@@ -73,7 +75,9 @@ class NoiseSchedule(ABC):
 
     @cached_property
     def starts_at_pure_noise(self) -> bool:
-        """True where alpha(t_max) is zero, so that x_T carries no signal and noise rules are singular there."""
+        """True where alpha(t_max) is zero, so that x_T carries no signal and noise rules are
+        singular there.
+        """
         return float(self.alpha(torch.tensor(self.t_max, dtype=torch.float64))) < 1e-6
 
 
@@ -181,7 +185,10 @@ class VPLinear(VariancePreserving):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.beta_0 < self.beta_1:
-            raise ValueError(f"VPLinear: need 0 < beta_0 < beta_1, got beta_0={self.beta_0}, beta_1={self.beta_1}")
+            raise ValueError(
+                f"VPLinear: need 0 < beta_0 < beta_1, got beta_0={self.beta_0}, "
+                f"beta_1={self.beta_1}"
+            )
 
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
         span = self.beta_1 - self.beta_0
@@ -213,19 +220,22 @@ class VPCosine(VariancePreserving):
         return cos.log() - math.log(math.cos(self.s * self._rate)), -self._rate * angle.sin() / cos
 
     def inverse(self, lam: Tensor) -> Tensor:
-        return torch.acos(_log_alpha(lam).exp() * math.cos(self.s * self._rate)) / self._rate - self.s
+        return (
+            torch.acos(_log_alpha(lam).exp() * math.cos(self.s * self._rate)) / self._rate - self.s
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class VPDiscrete(VariancePreserving):
     """A schedule given as a table `alphas_cumprod [n]`, alpha_k^2 at network steps k = 0 … n-1.
 
-    Time is t = (k + 1) / n as in DPM-Solver. lam(t) is the monotone rational quadratic interpolant of the table
-    (Gregory & Delbourgo 1982): strictly decreasing, continuously differentiable, and with an inverse in closed form. A
-    linear interpolant would give solvers of order 2 and more a kink every 1/n; a cubic one has no such inverse.
+    Time is t = (k + 1) / n as in DPM-Solver. lam(t) is the monotone rational quadratic interpolant
+    of the table (Gregory & Delbourgo 1982): strictly decreasing, continuously differentiable, and
+    with an inverse in closed form. A linear interpolant would give solvers of order 2 and more a
+    kink every 1/n; a cubic one has no such inverse.
 
-    Raises ValueError when the table is not strictly decreasing inside [0, 1] or has fewer than 3 entries.
-    """
+    Raises ValueError when the table is not strictly decreasing inside [0, 1] or has fewer than 3
+    entries."""
 
     alphas_cumprod: Tensor
     t_min: float = 0.0
@@ -235,19 +245,27 @@ class VPDiscrete(VariancePreserving):
     def __post_init__(self) -> None:
         a2 = torch.as_tensor(self.alphas_cumprod, dtype=torch.float64).detach().cpu()
         if a2.ndim != 1 or len(a2) < 3:
-            raise ValueError(f"VPDiscrete: alphas_cumprod must be a vector of at least 3, got shape {tuple(a2.shape)}")
+            raise ValueError(
+                f"VPDiscrete: alphas_cumprod must be a vector of at least 3, got shape "
+                f"{tuple(a2.shape)}"
+            )
         before = torch.cat([a2.new_tensor([1 + 1e-12]), a2[:-1]])
         bad = (~((a2 < before) & (a2 >= 0))).nonzero()  # true of NaN as well
         if len(bad):
             k = int(bad[0, 0])
-            raise ValueError(f"VPDiscrete: alphas_cumprod[{k}] = {float(a2[k])} breaks 1 >= a_0 > a_1 > … >= 0")
+            raise ValueError(
+                f"VPDiscrete: alphas_cumprod[{k}] = {float(a2[k])} breaks 1 >= a_0 > a_1 > … >= 0"
+            )
         a2 = a2.clamp(FLOOR**2, 1 - FLOOR)
         lam = 0.5 * (a2.log() - torch.log1p(-a2))
         object.__setattr__(self, "alphas_cumprod", a2)
         object.__setattr__(self, "_table", _segments(lam))
         object.__setattr__(self, "t_min", self.t_min or 1.0 / self.steps)
         if not 1.0 / self.steps <= self.t_min < self.t_max <= 1.0:
-            raise ValueError(f"VPDiscrete: need 1/{self.steps} <= t_min < t_max <= 1, got {self.t_min}, {self.t_max}")
+            raise ValueError(
+                f"VPDiscrete: need 1/{self.steps} <= t_min < t_max <= 1, got {self.t_min}, "
+                f"{self.t_max}"
+            )
 
     @property
     def steps(self) -> int:
@@ -271,7 +289,9 @@ class VPDiscrete(VariancePreserving):
 
     def inverse(self, lam: Tensor) -> Tensor:
         table = self._table.to(lam)  # type: ignore[attr-defined]
-        i = (torch.searchsorted(-table[:, 0], -lam.detach().contiguous()) - 1).clamp(0, self.steps - 2)
+        i = (torch.searchsorted(-table[:, 0], -lam.detach().contiguous()) - 1).clamp(
+            0, self.steps - 2
+        )
         start, rise, slope, bend = table[i].unbind(-1)
         down = lam - start
         b = rise * slope - bend * down  # a s^2 + b s - rise down = 0
@@ -282,8 +302,8 @@ class VPDiscrete(VariancePreserving):
 def _segments(y: Tensor) -> Tensor:
     """Start, rise, slope and bend of each segment [n-1, 4] of a strictly monotone table.
 
-    Slopes (per unit index) are harmonic means of neighbouring rises; the bend is both slopes less twice the rise.
-    """
+    Slopes (per unit index) are harmonic means of neighbouring rises; the bend is both slopes less
+    twice the rise."""
     rise = y.diff()
     slope = torch.cat([rise[:1], 2 * rise[1:] * rise[:-1] / (rise[1:] + rise[:-1]), rise[-1:]])
     return torch.stack([y[:-1], rise, slope[:-1], slope[:-1] + slope[1:] - 2 * rise], -1)

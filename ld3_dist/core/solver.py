@@ -1,15 +1,16 @@
 """Solvers: a solver is a pure function from a time grid to a table of coefficients.
 
-Every solver here is linear in the starting noise x_T and in the network's outputs m_j = D(y_j, evals_j), so a grid
-determines numbers `state` and `outputs` such that (non-stationary solvers, Shaul et al. 2024, arXiv 2403.01329)
+Every solver here is linear in the starting noise x_T and in the network's outputs m_j = D(y_j,
+evals_j), so a grid determines numbers `state` and `outputs` such that (non-stationary solvers,
+Shaul et al. 2024, arXiv 2403.01329)
 
-    y_i = state_i x_T + sum_{j<i} outputs_ij m_j        i = 0 … E,    y_0 = x_T,    y_E = the sample.
+    y_i = state_i x_T + sum_{j<i} outputs_ij m_j        i = 0 … E,    y_0 = x_T,    y_E = the
+    sample.
 
-A rule says how a state is made from those before, y_{i+1} = sum_j carry_ij y_j + inject_ij m_j with lower triangular
-matrices, and one triangular solve turns that into the table. All of it is ordinary torch code in float64 on scalars, so
-autograd gives exact gradients with respect to knots and network times through every coefficient, and K grids are built
-at once.
-"""
+A rule says how a state is made from those before, y_{i+1} = sum_j carry_ij y_j + inject_ij m_j with
+lower triangular matrices, and one triangular solve turns that into the table. All of it is ordinary
+torch code in float64 on scalars, so autograd gives exact gradients with respect to knots and
+network times through every coefficient, and K grids are built at once."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ from .noise import NoiseSchedule
 
 @dataclass(frozen=True)
 class Tableau:
-    """A solver on a grid: evals [*K, E], state [*K, E+1], outputs [*K, E+1, E] strictly lower triangular."""
+    """A solver on a grid: evals [*K, E], state [*K, E+1], outputs [*K, E+1, E] strictly lower
+    triangular.
+    """
 
     evals: Tensor
     state: Tensor
@@ -39,7 +42,8 @@ class Tableau:
         *lead, E = self.evals.shape
         if self.state.shape != (*lead, E + 1) or self.outputs.shape != (*lead, E + 1, E):
             raise InputError(
-                f"tableau: evals {tuple(self.evals.shape)}, state {tuple(self.state.shape)} and outputs "
+                f"tableau: evals {tuple(self.evals.shape)}, state {tuple(self.state.shape)} and "
+                f"outputs "
                 f"{tuple(self.outputs.shape)} do not fit; need [*K, E], [*K, E+1] and [*K, E+1, E]"
             )
 
@@ -50,20 +54,33 @@ class Tableau:
 
     def take(self, members: Tensor | list[int] | slice) -> Tableau:
         """The schedules with these numbers, of K."""
-        index = members if isinstance(members, slice) else torch.as_tensor(members, device=self.evals.device)
+        index = (
+            members
+            if isinstance(members, slice)
+            else torch.as_tensor(members, device=self.evals.device)
+        )
         return Tableau(self.evals[index], self.state[index], self.outputs[index])
 
     def leaf(self, like: Tensor) -> Tableau:
         """The same numbers where `like` lives and in its dtype, to differentiate with respect to."""
         parts = (self.evals, self.state, self.outputs)
-        return Tableau(*(part.detach().to(like.device, like.dtype, copy=True).requires_grad_() for part in parts))
+        return Tableau(
+            *(
+                part.detach().to(like.device, like.dtype, copy=True).requires_grad_()
+                for part in parts
+            )
+        )
 
     def backward(self, leaf: Tableau, members: Tensor, finite: Tensor | None = None) -> None:
-        """Carry gradients that arrived in `leaf`, taken of `members`, on to what this table was built from.
+        """Carry gradients that arrived in `leaf`, taken of `members`, on to what this table was
+        built from.
 
         Members that are not `finite` [K'] and entries that are no number pass on zero.
         """
-        parts = [(getattr(self, name), getattr(leaf, name).grad) for name in ("evals", "state", "outputs")]
+        parts = [
+            (getattr(self, name), getattr(leaf, name).grad)
+            for name in ("evals", "state", "outputs")
+        ]
         parts = [(whole, grad) for whole, grad in parts if whole.requires_grad and grad is not None]
 
         def spread(whole: Tensor, grad: Tensor) -> Tensor:
@@ -84,10 +101,13 @@ class Solver:
     rule: Callable[[rules.Points], rules.Step]
     stages: int = 1
     interior: float = 1.0
-    """Where the second stage of a two-stage step lies, as a fraction of the step in lam (1: at the next knot)."""
+    """Where the second stage of a two-stage step lies, as a fraction of the step in lam (1: at the
+    next knot).
+    """
 
     def steps(self, nfe: int) -> int:
-        """Number of steps that spend exactly nfe evaluations (an odd nfe ends a two-stage solver on one stage).
+        """Number of steps that spend exactly nfe evaluations (an odd nfe ends a two-stage solver on
+        one stage).
 
         Raises InputError for nfe < 1.
         """
@@ -96,7 +116,9 @@ class Solver:
         return -(-nfe // self.stages)
 
     def brackets(self, nfe: int) -> tuple[list[int], list[int]]:
-        """For every evaluation, the knots before and after its nominal time: how far its network time may move."""
+        """For every evaluation, the knots before and after its nominal time: how far its network
+        time may move.
+        """
         N = self.steps(nfe)
         low, high = [], []
         for j in range(nfe):
@@ -112,7 +134,9 @@ class Solver:
         N = knots.shape[-1] - 1
         nfe = self.stages * N if nfe is None else nfe
         if self.steps(nfe) != N:
-            raise InputError(f"{nfe} evaluations of {self.name} take {self.steps(nfe)} steps, the grid has {N}")
+            raise InputError(
+                f"{nfe} evaluations of {self.name} take {self.steps(nfe)} steps, the grid has {N}"
+            )
         if self.stages == 1:
             return knots[..., :-1]
         second = knots[..., 1:]
@@ -125,20 +149,27 @@ class Solver:
         return Grid(knots, self.nominal(noise, knots, nfe))
 
     def recurrence(self, noise: NoiseSchedule, grid: Grid) -> rules.Step:
-        """How each state is made from those before it: carry and inject [*K, E, E], differentiable in knots and evals.
+        """How each state is made from those before it: carry and inject [*K, E, E], differentiable
+        in knots and evals.
 
-        Raises InputError where the grid leaves the schedule's range or its evals do not fit the solver.
-        """
+        Raises InputError where the grid leaves the schedule's range or its evals do not fit the
+        solver."""
         E, N, lead = grid.nfe, grid.steps, grid.knots.shape[:-1]
         if self.steps(E) != N:
-            raise InputError(f"{self.name} on {N} steps makes {self.stages * N} evaluations, the grid has {E}")
+            raise InputError(
+                f"{self.name} on {N} steps makes {self.stages * N} evaluations, the grid has {E}"
+            )
         grid.within(noise)
         points = rules.Points(noise, grid.knots.reshape(-1, N + 1), grid.evals.reshape(-1, E))
-        carry, inject = (part.expand(len(points.t), E, E).reshape(*lead, E, E) for part in self.rule(points))
+        carry, inject = (
+            part.expand(len(points.t), E, E).reshape(*lead, E, E) for part in self.rule(points)
+        )
         return carry, inject
 
     def tableau(self, noise: NoiseSchedule, grid: Grid) -> Tableau:
-        """The coefficients of this solver on this grid; as `recurrence`, unrolled by forward substitution."""
+        """The coefficients of this solver on this grid; as `recurrence`, unrolled by forward
+        substitution.
+        """
         carry, inject = self.recurrence(noise, grid)
         system = torch.eye(grid.nfe + 1).to(carry) - pad(carry, (0, 1, 1, 0))
         start = torch.eye(grid.nfe + 1, 1).to(carry).expand(*inject.shape[:-2], -1, -1)
@@ -148,19 +179,41 @@ class Solver:
 
 
 SOLVERS = (
-    "euler", "ddim", "heun", "dpm-2", "dpmpp-1", "dpmpp-2", "dpmpp-3",
-    "unipc-1", "unipc-2", "unipc-3", "unipc-1-bh1", "unipc-2-bh1", "unipc-3-bh1",
-    "ipndm-1", "ipndm-2", "ipndm-3", "ipndm-4", "deis-1", "deis-2", "deis-3", "deis-2-lam", "deis-3-lam",
-)  # fmt: skip
+    "euler",
+    "ddim",
+    "heun",
+    "dpm-2",
+    "dpmpp-1",
+    "dpmpp-2",
+    "dpmpp-3",
+    "unipc-1",
+    "unipc-2",
+    "unipc-3",
+    "unipc-1-bh1",
+    "unipc-2-bh1",
+    "unipc-3-bh1",
+    "ipndm-1",
+    "ipndm-2",
+    "ipndm-3",
+    "ipndm-4",
+    "deis-1",
+    "deis-2",
+    "deis-3",
+    "deis-2-lam",
+    "deis-3-lam",
+)
 
 
-def make_solver(name: str, *, lower_order_final: bool | None = None, interior: float = 0.5) -> Solver:
+def make_solver(
+    name: str, *, lower_order_final: bool | None = None, interior: float = 0.5
+) -> Solver:
     """A solver by name.
 
     Args:
-        name: euler ddim heun dpm-2 dpmpp-{1,2,3} unipc-{1,2,3}[-bh1|-bh2] ipndm-{1..4} deis-{1,2,3}[-lam].
-        lower_order_final: end on lower orders; None is what each method prescribes (dpmpp: below 15 steps; unipc:
-            always; the others never).
+        name: euler ddim heun dpm-2 dpmpp-{1,2,3} unipc-{1,2,3}[-bh1|-bh2] ipndm-{1..4}
+            deis-{1,2,3}[-lam].
+        lower_order_final: end on lower orders; None is what each method prescribes (dpmpp: below 15
+            steps; unipc: always; the others never).
         interior: where dpm-2 puts its second evaluation, as a fraction of the step in lam.
 
     Raises:
@@ -174,7 +227,11 @@ def make_solver(name: str, *, lower_order_final: bool | None = None, interior: f
     family, order = plain, 1
     if match := re.fullmatch(r"(dpmpp|unipc|ipndm|deis)-(\d)(?:-(bh1|lam))?", plain):
         family, order, variant = match[1], int(match[2]), match[3]
-        final = {"dpmpp": None, "unipc": True}.get(family, False) if lower_order_final is None else lower_order_final
+        final = (
+            {"dpmpp": None, "unipc": True}.get(family, False)
+            if lower_order_final is None
+            else lower_order_final
+        )
         rule = {
             "dpmpp": lambda p: rules.dpmpp(p, order, final),
             "unipc": lambda p: rules.unipc(p, order, final, variant == "bh1"),
@@ -186,5 +243,9 @@ def make_solver(name: str, *, lower_order_final: bool | None = None, interior: f
         return Solver(name, 2, lambda p: rules.dpm_2(p, interior), 2, interior)
     if family == "heun":
         return Solver(name, 2, lambda p: rules.in_time(p, 2), 2)
-    rule = (lambda p: rules.in_time(p, 1)) if family == "euler" else (lambda p: rules.ipndm(p, 1, False))
+    rule = (
+        (lambda p: rules.in_time(p, 1))
+        if family == "euler"
+        else (lambda p: rules.ipndm(p, 1, False))
+    )
     return Solver(name, 1, rule)

@@ -1,4 +1,6 @@
-"""The axes of a search and the names an experiment may hold: what each accepts, asked of those who know it."""
+"""The axes of a search and the names an experiment may hold: what each accepts, asked of those who
+know it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from pydantic import BeforeValidator
 from ..core.distance import DISTANCES
 from ..core.errors import InputError, unknown
 from ..core.grid import DISCRETIZATIONS
-from ..core.learn import LearnConfig
+from ..core.learning.learn import LearnConfig
 from ..core.solver import make_solver
 from ..training_free import TRAINING_FREE
 
@@ -47,14 +49,20 @@ DistanceName = Annotated[str, BeforeValidator(_distance_name)]
 
 
 def switches(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with `checkpointing: on` and `off` as words again, which YAML reads as true and false."""
+    """Settings with `checkpointing: on` and `off` as words again, which YAML reads as true and
+    false.
+    """
     word = lambda value: ("on" if value else "off") if isinstance(value, bool) else value
     words = lambda value: tuple(map(word, value)) if isinstance(value, tuple) else word(value)
-    return {key: words(value) if key == "checkpointing" else value for key, value in settings.items()}
+    return {
+        key: words(value) if key == "checkpointing" else value for key, value in settings.items()
+    }
 
 
 def check_axis_value(key: str, value: Value) -> None:
-    """A single value of a searchable setting, checked by those who know it. Raises ValueError or InputError."""
+    """A single value of a searchable setting, checked by those who know it. Raises ValueError or
+    InputError.
+    """
     if key == "start":
         start_name(str(value))
     elif key == "distance":
@@ -63,20 +71,27 @@ def check_axis_value(key: str, value: Value) -> None:
         kind = type(getattr(LearnConfig(), key))
         number = isinstance(value, int | float) and not isinstance(value, bool)
         fits = (
-            isinstance(value, kind) if kind in (str, bool) else number and (kind is float or float(value).is_integer())
+            isinstance(value, kind)
+            if kind in (str, bool)
+            else number and (kind is float or float(value).is_integer())
         )
         if not fits:
-            raise ValueError(f"{key} = {value!r}: must be {'a whole number' if kind is int else kind.__name__}")
+            raise ValueError(
+                f"{key} = {value!r}: must be {'a whole number' if kind is int else kind.__name__}"
+            )
         setting: dict[str, Any] = {key: kind(value)}
         LearnConfig.of(**setting)
 
 
-def check_combinations(fixed: Mapping[str, Value], searched: Mapping[str, tuple[Value, ...]]) -> None:
-    """Every preset with every value it may meet: one that is fine alone may not be fine with each of them.
+def check_combinations(
+    fixed: Mapping[str, Value], searched: Mapping[str, tuple[Value, ...]]
+) -> None:
+    """Every preset with every value it may meet: one that is fine alone may not be fine with each
+    of them.
 
-    fixed: settings of LearnConfig.  searched: listed values of an axis by its full name, "search.grid.preset".
-    Raises ValueError naming the axes and values.
-    """
+    fixed: settings of LearnConfig.  searched: listed values of an axis by its full name,
+                                     "search.grid.preset". Raises ValueError naming the axes and
+                                     values."""
     axes = {name.rpartition(".")[2]: (name, values) for name, values in searched.items()}
     alone = {key: ("", (value,)) for key, value in ({"preset": "default"} | dict(fixed)).items()}
     choices = {key: place for key, place in (alone | axes).items() if key in LEARN_FIELDS}

@@ -1,9 +1,12 @@
-"""What follows from an experiment: its cells and trials, which samples serve what, keys and fingerprints, cost.
+"""What follows from an experiment: its cells and trials, which samples serve what, keys and
+fingerprints, cost.
 
-Keys are hashes of resolved settings, so the same work has the same name on every machine and in every run. Samples are
-numbered; one range validates all members, one per seed trains, one is kept for the evaluation:
+Keys are hashes of resolved settings, so the same work has the same name on every machine and in
+every run. Samples are numbered; one range validates all members, one per seed trains, one is kept
+for the evaluation:
 
-    [0, V)  validation      [V + s T, V + (s+1) T)  training of seed s      [V + S T, V + S T + E)  evaluation
+    [0, V)  validation      [V + s T, V + (s+1) T)  training of seed s      [V + S T, V + S T + E)
+            evaluation
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.learn import LearnConfig
+from ..core.learning.learn import LearnConfig
 from ..core.solver import make_solver
-from .settings import Experiment, Model
+from .settings import Experiment, ModelSettings
 
 FORMAT = 1
 
@@ -30,7 +33,7 @@ def digest(value: Any) -> str:
 class Cell:
     """(model, solver, NFE, conditioning): losses of two cells cannot be compared."""
 
-    model: Model
+    model: ModelSettings
     solver: str
     nfe: int
 
@@ -47,7 +50,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One point of a cell's study, resolved: LearnConfig fields, distance, starts and seeds of its members."""
+    """One point of a cell's study, resolved: LearnConfig fields, distance, starts and seeds of its
+    members.
+    """
 
     cell: Cell
     settings: dict[str, Any]
@@ -68,8 +73,8 @@ class TrialSpec:
 class Plan:
     """An experiment with the hashes of its models' weights, from which every name follows.
 
-    conditionings: what the samples of a model are conditioned on (`LoadedModel.conditioning`), by label; the content of
-        prompts and classes files is in it, so that an edited file gives new pairs.
+    conditionings: what the samples of a model are conditioned on (`Model.conditioning`), by label;
+        the content of prompts and classes files is in it, so that an edited file gives new pairs.
     """
 
     experiment: Experiment
@@ -78,7 +83,9 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """What an output folder belongs to: everything that changes results; not the resources, not the name."""
+        """What an output folder belongs to: everything that changes results; not the resources, not
+        the name.
+        """
         settings = self.experiment.model_dump(mode="json", exclude={"resources", "name"})
         settings |= {key: _plain_numbers(settings[key]) for key in ("learn", "search")}
         if not self.experiment.search.asha:
@@ -92,17 +99,19 @@ class Plan:
         e = self.experiment
         return [Cell(m, s, n) for m, s, n in itertools.product(e.models, e.solvers, e.nfe)]
 
-    def teacher_meta(self, model: Model) -> dict[str, Any]:
+    def teacher_meta(self, model: ModelSettings) -> dict[str, Any]:
         """What the teacher's pairs depend on."""
         e = self.experiment
         options = model.model_dump(
-            mode="json", exclude={"name", "channels_last", "compile", "recompute"}, exclude_defaults=True
+            mode="json",
+            exclude={"name", "channels_last", "compile", "recompute"},
+            exclude_defaults=True,
         )
         made_by = {"model": digest(options), "hash": self.model_hashes[model.label], "seed": e.seed}
         made_by |= {"conditioning": self.conditionings.get(model.label), "space": e.loss_space}
         return made_by | e.teacher.model_dump()
 
-    def teacher_key(self, model: Model) -> str:
+    def teacher_key(self, model: ModelSettings) -> str:
         """Folder of the teacher's pairs."""
         return digest(self.teacher_meta(model))
 
@@ -131,9 +140,13 @@ class Plan:
         return ranges
 
     def grid_points(self) -> list[dict[str, Any]]:
-        """Every combination of the grid axes, by their names: the order in the file changes nothing."""
+        """Every combination of the grid axes, by their names: the order in the file changes
+        nothing.
+        """
         axes = dict(sorted(self.experiment.search.grid.items()))
-        return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+        return [
+            dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
+        ]
 
     def trial(self, cell: Cell, values: dict[str, Any]) -> TrialSpec:
         """Resolve the values of the searched axes into a trial."""
@@ -144,7 +157,12 @@ class Plan:
         own = {"checkpointing": "on"} if cell.model.recompute else {}
         merged = LearnConfig.of(**{**_typed(e.learn), **_typed(values), **own, "seed": e.seed})
         learn = {name: getattr(merged, name) for name in LearnConfig.__dataclass_fields__}
-        settings = {"learn": learn, "distance": distance, "starts": starts, "seeds": e.search.members.seeds}
+        settings = {
+            "learn": learn,
+            "distance": distance,
+            "starts": starts,
+            "seeds": e.search.members.seeds,
+        }
         settings["distance_options"] = e.distance_options(distance)
         key = digest({
             "settings": settings, "solver": cell.solver, "nfe": cell.nfe,
@@ -162,7 +180,9 @@ class Plan:
         })  # fmt: skip
 
     def cost(self) -> dict[str, int]:
-        """Estimate in network evaluations of one sample, if no member stops early; a backward pass counts as two."""
+        """Estimate in network evaluations of one sample, if no member stops early; a backward pass
+        counts as two.
+        """
         e = self.experiment
         teacher = len(e.models) * sum(b - a for a, b in self.shards()) * e.teacher.nfe
         search = evaluate = 0

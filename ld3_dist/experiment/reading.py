@@ -22,7 +22,9 @@ def load_experiment(path: str | Path) -> Experiment:
             f"{path}: cannot be read ({error.strerror}); give the path of an experiment's YAML file"
         ) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not text in UTF-8; give the path of an experiment's YAML file") from error
+        raise InputError(
+            f"{path}: is not text in UTF-8; give the path of an experiment's YAML file"
+        ) from error
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -33,11 +35,14 @@ def load_experiment(path: str | Path) -> Experiment:
 def parse_experiment(data: Any, source: str = "experiment") -> Experiment:
     """Validate already parsed settings; `source` is what messages call them."""
     if not isinstance(data, dict):
-        raise InputError(f"{source}: must hold keys like models, solvers and nfe, got {type(data).__name__}")
+        raise InputError(
+            f"{source}: must hold keys like models, solvers and nfe, got {type(data).__name__}"
+        )
     try:
         return Experiment.model_validate(data)
     except ValidationError as error:
-        # a list whose only entry is wrong counts as too short as well; the entry's own complaint says it all
+        # a list whose only entry is wrong counts as too short as well; the entry's own complaint
+        # says it all
         details = [d for d in error.errors() if d["type"] != "too_short" or not d["input"]]
         lines = [f"{source}: {_explain(detail)}" for detail in details]
         raise InputError("\n".join(dict.fromkeys(lines))) from None
@@ -45,7 +50,8 @@ def parse_experiment(data: Any, source: str = "experiment") -> Experiment:
 
 def _explain(detail: Any) -> str:
     """One pydantic complaint as: key = value: what is wrong; remedy."""
-    # a union's complaint carries the branch's name in its path; the user wrote only keys and indices
+    # a union's complaint carries the branch's name in its path; the user wrote only keys and
+    # indices
     place = [part for part in detail["loc"] if isinstance(part, int) or not _is_branch(part)]
     key = ".".join(map(str, place)) or "experiment"
     kind, value = detail["type"], detail["input"]

@@ -1,8 +1,9 @@
-"""The YAML of a sweep as models that validate themselves. Every key has a default but `models`, `solvers` and `nfe`.
+"""The YAML of a sweep as models that validate themselves. Every key has a default but `models`,
+`solvers` and `nfe`.
 
-What is checked here needs no model and no cluster: names, types, signs, duplicates, what a solver needs. The rest
-(does the file exist, are there so many GPUs) is checked when a sweep starts, before it writes anything.
-"""
+What is checked here needs no model and no cluster: names, types, signs, duplicates, what a solver
+needs. The rest (does the file exist, are there so many GPUs) is checked when a sweep starts, before
+it writes anything."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..core.errors import unknown
-from ..core.learn import LearnConfig
+from ..core.learning.learn import LearnConfig
 from ..core.solver import make_solver
 from .axes import (
     LEARN_FIELDS,
@@ -37,7 +38,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
-class Model(Strict):
+class ModelSettings(Strict):
     """A model and how it is used. `model` is a name of `ld3_dist.models`; the rest are its options.
 
     recompute: `learn: {checkpointing: on}` for this model alone.
@@ -86,8 +87,8 @@ class Teacher(Strict):
 class Lpips(Strict):
     """LPIPS.
 
-    trunk: weights file of its network, by default in torch.hub's folder.  upsample: enlarge images too small for it.
-    """
+    trunk: weights file of its network, by default in torch.hub's folder.  upsample: enlarge images
+    too small for it."""
 
     trunk: str | None = None
     upsample: bool = False
@@ -112,7 +113,10 @@ class Range(Strict):
         if not self.low < self.high:
             raise ValueError(f"low = {self.low:g} must be below high = {self.high:g}")
         if self.low < 0 or (self.log and self.low <= 0):
-            raise ValueError(f"low = {self.low:g}: must be {'positive for log: true' if self.log else 'at least 0'}")
+            raise ValueError(
+                f"low = {self.low:g}: must be "
+                f"{'positive for log: true' if self.log else 'at least 0'}"
+            )
         return self
 
 
@@ -129,20 +133,21 @@ class Members(Strict):
 
 
 class Asha(Strict):
-    """Asynchronous successive halving: after `grace`, grace * reduction, grace * reduction^2 … epochs a trial goes on
-    only while it is among the best 1 / reduction of its cell's trials there; see `ld3_dist.tasks.rungs`."""
+    """Asynchronous successive halving: after `grace`, grace * reduction, grace * reduction^2 …
+    epochs a trial goes on only while it is among the best 1 / reduction of its cell's trials there;
+    see `ld3_dist.tasks.rungs`."""
 
     grace: Count = 8
     reduction: Annotated[int, Field(ge=2)] = 3
 
 
 class Search(Strict):
-    """What is tried in each cell: every point of `grid`, `rounds` times, the `optuna` axes proposed by its sampler.
+    """What is tried in each cell: every point of `grid`, `rounds` times, the `optuna` axes proposed
+    by its sampler.
 
     sampler: tpe, random, or qmc.
-    asha: stop bad trials early. Off by default: which trials stop depends on timing, so that a resumed sweep need not
-        end with the table of an uninterrupted one.
-    """
+    asha: stop bad trials early. Off by default: which trials stop depends on timing, so that a
+        resumed sweep need not end with the table of an uninterrupted one."""
 
     grid: Annotated[dict[str, Values], AfterValidator(switches)] = {}
     optuna: Annotated[dict[str, Range | Values], AfterValidator(switches)] = {}
@@ -162,8 +167,13 @@ class Search(Strict):
                 values = [axis.low, axis.high] if isinstance(axis, Range) else list(axis)
                 if not isinstance(axis, Range):
                     unique(f"{place}.{key}", tuple(axis))
-                if isinstance(axis, Range) and type(getattr(LearnConfig(), key, "")) not in (float, int):
-                    raise ValueError(f"{place}.{key}: low and high fit numbers only; give a list of values")
+                if isinstance(axis, Range) and type(getattr(LearnConfig(), key, "")) not in (
+                    float,
+                    int,
+                ):
+                    raise ValueError(
+                        f"{place}.{key}: low and high fit numbers only; give a list of values"
+                    )
                 for value in values:
                     try:
                         check_axis_value(key, value)
@@ -175,15 +185,17 @@ class Search(Strict):
     def listed(self) -> dict[str, tuple[Value, ...]]:
         """The axes that are lists of values, by their full names."""
         axes = {f"search.grid.{k}": v for k, v in self.grid.items()}
-        return axes | {f"search.optuna.{k}": v for k, v in self.optuna.items() if not isinstance(v, Range)}
+        return axes | {
+            f"search.optuna.{k}": v for k, v in self.optuna.items() if not isinstance(v, Range)
+        }
 
 
 class Evaluate(Strict):
     """Fresh samples for the best trial and the baselines of every cell.
 
     extractor: "auto" (what the model comes with), "none", or a name of `ld3_dist.metrics`.
-    reference: "auto" (the model's data if it has any, else the teacher), "teacher", or a statistics file.
-    """
+    reference: "auto" (the model's data if it has any, else the teacher), "teacher", or a statistics
+    file."""
 
     samples: Annotated[int, Field(ge=0)] = 1000
     extractor: str = "auto"
@@ -192,11 +204,12 @@ class Evaluate(Strict):
 
 
 class Resources(Strict):
-    """What a cluster gives: per trial, per teacher and evaluation actor. GPUs may be fractions 1, 1/2, 1/3 …
+    """What a cluster gives: per trial, per teacher and evaluation actor. GPUs may be fractions 1,
+    1/2, 1/3 …
 
     callbacks: trackers that follow the trials.
-    checkpoint_seconds: a trial keeps what it needs to go on at most so often; 0 is after every epoch.
-    """
+    checkpoint_seconds: a trial keeps what it needs to go on at most so often; 0 is after every
+    epoch."""
 
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1
     gpus_per_trial: Scale | Literal["auto"] = "auto"
@@ -217,7 +230,7 @@ class Experiment(Strict):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "sweep"
     seed: Annotated[int, Field(ge=0)] = 0
-    models: Annotated[tuple[Model, ...], Field(min_length=1)]
+    models: Annotated[tuple[ModelSettings, ...], Field(min_length=1)]
     solvers: Annotated[tuple[SolverName, ...], Field(min_length=1)]
     nfe: Annotated[tuple[Count, ...], Field(min_length=1)]
     teacher: Teacher = Teacher()
@@ -227,7 +240,12 @@ class Experiment(Strict):
     loss_space: Literal["image", "latent"] = "image"
     learn: Annotated[dict[str, Value], AfterValidator(switches)] = {}
     search: Search = Search()
-    baselines: Annotated[tuple[StartName, ...], Field(min_length=1)] = ("uniform", "quadratic", "log_snr", "karras")
+    baselines: Annotated[tuple[StartName, ...], Field(min_length=1)] = (
+        "uniform",
+        "quadratic",
+        "log_snr",
+        "karras",
+    )
     evaluate: Evaluate = Evaluate()
     resources: Resources = Resources()
 
@@ -241,34 +259,49 @@ class Experiment(Strict):
             if key not in LEARN_FIELDS:
                 raise unknown("key of learn", key, LEARN_FIELDS)
             if key in self.search.grid or key in self.search.optuna:
-                raise ValueError(f"learn.{key} is fixed to {value!r} and searched as well: keep one")
+                raise ValueError(
+                    f"learn.{key} is fixed to {value!r} and searched as well: keep one"
+                )
             check_axis_value(key, value)
         check_combinations(self.learn, self.search.listed)
         self._check_asha()
-        checkpointing = self.learn.get("checkpointing", self.search.listed.get("search.grid.checkpointing", "on"))
+        checkpointing = self.learn.get(
+            "checkpointing", self.search.listed.get("search.grid.checkpointing", "on")
+        )
         for i, model in enumerate(self.models):
             if model.recompute and checkpointing != "on":
-                raise ValueError(f"models.{i}.recompute = true, but learn.checkpointing = {checkpointing!r}: keep one")
+                raise ValueError(
+                    f"models.{i}.recompute = true, but learn.checkpointing = {checkpointing!r}: "
+                    f"keep one"
+                )
         for name in self.distances:
             if self.loss_space == "latent" and name not in ("l1", "l2"):
-                raise ValueError(f"loss_space: latent, but {name} compares images: use l2, l1 or loss_space: image")
+                raise ValueError(
+                    f"loss_space: latent, but {name} compares images: use l2, l1 or loss_space: "
+                    f"image"
+                )
         networks = [n for n in self.distances if n.startswith("lpips")]
         if self.lpips.trunk and len(networks) > 1:
             raise ValueError(
-                f"lpips.trunk = {self.lpips.trunk!r}: one file cannot serve {', '.join(networks)}; remove it"
+                f"lpips.trunk = {self.lpips.trunk!r}: one file cannot serve "
+                f"{', '.join(networks)}; remove it"
             )
         for solver in self.solvers:
             for nfe in self.nfe:
                 least = make_solver(solver).stages
                 if nfe < least:
-                    raise ValueError(f"nfe: {nfe} evaluations are too few for {solver}, a step of which takes {least}")
+                    raise ValueError(
+                        f"nfe: {nfe} evaluations are too few for {solver}, a step of which takes "
+                        f"{least}"
+                    )
         return self
 
     def _check_asha(self) -> None:
         asha, longest = self.search.asha, self._most_epochs()
         if asha and asha.grace >= longest:
             raise ValueError(
-                f"search.asha.grace = {asha.grace}: trials have at most {longest} epochs, so none could be stopped "
+                f"search.asha.grace = {asha.grace}: trials have at most {longest} epochs, so "
+                f"none could be stopped "
                 "early; make it smaller or remove search.asha"
             )
 
@@ -286,7 +319,9 @@ class Experiment(Strict):
         """Every distance a trial may use, the experiment's own first."""
         axes = self.search.grid | self.search.optuna
         axis = axes.get("distance", ())
-        return tuple(dict.fromkeys([self.distance, *(() if isinstance(axis, Range) else map(str, axis))]))
+        return tuple(
+            dict.fromkeys([self.distance, *(() if isinstance(axis, Range) else map(str, axis))])
+        )
 
     def distance_options(self, name: str) -> dict[str, Any]:
         """What else a distance depends on, for `make_distance` and for keys."""

@@ -1,6 +1,7 @@
 """Feature extractors by name, and the data whose features samples are compared with.
 
-auto        what the model comes with: the digits classifier, or the sample itself where it has at most 256 numbers
+auto        what the model comes with: the digits classifier, or the sample itself where it has at
+            most 256 numbers
 identity    the sample itself, flattened
 inception:FILE   Inception-v3 as used for FID, from local weights (extra `metrics`)
 none        no features; the distance to the teacher is measured alone
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError, unknown
-from ..models import LoadedModel
+from ..models import Model
 from .statistics import FeatureMoments
 
 SMALL = 256
@@ -25,11 +26,12 @@ SMALL = 256
 
 @dataclass(frozen=True)
 class Extractor:
-    """Images [B, C, H, W] in [-1, 1] -> features [B, F]; `maps` are those a perceptual distance compares.
+    """Images [B, C, H, W] in [-1, 1] -> features [B, F]; `maps` are those a perceptual distance
+    compares.
 
     data: the images samples are compared with, where the model ships them.
-    class_scores: features [B, F] -> logits [B, classes], where a classifier's features make an Inception score.
-    """
+    class_scores: features [B, F] -> logits [B, classes], where a classifier's features make an
+    Inception score."""
 
     name: str
     hash: str
@@ -46,8 +48,10 @@ class Extractor:
             return torch.cat([self.features(part).float().cpu() for part in self.data.split(500)])
 
 
-def open_extractor(name: str, opened: LoadedModel, device: str = "cpu") -> Extractor | None:
-    """An extractor by name, on a device. Raises InputError for unknown names and files that are no weights."""
+def open_extractor(name: str, opened: Model, device: str = "cpu") -> Extractor | None:
+    """An extractor by name, on a device. Raises InputError for unknown names and files that are no
+    weights.
+    """
     if name == "none":
         return None
     if name == "identity":
@@ -73,7 +77,11 @@ def _digits(device: str) -> Extractor:
     classifier = digits.load_digits_classifier().to(device)
     images, _ = digits.digits_reference()
     return Extractor(
-        "digits classifier", digits.classifier_hash(), classifier.features, classifier.maps, images.to(device)
+        "digits classifier",
+        digits.classifier_hash(),
+        classifier.features,
+        classifier.maps,
+        images.to(device),
     )
 
 
@@ -88,18 +96,21 @@ def content_hash(path: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What samples are compared with: moments of all of it, and features [N, F] of as many examples as the file has."""
+    """What samples are compared with: moments of all of it, and features [N, F] of as many examples
+    as the file has.
+    """
 
     moments: FeatureMoments
     features: Tensor | None = None
 
 
 def read_reference(path: str, extractor: Extractor | None = None) -> Reference:
-    """A reference file: npz with `mu` [F] and `sigma` [F, F], as EDM's, and, where the file has them, images.
+    """A reference file: npz with `mu` [F] and `sigma` [F, F], as EDM's, and, where the file has
+    them, images.
 
-    Images `arr_0`, uint8 [N, H, W, 3], are what guided-diffusion's reference batches hold beside the moments; their
-    features, made by `extractor`, are what a kernel distance, precision and recall need. Without them (or without an
-    extractor) there is the Fréchet distance alone.
+    Images `arr_0`, uint8 [N, H, W, 3], are what guided-diffusion's reference batches hold beside
+    the moments; their features, made by `extractor`, are what a kernel distance, precision and
+    recall need. Without them (or without an extractor) there is the Fréchet distance alone.
 
     Raises InputError for a file that is none, and for images of another shape.
     """
@@ -110,7 +121,10 @@ def read_reference(path: str, extractor: Extractor | None = None) -> Reference:
         images = arrays["arr_0"]
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] != 3:
         found = f"{images.dtype} {list(images.shape)}"
-        raise InputError(f"reference {path}: arr_0 is {found}; images are uint8 [N, H, W, 3]: remove it, or fix it")
+        raise InputError(
+            f"reference {path}: arr_0 is {found}; images are uint8 [N, H, W, 3]: remove it, or "
+            f"fix it"
+        )
     parts = torch.from_numpy(images).permute(0, 3, 1, 2).split(500)
     # the centre of a step of 256, so that it is the same byte again however an extractor rounds
     made = [extractor.features((part.float() - 127.5) / 127.5).float().cpu() for part in parts]

@@ -1,4 +1,6 @@
-"""All scores of one set of features against another, with the column names of the evaluations table."""
+"""All scores of one set of features against another, with the column names of the evaluations
+table.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,21 @@ SCORES = ("fid", "kid", "kid_std", "precision", "recall", "density", "coverage")
 
 
 def score(
-    features: Tensor, reference: Tensor | FeatureMoments, seed: int = 0, moments: FeatureMoments | None = None
+    features: Tensor,
+    reference: Tensor | FeatureMoments,
+    seed: int = 0,
+    moments: FeatureMoments | None = None,
 ) -> dict[str, float | None]:
-    """Features of samples [M, F] against a reference's features [N, F], or its moments -> every one of SCORES.
+    """Features of samples [M, F] against a reference's features [N, F], or its moments -> every one
+    of SCORES.
 
-    `moments` are of a larger set that the reference's features are drawn from: the Fréchet distance is to them.
+    `moments` are of a larger set that the reference's features are drawn from: the Fréchet distance
+    is to them.
 
-    None is what cannot be measured: all but the Fréchet distance where the reference is moments alone, the overlaps
-    where a set is no larger than the number of neighbours they look at. The kernel distance's subsets depend on `seed`.
-    Raises InputError for fewer than 2 samples and for features that are not finite.
-    """
+    None is what cannot be measured: all but the Fréchet distance where the reference is moments
+    alone, the overlaps where a set is no larger than the number of neighbours they look at. The
+    kernel distance's subsets depend on `seed`. Raises InputError for fewer than 2 samples and for
+    features that are not finite."""
     found: dict[str, float | None] = dict.fromkeys(SCORES)
     own = FeatureStatistics.of(features).moments
     if isinstance(reference, FeatureMoments):

@@ -1,4 +1,6 @@
-"""Safetensors files that say what they are: one `kind` and one JSON `config` in the header, checked on reading."""
+"""Safetensors files that say what they are: one `kind` and one JSON `config` in the header, checked
+on reading.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,14 @@ def sha256_of(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def save_tensors(file: Path, tensors: dict[str, Tensor], kind: str, config: dict[str, Any] | None = None) -> None:
+def save_tensors(
+    file: Path, tensors: dict[str, Tensor], kind: str, config: dict[str, Any] | None = None
+) -> None:
     """Write atomically: a crash leaves the old file or the new one, never half of one."""
     part = file.with_name(f".{file.name}.part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # safetensors orders header keys at random when there are several, so one key keeps equal weights equal bytes
+    # safetensors orders header keys at random when there are several, so one key keeps equal
+    # weights equal bytes
     header = json.dumps({"kind": kind, "config": config or {}}, sort_keys=True)
     part.write_bytes(save(tensors, metadata={"ld3_dist": header}))
     os.replace(part, file)
@@ -33,8 +38,8 @@ def save_tensors(file: Path, tensors: dict[str, Tensor], kind: str, config: dict
 def read_tensors(file: Path, kind: str, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, config) of a file written by save_tensors with this kind.
 
-    Raises InputError, naming the file and the remedy, when it is missing, truncated or of another kind.
-    """
+    Raises InputError, naming the file and the remedy, when it is missing, truncated or of another
+    kind."""
     if not file.is_file():
         raise InputError(f"{file}: file not found; {remedy}")
     try:
@@ -42,7 +47,9 @@ def read_tensors(file: Path, kind: str, remedy: str) -> tuple[dict[str, Tensor],
             header = json.loads((opened.metadata() or {}).get("ld3_dist", "{}"))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{file}: damaged, or not a safetensors file ({error}); {remedy}") from error
+        raise InputError(
+            f"{file}: damaged, or not a safetensors file ({error}); {remedy}"
+        ) from error
     found = header.get("kind", "no kind") if isinstance(header, dict) else "no kind"
     if found != kind:
         raise InputError(f"{file}: holds {found!r}, expected {kind!r}; {remedy}")
@@ -55,6 +62,12 @@ def load_weights(net: nn.Module, tensors: dict[str, Tensor], file: Path, remedy:
     for name in sorted(wanted.keys() | tensors.keys()):
         a, b = wanted.get(name), tensors.get(name)
         if a is None or b is None or a.shape != b.shape:
-            what = "is unexpected" if a is None else "is missing" if b is None else f"has shape {tuple(b.shape)}"
+            what = (
+                "is unexpected"
+                if a is None
+                else "is missing"
+                if b is None
+                else f"has shape {tuple(b.shape)}"
+            )
             raise InputError(f"{file}: tensor {name!r} {what}; {remedy}")
     net.load_state_dict(tensors)

@@ -12,20 +12,29 @@ from html import escape
 
 import pandas as pd
 
-from .failures import MOST_ROWS
-from .style import Plot, as_svg
+from .figures.style import Plot, as_svg
+from .findings import MOST_ROWS
 from .stylesheet import STYLESHEET
-from .wording import HEADS, counted, shown_columns, shown_value
+from .text import HEADS, counted, shown_columns, shown_value
 
 _TEXT = ("model", "conditioning", "solver", "baseline", "method", "start")
 _GROUPS = {
-    "": ("model", "conditioning", "guidance", "solver", "nfe"), "hand-made": ("baseline", "baseline_loss"),
-    "learned": ("loss", "seeds", "gain", "eval_gain"), "Fréchet distance": ("baseline_fid", "fid", "teacher_fid"),
+    "": ("model", "conditioning", "guidance", "solver", "nfe"),
+    "hand-made": ("baseline", "baseline_loss"),
+    "learned": ("loss", "seeds", "gain", "eval_gain"),
+    "Fréchet distance": ("baseline_fid", "fid", "teacher_fid"),
     "found with": ("method", "gamma", "start"),
-}  # fmt: skip
-_SHORT = {"baseline": "grid", "baseline_loss": "loss", "loss": "loss", "seeds": "mean ± std over seeds",
-          "eval_gain": "gain, fresh pairs", "baseline_fid": "hand-made", "fid": "learned",
-          "teacher_fid": "teacher"}  # fmt: skip
+}
+_SHORT = {
+    "baseline": "grid",
+    "baseline_loss": "loss",
+    "loss": "loss",
+    "seeds": "mean ± std over seeds",
+    "eval_gain": "gain, fresh pairs",
+    "baseline_fid": "hand-made",
+    "fid": "learned",
+    "teacher_fid": "teacher",
+}
 
 
 @dataclass(frozen=True)
@@ -53,9 +62,13 @@ class Page:
 
 def html_page(page: Page) -> str:
     """The page as one self-contained HTML document."""
-    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in page.facts)
+    facts = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in page.facts
+    )
     several = len(page.sections) > 1
-    toc = "".join(f'<li><a href="#model-{i}">{escape(s.title)}</a></li>' for i, s in enumerate(page.sections))
+    toc = "".join(
+        f'<li><a href="#model-{i}">{escape(s.title)}</a></li>' for i, s in enumerate(page.sections)
+    )
     body = "\n".join(_section(section, i, several) for i, section in enumerate(page.sections))
     return f"""<!doctype html>
 <html lang="en">
@@ -92,11 +105,16 @@ Distances of two cells are comparable only where model, conditioning and distanc
 
 def _section(section: Section, number_: int, several: bool) -> str:
     name = section.title if several else "Results"
-    parts = [f'<section id="model-{number_}">', f"<h2>{escape(name)}</h2>", summary_html(section.table)]
+    parts = [
+        f'<section id="model-{number_}">',
+        f"<h2>{escape(name)}</h2>",
+        summary_html(section.table),
+    ]
     parts += [_figure(plot) for plot in section.plots]
     if section.samples:
         parts.append(
-            '<div class="samples"><h3>Samples from the same noise</h3><p>Each column starts from the same noise.</p>'
+            '<div class="samples"><h3>Samples from the same noise</h3><p>Each column starts from '
+            "the same noise.</p>"
         )
         parts += [_figure(plot, "h4") for plot in section.samples] + ["</div>"]
     return "\n".join([*parts, "</section>"])
@@ -121,15 +139,24 @@ def summary_html(table: pd.DataFrame) -> str:
     groups = {name: [c for c in columns if c in shown] for name, columns in _GROUPS.items()}
     groups = {name: columns for name, columns in groups.items() if columns}
     top = "".join(
-        f'<th colspan="{len(columns)}" scope="colgroup">{escape(name)}</th>' for name, columns in groups.items()
+        f'<th colspan="{len(columns)}" scope="colgroup">{escape(name)}</th>'
+        for name, columns in groups.items()
     )
     order = [(column, i == 0) for columns in groups.values() for i, column in enumerate(columns)]
-    heads = "".join(f'<th scope="col"{_class(c, first)}>{escape(_SHORT.get(c, HEADS[c]))}</th>' for c, first in order)
-    most = float(table["gain"].astype(float).clip(lower=1.01).max()) if table["gain"].notna().any() else 1.01
+    heads = "".join(
+        f'<th scope="col"{_class(c, first)}>{escape(_SHORT.get(c, HEADS[c]))}</th>'
+        for c, first in order
+    )
+    most = (
+        float(table["gain"].astype(float).clip(lower=1.01).max())
+        if table["gain"].notna().any()
+        else 1.01
+    )
     lines = []
     for row in table.to_dict("records"):
         values = "".join(
-            f"<td{_class(c, first)}{_bar(row, c, most)}>{escape(shown_value(row, c))}</td>" for c, first in order
+            f"<td{_class(c, first)}{_bar(row, c, most)}>{escape(shown_value(row, c))}</td>"
+            for c, first in order
         )
         lines.append(f"<tr>{values}</tr>")
     return (
@@ -141,9 +168,11 @@ def summary_html(table: pd.DataFrame) -> str:
 
 def _class(column: str, first: bool) -> str:
     names = [
-        *(["num"] if column not in _TEXT else []), *(["first"] if first else []),
-        *(["gain"] if column == "gain" else []), *(["learned"] if column in ("loss", "fid") else []),
-    ]  # fmt: skip
+        *(["num"] if column not in _TEXT else []),
+        *(["first"] if first else []),
+        *(["gain"] if column == "gain" else []),
+        *(["learned"] if column in ("loss", "fid") else []),
+    ]
     return f' class="{" ".join(names)}"' if names else ""
 
 
@@ -156,7 +185,9 @@ def _bar(row: dict, column: str, most: float) -> str:
 def _failures(page: Page) -> str:
     parts = ['<section id="failures">', "<h2>Known failures</h2>"]
     if page.findings:
-        parts.append("<ul>" + "".join(f"<li>{escape(text)}</li>" for text in page.findings) + "</ul>")
+        parts.append(
+            "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in page.findings) + "</ul>"
+        )
     elif page.counts:
         parts.append("<p>Every cell improved, and no metric speaks against it.</p>")
     if page.counts:
@@ -172,13 +203,19 @@ def _broken(rows: pd.DataFrame) -> str:
     heads = "".join(f'<th scope="col">{name if name != "gamma" else "γ"}</th>' for name in columns)
     lines = []
     for row in rows.head(MOST_ROWS).to_dict("records"):
-        texts = [("–" if pd.isna(row[c]) else f"{row[c]:.3g}" if c == "gamma" else str(row[c])) for c in columns]
+        texts = [
+            ("–" if pd.isna(row[c]) else f"{row[c]:.3g}" if c == "gamma" else str(row[c]))
+            for c in columns
+        ]
         lines.append("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in texts) + "</tr>")
     more = (
-        f"<p>The first {MOST_ROWS} of {len(rows)}; the table of results has all.</p>" if len(rows) > MOST_ROWS else ""
+        f"<p>The first {MOST_ROWS} of {len(rows)}; the table of results has all.</p>"
+        if len(rows) > MOST_ROWS
+        else ""
     )
     return (
-        '<details open><summary>Rows that did not come out ok</summary><div class="scroll" tabindex="0" role="region" '
+        '<details open><summary>Rows that did not come out ok</summary><div class="scroll" '
+        'tabindex="0" role="region" '
         f'aria-label="rows that failed"><table class="plain"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>{more}</details>"
     )

@@ -1,4 +1,6 @@
-"""The look of the page: the figures' colours as variables, brighter on a dark ground, plain on paper."""
+"""The look of the page: the figures' colours as variables, brighter on a dark ground, plain on
+paper.
+"""
 
 from __future__ import annotations
 

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..store.storage import Storage, open_storage
-from .curves import convergence_plot, gamma_plot
-from .failures import broken_rows, findings, status_counts
-from .grids import grids_plot
+from .figures.curves import convergence_plot, gamma_plot
+from .figures.grids import grids_plot
+from .figures.quality import FRECHET, LOSS, quality_plot
+from .figures.samples import samples_plots
+from .figures.style import Plot, as_png, styled
+from .findings import broken_rows, findings, status_counts
 from .page import Page, Section, html_page
-from .quality import FRECHET, LOSS, quality_plot
-from .samples import samples_plots
-from .style import Plot, as_png, styled
 from .summary import summary_table, teacher_scores
-from .sweep import Sweep, read_sweep
-from .wording import counted, headline, missing, table_markdown
+from .tables import SweepTables, read_sweep_tables
+from .text import counted, headline, missing, table_markdown
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class ReportPaths:
 
 
 def write_report(
-    results: str | os.PathLike[str] | Storage, output: str | os.PathLike[str] | Storage | None = None
+    results: str | os.PathLike[str] | Storage,
+    output: str | os.PathLike[str] | Storage | None = None,
 ) -> ReportPaths:
     """Write the report of a sweep; the same tables give the same bytes.
 
@@ -45,26 +46,35 @@ def write_report(
     Raises:
         InputError: there are no results at that place, or they are of a newer format.
     """
-    sweep = read_sweep(results)
+    sweep = read_sweep_tables(results)
     out = sweep.storage.child("report") if output is None else open_storage(output)
     table = summary_table(sweep.results, sweep.evaluations)
     with styled():
-        sections = [_section(sweep, table, str(model), i) for i, model in enumerate(table["model"].unique())]
+        sections = [
+            _section(sweep, table, str(model), i) for i, model in enumerate(table["model"].unique())
+        ]
         plots = [plot for section in sections for plot in (*section.plots, *section.samples)]
         counts = status_counts(sweep.results)
         page = Page(
-            sweep.name, headline(table), _facts(sweep, table), sections, findings(sweep, table), counts,
+            sweep.name,
+            headline(table),
+            _facts(sweep, table),
+            sections,
+            findings(sweep, table),
+            counts,
             broken_rows(sweep.results),
-        )  # fmt: skip
+        )
         out.write_bytes("index.html", html_page(page).encode())
         out.write_bytes("summary.md", table_markdown(table).encode())
         names = [f"figures/{plot.name}.png" for plot in plots]
         for name, plot in zip(names, plots, strict=True):
             out.write_bytes(name, as_png(plot.figure))
-    return ReportPaths(out.address("index.html"), out.address("summary.md"), tuple(map(out.address, names)))
+    return ReportPaths(
+        out.address("index.html"), out.address("summary.md"), tuple(map(out.address, names))
+    )
 
 
-def _section(sweep: Sweep, table: pd.DataFrame, model: str, number: int) -> Section:
+def _section(sweep: SweepTables, table: pd.DataFrame, model: str, number: int) -> Section:
     frame = sweep.results[sweep.results["model"] == model]
     prefix = f"{_slug(model)}-{number}" if number else _slug(model)
     teachers = teacher_scores(sweep.evaluations)
@@ -80,13 +90,16 @@ def _section(sweep: Sweep, table: pd.DataFrame, model: str, number: int) -> Sect
     return Section(model, rows, plots, samples_plots(sweep, frame, f"{prefix}-samples"))
 
 
-def _facts(sweep: Sweep, table: pd.DataFrame) -> list[tuple[str, str]]:
+def _facts(sweep: SweepTables, table: pd.DataFrame) -> list[tuple[str, str]]:
     """Header facts: what ran, with which versions, how much of it worked."""
     frame = sweep.results
     learned = frame[frame["kind"] == "learned"]
     ok = int((learned["status"] == "ok").sum())
     facts = [
-        ("fingerprint", str(sweep.experiment.get("fingerprint") or _values(frame, "experiment")[:16])),
+        (
+            "fingerprint",
+            str(sweep.experiment.get("fingerprint") or _values(frame, "experiment")[:16]),
+        ),
         ("cells", str(len(table))),
         ("learned schedules", f"{ok:,} ok, {len(learned) - ok:,} not ok"),
         ("hand-made grids", f"{int((frame['kind'] == 'baseline').sum()):,}"),
@@ -96,9 +109,15 @@ def _facts(sweep: Sweep, table: pd.DataFrame) -> list[tuple[str, str]]:
         ("samples evaluated", _values(frame, "samples")),
         ("ld3_dist", _values(frame, "version")),
         ("PyTorch", _values(frame, "torch_version")),
-        ("commit", ", ".join(commit[:10] for commit in sorted(frame["git_commit"].dropna().unique())[:3])),
+        (
+            "commit",
+            ", ".join(commit[:10] for commit in sorted(frame["git_commit"].dropna().unique())[:3]),
+        ),
         ("device", _values(frame, "device")),
-        ("machines", counted(frame["host"].nunique(), "machine") if frame["host"].notna().any() else ""),
+        (
+            "machines",
+            counted(frame["host"].nunique(), "machine") if frame["host"].notna().any() else "",
+        ),
     ]
     return [(name, value) for name, value in facts if value]
 
@@ -106,7 +125,9 @@ def _facts(sweep: Sweep, table: pd.DataFrame) -> list[tuple[str, str]]:
 def _values(frame: pd.DataFrame, column: str, most: int = 4) -> str:
     """The different values of a column, in order, as text."""
     values = sorted(str(value) for value in frame[column].unique() if not missing(value))
-    return ", ".join(values[:most]) + (f" and {len(values) - most} more" if len(values) > most else "")
+    return ", ".join(values[:most]) + (
+        f" and {len(values) - most} more" if len(values) > most else ""
+    )
 
 
 def _slug(model: str) -> str:

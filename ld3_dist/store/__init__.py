@@ -1,1 +1,3 @@
-"""Where things are kept: pair shards, result tables, schedule files, and the lock of an output folder."""
+"""Where things are kept: pair shards, result tables, schedule files, and the lock of an output
+folder.
+"""

@@ -1,14 +1,15 @@
 """One driver per output folder: OUT/lock.json names the process that works in it.
 
-The lock holds host, pid, the process's start and a heartbeat. A second driver is refused with that host and pid. A lock
-is stale, and taken over, when its process is gone: on the same machine that is seen at once (no such pid, or the pid
-belongs to a later process); on another machine, when the heartbeat is older than `stale_after` seconds (the clocks of
-the machines must agree to within a fraction of that).
+The lock holds host, pid, the process's start and a heartbeat. A second driver is refused with that
+host and pid. A lock is stale, and taken over, when its process is gone: on the same machine that is
+seen at once (no such pid, or the pid belongs to a later process); on another machine, when the
+heartbeat is older than `stale_after` seconds (the clocks of the machines must agree to within a
+fraction of that).
 
-On a local or shared folder checking and taking are one step (an advisory lock on the folder around both). An object
-store offers no such thing here: the lock is written, and read back after a moment, and of two drivers started in the
-same instant the one that wrote last wins; a driver that finds its lock replaced has `lost`.
-"""
+On a local or shared folder checking and taking are one step (an advisory lock on the folder around
+both). An object store offers no such thing here: the lock is written, and read back after a moment,
+and of two drivers started in the same instant the one that wrote last wins; a driver that finds its
+lock replaced has `lost`."""
 
 from __future__ import annotations
 
@@ -64,7 +65,10 @@ class Lock:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.release()
 
@@ -80,7 +84,9 @@ class Lock:
                 continue
 
 
-def acquire(storage: Storage, heartbeat: float = HEARTBEAT, stale_after: float = STALE_AFTER) -> Lock:
+def acquire(
+    storage: Storage, heartbeat: float = HEARTBEAT, stale_after: float = STALE_AFTER
+) -> Lock:
     """Take the folder for this process and keep the lock fresh from a thread.
 
     Raises LockHeld, naming host and pid, while another driver has it.
@@ -101,10 +107,14 @@ def acquire(storage: Storage, heartbeat: float = HEARTBEAT, stale_after: float =
 
 
 def read_lock(storage: Storage) -> tuple[Process, float] | None:
-    """The holder and the time of its last heartbeat, or None if there is no lock (or none that can be read)."""
+    """The holder and the time of its last heartbeat, or None if there is no lock (or none that can
+    be read).
+    """
     try:
         body = json.loads(storage.read_bytes(LOCK))
-        return Process(str(body["host"]), int(body["pid"]), str(body["start"])), float(body["heartbeat"])
+        return Process(str(body["host"]), int(body["pid"]), str(body["start"])), float(
+            body["heartbeat"]
+        )
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None
 
@@ -124,9 +134,14 @@ def _refuse_if_held(storage: Storage, stale_after: float) -> None:
 
 def _held(storage: Storage, holder: Process, beat: float, stale_after: float) -> LockHeld:
     age = max(0.0, time.time() - beat)
-    known = "" if holder.here else f"; if that machine is gone, try again in {max(0.0, stale_after - age):.0f} s"
+    known = (
+        ""
+        if holder.here
+        else f"; if that machine is gone, try again in {max(0.0, stale_after - age):.0f} s"
+    )
     return LockHeld(
-        f"{storage.url} is in use by process {holder.pid} on {holder.host} (last sign of life {age:.0f} s ago). "
+        f"{storage.url} is in use by process {holder.pid} on {holder.host} (last sign of life "
+        f"{age:.0f} s ago). "
         f"Wait until it is done, stop it, or give another output folder{known}",
         holder,
     )

@@ -2,17 +2,20 @@
 
 A name is a relative path such as "rows/1f3a.parquet". Two promises hold for every storage:
 
-  - a file is there whole or not at all. Locally: a temporary sibling whose name starts with a dot (readers ignore it),
-    flush, fsync, rename over the final name, fsync of the folder. On an object store: one upload to the final key,
-    which becomes visible when it is complete;
-  - a Storage is a small value: it pickles, costs nothing to make, and opens its connection at the first use.
+  - a file is there whole or not at all. Locally: a temporary sibling whose name starts with a dot
+    (readers ignore it), flush, fsync, rename over the final name, fsync of the folder. On an object
+    store: one upload to the final key, which becomes visible when it is complete;
+  - a Storage is a small value: it pickles, costs nothing to make, and opens its connection at the
+  first use.
 
-URLs: a path, file://…, s3://bucket/prefix, gs://bucket/prefix, or any scheme that an installed fsspec package knows.
-Options of S3 ride in the query: s3://bucket/prefix?endpoint_override=http://127.0.0.1:9000&region=us-east-1&anonymous=true;
+URLs: a path, file://…, s3://bucket/prefix, gs://bucket/prefix, or any scheme that an installed
+fsspec package knows.
+Options of S3 ride in the query:
+s3://bucket/prefix?endpoint_override=http://127.0.0.1:9000&region=us-east-1&anonymous=true;
 credentials come from the environment, as with any other S3 client.
 
-`fault(point)` marks the places where a crash would hurt. It does nothing unless LD3_DIST_FAULT asks for a kill there.
-"""
+`fault(point)` marks the places where a crash would hurt. It does nothing unless LD3_DIST_FAULT asks
+for a kill there."""
 
 from __future__ import annotations
 
@@ -33,11 +36,20 @@ from urllib.parse import urlsplit
 from ..core.errors import InputError
 from .process import Process, this_process
 
-WRITE_POINTS = ("write.before", "write.half", "write.written", "write.synced", "write.renamed", "write.after")
+WRITE_POINTS = (
+    "write.before",
+    "write.half",
+    "write.written",
+    "write.synced",
+    "write.renamed",
+    "write.after",
+)
 """Fault points every write passes, in order; an object store passes the first, second and last."""
 
 FOREIGN_AGE = 3600.0
-"""Seconds after which a temporary file of another machine, whose processes cannot be seen, counts as left behind."""
+"""Seconds after which a temporary file of another machine, whose processes cannot be seen, counts
+as left behind.
+"""
 
 _TEMPORARY = re.compile(r"^\.tmp~(?P<host>[^~]+)~(?P<pid>\d+)~(?P<start>[^~]+)~\d+~")
 _serial = itertools.count()
@@ -45,10 +57,11 @@ _passed: Counter[str] = Counter()
 
 
 def fault(point: str, name: str = "") -> None:
-    """Kill this process (SIGKILL) if LD3_DIST_FAULT says so; without the variable this does nothing.
+    """Kill this process (SIGKILL) if LD3_DIST_FAULT says so; without the variable this does
+    nothing.
 
-    The variable is "point", "point:n" (at its n-th passing) or "point@part:n" (counting files whose name holds `part`).
-    "full point@part:n" is a disk that is full from then on: OSError instead.
+    The variable is "point", "point:n" (at its n-th passing) or "point@part:n" (counting files whose
+    name holds `part`). "full point@part:n" is a disk that is full from then on: OSError instead.
     """
     asked = os.environ.get("LD3_DIST_FAULT")
     if not asked:
@@ -66,7 +79,9 @@ def fault(point: str, name: str = "") -> None:
 
 
 class Storage(ABC):
-    """A place for files. Names are relative; reading a missing one raises FileNotFoundError with its full address."""
+    """A place for files. Names are relative; reading a missing one raises FileNotFoundError with
+    its full address.
+    """
 
     @property
     @abstractmethod
@@ -96,7 +111,9 @@ class Storage(ABC):
 
     @abstractmethod
     def list(self, folder: str = "", recursive: bool = False) -> list[str]:
-        """Sorted names of the files in `folder`, relative to this storage; what starts with . or _ is left out."""
+        """Sorted names of the files in `folder`, relative to this storage; what starts with . or _
+        is left out.
+        """
 
     @abstractmethod
     def remove(self, name: str) -> None:
@@ -109,9 +126,9 @@ class Storage(ABC):
     def sweep_temporary(self, foreign_age: float = FOREIGN_AGE) -> list[str]:
         """Remove temporary files whose writer is dead and return their names.
 
-        Another machine's processes cannot be seen: its files go when older than `foreign_age` seconds. Object stores
-        keep no temporary files (an unfinished upload is invisible; let the bucket's lifecycle rule expire it).
-        """
+        Another machine's processes cannot be seen: its files go when older than `foreign_age`
+        seconds. Object stores keep no temporary files (an unfinished upload is invisible; let the
+        bucket's lifecycle rule expire it)."""
         return []
 
     def address(self, name: str) -> str:
@@ -119,14 +136,17 @@ class Storage(ABC):
         return f"{self.url}/{checked(name)}" if name else self.url
 
     def check_writable(self) -> None:
-        """Raise InputError, naming the address and the cause, unless a file can be written and removed here."""
+        """Raise InputError, naming the address and the cause, unless a file can be written and
+        removed here.
+        """
         probe = f".tmp~{this_process().host}~{os.getpid()}~probe~0~writable"
         try:
             self.write_bytes(probe, b"ld3_dist")
             self.remove(probe)
         except (OSError, ImportError) as error:
             raise InputError(
-                f"cannot write to {self.url}: {error}. Give an output folder or URL that you may write to"
+                f"cannot write to {self.url}: {error}. Give an output folder or URL that you may "
+                f"write to"
             ) from error
 
 
@@ -144,8 +164,8 @@ def hidden(name: str) -> bool:
 
 
 def open_storage(place: str | os.PathLike[str] | Storage) -> Storage:
-    """A path or URL -> Storage; touches neither disk nor network. A relative path is made absolute now, because workers
-    run in other folders."""
+    """A path or URL -> Storage; touches neither disk nor network. A relative path is made absolute
+    now, because workers run in other folders."""
     if isinstance(place, Storage):
         return place
     text = os.fspath(place)
@@ -153,7 +173,7 @@ def open_storage(place: str | os.PathLike[str] | Storage) -> Storage:
         raise InputError("an empty output folder was given; name a folder or a URL")
     scheme = urlsplit(text).scheme if "://" in text else ""
     if scheme and scheme != "file":
-        from .objects import ObjectStorage
+        from .object_store import ObjectStorage
 
         return ObjectStorage(text)
     return LocalStorage(str(Path(text.removeprefix("file://")).expanduser().absolute()))
@@ -187,7 +207,9 @@ class LocalStorage(Storage):
 
     def write_bytes(self, name: str, data: bytes) -> None:
         path, me = self._path(name), this_process()
-        temporary = path.with_name(f".tmp~{me.host}~{me.pid}~{me.start}~{next(_serial)}~{path.name}")
+        temporary = path.with_name(
+            f".tmp~{me.host}~{me.pid}~{me.start}~{next(_serial)}~{path.name}"
+        )
         try:
             fault("write.before", name)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -229,7 +251,9 @@ class LocalStorage(Storage):
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """An advisory lock on the folder itself: no lock file to leave behind. Not every network file system has it."""
+        """An advisory lock on the folder itself: no lock file to leave behind. Not every network
+        file system has it.
+        """
         folder = Path(self.root)
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -253,7 +277,9 @@ class LocalStorage(Storage):
                 continue
             writer = Process(found["host"], int(found["pid"]), found["start"])
             with contextlib.suppress(FileNotFoundError):  # its writer may just be renaming it
-                foreign_dead = writer.alive is None and time.time() - path.stat().st_mtime > foreign_age
+                foreign_dead = (
+                    writer.alive is None and time.time() - path.stat().st_mtime > foreign_age
+                )
                 if writer.alive is False or foreign_dead:
                     path.unlink()
                     swept.append(path.relative_to(self.root).as_posix())
@@ -261,7 +287,9 @@ class LocalStorage(Storage):
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable; some file systems cannot, and then there is nothing more to do."""
+    """Make the rename itself durable; some file systems cannot, and then there is nothing more to
+    do.
+    """
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

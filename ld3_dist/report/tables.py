@@ -1,0 +1,92 @@
+"""What a report reads: the tables of one sweep, and the files beside them that make it nicer to
+look at.
+
+Only the tables are needed. Absent sample images, schedule files or experiment.json cost a section
+or a label, no more."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..core.errors import InputError
+from ..core.noise import NoiseSchedule
+from ..schedule.file import read_schedule
+from ..store.results import load_results
+from ..store.storage import Storage, open_storage
+from ..store.tables import read_table
+
+
+@dataclass(frozen=True)
+class SweepTables:
+    """One sweep's tables. experiment: the contents of experiment.json, empty if there is none."""
+
+    storage: Storage
+    results: pd.DataFrame
+    evaluations: pd.DataFrame
+    failures: pd.DataFrame
+    experiment: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The experiment's name, or that of its folder."""
+        return str(self.experiment.get("name") or self.storage.url.rstrip("/").rpartition("/")[2])
+
+    def noise_of(self, rows: pd.DataFrame) -> NoiseSchedule | None:
+        """The noise schedule of a model, from the schedule file of one of its rows; None where none
+        can be read.
+        """
+        for key in rows.sort_values("best", ascending=False, kind="stable")["key"].head(20):
+            with contextlib.suppress(OSError, InputError, KeyError, TypeError):
+                return read_schedule(self.storage, f"schedules/{key}.json").noise_schedule
+        return None
+
+    def images(self, cell: str) -> dict[str, np.ndarray]:
+        """Sample images of a cell from the same noise: teacher, baseline, learned, each [n, C, H,
+        W] in [-1, 1].
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        name = f"samples/{cell.replace('/', '_')}.safetensors"
+        if not self.storage.exists(name):
+            return {}
+        try:
+            tensors = load(self.storage.read_bytes(name))
+        except (SafetensorError, OSError):
+            return {}
+        images = {
+            key: tensors[key].float().numpy()
+            for key in ("teacher", "baseline", "learned")
+            if key in tensors
+        }
+        return {
+            key: value
+            for key, value in images.items()
+            if value.ndim == 4 and value.shape[1] in (1, 3)
+        }
+
+
+def read_sweep_tables(place: str | os.PathLike[str] | Storage) -> SweepTables:
+    """Read the tables of a sweep folder (path or URL); InputError where there is none."""
+    storage = open_storage(place)
+    results = load_results(storage)
+    experiment: dict[str, Any] = {}
+    if storage.exists("experiment.json"):
+        with contextlib.suppress(ValueError):
+            found = json.loads(storage.read_bytes("experiment.json"))
+            experiment = found if isinstance(found, dict) else {}
+    return SweepTables(
+        storage,
+        results,
+        read_table(storage, "evaluations"),
+        read_table(storage, "failures"),
+        experiment,
+    )

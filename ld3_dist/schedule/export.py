@@ -1,0 +1,228 @@
+"""A schedule as plain lists for other tools, and in words what such a list cannot carry.
+
+    sigmas       N + 1 noise levels at the knots: sigma(t) / alpha(t), for a flow model sigma(t) =
+                 t; from noise to data
+    timesteps    E network times in the network's own steps: n t - 1 for a table of n entries, n t
+                 for a flow model
+    comfyui      the sigmas as one line of text for a custom or manual sigmas node, ending at 0 as
+                 its samplers expect
+    diffusers    a folder with the scheduler_config.json of an `LD3Scheduler`: nothing is lost
+
+A list of step times is one of the three things that were learned. The other two are the network
+times and the solver's coefficients; a tool that takes the list alone asks the network at the step
+times and uses coefficients of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.errors import InputError, unknown
+from ..core.noise import FlowMatching, VPDiscrete
+from ..core.solver import make_solver
+from ..models.diffusers.network_outputs import network_times
+from .file import Schedule
+
+FORMATS = ("sigmas", "timesteps", "comfyui", "diffusers")
+
+RELATIVES = {
+    "ddim": "euler",
+    "dpmpp-1": "euler",
+    "unipc-1": "euler",
+    "dpmpp-2": "dpmpp_2m",
+    "dpmpp-3": "dpmpp_3m (or dpmpp_2m)",
+    "unipc-2": "uni_pc_bh2",
+    "unipc-3": "uni_pc_bh2",
+    "unipc-2-bh1": "uni_pc",
+    "unipc-3-bh1": "uni_pc",
+    "ipndm-2": "ipndm, order 2",
+    "ipndm-3": "ipndm, order 3",
+    "ipndm-4": "ipndm, order 4",
+    "deis-2": "deis, order 2",
+    "deis-3": "deis, order 3",
+    "heun": "heun",
+    "dpm-2": "dpm_2",
+}
+"""The samplers of other tools, by their usual names, that come nearest to ours."""
+
+
+def export_sigmas(schedule: Schedule) -> list[float]:
+    """N + 1 decreasing noise levels at the knots.
+
+    Raises InputError where the first knot is pure noise of a schedule whose level there is
+    infinite."""
+    noise = schedule.noise_schedule
+    t = torch.tensor(schedule.knots, dtype=torch.float64)
+    if isinstance(noise, FlowMatching):
+        return noise.sigma(t).tolist()
+    if float(noise.alpha(t[0])) < 1e-6:
+        raise InputError(
+            f"knots[0] = {schedule.knots[0]:g} is pure noise ({noise.name}), where sigma / alpha "
+            f"is infinite; "
+            "export --format timesteps or diffusers instead"
+        )
+    return (noise.sigma(t) / noise.alpha(t)).tolist()
+
+
+def export_timesteps(schedule: Schedule, steps: int = 1000) -> list[float]:
+    """E fractional network times, the ones the schedule asks the network at.
+
+    Args:
+        steps: number n of steps a flow network counts (num_train_timesteps).
+
+    Raises InputError for noise schedules whose networks have no steps.
+    """
+    try:
+        return network_times(
+            schedule.noise_schedule, torch.tensor(schedule.evals, dtype=torch.float64), steps
+        )
+    except InputError as error:
+        raise InputError(f"{error}; export --format sigmas instead") from error
+
+
+def export_comfyui(schedule: Schedule) -> str:
+    """The sigmas as "14.6146, 6.4746, …, 0"."""
+    return ", ".join([*(f"{sigma:.6g}" for sigma in export_sigmas(schedule)[:-1]), "0"])
+
+
+def export_diffusers(schedule: Schedule, folder: Path, pipeline: str | None = None) -> Path:
+    """Write the LD3Scheduler of a schedule into a folder, from which `LD3Scheduler.from_pretrained`
+    reads it.
+
+    Args:
+        pipeline: folder or hub id of the pipeline it is for; if not given, the model that the
+            schedule was learned on.
+
+    Raises InputError without the extra 'diffusers', without a pipeline, and where the pipeline is
+    not the schedule's."""
+    name = pipeline or schedule.model.removeprefix("diffusers:")
+    if pipeline is None and name == schedule.model:
+        raise InputError(
+            f"model {schedule.model!r} is no diffusers pipeline; name the one it is for with "
+            f"--pipeline"
+        )
+    try:
+        import diffusers
+
+        from ..integrations.diffusers import LD3Scheduler
+    except ImportError as error:
+        raise InputError(
+            "--format diffusers needs the extra 'diffusers': pip install 'ld3_dist[diffusers]'"
+        ) from error
+    try:
+        config: Any = LD3Scheduler.load_config(name, subfolder="scheduler")
+        scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    except (OSError, KeyError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"pipeline {name!r}: its scheduler/scheduler_config.json cannot be read; "
+            "give the folder of a whole pipeline with --pipeline"
+        ) from error
+    LD3Scheduler.from_schedule(schedule, scheduler).save_pretrained(folder)
+    return folder
+
+
+def lost(schedule: Schedule, form: str) -> list[str]:
+    """What a tool that takes only this list will do differently, one sentence each; nothing for
+    diffusers.
+    """
+    if form == "diffusers":
+        return []
+    solver = make_solver(schedule.solver)
+    found = [*_lost_times(schedule, form), *_lost_end(schedule, form)]
+    if schedule.coefficients:
+        found.append("learned coefficients are dropped: the tool uses those of its own sampler")
+    relative = RELATIVES.get(schedule.solver)
+    advice = f"the nearest is {relative}" if relative else "there is no close relative of it"
+    found.append(
+        f"the solver is not in the list: it was learned for {schedule.solver}, {schedule.nfe} "
+        f"network evaluations; "
+        f"choose the tool's sampler ({advice}), whose coefficients and lower orders at the ends "
+        f"may differ"
+    )
+    if solver.stages > 1 and schedule.nfe % 2:
+        found.append("the last step spends one evaluation here, two in a tool's two-stage sampler")
+    if schedule.guidance is not None and schedule.guidance != 1:
+        found.append(f"guidance is not in the list: it was learned with {schedule.guidance:g}")
+    if isinstance(schedule.noise_schedule, FlowMatching):
+        found.append(
+            "shift is contained in the numbers: set the tool's shift to 1, or it is applied again"
+        )
+    return found
+
+
+def _lost_times(schedule: Schedule, form: str) -> list[str]:
+    """How far network times and step times are apart, in the network's steps where it has any."""
+    noise, evals = schedule.noise_schedule, torch.tensor(schedule.evals, dtype=torch.float64)
+    knots = torch.tensor(schedule.knots, dtype=torch.float64)
+    apart = (evals - make_solver(schedule.solver).nominal(noise, knots, schedule.nfe)).abs()
+    j = int(apart.argmax())
+    if float(apart[j]) <= 1e-9 * schedule.knots[0]:
+        return []
+    in_steps = isinstance(noise, VPDiscrete | FlowMatching)
+    n = noise.steps if isinstance(noise, VPDiscrete) else 1000
+    far = (
+        f"up to {float(apart[j]) * n:.3g} steps"
+        if in_steps
+        else f"up to {float(apart[j]):.3g} in time"
+    )
+    where = f"{far} (evaluation {j} of 0 … {schedule.nfe - 1})"
+    if form == "timesteps":
+        return [
+            f"step times are dropped: the tool steps at the network times, which are {where} "
+            f"from where it should"
+        ]
+    return [
+        f"network times are dropped: the tool asks the network at the step times, {where} from "
+        f"where it should"
+    ]
+
+
+def _lost_end(schedule: Schedule, form: str) -> list[str]:
+    if form == "timesteps":
+        return [
+            f"the last knot, t = {schedule.knots[-1]:.4g}, is not in the list: the tool ends "
+            f"where it always does",
+            "these times are fractions: many tools round them to integers",
+        ]
+    if form == "comfyui":
+        return [f"the last step goes to 0 instead of sigma = {export_sigmas(schedule)[-1]:.4g}"]
+    return []
+
+
+def export(
+    schedule: Schedule, form: str, out: Path | None = None, pipeline: str | None = None
+) -> str:
+    """Write a schedule in a format of FORMATS to a file (for diffusers: a folder), and return its
+    text (the folder).
+
+    Raises InputError for an unknown format, a place that cannot be written, or what the format
+    cannot express."""
+    if form not in FORMATS:
+        raise unknown("--format", form, FORMATS)
+    if form == "diffusers":
+        if out is None:
+            raise InputError("--format diffusers writes a folder; name it with --out")
+        if out.is_file():
+            raise InputError(
+                f"--out {out}: is a file, and --format diffusers writes a folder; name another"
+            )
+        return str(export_diffusers(schedule, out, pipeline))
+    if form == "comfyui":
+        text = export_comfyui(schedule)
+    else:
+        text = json.dumps(
+            export_sigmas(schedule) if form == "sigmas" else export_timesteps(schedule)
+        )
+    if out is not None:
+        try:
+            out.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            reason = re.sub(r"^\[Errno \d+\] |: '.*", "", str(error))
+            raise InputError(
+                f"--out {out}: {reason}; name a file in a folder that exists"
+            ) from error
+    return text
