@@ -38,7 +38,7 @@ from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import discretize
 from ld3_dist.core.learning import learn as procedures
 from ld3_dist.core.learning.descent import Descent
-from ld3_dist.core.learning.learn import LearnConfig, Pairs, Progress, learn
+from ld3_dist.core.learning.learn import Pairs, Problem, Progress, learn, make_config
 from ld3_dist.core.solver import Tableau, make_solver
 from ld3_dist.models import Model, open_model
 
@@ -139,7 +139,7 @@ def losses(job: tuple[Ground, str, str, str]) -> list[dict]:
     noise, solver, config = (
         opened.denoiser.noise,
         make_solver(name),
-        LearnConfig.of(**(BASE | VARIANTS[variant])),
+        make_config(**(BASE | VARIANTS[variant])),
     )
     procedures.PROCEDURES["default"] = Averaged if variant == "averaged parameters" else Descent
     members = [(s, start) for s in ground.seeds for start in ground.starts]
@@ -148,16 +148,18 @@ def losses(job: tuple[Ground, str, str, str]) -> list[dict]:
     for nfe in NFES:
         began = time.perf_counter()
         *_, end = learn(
-            opened.denoiser,
-            solver,
-            torch.stack([discretize(noise, solver.steps(nfe), start) for _, start in members]),
-            train,
-            valid,
-            L2,
+            Problem(
+                opened.denoiser,
+                solver,
+                torch.stack([discretize(noise, solver.steps(nfe), start) for _, start in members]),
+                train,
+                valid,
+                L2,
+                nfe=nfe,
+                seeds=[s for s, _ in members],
+                subsets=subsets,
+            ),
             config,
-            nfe=nfe,
-            seeds=[s for s, _ in members],
-            subsets=subsets,
         )
         found = []
         for s in ground.seeds:
@@ -210,7 +212,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/defaults.json"))
     given = parser.parse_args()
-    ground, now = GROUNDS[given.ground], asdict(LearnConfig.of(**BASE))
+    ground, now = GROUNDS[given.ground], asdict(make_config(**BASE))
     kept = json.loads(given.out.read_text()) if given.out.exists() else {}
     before = kept.get(given.ground, {})
     rows = [

@@ -26,7 +26,7 @@ from scipy.optimize import differential_evolution, minimize
 
 from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import Grid, discretize, lam_range
-from ld3_dist.core.learning.learn import LearnConfig, Pairs, learn
+from ld3_dist.core.learning.learn import LearnConfig, Pairs, Problem, learn, make_config
 from ld3_dist.core.learning.learnable import GAP_FLOOR
 from ld3_dist.core.noise import EDM
 from ld3_dist.core.sample import draw_noise, sample
@@ -36,7 +36,7 @@ from ld3_dist.models.analytic.mixture import Mixture, mixture_1d
 WINDOW = 0.5
 PAIRS = 100
 CELLS = [(solver, nfe) for solver in ("dpmpp-2", "ipndm-2") for nfe in (3, 4)]
-CONFIG = LearnConfig(
+CONFIG = make_config(
     gamma=0.0,
     offset_window=WINDOW,
     lr=0.03,
@@ -74,7 +74,9 @@ def learned(
     """Best losses [K] of the packed members, and their grids."""
     mixture, pairs = problem()
     knots = starts(solver, nfe, extra)
-    *_, last = learn(mixture, solver, knots, pairs, pairs, make_distance("l2"), config, nfe=nfe)
+    *_, last = learn(
+        Problem(mixture, solver, knots, pairs, pairs, make_distance("l2"), nfe=nfe), config
+    )
     return last.best_valid, last.best
 
 

@@ -1,4 +1,4 @@
-"""Learning, measured: the default preset against the published procedure, on the same pairs, side
+"""Learning, measured: the default procedure against the published procedure, on the same pairs, side
 by side.
 
     python experiments/benchmarks/learning.py [--workers 2] [--cells FOLDER] [--out FILE]
@@ -9,12 +9,12 @@ NFE 4, 6, 8, 10. Every worker is one process with one thread that takes one solv
 its times are CPU seconds, which other work on the machine does not lengthen. For every cell and
 seed:
 
-    paper        preset: paper, one member from the log-SNR grid (the published start); timed for
+    paper        procedure: paper, one member from the log-SNR grid (the published start); timed for
                  one seed
-    default      preset: default, members = 3 seeds x the default starts, packed; "search" is what
+    default      procedure: default, members = 3 seeds x the default starts, packed; "search" is what
                  finding these took coefficients the same with learn.coefficients
-    neighbour    preset: default, from the solution of the next smaller NFE alone
-    time         preset: default, one member from the log-SNR grid, until it is as good as paper
+    neighbour    procedure: default, from the solution of the next smaller NFE alone
+    time         procedure: default, one member from the log-SNR grid, until it is as good as paper
                  ended; to its own end where it never is (counted with that time, and said)
 
 Then, for seed 0, 10,000 fresh samples: the Fréchet distance of the classifier's features to the
@@ -43,7 +43,7 @@ from ld3_dist.core.denoiser import map_condition
 from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import discretize, lam_range, resample
 from ld3_dist.core.learning.descent import Descent
-from ld3_dist.core.learning.learn import LearnConfig, Pairs, Progress, learn
+from ld3_dist.core.learning.learn import LearnConfig, Pairs, Problem, Progress, learn, make_config
 from ld3_dist.core.noise import NoiseSchedule
 from ld3_dist.core.solver import Solver, Tableau, make_solver
 from ld3_dist.metrics.extractors import Extractor, open_extractor
@@ -58,9 +58,9 @@ UNLEARNED = {"hand-made": HAND_MADE, "start": STARTS["default"]}
 FRECHET = ("FID", "FID to teacher")
 COUNT, FRESH, SCORED, TEACHER_NFE = 50, 2_000, 10_000, 20
 DEFAULT, COEFFICIENTS, PAPER = (
-    LearnConfig.of(),
-    LearnConfig.of(coefficients=True),
-    LearnConfig.of("paper"),
+    make_config(),
+    make_config(coefficients=True),
+    make_config("paper"),
 )
 L2 = make_distance("l2")
 
@@ -99,10 +99,7 @@ def run(
 ) -> Iterator:
     """Learn members with the pairs of their seeds."""
     subsets = torch.stack([torch.arange(COUNT) + COUNT * s for s in seeds])
-    yield from learn(
-        ground.opened.denoiser, solver, knots, ground.train, ground.valid, L2, config,
-        nfe=nfe, seeds=seeds, subsets=subsets,
-    )  # fmt: skip
+    yield from learn(Problem(ground.opened.denoiser, solver, knots, ground.train, ground.valid, L2, nfe=nfe, seeds=seeds, subsets=subsets), config)  # fmt: skip
 
 
 def last(noise: NoiseSchedule, run: Iterator[Progress]) -> tuple[Progress, float, float, bool]:
@@ -271,17 +268,19 @@ def iteration(ground: Ground, name: str, threads: int, members: int = 1) -> dict
     """
     torch.set_num_threads(threads)
     nfe, denoiser = 6, ground.opened.denoiser
-    solver, config = make_solver(name), LearnConfig.of(epochs=6, patience=99)
+    solver, config = make_solver(name), make_config(epochs=6, patience=99)
     knots = discretize(denoiser.noise, solver.steps(nfe), "log_snr").repeat(members, 1)
     session = Descent(
-        denoiser,
-        solver,
-        knots,
-        ground.train[:COUNT],
-        ground.valid,
-        L2,
+        Problem(
+            denoiser,
+            solver,
+            knots,
+            ground.train[:COUNT],
+            ground.valid,
+            L2,
+            seeds=list(range(members)),
+        ),
         config,
-        seeds=list(range(members)),
     )
     rows = members * config.batch
     x = (denoiser.noise.prior_scale * ground.train.noise[:COUNT]).repeat(

@@ -22,7 +22,7 @@ from pairs import teacher_pairs
 
 from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import discretize
-from ld3_dist.core.learning.learn import LearnConfig, learn
+from ld3_dist.core.learning.learn import Problem, learn, make_config
 from ld3_dist.core.solver import make_solver
 from ld3_dist.models import open_model
 
@@ -86,16 +86,18 @@ def measure(solver_name: str, nfe: int, members: int, gamma: float, epochs: int)
     pairs = teacher_pairs(opened, 20, 0, 100)
     solver, clock = make_solver(solver_name), Clock()
     knots = discretize(schedule, solver.steps(nfe), "log_snr").repeat(members, 1)
-    config = LearnConfig(gamma=gamma, epochs=epochs, patience=epochs)
+    config = make_config(gamma=gamma, epochs=epochs, patience=epochs)
     run = learn(
-        Timed(opened.denoiser, clock),
-        solver,
-        knots,
-        pairs[:50],
-        pairs[50:],
-        make_distance("l2"),
+        Problem(
+            Timed(opened.denoiser, clock),
+            solver,
+            knots,
+            pairs[:50],
+            pairs[50:],
+            make_distance("l2"),
+            nfe=nfe,
+        ),
         config,
-        nfe=nfe,
     )
     next(run)  # the first validation warms up
     clock.forward = clock.backward = 0.0

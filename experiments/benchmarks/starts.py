@@ -4,7 +4,7 @@
         [--out results/benchmarks/starts.json]
 
 Grounds, pairs and seeds of `defaults.py`; three minutes on the mixtures, half an hour on digits.
-All starts of a cell and its seeds are learned in one packed run with the default preset; a set of
+All starts of a cell and its seeds are learned in one packed run with the default procedure; a set of
 starts gives the member of it with the least held-out loss. "previous" is the solution for the next
 smaller NFE, resampled. Printed and written: a set's loss on 500 fresh pairs relative to that of
 SETS' first, as a geometric mean over cells, the share of cells where it is lower, and the loss
@@ -26,7 +26,7 @@ from pairs import generate
 from torch import Tensor
 
 from ld3_dist.core.grid import discretize, resample
-from ld3_dist.core.learning.learn import LearnConfig, Pairs, Progress, learn
+from ld3_dist.core.learning.learn import Pairs, Problem, Progress, learn, make_config
 from ld3_dist.core.solver import Tableau, make_solver
 from ld3_dist.models import Model
 from ld3_dist.training_free import TRAINING_FREE, find_knots
@@ -55,16 +55,18 @@ def cells(job: tuple[Ground, str, str, tuple[str, ...]]) -> list[dict]:
         knots = {start: k for start, k in knots.items() if k is not None}
         members = [(s, start) for s in ground.seeds for start in knots]
         run = learn(
-            opened.denoiser,
-            solver,
-            torch.stack([knots[start] for _, start in members]),
-            train,
-            valid,
-            L2,
-            LearnConfig(),
-            nfe=nfe,
-            seeds=[s for s, _ in members],
-            subsets=torch.stack([torch.arange(COUNT) + COUNT * s for s, _ in members]),
+            Problem(
+                opened.denoiser,
+                solver,
+                torch.stack([knots[start] for _, start in members]),
+                train,
+                valid,
+                L2,
+                nfe=nfe,
+                seeds=[s for s, _ in members],
+                subsets=torch.stack([torch.arange(COUNT) + COUNT * s for s, _ in members]),
+            ),
+            make_config(),
         )
         first, *_, end = run
         previous = end.best.knots[int(end.best_valid.argmin())]
@@ -157,7 +159,7 @@ def main() -> None:
             kept
             | {
                 given.ground: {
-                    "default is": asdict(LearnConfig()),
+                    "default is": asdict(make_config()),
                     "relative loss": found,
                     "rows": rows,
                 }

@@ -23,7 +23,7 @@ import torch
 from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import Grid, discretize
 from ld3_dist.core.learning.descent import Descent
-from ld3_dist.core.learning.learn import LearnConfig, Pairs
+from ld3_dist.core.learning.learn import Pairs, Problem, make_config
 from ld3_dist.core.noise import EDM, NoiseSchedule, VPDiscrete, VPLinear
 from ld3_dist.core.sample import draw_noise
 from ld3_dist.core.solver import SOLVERS, make_solver
@@ -69,9 +69,20 @@ def share(name: str, members: int, gamma: float) -> dict[str, float | str | int]
     solver, noise = make_solver(name), model.noise
     knots = discretize(noise, solver.steps(NFE), "log_snr").expand(members, -1)
     pairs = Pairs(draw_noise(0, range(20), tuple(model.shape)), torch.zeros(20, *model.shape))
-    config = LearnConfig(gamma=gamma, batch=10)
+    config = make_config(gamma=gamma, batch=10)
     session = Descent(
-        model, solver, knots, pairs, pairs, make_distance("l2"), config, NFE, None, None
+        Problem(
+            model,
+            solver,
+            knots,
+            pairs,
+            pairs,
+            make_distance("l2"),
+            nfe=NFE,
+            seeds=None,
+            subsets=None,
+        ),
+        config,
     )
     batch, k = next(session.batches()), session.members()
     iterations, tables = [], []

@@ -16,17 +16,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..core.errors import InputError
+from .console import console
+from .learn import learn
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Learn where a few-step diffusion solver should put its steps. "
     "`sweep` does it on a cluster, `learn` for one model.",
 )
-console = Console()
-
 ExperimentFile = Annotated[
     Path,
     typer.Argument(help="YAML of the experiment; experiments/quickstart.yaml is a commented one."),
@@ -149,7 +149,7 @@ def show(experiment: ExperimentFile) -> None:
     import yaml
 
     from ..experiment import load_experiment
-    from ..tasks.context import plan_as_far_as_known
+    from ..tasks.planning import plan_as_far_as_known
     from .display import print_learning
 
     settings = load_experiment(experiment)
@@ -180,108 +180,7 @@ def show(experiment: ExperimentFile) -> None:
     )
 
 
-@app.command()
-def learn(
-    model: Annotated[
-        str,
-        typer.Option(
-            help="digits, edm:FILE, diffusers:FOLDER, analytic:NAME or python:MODULE:FACTORY."
-        ),
-    ],
-    nfe: Annotated[int, typer.Option(help="Network evaluations of a sample.")],
-    out: Annotated[Path, typer.Option(help="Schedule file to write (JSON).")],
-    solver: Annotated[str, typer.Option(help="Student solver.")] = "ipndm-3",
-    pairs: Annotated[
-        int, typer.Option(help="Teacher pairs to learn from; as many again are held out.")
-    ] = 50,
-    teacher: Annotated[str, typer.Option(help="Teacher as solver/NFE/grid.")] = "unipc-3/20/karras",
-    distance: Annotated[
-        str, typer.Option(help="l1, l2, feature, lpips-vgg, lpips-alex or lpips-squeeze.")
-    ] = "l2",
-    gamma: Annotated[
-        float,
-        typer.Option(
-            help="Radius of the noise ball, r = gamma d / NFE^2; 0 is hard teacher forcing."
-        ),
-    ] = 0.001,
-    preset: Annotated[
-        str, typer.Option(help="default, or paper: the published procedure.")
-    ] = "default",
-    coefficients: Annotated[
-        bool,
-        typer.Option("--coefficients", help="Learn corrections to the solver's coefficients too."),
-    ] = False,
-    start: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Grid to start from, by name, or a schedule file (.json) of the same model with "
-            "any number of "
-            "evaluations; several may be given, the best result is kept. "
-            "Default: log_snr and optimal-steps; of the paper preset log_snr."
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the pairs; the preset's own if not given.")
-    ] = None,
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, mps; the GPU if there is one.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of noise and batches.")] = 0,
-    prompts: Annotated[
-        str | None,
-        typer.Option(help="Text file of prompts, one a line, for text-conditional models."),
-    ] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="Text file of class numbers to draw from.")
-    ] = None,
-    trunk: Annotated[str | None, typer.Option(help="Weights file of the network of lpips.")] = None,
-    upsample: Annotated[
-        bool, typer.Option("--upsample", help="Enlarge images too small for lpips.")
-    ] = False,
-    dtype: Annotated[
-        str | None, typer.Option(help="Of the network: float32, bfloat16, float16, float64.")
-    ] = None,
-    checkpointing: Annotated[
-        str,
-        typer.Option(
-            help="Make activations again instead of keeping them: on, off, or auto, by the free "
-            "memory."
-        ),
-    ] = "auto",
-) -> None:
-    """Learn one schedule for one model, here and now (no Ray), and write its file and a
-    before/after picture.
-    """
-    from ..single import Diverged, Request, learn_one
-
-    request = Request(
-        model,
-        solver,
-        nfe,
-        pairs,
-        teacher,
-        distance,
-        gamma,
-        epochs,
-        guidance,
-        device,
-        seed,
-        prompts,
-        classes,
-        trunk,
-        upsample,
-        dtype,
-        preset,
-        coefficients,
-        tuple(start or ()),
-        checkpointing,
-    )
-    try:
-        learn_one(request, out, console)
-    except Diverged as error:
-        console.print(f"[red]Diverged:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
+app.command("learn")(learn)
 
 
 @app.command()

@@ -99,14 +99,16 @@ def print_learning(plan: Plan, console: Console) -> None:
     """How the trials of a plan learn, once a preset: the resolved values of what is not searched."""
     search = plan.experiment.search
     configs = [plan.trial(plan.cells[0], point).config for point in plan.grid_points()]
-    for config in {config.preset: config for config in reversed(configs)}.values():
+    for config in {config.procedure: config for config in reversed(configs)}.values():
         values = {
             k: v
             for k, v in asdict(config).items()
-            if k not in ("preset", "seed", *search.grid, *search.optuna)
+            if k not in ("procedure", "seed", *search.grid, *search.optuna)
         }
         text = ", ".join(f"{key} {value}" for key, value in values.items())
-        console.print(f"Learning, preset {config.preset}: {text}", highlight=False, soft_wrap=True)
+        console.print(
+            f"Learning, procedure {config.procedure}: {text}", highlight=False, soft_wrap=True
+        )
 
 
 SUMMARY = {

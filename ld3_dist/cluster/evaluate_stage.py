@@ -7,8 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..experiment.plan import Cell, Plan
-from ..tasks.context import open_settings
 from ..tasks.evaluate import Item, teacher_item
+from ..tasks.opened import model_of
 
 
 def evaluation_items(plan: Plan, frame: Any) -> list[Item]:
@@ -39,7 +39,7 @@ def picture_pairs(plan: Plan, frame: Any) -> list[tuple[Cell, Item, Item]]:
     """Best baseline and best learned row of every cell that has both, and whose samples are images."""
     pairs = []
     for cell in plan.cells if plan.experiment.evaluate.pictures else []:
-        if len(open_settings(cell.model, "cpu").image_shape) != 3:
+        if len(model_of(cell.model, "cpu").image_shape) != 3:
             continue
         here = frame[(frame["cell"] == cell.id) & (frame["status"] == "ok")]
         base = here[here["kind"] == "baseline"].sort_values("valid_loss")

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..schedule.provenance import now, where
 from ..store.storage import Storage
 from ..store.tables import read_records, write_table
-from ..tasks.context import now, where
 
 _COLOUR = re.compile(r"\x1b\[\d*m")
 

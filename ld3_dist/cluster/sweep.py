@@ -23,8 +23,8 @@ from ..store.results import load_results
 from ..store.storage import Storage
 from ..store.tables import read_table
 from ..tasks.checkpoints import remove_finished
-from ..tasks.context import make_plan
 from ..tasks.evaluate import finish, part_name, pictures, sample_part, teacher_item
+from ..tasks.planning import make_plan
 from .evaluate_stage import evaluation_items, others, picture_pairs
 from .events import Event
 from .failures import record_failure

@@ -15,8 +15,8 @@ from ..core.errors import InputError
 from ..experiment.plan import Plan
 from ..experiment.settings import ModelSettings
 from ..store.storage import Storage
+from ..tasks.baselines import run_baselines
 from ..tasks.teach import make_shard, missing_shards, seal
-from ..tasks.trial import run_baselines
 from .events import Event
 from .ray.pool import Done, Failed, Pool, Task, Waiting
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -307,3 +307,29 @@ def _segments(y: Tensor) -> Tensor:
     rise = y.diff()
     slope = torch.cat([rise[:1], 2 * rise[1:] * rise[:-1] / (rise[1:] + rise[:-1]), rise[-1:]])
     return torch.stack([y[:-1], rise, slope[:-1], slope[:-1] + slope[1:] - 2 * rise], -1)
+
+
+def same_noise(a: NoiseSchedule, b: NoiseSchedule) -> bool:
+    """True for two noise schedules of one kind with the same parameters: times of one fit the other."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    mine, yours = vars(a), vars(b)
+    names = [field.name for field in fields(a) if field.name != "name"]  # type: ignore[arg-type]
+    return all(_equal(mine[name], yours[name]) for name in names)
+
+
+def describe(noise: NoiseSchedule) -> str:
+    """A noise schedule in words: its name and the parameters that are numbers."""
+    values = {field.name: getattr(noise, field.name) for field in fields(noise)}  # type: ignore[arg-type]
+    numbers = [f"{k} {v:g}" for k, v in values.items() if isinstance(v, int | float)]
+    return f"{noise.name} ({', '.join(numbers)})"
+
+
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-6, atol=1e-9)
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+    return a == b

@@ -106,7 +106,7 @@ class Registry(Generic[Entry]):
         """
         if name.startswith(PREFIX):
             return content_of(name)
-        found = getattr(self._entries.get(name), "version", None)
+        found = getattr(self.get(name), "version", None)
         return None if found is None else str(found)
 
     def __contains__(self, name: object) -> bool:

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .denoiser import Condition, Denoiser, map_condition
+from .errors import InputError
+from .noise import describe, same_noise
 from .solver import Tableau
 
 
@@ -38,6 +40,8 @@ def sample(
     Returns:
         x_0: [B, *shape], or [K, B, *shape] for K schedules: all members go through the network in
         one call of K*B.
+
+    Raises InputError for a table whose times are those of another noise schedule.
     """
     return states(denoiser, tableau, x_T, condition, recompute)[0][-1]
 
@@ -52,6 +56,11 @@ def states(
     """The whole path: y_0 … y_E and m_0 … m_{E-1}, each of the shape that `sample` returns, from
     the same arguments.
     """
+    if tableau.noise is not None and not same_noise(tableau.noise, denoiser.noise):
+        raise InputError(
+            f"the table's times are those of {describe(tableau.noise)}, the model's noise schedule "
+            f"is {describe(denoiser.noise)}; use a schedule that was made for this model"
+        )
     shape = tuple(denoiser.shape)
     packed = tableau.evals.ndim == 2
     K = tableau.evals.shape[0] if packed else 1
@@ -86,6 +95,11 @@ def states(
             history.append(out.reshape(K, -1).to(y.dtype))
     lead = (K, B) if packed else (B,)
     return [y.view(*lead, *shape) for y in path], [m.view(*lead, *shape) for m in history[1:]]
+
+
+def initial_state(denoiser: Denoiser, z: Tensor) -> Tensor:
+    """x_T = prior_scale * z, from unit noise z [..., *shape]."""
+    return denoiser.noise.prior_scale * z
 
 
 def draw_noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:

@@ -16,27 +16,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from . import rules
-from .errors import InputError, unknown
+from .errors import InputError
 from .grid import Grid
 from .noise import NoiseSchedule
+from .registry import Registry
 
 
 @dataclass(frozen=True)
 class Tableau:
     """A solver on a grid: evals [*K, E], state [*K, E+1], outputs [*K, E+1, E] strictly lower
     triangular.
+
+    noise: the noise schedule whose times these are; `sample` refuses a denoiser of another one.
+        None where it is not known.
     """
 
     evals: Tensor
     state: Tensor
     outputs: Tensor
+    noise: NoiseSchedule | None = None
 
     def __post_init__(self) -> None:
         *lead, E = self.evals.shape
@@ -59,17 +65,15 @@ class Tableau:
             if isinstance(members, slice)
             else torch.as_tensor(members, device=self.evals.device)
         )
-        return Tableau(self.evals[index], self.state[index], self.outputs[index])
+        return Tableau(self.evals[index], self.state[index], self.outputs[index], self.noise)
 
     def leaf(self, like: Tensor) -> Tableau:
         """The same numbers where `like` lives and in its dtype, to differentiate with respect to."""
-        parts = (self.evals, self.state, self.outputs)
-        return Tableau(
-            *(
-                part.detach().to(like.device, like.dtype, copy=True).requires_grad_()
-                for part in parts
-            )
+        evals, state, outputs = (
+            part.detach().to(like.device, like.dtype, copy=True).requires_grad_()
+            for part in (self.evals, self.state, self.outputs)
         )
+        return Tableau(evals, state, outputs, self.noise)
 
     def backward(self, leaf: Tableau, members: Tensor, finite: Tensor | None = None) -> None:
         """Carry gradients that arrived in `leaf`, taken of `members`, on to what this table was
@@ -175,77 +179,108 @@ class Solver:
         start = torch.eye(grid.nfe + 1, 1).to(carry).expand(*inject.shape[:-2], -1, -1)
         rows = torch.cat([start, pad(inject, (0, 0, 1, 0))], -1)
         rows = torch.linalg.solve_triangular(system, rows, upper=False, unitriangular=True)
-        return Tableau(grid.evals, rows[..., 0], rows[..., 1:])
+        return Tableau(grid.evals, rows[..., 0], rows[..., 1:], noise)
 
 
-SOLVERS = (
-    "euler",
-    "ddim",
-    "heun",
-    "dpm-2",
-    "dpmpp-1",
-    "dpmpp-2",
-    "dpmpp-3",
-    "unipc-1",
-    "unipc-2",
-    "unipc-3",
-    "unipc-1-bh1",
-    "unipc-2-bh1",
-    "unipc-3-bh1",
-    "ipndm-1",
-    "ipndm-2",
-    "ipndm-3",
-    "ipndm-4",
-    "deis-1",
-    "deis-2",
-    "deis-3",
-    "deis-2-lam",
-    "deis-3-lam",
-)
+solvers: Registry[Callable[..., Solver]] = Registry("solver")
+"""Functions of keyword options that return a Solver."""
+
+MULTISTEP = r"(dpmpp|unipc|ipndm|deis)-(\d)(?:-(bh1|lam))?"
 
 
-def make_solver(
-    name: str, *, lower_order_final: bool | None = None, interior: float = 0.5
-) -> Solver:
-    """A solver by name.
+def make_solver(name: str, **options: Any) -> Solver:
+    """A solver by name, with options in the name or beside it.
 
     Args:
         name: euler ddim heun dpm-2 dpmpp-{1,2,3} unipc-{1,2,3}[-bh1|-bh2] ipndm-{1..4}
-            deis-{1,2,3}[-lam].
-        lower_order_final: end on lower orders; None is what each method prescribes (dpmpp: below 15
-            steps; unipc: always; the others never).
-        interior: where dpm-2 puts its second evaluation, as a fraction of the step in lam.
+            deis-{1,2,3}[-lam], one that somebody registered, or python:FILE.py:NAME. Options may
+            follow a question mark: "dpmpp-3?lower_order_final=false", "dpm-2?interior=0.4".
+        options: lower_order_final (of the multistep solvers): end on lower orders; None is what
+            each method prescribes (dpmpp: below 15 steps; unipc: always; the others never).
+            interior (of dpm-2): where the second evaluation lies, as a fraction of the step in lam.
 
     Raises:
-        InputError: unknown name (the nearest known one is suggested), interior outside (0, 1).
+        InputError: unknown name (the nearest known one is suggested), an option that the solver
+            does not have, interior outside (0, 1).
     """
-    if not 0 < interior < 1:
-        raise InputError(f"interior = {interior}: must lie strictly between 0 and 1")
-    plain = name.removesuffix("-bh2")
-    if plain not in SOLVERS:
-        raise unknown("solver", name, SOLVERS)
-    family, order = plain, 1
-    if match := re.fullmatch(r"(dpmpp|unipc|ipndm|deis)-(\d)(?:-(bh1|lam))?", plain):
-        family, order, variant = match[1], int(match[2]), match[3]
-        final = (
-            {"dpmpp": None, "unipc": True}.get(family, False)
-            if lower_order_final is None
-            else lower_order_final
-        )
+    plain, _, query = name.partition("?")
+    given = _parse(name, query) | options
+    try:
+        made = solvers.get(plain.removesuffix("-bh2"))(**given)
+    except TypeError as error:
+        raise InputError(
+            f"solver {name!r}: {', '.join(given) or 'no options'} do not suit it ({error})"
+        ) from error
+    if not isinstance(made, Solver):
+        raise InputError(f"solver {name!r}: made a {type(made).__name__}, need a Solver")
+    return replace(made, name=name)
+
+
+def _parse(name: str, query: str) -> dict[str, Any]:
+    """Options behind the question mark of a solver's name: true, false, numbers and words."""
+    words: dict[str, Any] = {"true": True, "false": False, "none": None}
+    found: dict[str, Any] = {}
+    for part in filter(None, query.split("&")):
+        key, mark, text = part.partition("=")
+        if not mark or not key.isidentifier() or key in found:
+            raise InputError(f"solver {name!r}: write options once each, as key=value&key=value")
+        try:
+            found[key] = words[text.lower()] if text.lower() in words else float(text)
+        except ValueError:
+            found[key] = text
+    return found
+
+
+def _multistep(family: str, order: int, variant: str | None) -> Callable[..., Solver]:
+    prescribed = {"dpmpp": None, "unipc": True}.get(family, False)
+
+    def make(lower_order_final: bool | None = None) -> Solver:
+        if lower_order_final not in (None, True, False):
+            raise InputError(
+                f"lower_order_final = {lower_order_final!r} of {family}-{order}: "
+                "must be true, false or none"
+            )
+        final = prescribed if lower_order_final is None else lower_order_final
         rule = {
             "dpmpp": lambda p: rules.dpmpp(p, order, final),
-            "unipc": lambda p: rules.unipc(p, order, final, variant == "bh1"),
+            "unipc": lambda p: rules.unipc(p, order, bool(final), variant == "bh1"),
             "ipndm": lambda p: rules.ipndm(p, order, final),
             "deis": lambda p: rules.deis(p, order, final, variant == "lam"),
         }[family]
-        return Solver(name, order, rule)
-    if family == "dpm-2":
-        return Solver(name, 2, lambda p: rules.dpm_2(p, interior), 2, interior)
-    if family == "heun":
-        return Solver(name, 2, lambda p: rules.in_time(p, 2), 2)
-    rule = (
-        (lambda p: rules.in_time(p, 1))
-        if family == "euler"
-        else (lambda p: rules.ipndm(p, 1, False))
-    )
-    return Solver(name, 1, rule)
+        return Solver(family, order, rule)
+
+    return make
+
+
+def _dpm_2(interior: float = 0.5) -> Solver:
+    if not isinstance(interior, float) or not 0 < interior < 1:
+        raise InputError(f"interior = {interior} of dpm-2: must lie strictly between 0 and 1")
+    return Solver("dpm-2", 2, lambda p: rules.dpm_2(p, interior), 2, interior)
+
+
+def _heun() -> Solver:
+    return Solver("heun", 2, lambda p: rules.in_time(p, 2), 2)
+
+
+def _euler() -> Solver:
+    return Solver("euler", 1, lambda p: rules.in_time(p, 1))
+
+
+def _ddim() -> Solver:
+    return Solver("ddim", 1, lambda p: rules.ipndm(p, 1, False))
+
+
+SINGLESTEP = {"euler": _euler, "ddim": _ddim, "heun": _heun, "dpm-2": _dpm_2}
+
+SOLVERS = (
+    "euler", "ddim", "heun", "dpm-2", "dpmpp-1", "dpmpp-2", "dpmpp-3",
+    "unipc-1", "unipc-2", "unipc-3", "unipc-1-bh1", "unipc-2-bh1", "unipc-3-bh1",
+    "ipndm-1", "ipndm-2", "ipndm-3", "ipndm-4", "deis-1", "deis-2", "deis-3",
+    "deis-2-lam", "deis-3-lam",
+)  # fmt: skip
+
+for _name in SOLVERS:
+    if _found := re.fullmatch(MULTISTEP, _name):
+        solvers.register(_name, _multistep(_found[1], int(_found[2]), _found[3]))
+    else:
+        solvers.register(_name, SINGLESTEP[_name])

@@ -27,8 +27,8 @@ from ..metrics.extractors import content_hash, open_extractor, read_reference
 from ..models import Model
 from ..models.edm.download import cached_path
 from ..models.loaded import read_lines
-from ..tasks.context import distance_of, open_settings
-from ..tasks.space import in_loss_space
+from ..schedule.sampling import in_loss_space
+from ..tasks.opened import distance_of, model_of
 from .footprint import Footprint, footprint, pairs_bytes, readable
 from .output_folder import existing, storage_checks
 from .sources import where_from
@@ -88,7 +88,7 @@ def _model(model: ModelSettings, opened: dict[str, Model]) -> Iterator[Check]:
                 yield Check("models", f"{model.label}, {key}", "missing", str(error))
     kind, _, rest = model.model.partition(":")
     try:
-        found = open_settings(_from_cache(model, kind, rest), "cpu")
+        found = model_of(_from_cache(model, kind, rest), "cpu")
     except (InputError, ImportError) as error:
         place = where_from(rest)
         yield Check(
@@ -232,7 +232,7 @@ def _memory(plan: Plan, opened: dict[str, Model], output: str | None) -> Iterato
         except InputError:
             distance = None
         try:
-            size = footprint(in_loss_space(plan, found), distance)
+            size = footprint(in_loss_space(found, plan.experiment.loss_space), distance)
         # a user's network may do anything that has no shape-only version
         except Exception as error:  # noqa: BLE001
             yield Check(
@@ -260,8 +260,8 @@ def _learning_step(plan: Plan, model: ModelSettings, size: Footprint, without: s
     asked = {trial.config.checkpointing for trial in trials}
     kept, again = size.step(samples, nfe), size.step(samples, nfe, recomputed=True)
     words = {
-        "off": f"{readable(kept)}, activations kept",
-        "on": f"{readable(again)}, activations made again",
+        "never": f"{readable(kept)}, activations kept",
+        "always": f"{readable(again)}, activations made again",
         "auto": f"{readable(kept)} with activations kept, {readable(again)} where they do not "
         f"fit and are made again",
     }
@@ -275,7 +275,7 @@ def _learning_step(plan: Plan, model: ModelSettings, size: Footprint, without: s
         if gpu
         else free_memory(torch.device("cpu"))
     )
-    need = kept if "off" in asked else again
+    need = kept if "never" in asked else again
     if need <= free:
         return Check("memory", model.label, "ok", detail)
     here = f"{'the GPU has' if gpu else 'free here are'} {readable(free)}"

@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core import noise as noises
-from ..core.denoiser import PREDICTIONS
+from ..core.denoiser import PREDICTIONS, map_condition
 from ..core.errors import InputError, unknown
 from ..store.storage import Storage, open_storage
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..core.solver import Tableau
+    from ..models import Model
 
 FORMAT = 2
 """1 had neither order nor prediction; such files still load."""
@@ -73,6 +76,10 @@ class Schedule:
     shift: float | None = None
     coefficients: bool = False
     """Were the solver's coefficients learned too?"""
+    procedure: str | None = None
+    """Procedure of learning."""
+    start: str | None = None
+    """Grid that learning started from."""
     losses: Numbers = field(default_factory=dict)
     metrics: Numbers = field(default_factory=dict)
     baselines: Mapping[str, Numbers] = field(default_factory=dict)
@@ -173,6 +180,34 @@ class Schedule:
             torch.tensor(v, dtype=torch.float64) for v in (self.evals, self.state, self.outputs)
         )
         return Tableau(evals, state, outputs)
+
+    def table_for(self, model: Model) -> Tableau:
+        """The table, for a model; InputError for a model of another noise schedule."""
+        ours, theirs = model.denoiser.noise, self.noise_schedule
+        if not noises.same_noise(ours, theirs):
+            raise InputError(
+                f"the schedule of {self.model} has times of {noises.describe(theirs)}, {model.id} "
+                f"has {noises.describe(ours)}; use a schedule that was learned for this model"
+            )
+        return self.tableau
+
+    def sample(self, model: Model, n: int = 16, *, seed: int = 0) -> Tensor:
+        """n decoded samples [n, …] of a model, on its device; sample i is the same for every n.
+
+        Raises InputError for a model of another noise schedule.
+
+        >>> import ld3_dist as ld3
+        >>> model = ld3.load_model("analytic:mixture-2d")
+        >>> schedule = ld3.learn(model, "ddim", 2, ld3.teach(model, 8), starts=["karras"], epochs=1)
+        >>> schedule.sample(model, n=3, seed=1).shape
+        torch.Size([3, 2])
+        """
+        from .sampling import device_of, draw_inputs, make_samples
+
+        home = device_of(model)
+        z, condition = draw_inputs(model, seed, range(n))
+        given = map_condition(lambda c: c.to(home), condition)
+        return make_samples(model, self.table_for(model), z.to(home), given)
 
     def to_json(self) -> str:
         """The text of the file."""

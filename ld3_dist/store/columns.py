@@ -10,9 +10,12 @@ first file."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import pyarrow as pa
 
 from ..core.errors import unknown
+from ..core.learning.procedure import procedures
 
 FORMAT = 1
 """Version of the tables; readers refuse a newer one."""
@@ -41,6 +44,21 @@ _VERSIONS = [
     _field("git_commit", pa.string(), "commit of the working copy, null outside one"),
 ]
 
+_KINDS = {bool: pa.bool_(), int: pa.int32(), float: pa.float64(), str: pa.string()}
+
+
+def _learning() -> list[pa.Field]:
+    """A column for every setting of learning that any procedure has."""
+    found: dict[str, pa.Field] = {}
+    for procedure in procedures:
+        for setting in dataclasses.fields(procedures.get(procedure).Config):
+            kind = _KINDS[type(setting.default)]
+            meaning = str(setting.metadata["meaning"])
+            found.setdefault(setting.name, _field(setting.name, kind, meaning))
+    del found["seed"]  # rows have the member's
+    return list(found.values())
+
+
 ROWS = _schema(
     "rows",
     [
@@ -68,24 +86,12 @@ ROWS = _schema(
             pa.string(),
             "hand-made grid that learning started from, or the baseline itself",
         ),
-        _field("coordinate", pa.string(), "coordinate of learning: lambda or time"),
-        _field(
-            "gamma",
-            pa.float64(),
-            "radius of the noise ball as r = gamma d / NFE^2; 0 is hard teacher forcing",
-        ),
+        *_learning(),
         _field("radius", pa.float64(), "r itself, in unit-variance noise"),
         _field("distance", pa.string(), "distance that train_loss and valid_loss are in"),
-        _field("preset", pa.string(), "named set of learning settings"),
-        _field("coefficients", pa.bool_(), "were the solver's coefficients learned too"),
-        _field("lr", pa.float64(), "learning rate of the gap logits"),
-        _field("lr_times", pa.float64(), "learning rate of the network times' offsets"),
-        _field("lr_noise", pa.float64(), "step size of the moves inside the noise ball"),
         _field("seed", pa.int64(), "seed of the member"),
         _field("train_pairs", pa.int32(), "teacher pairs learned from"),
         _field("valid_pairs", pa.int32(), "held-out teacher pairs"),
-        _field("batch", pa.int32(), "pairs of one optimisation step"),
-        _field("epochs", pa.int32(), "budget of epochs"),
         _field("teacher", pa.string(), "key of the teacher, the folder of its pairs"),
         _field("settings", pa.string(), "every resolved setting, as JSON"),
         _field(

@@ -82,6 +82,12 @@ def encode_table(folder: str, records: Sequence[Mapping[str, Any]]) -> bytes:
     return sink.getvalue()
 
 
+def frame_of(folder: str, records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Records as a frame with the columns of a table; missing keys become null."""
+    table = pq.read_table(pa.BufferReader(encode_table(folder, records)))
+    return table.to_pandas(types_mapper=_NULLABLE.get)
+
+
 def read_table(storage: Storage, folder: str) -> pd.DataFrame:
     """Every file of a table as one frame, in order of the file names; integers and booleans in
     pandas' nullable types.

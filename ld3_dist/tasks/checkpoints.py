@@ -28,10 +28,10 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.learning.learn import Progress
 from ..experiment.plan import TrialSpec, digest
+from ..schedule.provenance import now, provenance
 from ..store.pairs import content_digest
 from ..store.storage import Storage
 from ..store.tables import read_records
-from .context import now, provenance
 
 FOLDER = "checkpoints"
 FORMAT = 1

@@ -21,23 +21,15 @@ from ..core.grid import Grid
 from ..core.solver import Tableau, make_solver
 from ..experiment.plan import Cell, Plan, digest
 from ..experiment.settings import ModelSettings
-from ..metrics.extractors import Extractor, Reference, read_reference
-from ..metrics.scores import score
+from ..metrics.extractors import Extractor, read_reference
 from ..models import Model
+from ..schedule.evaluating import loss_columns, measure, score_columns
 from ..schedule.file import read_schedule
+from ..schedule.provenance import provenance, where
+from ..schedule.sampling import make_samples, to_images
 from ..store.storage import Storage
 from ..store.tables import write_table
-from .context import (
-    distance_of,
-    extractor_of,
-    keep,
-    make_samples,
-    open_settings,
-    pairs_of,
-    provenance,
-    where,
-)
-from .space import in_loss_space, to_images
+from .opened import distance_of, extractor_of, keep, model_of, pairs_of
 
 PART = 500
 
@@ -71,7 +63,7 @@ def teacher_item(plan: Plan, model: ModelSettings) -> Item:
     return Item(f"teacher:{plan.teacher_key(model)}", "teacher", model)
 
 
-def schedule_tableau(item: Item, opened: Model, storage: Storage) -> Tableau:
+def schedule_tableau(item: Item, model: Model, storage: Storage) -> Tableau:
     """The table of an item: a learned row's from its schedule file, a baseline's from its grid."""
     if item.kind == "learned":
         return read_schedule(storage, f"schedules/{item.key}.json").tableau
@@ -80,7 +72,7 @@ def schedule_tableau(item: Item, opened: Model, storage: Storage) -> Tableau:
     knots, evals = (
         torch.tensor(item.grid[name], dtype=torch.float64) for name in ("knots", "evals")
     )
-    return make_solver(item.cell.solver).tableau(opened.denoiser.noise, Grid(knots, evals))
+    return make_solver(item.cell.solver).tableau(model.denoiser.noise, Grid(knots, evals))
 
 
 def part_name(item: Item, start: int, stop: int) -> str:
@@ -95,27 +87,19 @@ def sample_part(
     clock = time.perf_counter()
     if storage.exists(part_name(item, start, stop)):
         return 0.0
-    opened = open_settings(item.model, device)
-    pairs = pairs_of(plan, item.model, storage, start, stop, device)
-    extractor = extractor_of(plan, item.model, device)
-    batch = plan.experiment.resources.batch
-    if item.kind == "teacher":
-        made = pairs.target
-    else:
-        made = make_samples(
-            in_loss_space(plan, opened), schedule_tableau(item, opened, storage), pairs, batch
-        )
-    distance = distance_of(plan, plan.experiment.distance, item.model, device)
-    with torch.no_grad():
-        losses = [
-            distance.between(distance.features(made[i]), distance.features(pairs.target[i]))
-            for i in torch.arange(len(made)).split(batch)
-        ]
-        images = to_images(plan, opened, made, batch) if extractor else made
-        features = [extractor.features(part) for part in images.split(batch)] if extractor else []
-    tensors = {"loss": torch.cat(losses).double().cpu()}
-    if features:
-        tensors["features"] = torch.cat(features).float().cpu()
+    model, e = model_of(item.model, device), plan.experiment
+    found = measure(
+        model,
+        None if item.kind == "teacher" else schedule_tableau(item, model, storage),
+        pairs_of(plan, item.model, storage, start, stop, device),
+        distance_of(plan, e.distance, item.model, device),
+        extractor_of(plan, item.model, device),
+        space=e.loss_space,
+        batch=e.resources.batch,
+    )
+    tensors = {"loss": found.losses}
+    if found.features is not None:
+        tensors["features"] = found.features
     storage.write_bytes(part_name(item, start, stop), save_tensors(tensors))
     return time.perf_counter() - clock
 
@@ -134,44 +118,23 @@ def finish(
     `others`: losses and metrics of the cell's baselines, for the schedule file.
     """
     clock = time.perf_counter()
-    opened = open_settings(item.model, device)
-    extractor = extractor_of(plan, item.model, device)
-    record: dict[str, Any] = {
-        "key": item.key,
-        "kind": item.kind,
-        "cell": item.cell.id if item.cell else None,
-    }
-    record |= provenance() | where(device)
-    features = None
+    model, extractor = model_of(item.model, device), extractor_of(plan, item.model, device)
+    record: dict[str, Any] = {"key": item.key, "kind": item.kind}
+    record |= {"cell": item.cell.id if item.cell else None} | provenance() | where(device)
     if item.kind == "data":
         assert extractor is not None
         features, reference, name = _data_halves(extractor)
         record["samples"] = len(features)
+        record |= score_columns(features, extractor, reference, name)
     else:
         parts = [
             load_tensors(storage.read_bytes(part_name(item, a, b))) for a, b in item.parts(plan)
         ]
-        loss = torch.cat([part["loss"] for part in parts])
-        record |= {"samples": len(loss), "eval_loss": loss.mean().item()}
-        if len(loss) > 1:
-            record["eval_loss_sem"] = (loss.std() / math.sqrt(len(loss))).item()
-        reference, name = _reference(plan, item, storage, extractor, opened)
-        if parts and "features" in parts[0]:
+        record |= loss_columns(torch.cat([part["loss"] for part in parts]))
+        reference, name = _reference(plan, item, storage, extractor, model)
+        if extractor is not None and "features" in parts[0]:
             features = torch.cat([part["features"] for part in parts])
-    if features is not None and reference is not None and extractor is not None:
-        record |= {"extractor": extractor.name, "extractor_hash": extractor.hash, "reference": name}
-        if isinstance(
-            reference, Reference
-        ):  # moments of all of its data, features of some of it or of none
-            known = reference.moments if reference.features is None else reference.features
-            record |= score(features, known, moments=reference.moments)
-        else:
-            record |= score(features, reference)
-    if features is not None and extractor is not None and extractor.class_scores is not None:
-        from ..metrics.inception import inception_score
-
-        record |= {"extractor": extractor.name, "extractor_hash": extractor.hash}
-        record["inception_score"] = inception_score(extractor.class_scores(features))
+            record |= score_columns(features, extractor, reference, name)
     record["seconds"] = seconds + time.perf_counter() - clock
     if item.kind == "learned":
         _complete_schedule(storage, item.key, record, others)
@@ -182,39 +145,25 @@ def finish(
 def pictures(
     plan: Plan, baseline: Item, learned: Item, storage: Storage, device: str | None = None
 ) -> None:
-    """A few samples of a cell's teacher, best baseline and best learned schedule, from the same
-    noise.
-    """
+    """A few samples of a cell's teacher, best baseline and best learned schedule, same noise."""
     assert learned.cell is not None
-    opened = open_settings(learned.model, device)
-    if len(opened.image_shape) != 3:
+    model = model_of(learned.model, device)
+    if len(model.image_shape) != 3:
         return
     start, stop = plan.eval_range
-    pairs = pairs_of(
-        plan,
-        learned.model,
-        storage,
-        start,
-        min(start + plan.experiment.evaluate.pictures, stop),
-        device,
-    )
-    made = {
-        item.kind: make_samples(opened, schedule_tableau(item, opened, storage), pairs, len(pairs))
-        for item in (baseline, learned)
-    }
-    target = to_images(plan, opened, pairs.target, len(pairs))
-    tensors = {
-        name: value.float().cpu().contiguous()
-        for name, value in {"teacher": target, **made}.items()
-    }
-    storage.write_bytes(
-        f"samples/{learned.cell.id.replace('/', '_')}.safetensors",
-        save_tensors(tensors, {"cell": learned.cell.id}),
-    )
+    stop = min(start + plan.experiment.evaluate.pictures, stop)
+    pairs = pairs_of(plan, learned.model, storage, start, stop, device)
+    images = {"teacher": to_images(model, plan.experiment.loss_space, pairs.target)}
+    for item in (baseline, learned):
+        table = schedule_tableau(item, model, storage)
+        images[item.kind] = make_samples(model, table, pairs.noise, pairs.condition)
+    tensors = {name: value.float().cpu().contiguous() for name, value in images.items()}
+    name = f"samples/{learned.cell.id.replace('/', '_')}.safetensors"
+    storage.write_bytes(name, save_tensors(tensors, {"cell": learned.cell.id}))
 
 
 def _reference(
-    plan: Plan, item: Item, storage: Storage, extractor: Extractor | None, opened: Model
+    plan: Plan, item: Item, storage: Storage, extractor: Extractor | None, model: Model
 ) -> tuple[Any, str]:
     """Features the item is compared with: the model's data, the teacher's samples, or a statistics
     file.
@@ -225,7 +174,7 @@ def _reference(
     if wanted == "auto" and extractor.data is not None:
         return keep(
             f"reference {extractor.hash}", lambda: extractor.data_features()
-        ), f"data of {opened.id}"
+        ), f"data of {model.id}"
     if wanted in ("auto", "teacher"):
         if item.kind == "teacher":
             return None, ""

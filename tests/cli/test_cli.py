@@ -87,15 +87,15 @@ def test_show_says_how_presets_learn(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     file = write(
-        tmp_path, changed(learn={"clip": 2.0}, search={"grid": {"preset": ["default", "paper"]}})
+        tmp_path, changed(learn={"clip": 2.0}, search={"grid": {"procedure": ["default", "paper"]}})
     )
     code, out, _ = call(monkeypatch, capsys, "show", file)
     assert code == 0
-    (paper,) = [line for line in out.splitlines() if line.startswith("Learning, preset paper: ")]
+    (paper,) = [line for line in out.splitlines() if line.startswith("Learning, procedure paper: ")]
     for part in ("lr_noise 12.0", "batch 4", "clip 2.0", "knots_only 2"):
         assert part in paper
     assert " lr " not in paper  # it is searched
-    assert "Learning, preset default: " in out
+    assert "Learning, procedure default: " in out
 
 
 def test_learn_one_schedule(
@@ -165,8 +165,8 @@ BAD = [
     ((*LEARN, "--out", "no/such/folder/mine.json"), ["--out", "does not exist"]),
     ((*LEARN, "--epochs", "0"), ["epochs", "at least 1"]),
     ((*LEARN, "--pairs", "0"), ["--pairs 0", "at least 2"]),
-    ((*LEARN, "--preset", "papr"), ["preset 'papr'", "did you mean 'paper'"]),
-    ((*LEARN, "--preset", "paper", "--coefficients"), ["coefficients", "preset: default"]),
+    ((*LEARN, "--procedure", "papr"), ["procedure 'papr'", "did you mean 'paper'"]),
+    ((*LEARN, "--procedure", "paper", "--coefficients"), ["coefficients", "procedure: default"]),
     ((*LEARN, "--checkpointing", "maybe"), ["checkpointing 'maybe'", "auto, on, off"]),
     ((*LEARN, "--start", "karas"), ["--start", "'karas'", "did you mean 'karras'"]),
     ((*LEARN, "--start", "missing.json"), ["--start", "missing.json", "no such schedule file"]),

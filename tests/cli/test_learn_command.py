@@ -15,7 +15,7 @@ from tiny_sweep import changed, write
 
 from ld3_dist import load_results, load_schedule
 from ld3_dist.core.grid import Grid, discretize, resample
-from ld3_dist.core.learning.learn import Pairs, learn
+from ld3_dist.core.learning.learn import Pairs, Problem, learn
 from ld3_dist.core.noise import EDM
 from ld3_dist.core.sample import draw_noise
 from ld3_dist.core.solver import make_solver
@@ -47,7 +47,7 @@ def test_learn_from_the_schedule_of_a_neighbour(
     knots = torch.tensor(four.knots, dtype=torch.float64)
     found = {}
     monkeypatch.setattr(
-        "ld3_dist.single.learn", lambda *a, **k: found.update(knots=a[2]) or learn(*a, **k)
+        "ld3_dist.single.learn", lambda *a, **k: found.update(knots=a[2]) or learn(Problem(*a))
     )
     starts = ("--start", "four.json", "--start", "uniform", "--start", "dmn")
     code, out, _ = call(monkeypatch, capsys, *LEARN, "--nfe", 6, "--epochs", 1, *starts)
@@ -63,7 +63,7 @@ def test_learn_from_the_schedule_of_a_neighbour(
     ("options", "starts"),
     [
         ((), ("log_snr", "optimal-steps")),
-        (("--preset", "paper"), ("log_snr",)),
+        (("--procedure", "paper"), ("log_snr",)),
         (("--start", "karras"), ("karras",)),
     ],
 )
@@ -75,7 +75,7 @@ def test_what_a_preset_starts_from(
 ) -> None:
     found = {}
     monkeypatch.setattr(
-        "ld3_dist.single.learn", lambda *a, **k: found.update(knots=a[2]) or learn(*a, **k)
+        "ld3_dist.single.learn", lambda *a, **k: found.update(knots=a[2]) or learn(Problem(*a))
     )
     code, *_ = call(monkeypatch, capsys, *LEARN, "--nfe", 4, "--epochs", 1, *options)
     assert code == 0
@@ -99,11 +99,11 @@ def test_an_unknown_start_is_told_of_all_starts(
 @pytest.mark.parametrize(
     ("options", "learned", "epochs"),
     [
-        (("--preset", "paper"), {"preset": "paper", "lr": 0.005, "batch": 2}, 7),
-        (("--preset", "paper", "--epochs", 2), {"preset": "paper", "lr_noise": 12.0}, 2),
+        (("--procedure", "paper"), {"procedure": "paper", "lr": 0.005, "batch": 2}, 7),
+        (("--procedure", "paper", "--epochs", 2), {"procedure": "paper", "lr_noise": 12.0}, 2),
         (
             ("--coefficients", "--epochs", 3, "--checkpointing", "on"),
-            {"coefficients": True, "checkpointing": "on"},
+            {"coefficients": True, "checkpointing": "always"},
             3,
         ),
     ],
@@ -117,7 +117,7 @@ def test_learn_with_another_recipe(
 ) -> None:
     found = {}
     monkeypatch.setattr(
-        "ld3_dist.single.learn", lambda *a, **k: found.update(config=a[6]) or learn(*a, **k)
+        "ld3_dist.single.learn", lambda *a, **k: found.update(config=a[6]) or learn(Problem(*a))
     )
     code, _, _ = call(monkeypatch, capsys, *LEARN, "--nfe", 4, *options)
     assert code == 0

@@ -208,8 +208,8 @@ def test_pairs_on_disk(tmp_path: Path) -> None:
     ("settings", "said"),
     [
         ({}, "where they do not fit and are made again (checkpointing: auto)"),
-        ({"learn": {"checkpointing": "off"}}, "activations kept (checkpointing: off)"),
-        ({"learn": {"checkpointing": "on"}}, "activations made again (checkpointing: on)"),
+        ({"learn": {"checkpointing": "never"}}, "activations kept (checkpointing: off)"),
+        ({"learn": {"checkpointing": "always"}}, "activations made again (checkpointing: on)"),
         (
             {"models": [{"model": "digits", "recompute": True}]},
             "activations made again (checkpointing: on)",

@@ -93,27 +93,35 @@ BAD = [
     ("learn.epochs", 2.5, ["epochs", "2.5", "whole number"]),
     ("learn.epochs", 0, ["epochs", "0", "at least 1"]),
     ("learn.coefficients", "yes please", ["coefficients", "bool"]),
-    ("learn.preset", "papr", ["learn.preset", "'papr'", "did you mean 'paper'"]),
+    ("learn.procedure", "papr", ["learn.procedure", "'papr'", "did you mean 'paper'"]),
     (
-        "search.grid.preset",
+        "search.grid.procedure",
         ["default", "papr"],
-        ["search", "grid.preset", "'papr'", "did you mean 'paper'"],
+        ["search", "grid.procedure", "'papr'", "did you mean 'paper'"],
     ),
-    ("search.optuna.preset", {"low": 0, "high": 1}, ["optuna.preset", "list"]),
+    ("search.optuna.procedure", {"low": 0, "high": 1}, ["optuna.procedure", "list"]),
     (
         "learn",
-        {"preset": "paper", "coefficients": True},
-        ["learn.coefficients", "paper", "preset: default"],
+        {"procedure": "paper", "coefficients": True},
+        ["learn.coefficients", "paper", "procedure: default"],
     ),
     (
         "search.grid",
-        {"preset": ["default", "paper"], "coefficients": [False, True]},
-        ["search.grid.preset = 'paper'", "search.grid.coefficients = True", "preset: default"],
+        {"procedure": ["default", "paper"], "coefficients": [False, True]},
+        [
+            "search.grid.procedure = 'paper'",
+            "search.grid.coefficients = True",
+            "procedure: default",
+        ],
     ),
     (
         "search.optuna",
-        {"preset": ["default", "paper"], "coefficients": [False, True]},
-        ["search.optuna.preset = 'paper'", "search.optuna.coefficients = True", "preset: default"],
+        {"procedure": ["default", "paper"], "coefficients": [False, True]},
+        [
+            "search.optuna.procedure = 'paper'",
+            "search.optuna.coefficients = True",
+            "procedure: default",
+        ],
     ),
     ("learn.checkpointing", "maybe", ["learn.checkpointing", "'maybe'", "auto, on, off"]),
     ("learn.checkpointing", 3, ["checkpointing", "3", "str"]),
@@ -186,13 +194,15 @@ def test_mistakes_of_combinations_stand_in_the_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(
         yaml.safe_dump(
-            changed("learn.coefficients", True) | {"search": {"grid": {"preset": ["paper"]}}}
+            changed("learn.coefficients", True) | {"search": {"grid": {"procedure": ["paper"]}}}
         )
     )
     with pytest.raises(InputError) as caught:
         load_experiment(file)
     (line,) = str(caught.value).splitlines()
-    assert line.startswith(f"{file}: with search.grid.preset = 'paper', learn.coefficients = true")
+    assert line.startswith(
+        f"{file}: with search.grid.procedure = 'paper', learn.coefficients = true"
+    )
 
 
 def test_every_mistake_is_told_at_once() -> None:
@@ -393,10 +403,10 @@ PUBLISHED = {
 
 def test_a_preset_gives_what_is_not_said() -> None:
     data = {k: v for k, v in TINY.items() if k not in ("search", "learn")}
-    plan = plan_of(data | {"learn": {"preset": "paper"}})
+    plan = plan_of(data | {"learn": {"procedure": "paper"}})
     config = plan.trial(plan.cells[0], {}).config
     assert {key: getattr(config, key) for key in PUBLISHED} == PUBLISHED
-    plan = plan_of(data | {"learn": {"preset": "paper", "epochs": 3, "lr_times": 0.001}})
+    plan = plan_of(data | {"learn": {"procedure": "paper", "epochs": 3, "lr_times": 0.001}})
     config = plan.trial(plan.cells[0], {"lr": 0.1}).config
     assert (config.epochs, config.lr_times, config.lr, config.batch) == (3, 0.001, 0.1, 2)
 
@@ -404,16 +414,16 @@ def test_a_preset_gives_what_is_not_said() -> None:
 def test_presets_searched_have_their_own_values() -> None:
     data = {k: v for k, v in TINY.items() if k not in ("search", "learn")}
     plan = plan_of(
-        data | {"learn": {"epochs": 9}, "search": {"grid": {"preset": ["default", "paper"]}}}
+        data | {"learn": {"epochs": 9}, "search": {"grid": {"procedure": ["default", "paper"]}}}
     )
     ours, paper = (plan.trial(plan.cells[0], point) for point in plan.grid_points())
-    assert (ours.config.preset, ours.config.batch, ours.config.lr) == ("default", 10, 0.2)
-    assert (paper.config.preset, paper.config.batch, paper.config.lr) == ("paper", 2, 0.005)
+    assert (ours.config.procedure, ours.config.batch, ours.config.lr) == ("default", 10, 0.2)
+    assert (paper.config.procedure, paper.config.batch, paper.config.lr) == ("paper", 2, 0.005)
     assert ours.config.epochs == paper.config.epochs == 9  # said, so it holds for both
     assert paper.settings["learn"]["lr_noise"] == 12.0  # keys and rows are of resolved settings
     assert ours.key != paper.key
     assert (
-        len({plan_of(data | {"learn": {"preset": p}}).fingerprint for p in ("default", "paper")})
+        len({plan_of(data | {"learn": {"procedure": p}}).fingerprint for p in ("default", "paper")})
         == 2
     )
 
@@ -423,7 +433,7 @@ def test_cost_of_the_published_procedure_by_hand() -> None:
     after a batch.
     """
     data = {k: v for k, v in TINY.items() if k != "search"} | {
-        "learn": {"preset": "paper", "epochs": 3}
+        "learn": {"procedure": "paper", "epochs": 3}
     }
     cost = plan_of(data | {"search": {"members": {"seeds": 1}}}).cost()
     assert cost["search"] == (3 + 4 + 3 + 4) * (3 * (8 * 4 + 4 * 6) + 6 + 3 * 6)
@@ -445,7 +455,7 @@ def test_recomputation_of_one_model_is_checkpointing_of_its_trials() -> None:
     }
     assert found == {"analytic:mixture-2d": "auto", "analytic:mixture-1d": "on"}
     for contradiction in (
-        {"learn": {"checkpointing": "off"}},
+        {"learn": {"checkpointing": "never"}},
         {"search": {"grid": {"checkpointing": ["on", "off"]}}},
     ):
         with pytest.raises(

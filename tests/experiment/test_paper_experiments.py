@@ -117,7 +117,7 @@ def test_settings_as_published(name: str) -> None:
     if name not in ("sd3", "flux"):
         assert e.distance == "lpips-vgg"
         config = plan.trial(plan.cells[0], {}).config
-        assert config.preset == "paper"
+        assert config.procedure == "paper"
         assert config.coordinate == ("lambda" if name in EDM else "time")
         assert (config.lr, config.lr_times, config.lr_noise) == (
             0.005,
@@ -181,12 +181,12 @@ def test_runs_on_a_tiny_checkpoint_of_its_format(
     if name not in (
         "sd3",
         "flux",
-    ):  # rows have the preset's values, though the file says its name alone
+    ):  # rows have the procedure's values, though the file says its name alone
         found = {
-            key: learned[key] for key in ("preset", "lr", "lr_noise", "lr_times", "coefficients")
+            key: learned[key] for key in ("procedure", "lr", "lr_noise", "lr_times", "coefficients")
         }
         assert found == {
-            "preset": "paper",
+            "procedure": "paper",
             "lr": 0.005,
             "lr_noise": 12.0,
             "coefficients": False,

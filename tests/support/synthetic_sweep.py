@@ -155,7 +155,7 @@ def _member(rng, trial, member, gamma, start, seed, nfe, scale, cell) -> dict:
         "coordinate": "lambda",
         "gamma": gamma,
         "radius": gamma * 64 / nfe**2,
-        "preset": "fast",
+        "procedure": "fast",
         "coefficients": False,
         "lr": 0.1,
         "lr_times": 0.05,

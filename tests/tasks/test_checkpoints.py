@@ -44,8 +44,8 @@ class Gone(BaseException):
     """The process is gone."""
 
 
-def plan_of(preset: str = "default", seconds: float = 0.0, **settings: Any) -> Plan:
-    learn = {"preset": preset, "epochs": EPOCHS, "batch": 4} | settings
+def plan_of(procedure: str = "default", seconds: float = 0.0, **settings: Any) -> Plan:
+    learn = {"procedure": procedure, "epochs": EPOCHS, "batch": 4} | settings
     return make_plan(
         parse_experiment(changed(learn=learn, resources={"checkpoint_seconds": seconds}))
     )
@@ -57,7 +57,7 @@ def taught(plan: Plan, storage: Storage, **values: Any) -> TrialSpec:
     for start, stop in missing_shards(plan, model, storage)[0]:
         make_shard(plan, model, storage, start, stop)
     seal(plan, model, storage)
-    return plan.trial(plan.cells[1], VALUES[str(plan.experiment.learn["preset"])] | values)
+    return plan.trial(plan.cells[1], VALUES[str(plan.experiment.learn["procedure"])] | values)
 
 
 def begin(plan: Plan, storage: Storage, gone_at: int, **values: Any) -> TrialSpec:
@@ -99,14 +99,17 @@ def rows_of(storage: Storage, spec: TrialSpec) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Storage, pd.DataFrame]]:
-    """The trial of each preset in one go, without checkpoints."""
+    """The trial of each procedure in one go, without checkpoints."""
     made = {}
-    for preset in VALUES:
-        plan, storage = plan_of(preset, seconds=1e9), open_storage(tmp_path_factory.mktemp(preset))
+    for procedure in VALUES:
+        plan, storage = (
+            plan_of(procedure, seconds=1e9),
+            open_storage(tmp_path_factory.mktemp(procedure)),
+        )
         spec = taught(plan, storage)
         assert go_on(plan, spec, storage) == (list(range(EPOCHS + 1)), [])
         assert not storage.list("checkpoints")
-        made[preset] = storage, rows_of(storage, spec)
+        made[procedure] = storage, rows_of(storage, spec)
     return made
 
 
@@ -121,8 +124,10 @@ run_trial(plan, taught(plan, storage), storage, NUMBERS, "cpu")
 """
 
 
-@pytest.mark.parametrize("preset", VALUES)
-def test_a_killed_process_goes_on_to_the_same_rows(preset: str, whole: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("procedure", VALUES)
+def test_a_killed_process_goes_on_to_the_same_rows(
+    procedure: str, whole: Any, tmp_path: Path
+) -> None:
     here = Path(__file__).parents[1] / "support"
     path = os.pathsep.join([str(here), str(here.parents[1])])
     fault = {
@@ -130,27 +135,27 @@ def test_a_killed_process_goes_on_to_the_same_rows(preset: str, whole: Any, tmp_
         "PYTHONPATH": path,
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", KILLED, preset, str(tmp_path)]
+    command = [sys.executable, "-c", KILLED, procedure, str(tmp_path)]
     done = subprocess.run(
         command, env=os.environ | fault, capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-    plan, storage = plan_of(preset), open_storage(tmp_path)
+    plan, storage = plan_of(procedure), open_storage(tmp_path)
     spec = taught(plan, storage)
     assert storage.list("checkpoints") == [name_of(spec.key)]
     assert not storage.list("rows")
     assert go_on(plan, spec, storage) == ([4, 5], ["goes on after epoch 3"])
-    pd.testing.assert_frame_equal(rows_of(storage, spec), whole[preset][1], check_exact=True)
+    pd.testing.assert_frame_equal(rows_of(storage, spec), whole[procedure][1], check_exact=True)
     assert not storage.list("checkpoints")
     for name in storage.list("schedules"):
         body, expected = (
-            json.loads(place.read_bytes(name)) for place in (storage, whole[preset][0])
+            json.loads(place.read_bytes(name)) for place in (storage, whole[procedure][0])
         )
         assert body == expected
 
 
 @pytest.mark.parametrize(
-    ("preset", "settings", "values"),
+    ("procedure", "settings", "values"),
     [
         ("default", {"coefficients": True, "coordinate": "time"}, {}),
         (
@@ -164,10 +169,10 @@ def test_a_killed_process_goes_on_to_the_same_rows(preset: str, whole: Any, tmp_
     ],
 )
 def test_every_kind_of_state_goes_on(
-    preset: str, settings: dict[str, Any], values: dict[str, Any], tmp_path: Path
+    procedure: str, settings: dict[str, Any], values: dict[str, Any], tmp_path: Path
 ) -> None:
     plan, storage, reference = (
-        plan_of(preset, **settings),
+        plan_of(procedure, **settings),
         open_storage(tmp_path / "a"),
         open_storage(tmp_path / "b"),
     )

@@ -29,7 +29,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from ...core.learning.learn import LearnConfig
+from ...core.learning.procedure import make_config
 from ...experiment.plan import Cell, Plan, TrialSpec, digest
 from ...experiment.settings import Range
 from ...tasks.trial import Outcome
@@ -62,7 +62,7 @@ class CellStudy:
 
 def distributions(plan: Plan) -> dict[str, BaseDistribution]:
     """Optuna's view of the continuous and categorical axes."""
-    defaults, made = LearnConfig(), {}
+    defaults, made = make_config(plan.experiment.procedures[0]), {}
     for key, axis in sorted(
         plan.experiment.search.optuna.items()
     ):  # the sampler draws in this order

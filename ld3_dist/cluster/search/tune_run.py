@@ -31,7 +31,8 @@ from ...core.learning.learn import Progress
 from ...experiment.plan import Plan, TrialSpec
 from ...store.storage import Storage
 from ...store.tables import read_records, write_table
-from ...tasks.trial import Outcome, failed_rows, outcome_of, run_trial
+from ...tasks.rows import failed_rows
+from ...tasks.trial import Outcome, outcome_of, run_trial
 from ..best_gain import BestGain
 from ..events import Event
 from ..failures import death_of, failures_of, last_failure, record_failure

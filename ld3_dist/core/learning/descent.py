@@ -22,12 +22,14 @@ goes back."""
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .objective import clipped
-from .procedure import Procedure
+from .config import LearnConfig, setting
+from .objective import Objective, clipped
+from .procedure import Problem, Procedure
 
 MEMORY = 0.9
 """Weight in the means of what was seen a step ago."""
@@ -35,12 +37,27 @@ FLOOR = 1e-6
 """Least second moment in any direction, as a share of those of all."""
 
 
-class Descent(Procedure):
+@dataclass(frozen=True, kw_only=True)
+class DescentConfig(LearnConfig):
+    """Settings of the default procedure."""
+
+    coefficients: bool = setting(False, "were the solver's coefficients learned too")
+    lr_coefficients: float = setting(0.03, "learning rate of the corrections to the coefficients")
+    final_lr: float = setting(0.1, "fraction that the rates decay to")
+
+
+class Descent(Procedure[DescentConfig]):
     """The default procedure."""
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        config = self.config
+    Config = DescentConfig
+    version = 1
+    starts = ("log_snr", "optimal-steps")
+
+    def __init__(
+        self, problem: Problem, config: DescentConfig, objective: Objective | None = None
+    ) -> None:
+        self.learns_coefficients = config.coefficients
+        super().__init__(problem, config, objective)
         rates = {
             "logits": config.lr,
             "offsets": config.lr_times,

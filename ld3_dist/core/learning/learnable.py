@@ -173,4 +173,4 @@ def corrected(tableau: Tableau, corrections: Tensor) -> Tableau:
     )  # b_ij at j + 1, taken away at j
     state = torch.cat([tableau.state[:, :1], tableau.state[:, 1:] * (1 + c[..., 0])], 1)
     outputs = torch.cat([tableau.outputs[:, :1], tableau.outputs[:, 1:] + added], 1)
-    return Tableau(tableau.evals, state, outputs)
+    return Tableau(tableau.evals, state, outputs, tableau.noise)

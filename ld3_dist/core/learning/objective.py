@@ -19,7 +19,7 @@ from ..denoiser import Denoiser, map_condition
 from ..distance import Distance
 from ..errors import InputError
 from ..memory import free_memory, out_of_memory
-from ..sample import sample
+from ..sample import initial_state, sample
 from ..solver import Tableau
 from .pairs import Pairs
 
@@ -94,9 +94,7 @@ class Objective:
     ) -> Tensor:
         flat = rows.flatten()
         condition = map_condition(lambda c: c[flat.to(c.device)], pairs.condition)
-        x_0 = sample(
-            self.denoiser, tableau, self.denoiser.noise.prior_scale * x, condition, recompute
-        )
+        x_0 = sample(self.denoiser, tableau, initial_state(self.denoiser, x), condition, recompute)
         images = x_0.flatten(0, 1)
         decode = lambda z: self.distance.features(self.denoiser.decode(z))
         made = checkpoint(decode, images, use_reentrant=False) if recompute else decode(images)

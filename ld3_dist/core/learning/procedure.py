@@ -9,22 +9,26 @@ and noise move is the business of the procedures: `Descent` (ours) and `Publishe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..distance import Distance
-from ..errors import InputError
+from ..errors import InputError, unknown
 from ..grid import Grid
+from ..registry import Registry
 from ..sample import sample_generator
 from ..solver import Solver, Tableau
 from .config import LearnConfig
 from .learnable import LearnableGrid
 from .objective import Objective
 from .pairs import Pairs
+
+Settings = TypeVar("Settings", bound=LearnConfig)
 
 
 @dataclass(frozen=True)
@@ -48,72 +52,107 @@ class Progress:
     """
 
 
-class Procedure:
-    """What every procedure has: parameters, moved noise, batches, validation, the best so far, and
-    a state to keep.
+@dataclass(frozen=True)
+class Problem:
+    """K students of one solver, the pairs they are to match, and how samples are compared.
+
+    Args:
+        knots: start grids as times [K, N+1] ([N+1] for one member), from t_max to t_min.
+        train, valid: teacher pairs; member k trains on train[subsets[k]].
+        nfe: network evaluations; 0: the solver's stages times N.
+        seeds: one seed a member, for the order of its batches.
+        subsets: indices into train [K, M]; all pairs for every member if not given.
+
+    Raises InputError for fewer than two training pairs, no held-out pair, and sizes that do not fit.
     """
 
-    Grid = LearnableGrid
+    denoiser: Denoiser
+    solver: Solver
+    knots: Tensor
+    train: Pairs
+    valid: Pairs
+    distance: Distance
+    nfe: int = 0
+    seeds: Sequence[int] = ()
+    subsets: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.train) < 2 or len(self.valid) < 1:
+            found = f"{len(self.train)} and {len(self.valid)}"
+            raise InputError(f"learning needs at least 2 training and 1 held-out pair, got {found}")
+        object.__setattr__(self, "knots", self.knots.reshape(-1, self.knots.shape[-1]))
+        K, steps = len(self.knots), self.knots.shape[1] - 1
+        if self.seeds and len(self.seeds) != K:
+            raise InputError(f"{len(self.seeds)} seeds for {K} members: need one each")
+        object.__setattr__(self, "nfe", self.nfe or self.solver.stages * steps)
+        pool, count = self.subsets, len(self.train)
+        pool = torch.arange(count).expand(K, -1) if pool is None else pool
+        fits = pool.ndim == 2 and len(pool) == K
+        if not fits or int(pool.min()) < 0 or int(pool.max()) >= count:
+            raise InputError(
+                f"subsets {list(pool.shape)}: need [{K}, M] of indices below {count}, "
+                "a row per member"
+            )
+        object.__setattr__(self, "subsets", pool)
+
+
+class Procedure(Generic[Settings]):
+    """One run: parameters, moved noise, batches, validation, the best so far, and a state to keep.
+
+    A procedure derives from it and says in `epoch` how parameters and noise move. Beside that it
+    has four attributes:
+
+        Config   its settings, a LearnConfig
+        version  a number that enters the keys of result rows: raise it when results change
+        starts   names of the start grids that are used where none are asked for
+        Grid     what is learned, a LearnableGrid
+
+    Args:
+        objective: the loss and its gradients; `make_objective` makes it where it is not given.
+    """
+
+    Config: ClassVar[type[LearnConfig]] = LearnConfig
+    version: ClassVar[int] = 1
+    starts: ClassVar[tuple[str, ...]] = ("log_snr",)
+    Grid: ClassVar[type[LearnableGrid]] = LearnableGrid
+    learns_coefficients = False
 
     def __init__(
-        self,
-        denoiser: Denoiser,
-        solver: Solver,
-        knots: Tensor,
-        train: Pairs,
-        valid: Pairs,
-        distance: Distance,
-        config: LearnConfig,
-        nfe: int | None = None,
-        seeds: list[int] | None = None,
-        subsets: Tensor | None = None,
+        self, problem: Problem, config: Settings, objective: Objective | None = None
     ) -> None:
-        if len(train) < 2 or len(valid) < 1:
-            found = f"{len(train)} and {len(valid)}"
-            raise InputError(f"learning needs at least 2 training and 1 held-out pair, got {found}")
-        self.config = config
-        K, self.device = len(knots), train.noise.device
-        self.nfe = nfe or solver.stages * (knots.shape[1] - 1)
-        self.radius = config.radius(denoiser.shape, self.nfe)
-        home = (
-            self.device if self.device.type == "cuda" else torch.device("cpu")
-        )  # where float64 scalars are cheap
+        self.problem, self.config, self.nfe = problem, config, problem.nfe
+        self.train, self.valid = problem.train, problem.valid
+        K, self.device = len(problem.knots), problem.train.noise.device
+        self.radius = config.radius(tuple(problem.denoiser.shape), self.nfe)
+        # scalars in float64 are cheap on the CPU and on CUDA
+        home = self.device if self.device.type == "cuda" else torch.device("cpu")
         self.grids = self.Grid(
-            denoiser.noise,
-            solver,
-            knots,
+            problem.denoiser.noise,
+            problem.solver,
+            problem.knots,
             self.nfe,
             config.coordinate,
             config.offset_window,
-            config.coefficients,
+            self.learns_coefficients,
             home,
         )
-        self.objective = Objective(denoiser, distance, config.checkpointing)
-        self.generators = [sample_generator(s, 0, "batches") for s in (seeds or [config.seed] * K)]
-        if len(self.generators) != K:
-            raise InputError(f"{len(self.generators)} seeds for {K} members: need one each")
-        self.pool = torch.arange(len(train)).expand(K, -1) if subsets is None else subsets
-        if (
-            self.pool.ndim != 2
-            or len(self.pool) != K
-            or int(self.pool.min()) < 0
-            or int(self.pool.max()) >= len(train)
-        ):
-            raise InputError(
-                f"subsets {list(self.pool.shape)}: need [{K}, M] of indices below {len(train)}, "
-                f"a row per member"
-            )
-        self.train, self.valid = train, valid
-        self.pool = self.pool.to(self.device)
-        self.moved = train.noise[self.pool]  # [K, M, *shape], x' in unit-variance noise
-        self.train_features, self.valid_features = (
-            distance.features(train.target),
-            distance.features(valid.target),
-        )
+        self.objective = objective or self.make_objective(problem, config)
+        seeds = problem.seeds or [config.seed] * K
+        self.generators = [sample_generator(seed, 0, "batches") for seed in seeds]
+        assert problem.subsets is not None
+        self.pool = problem.subsets.to(self.device)
+        self.moved = self.train.noise[self.pool]  # [K, M, *shape], x' in unit-variance noise
+        self.train_features = problem.distance.features(self.train.target)
+        self.valid_features = problem.distance.features(self.valid.target)
         self.active = list(range(K))
         self.train_loss = torch.full((K,), math.nan, dtype=torch.float64)
         self.best: dict[str, Tensor] = {}
         self.state: dict[str, Tensor] = {}  # the procedure's own: all it needs to go on
+
+    @classmethod
+    def make_objective(cls, problem: Problem, config: LearnConfig) -> Objective:
+        """The loss of the procedure; override it for another one."""
+        return Objective(problem.denoiser, problem.distance, config.checkpointing)
 
     def run(self, first: int = 1) -> Iterator[Progress]:
         """The epochs from `first` on."""
@@ -197,7 +236,7 @@ class Procedure:
             best["valid"],
             best["epoch"],
             Grid(best["knots"], best["evals"]),
-            Tableau(best["evals"], best["state"], best["outputs"]),
+            Tableau(best["evals"], best["state"], best["outputs"], self.problem.denoiser.noise),
             self.objective.network_evals,
             self.snapshot,
         )
@@ -242,3 +281,33 @@ class Procedure:
             raise InputError(
                 f"this state does not belong to this run of learning: {error}"
             ) from error
+
+
+procedures: Registry[type[Procedure[Any]]] = Registry("procedure")
+"""Procedures of learning: classes that derive from Procedure."""
+
+procedures.register("default", lazily="ld3_dist.core.learning.descent:Descent")
+procedures.register("paper", lazily="ld3_dist.core.learning.published:Published")
+
+
+def make_config(procedure: str = "default", **settings: Any) -> LearnConfig:
+    """The settings of a procedure, some of them changed.
+
+    Raises InputError for an unknown procedure, a setting it does not have, and a bad value.
+    """
+    kind = procedures.get(procedure).Config
+    for name in settings:
+        if name not in kind.__dataclass_fields__:
+            raise no_such_setting(procedure, name)
+    return kind(procedure=procedure, **settings)
+
+
+def no_such_setting(procedure: str, name: str) -> InputError:
+    """The error for a setting that a procedure does not have; says which procedures have it."""
+    have = [other for other in procedures if name in procedures.get(other).Config.searchable()]
+    if have:
+        return InputError(
+            f"learn.{name}: procedure {procedure} has no such setting; "
+            f"use procedure: {' or '.join(have)}, or remove it"
+        )
+    return unknown("key of learn", name, procedures.get(procedure).Config.searchable())

@@ -15,12 +15,15 @@ not the first batch of them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from .config import LearnConfig, setting
 from .learnable import LearnableGrid
-from .objective import clipped
-from .procedure import Procedure, Progress
+from .objective import Objective, clipped
+from .procedure import Problem, Procedure, Progress
 
 MOMENTUM, SMOOTHING, DECAY, NOISE_DECAY = 0.9, 0.99, 0.8, 0.5
 LEAST_LR, LEAST_LR_TIMES, LEAST_HITS = 5e-5, 1e-6, 5
@@ -41,16 +44,41 @@ class PublishedGrid(LearnableGrid):
         return at + torch.cat([torch.zeros_like(offsets[:, :1]), offsets[:, 1:]], -1)
 
 
-class Published(Procedure):
+@dataclass(frozen=True, kw_only=True)
+class PublishedConfig(LearnConfig):
+    """Settings of the published procedure, with the published values."""
+
+    lr: float = setting(0.005, "learning rate of the gap logits")
+    lr_times: float = setting(0.1, "learning rate of the offsets, times N")
+    lr_noise: float = setting(12.0, "learning rate of the noise, times N")
+    epochs: int = setting(7, "rounds over the training pairs", low=1)
+    knots_only: int = setting(2, "first rounds, in which the network times do not learn")
+    batch: int = setting(2, "training pairs of one step", low=1)
+    patience: int = setting(
+        5, "batches without a better held-out loss until the best parameters come back", low=1
+    )
+
+    def samples(self, train: int, valid: int) -> int:
+        """As LearnConfig's: moves of the noise are checked, and every batch ends in a validation."""
+        moves = 1 if self.gamma else 0
+        return self.epochs * (train * (3 + moves) + -(-train // self.batch) * valid) + valid
+
+
+class Published(Procedure[PublishedConfig]):
     """The procedure for K members side by side; each has its own rates, patience and best
     parameters.
     """
 
     Grid = PublishedGrid
+    Config = PublishedConfig
+    version = 1
+    starts = ("log_snr",)
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        config, K, N = self.config, len(self.grids.logits), self.grids.logits.shape[1]
+    def __init__(
+        self, problem: Problem, config: PublishedConfig, objective: Objective | None = None
+    ) -> None:
+        super().__init__(problem, config, objective)
+        K, N = self.grids.logits.shape
         home = self.grids.logits.device
         column = lambda value: torch.full((K, 1), float(value), dtype=torch.float64, device=home)
         self.state = {

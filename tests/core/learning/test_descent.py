@@ -15,13 +15,13 @@ from torch import Tensor
 from ld3_dist.core.distance import Elementwise
 from ld3_dist.core.grid import discretize
 from ld3_dist.core.learning.descent import FLOOR, MEMORY, Descent, inverse_root, newton_schulz
-from ld3_dist.core.learning.learn import LearnConfig, Pairs
+from ld3_dist.core.learning.learn import LearnConfig, Pairs, Problem, make_config
 from ld3_dist.core.noise import EDM
 from ld3_dist.core.sample import draw_noise
 from ld3_dist.core.solver import make_solver
 from ld3_dist.models.analytic.mixture import mixture_2d
 
-CONFIG = LearnConfig(lr=0.1, lr_times=0.05, lr_coefficients=0.03, clip=1e9, gamma=0.0)
+CONFIG = make_config(lr=0.1, lr_times=0.05, lr_coefficients=0.03, clip=1e9, gamma=0.0)
 
 
 def session(config: LearnConfig = CONFIG, members: int = 2) -> Descent:
@@ -29,7 +29,9 @@ def session(config: LearnConfig = CONFIG, members: int = 2) -> Descent:
     noise = draw_noise(0, range(6), mixture.shape).double()
     knots = discretize(EDM(), 3, "log_snr").repeat(members, 1)
     pairs = Pairs(noise, noise)
-    return Descent(mixture, make_solver("ipndm-2"), knots, pairs, pairs, Elementwise(2), config)
+    return Descent(
+        Problem(mixture, make_solver("ipndm-2"), knots, pairs, pairs, Elementwise(2)), config
+    )
 
 
 def parameters(run: Descent) -> list[Tensor]:

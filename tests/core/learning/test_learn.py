@@ -16,7 +16,7 @@ from ld3_dist.core.distance import Elementwise
 from ld3_dist.core.errors import InputError
 from ld3_dist.core.grid import Grid, discretize
 from ld3_dist.core.learning.descent import Descent
-from ld3_dist.core.learning.learn import LearnConfig, Pairs, Progress, learn
+from ld3_dist.core.learning.learn import LearnConfig, Pairs, Problem, Progress, learn, make_config
 from ld3_dist.core.learning.learnable import STIFF, corrected
 from ld3_dist.core.noise import EDM
 from ld3_dist.core.sample import draw_noise, sample
@@ -26,7 +26,7 @@ from ld3_dist.models.analytic.mixture import Mixture, mixture_2d
 NFE = 4
 SOLVER = make_solver("ipndm-3")
 L2 = Elementwise(2)
-CONFIG = LearnConfig(epochs=4, batch=5, lr=0.1, lr_times=0.1, seed=3)
+CONFIG = make_config(epochs=4, batch=5, lr=0.1, lr_times=0.1, seed=3)
 
 
 def start_of(name: str, nfe: int = NFE) -> Tensor:
@@ -85,12 +85,12 @@ def test_packed_members_equal_single_runs(
     }  # what is rounded differently grows by up to FLOOR^(-1/2) a step
     seeds, subsets = [11, 12, 13], torch.stack([torch.arange(10) + 7 * k for k in range(3)])
     packed = list(
-        learn(mixture, SOLVER, knots, train, valid, L2, config, seeds=seeds, subsets=subsets)
+        learn(
+            Problem(mixture, SOLVER, knots, train, valid, L2, seeds=seeds, subsets=subsets), config
+        )
     )
     for k in range(3):
-        alone = list(learn(
-            mixture, SOLVER, knots[k], train[subsets[k]], valid, L2, config, seeds=[seeds[k]],
-        ))  # fmt: skip
+        alone = list(learn(Problem(mixture, SOLVER, knots[k], train[subsets[k]], valid, L2, seeds=[seeds[k]]), config))  # fmt: skip
         assert len(alone) == len(packed)
         for one, many in zip(alone, packed, strict=True):
             torch.testing.assert_close(one.valid[0], many.valid[k], **close)
@@ -109,12 +109,7 @@ def test_never_worse_than_the_start_and_better_here(
 ) -> None:
     steps = list(
         learn(
-            mixture,
-            SOLVER,
-            start_of(start),
-            train,
-            valid,
-            L2,
+            Problem(mixture, SOLVER, start_of(start), train, valid, L2),
             replace(CONFIG, gamma=gamma, epochs=8),
         )
     )
@@ -127,10 +122,13 @@ def test_never_worse_than_the_start_and_better_here(
 
 def test_steps_too_large_leave_the_start(mixture: Mixture, train: Pairs, valid: Pairs) -> None:
     good = last(
-        learn(mixture, SOLVER, start_of("karras"), train, valid, L2, replace(CONFIG, epochs=20))
+        learn(
+            Problem(mixture, SOLVER, start_of("karras"), train, valid, L2),
+            replace(CONFIG, epochs=20),
+        )
     ).best.knots[0]
     wild = replace(CONFIG, lr=50.0, lr_times=50.0, epochs=3, final_lr=1.0)
-    steps = list(learn(mixture, SOLVER, good, train, valid, L2, wild))
+    steps = list(learn(Problem(mixture, SOLVER, good, train, valid, L2), wild))
     assert all(p.valid > steps[0].valid for p in steps[1:])
     assert steps[-1].best_epoch[0] == 0
     torch.testing.assert_close(steps[-1].best.knots[0], good, rtol=1e-9, atol=1e-12)
@@ -142,7 +140,10 @@ def test_selection_is_hard(mixture: Mixture, train: Pairs, valid: Pairs, gamma: 
     the returned grid.
     """
     end = last(
-        learn(mixture, SOLVER, start_of("karras"), train, valid, L2, replace(CONFIG, gamma=gamma))
+        learn(
+            Problem(mixture, SOLVER, start_of("karras"), train, valid, L2),
+            replace(CONFIG, gamma=gamma),
+        )
     )
     torch.testing.assert_close(
         hard_loss(mixture, end.best, valid), end.best_valid, rtol=1e-10, atol=0
@@ -154,7 +155,7 @@ def test_selection_is_hard(mixture: Mixture, train: Pairs, valid: Pairs, gamma: 
 
 
 def test_the_start_is_the_first_candidate(mixture: Mixture, train: Pairs, valid: Pairs) -> None:
-    first = next(learn(mixture, SOLVER, start_of("karras"), train, valid, L2, CONFIG))
+    first = next(learn(Problem(mixture, SOLVER, start_of("karras"), train, valid, L2), CONFIG))
     assert first.epoch == 0
     assert torch.isnan(first.train).all()
     grid = SOLVER.coupled(mixture.noise, start_of("karras")[None])
@@ -163,7 +164,7 @@ def test_the_start_is_the_first_candidate(mixture: Mixture, train: Pairs, valid:
 
 
 def run_session(mixture: Mixture, train: Pairs, valid: Pairs, config: LearnConfig) -> Descent:
-    session = Descent(mixture, SOLVER, start_of("karras")[None], train, valid, L2, config)
+    session = Descent(Problem(mixture, SOLVER, start_of("karras")[None], train, valid, L2), config)
     for epoch in range(1, config.epochs + 1):
         session.epoch(epoch)
     return session
@@ -216,7 +217,8 @@ def test_network_evaluations_are_counted(mixture: Mixture, train: Pairs, valid: 
     for gamma in (0.0, 0.1):
         end = last(
             learn(
-                mixture, SOLVER, start_of("karras"), train, valid, L2, replace(CONFIG, gamma=gamma)
+                Problem(mixture, SOLVER, start_of("karras"), train, valid, L2),
+                replace(CONFIG, gamma=gamma),
             )
         )
         assert end.network_evals == NFE * (4 * len(train) + 5 * len(valid))
@@ -224,7 +226,7 @@ def test_network_evaluations_are_counted(mixture: Mixture, train: Pairs, valid: 
 
 def test_early_stopping_by_patience(mixture: Mixture, train: Pairs, valid: Pairs) -> None:
     still = replace(CONFIG, lr=0.0, lr_times=0.0, gamma=0.0, epochs=30, patience=3)
-    steps = list(learn(mixture, SOLVER, start_of("karras"), train, valid, L2, still))
+    steps = list(learn(Problem(mixture, SOLVER, start_of("karras"), train, valid, L2), still))
     assert [p.epoch for p in steps] == [0, 1, 2, 3]
 
 
@@ -257,10 +259,11 @@ def test_coefficients_are_learned(mixture: Mixture, train: Pairs, valid: Pairs) 
     back has them.
     """
     still = replace(CONFIG, lr=0.0, lr_times=0.0, gamma=0.0, epochs=10, lr_coefficients=0.01)
-    fixed = last(learn(mixture, SOLVER, start_of("karras"), train, valid, L2, still))
+    fixed = last(learn(Problem(mixture, SOLVER, start_of("karras"), train, valid, L2), still))
     free = last(
         learn(
-            mixture, SOLVER, start_of("karras"), train, valid, L2, replace(still, coefficients=True)
+            Problem(mixture, SOLVER, start_of("karras"), train, valid, L2),
+            replace(still, coefficients=True),
         )
     )
     assert free.best_valid < 0.9 * fixed.best_valid
@@ -279,35 +282,41 @@ def test_coefficients_are_learned(mixture: Mixture, train: Pairs, valid: Pairs) 
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 def test_rates_that_make_no_sense(name: str, value: float) -> None:
     with pytest.raises(InputError, match=rf"learn\.{name} = "):
-        LearnConfig(**{name: value})
+        make_config(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["epochs", "batch", "patience", "clip"])
 def test_counts_that_make_no_sense(name: str) -> None:
     with pytest.raises(InputError, match=rf"learn\.{name} = 0: .*at least 1"):
-        LearnConfig(**{name: 0})
+        make_config(**{name: 0})
 
 
 def test_bad_input(mixture: Mixture, train: Pairs, valid: Pairs) -> None:
     knots = start_of("karras")
     with pytest.raises(InputError, match="at least 2 training and 1 held-out pair, got 1 and 20"):
-        next(learn(mixture, SOLVER, knots, train[:1], valid, L2))
+        next(learn(Problem(mixture, SOLVER, knots, train[:1], valid, L2)))
     with pytest.raises(InputError, match="got 24 and 0"):
-        next(learn(mixture, SOLVER, knots, train, valid[:0], L2))
+        next(learn(Problem(mixture, SOLVER, knots, train, valid[:0], L2)))
     with pytest.raises(InputError, match="1 seeds for 2 members"):
-        next(learn(mixture, SOLVER, knots.expand(2, -1), train, valid, L2, seeds=[0]))
+        next(learn(Problem(mixture, SOLVER, knots.expand(2, -1), train, valid, L2, seeds=[0])))
     with pytest.raises(InputError, match="2 seeds for 1 members"):
-        next(learn(mixture, SOLVER, knots, train, valid, L2, seeds=[0, 1]))
+        next(learn(Problem(mixture, SOLVER, knots, train, valid, L2, seeds=[0, 1])))
     with pytest.raises(InputError, match="coordinate"):
-        next(learn(mixture, SOLVER, knots, train, valid, L2, LearnConfig(coordinate="sigma")))
+        next(
+            learn(
+                Problem(mixture, SOLVER, knots, train, valid, L2), make_config(coordinate="sigma")
+            )
+        )
     with pytest.raises(InputError, match="offset_window"):
-        next(learn(mixture, SOLVER, knots, train, valid, L2, LearnConfig(offset_window=1.5)))
+        next(
+            learn(Problem(mixture, SOLVER, knots, train, valid, L2), make_config(offset_window=1.5))
+        )
     with pytest.raises(InputError, match="the grid has 4"):
-        next(learn(mixture, SOLVER, knots, train, valid, L2, nfe=7))
+        next(learn(Problem(mixture, SOLVER, knots, train, valid, L2, nfe=7)))
     with pytest.raises(InputError, match="24 noises but 23 targets"):
         Pairs(train.noise, train.target[:-1])
     with pytest.raises(InputError, match="knots"):
-        next(learn(mixture, SOLVER, knots.flip(0), train, valid, L2))
+        next(learn(Problem(mixture, SOLVER, knots.flip(0), train, valid, L2)))
 
 
 @pytest.mark.parametrize(
@@ -317,7 +326,7 @@ def test_subsets_that_do_not_fit(
     mixture: Mixture, train: Pairs, valid: Pairs, subsets: Tensor
 ) -> None:
     with pytest.raises(InputError, match="subsets"):
-        next(learn(mixture, SOLVER, start_of("karras"), train, valid, L2, subsets=subsets))
+        next(learn(Problem(mixture, SOLVER, start_of("karras"), train, valid, L2, subsets=subsets)))
 
 
 class Broken:
@@ -340,8 +349,8 @@ def test_nan_of_one_member_spares_the_others(
     knots = torch.stack([start_of("karras"), start_of("log_snr")])
     place = float(knots[0, 2])
     broken = Broken(mixture, 0.999 * place, 1.001 * place)
-    both = last(learn(broken, SOLVER, knots, train, valid, L2, config, seeds=[1, 2]))
-    alone = last(learn(mixture, SOLVER, knots[1], train, valid, L2, config, seeds=[2]))
+    both = last(learn(Problem(broken, SOLVER, knots, train, valid, L2, seeds=[1, 2]), config))
+    alone = last(learn(Problem(mixture, SOLVER, knots[1], train, valid, L2, seeds=[2]), config))
     assert both.best_valid[0] == math.inf
     torch.testing.assert_close(both.best.knots[0], knots[0], rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(both.best_valid[1], alone.best_valid[0], rtol=1e-12, atol=0)
@@ -359,12 +368,7 @@ def test_nan_met_on_the_way_keeps_what_was_best(
     ):  # whichever way it walks
         steps = list(
             learn(
-                Broken(mixture, low, high),
-                SOLVER,
-                start_of("karras"),
-                train,
-                valid,
-                L2,
+                Problem(Broken(mixture, low, high), SOLVER, start_of("karras"), train, valid, L2),
                 replace(CONFIG, lr=1.0),
             )
         )
@@ -380,8 +384,8 @@ def test_a_stalled_member_stops_alone(mixture: Mixture, train: Pairs, valid: Pai
     knots = torch.stack([start_of("karras"), start_of("log_snr")])
     broken = Broken(mixture, 0.999 * float(knots[0, 2]), 1.001 * float(knots[0, 2]))
     config = replace(CONFIG, gamma=0.0, patience=2, epochs=5)
-    both = last(learn(broken, SOLVER, knots, train, valid, L2, config, seeds=[1, 2]))
-    alone = last(learn(mixture, SOLVER, knots[1], train, valid, L2, config, seeds=[2]))
+    both = last(learn(Problem(broken, SOLVER, knots, train, valid, L2, seeds=[1, 2]), config))
+    alone = last(learn(Problem(mixture, SOLVER, knots[1], train, valid, L2, seeds=[2]), config))
     assert alone.epoch == both.epoch > 2
     torch.testing.assert_close(both.best_valid[1], alone.best_valid[0], rtol=1e-12, atol=0)
     assert both.network_evals - alone.network_evals == NFE * (2 * len(train) + 3 * len(valid))

@@ -17,7 +17,7 @@ from ld3_dist.core.distance import Elementwise
 from ld3_dist.core.grid import discretize
 from ld3_dist.core.learning import descent
 from ld3_dist.core.learning.descent import Descent, newton_schulz
-from ld3_dist.core.learning.learn import LearnConfig, Pairs
+from ld3_dist.core.learning.learn import Pairs, Problem, make_config
 from ld3_dist.core.sample import draw_noise
 from ld3_dist.core.solver import make_solver
 from ld3_dist.models import open_model
@@ -59,7 +59,7 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"coefficients": True}, {"checkpointing": "on"}, {"coordinate": "time"}]
+    "settings", [{}, {"coefficients": True}, {"checkpointing": "always"}, {"coordinate": "time"}]
 )
 @pytest.mark.parametrize("solver", ["unipc-3", "ipndm-3", "dpmpp-3", "heun"])
 def test_an_epoch_never_waits(
@@ -73,9 +73,10 @@ def test_an_epoch_never_waits(
     knots = torch.stack(
         [discretize(model.noise, student.steps(4), name) for name in ("karras", "log_snr")]
     )
-    config = LearnConfig.of(**{"gamma": 0.01, "batch": 2, "checkpointing": "off", **settings})
+    config = make_config(**{"gamma": 0.01, "batch": 2, "checkpointing": "never", **settings})
     session = Descent(
-        model, student, knots, pairs[:4], pairs[4:], Elementwise(2), config, nfe=4, seeds=[0, 1]
+        Problem(model, student, knots, pairs[:4], pairs[4:], Elementwise(2), nfe=4, seeds=[0, 1]),
+        config,
     )
     session.validate(0)
     with Waits() as waits:

@@ -20,7 +20,7 @@ from ld3_dist.core.distance import Elementwise
 from ld3_dist.core.errors import InputError
 from ld3_dist.core.grid import discretize
 from ld3_dist.core.learning import objective as module
-from ld3_dist.core.learning.learn import LearnConfig, Pairs, learn
+from ld3_dist.core.learning.learn import Pairs, Problem, learn, make_config
 from ld3_dist.core.learning.objective import Objective
 from ld3_dist.core.noise import EDM
 from ld3_dist.core.solver import make_solver
@@ -115,18 +115,14 @@ def test_what_does_not_fit_is_split_and_adds_up(
 
 def test_a_full_memory_changes_nothing_about_what_is_learned() -> None:
     given, ends = pairs(12), []
-    config = LearnConfig(epochs=3, batch=4, gamma=0.01)
+    config = make_config(epochs=3, batch=4, gamma=0.01)
     for most in (10**9, 3):
         knots = torch.stack([discretize(EDM(), 4, name) for name in ("karras", "log_snr")])
         *_, end = learn(
-            Network(most),
-            make_solver("dpmpp-2"),
-            knots,
-            given[:8],
-            given[8:],
-            L2,
+            Problem(
+                Network(most), make_solver("dpmpp-2"), knots, given[:8], given[8:], L2, seeds=[0, 1]
+            ),
             config,
-            seeds=[0, 1],
         )
         ends.append(end)
     torch.testing.assert_close(ends[1].best.evals, ends[0].best.evals, rtol=1e-9, atol=1e-12)

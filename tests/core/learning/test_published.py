@@ -14,7 +14,7 @@ from torch import Tensor
 from ld3_dist.core.distance import Elementwise
 from ld3_dist.core.errors import InputError
 from ld3_dist.core.grid import discretize
-from ld3_dist.core.learning.learn import LearnConfig, Pairs, learn
+from ld3_dist.core.learning.learn import LearnConfig, Pairs, Problem, learn, make_config
 from ld3_dist.core.learning.published import LEAST_HITS, Published, PublishedGrid
 from ld3_dist.core.noise import EDM
 from ld3_dist.core.sample import draw_noise, sample
@@ -22,7 +22,7 @@ from ld3_dist.core.solver import make_solver
 from ld3_dist.models.analytic.mixture import Mixture, mixture_2d
 
 NFE, SOLVER, L2 = 4, make_solver("ipndm-3"), Elementwise(2)
-PAPER = LearnConfig.of("paper")
+PAPER = make_config("paper")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,8 @@ def session(
 ) -> Published:
     knots = discretize(mixture.noise, NFE, "log_snr").repeat(members, 1)
     made = Published(
-        mixture, SOLVER, knots, pairs[:20], pairs[20:], L2, config, seeds=list(range(members))
+        Problem(mixture, SOLVER, knots, pairs[:20], pairs[20:], L2, seeds=list(range(members))),
+        config,
     )
     made.validate(0)
     return made
@@ -165,10 +166,12 @@ def test_noise_stays_in_its_ball_and_moves_only_downhill(mixture: Mixture, pairs
 def test_packed_members_equal_single_runs(mixture: Mixture, pairs: Pairs, gamma: float) -> None:
     config = replace(PAPER, gamma=gamma, epochs=4)
     knots = torch.stack([discretize(mixture.noise, NFE, name) for name in ("log_snr", "karras")])
-    *_, both = learn(mixture, SOLVER, knots, pairs[:20], pairs[20:], L2, config, seeds=[3, 4])
+    *_, both = learn(
+        Problem(mixture, SOLVER, knots, pairs[:20], pairs[20:], L2, seeds=[3, 4]), config
+    )
     for k in range(2):
         *_, alone = learn(
-            mixture, SOLVER, knots[k], pairs[:20], pairs[20:], L2, config, seeds=[3 + k]
+            Problem(mixture, SOLVER, knots[k], pairs[:20], pairs[20:], L2, seeds=[3 + k]), config
         )
         torch.testing.assert_close(both.best_valid[k], alone.best_valid[0], rtol=1e-10, atol=0)
         torch.testing.assert_close(both.best.evals[k], alone.best.evals[0], rtol=1e-9, atol=1e-12)
@@ -177,12 +180,14 @@ def test_packed_members_equal_single_runs(mixture: Mixture, pairs: Pairs, gamma:
 def test_it_learns_and_counts(mixture: Mixture, pairs: Pairs) -> None:
     steps = list(
         learn(
-            mixture,
-            SOLVER,
-            discretize(mixture.noise, NFE, "log_snr"),
-            pairs[:20],
-            pairs[20:],
-            L2,
+            Problem(
+                mixture,
+                SOLVER,
+                discretize(mixture.noise, NFE, "log_snr"),
+                pairs[:20],
+                pairs[20:],
+                L2,
+            ),
             PAPER,
         )
     )
@@ -194,31 +199,31 @@ def test_it_learns_and_counts(mixture: Mixture, pairs: Pairs) -> None:
 
 
 def test_what_the_preset_cannot_do() -> None:
-    with pytest.raises(InputError, match=r"learn\.coefficients = true: the paper preset"):
-        LearnConfig.of("paper", coefficients=True)
-    with pytest.raises(InputError, match=r"learn\.preset.*papr"):
-        LearnConfig.of("papr")
+    with pytest.raises(InputError, match=r"learn\.coefficients = true: the paper procedure"):
+        make_config("paper", coefficients=True)
+    with pytest.raises(InputError, match=r"learn\.procedure.*papr"):
+        make_config("papr")
 
 
-@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize("procedure", ["default", "paper"])
 @pytest.mark.parametrize("gamma", [0.0, 0.2])
 def test_a_run_resumed_from_its_snapshot_ends_the_same(
-    mixture: Mixture, pairs: Pairs, preset: str, gamma: float
+    mixture: Mixture, pairs: Pairs, procedure: str, gamma: float
 ) -> None:
     """From every epoch on, to the last bit; the snapshot holds tensors only."""
-    config = LearnConfig.of(preset, epochs=5, gamma=gamma, coefficients=preset == "default")
+    config = make_config(procedure, epochs=5, gamma=gamma, coefficients=procedure == "default")
     knots = torch.stack([discretize(mixture.noise, NFE, name) for name in ("log_snr", "karras")])
     given = (mixture, SOLVER, knots, pairs[:20], pairs[20:], L2, config)
     kept: list[dict[str, Tensor]] = []
-    for whole in learn(*given, seeds=[1, 2]):
+    for whole in learn(Problem(*given, seeds=[1, 2])):
         kept.append(whole.snapshot())
     assert all(isinstance(value, Tensor) for value in kept[0].values())
     for epoch in range(5):
-        *_, end = learn(*given, seeds=[1, 2], resume=(epoch, kept[epoch]))
+        *_, end = learn(Problem(*given, seeds=[1, 2]), resume=(epoch, kept[epoch]))
         assert end.best_valid.equal(whole.best_valid)
         assert end.tableau.outputs.equal(whole.tableau.outputs)
         assert end.network_evals == whole.network_evals
-    assert list(learn(*given, seeds=[1, 2], resume=(5, kept[5]))) == []
+    assert list(learn(Problem(*given, seeds=[1, 2]), resume=(5, kept[5]))) == []
     with pytest.raises(InputError, match="does not belong"):
-        next(learn(*given[:2], knots[:1], *given[3:], resume=(1, kept[1])))
+        next(learn(Problem(*given[:2], knots[:1], *given[3:]), resume=(1, kept[1])))
     assert not math.isnan(float(whole.train[0]))
