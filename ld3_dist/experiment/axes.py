@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from ..core.distance import DISTANCES
+from ..core.distance import distance_entry
 from ..core.errors import InputError, unknown
 from ..core.grid import DISCRETIZATIONS
 from ..core.learning.learn import LearnConfig
@@ -38,8 +38,7 @@ def start_name(name: str) -> str:
 
 
 def _distance_name(name: str) -> str:
-    if name not in (*DISTANCES, "lpips"):
-        raise unknown("distance", name, DISTANCES)
+    distance_entry(name)
     return name
 
 

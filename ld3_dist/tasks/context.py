@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from ..core.distance import MIN_SIDE, Distance, make_distance
+from ..core.distance import Distance, distance_entry, extractor_of_distance, make_distance
 from ..core.errors import InputError
+from ..core.features import Extractor
 from ..core.grid import discretize, resample
 from ..core.learning.learn import Pairs
 from ..core.memory import in_parts
@@ -25,7 +26,7 @@ from ..core.sample import sample
 from ..core.solver import Solver, Tableau, make_solver
 from ..experiment.plan import Plan
 from ..experiment.settings import Experiment, ModelSettings
-from ..metrics.extractors import Extractor, open_extractor, read_reference
+from ..metrics.extractors import open_extractor, read_reference
 from ..models import Model, ModelOptions, open_model
 from ..schedule.file import load_schedule, noise_to_dict
 from ..store.pairs import load_pairs, unpack_condition
@@ -149,17 +150,16 @@ def make_distance_for(
 ) -> Distance:
     """A distance by name for an open model; trunk and upsample are LPIPS's."""
     device = device or default_device()
-    side, least = min(opened.image_shape[-2:]), MIN_SIDE.get(name.partition("-")[2] or "vgg", 1)
-    if name.startswith("lpips") and side < least and not upsample:
+    side, least = min(opened.image_shape[-2:]), distance_entry(name).min_side
+    if side < least and not upsample:
         raise InputError(
             f"{name} needs images of at least {least} pixels a side, those of {opened.id} have "
             f"{side}; enlarge them "
             "(lpips: {upsample: true}; --upsample), or use l2 or feature"
         )
-    extractor = open_extractor("auto", opened, device) if name == "feature" else None
-    return make_distance(
-        name, extractor.maps if extractor else None, trunk=trunk, upsample=upsample
-    ).to(device)
+    wanted = extractor_of_distance(name)
+    extractor = open_extractor(wanted, opened, device) if wanted else None
+    return make_distance(name, extractor, trunk=trunk, upsample=upsample).to(device)
 
 
 def extractor_of(plan: Plan, model: ModelSettings, device: str | None = None) -> Extractor | None:

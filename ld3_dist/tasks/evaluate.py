@@ -17,12 +17,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from ..core.features import Extractor, Reference
 from ..core.grid import Grid
 from ..core.solver import Tableau, make_solver
 from ..experiment.plan import Cell, Plan, digest
 from ..experiment.settings import ModelSettings
-from ..metrics.extractors import Extractor, Reference, read_reference
-from ..metrics.scores import score
+from ..metrics.extractors import model_reference, read_reference
+from ..metrics.scores import Samples, as_reference, score
 from ..models import Model
 from ..schedule.file import read_schedule
 from ..store.storage import Storage
@@ -142,10 +143,10 @@ def finish(
         "cell": item.cell.id if item.cell else None,
     }
     record |= provenance() | where(device)
-    features = None
+    features = reference = None
     if item.kind == "data":
         assert extractor is not None
-        features, reference, name = _data_halves(extractor)
+        features, reference = _data_halves(extractor, opened)
         record["samples"] = len(features)
     else:
         parts = [
@@ -155,23 +156,14 @@ def finish(
         record |= {"samples": len(loss), "eval_loss": loss.mean().item()}
         if len(loss) > 1:
             record["eval_loss_sem"] = (loss.std() / math.sqrt(len(loss))).item()
-        reference, name = _reference(plan, item, storage, extractor, opened)
+        reference = _reference(plan, item, storage, extractor, opened)
         if parts and "features" in parts[0]:
             features = torch.cat([part["features"] for part in parts])
-    if features is not None and reference is not None and extractor is not None:
-        record |= {"extractor": extractor.name, "extractor_hash": extractor.hash, "reference": name}
-        if isinstance(
-            reference, Reference
-        ):  # moments of all of its data, features of some of it or of none
-            known = reference.moments if reference.features is None else reference.features
-            record |= score(features, known, moments=reference.moments)
-        else:
-            record |= score(features, reference)
-    if features is not None and extractor is not None and extractor.class_scores is not None:
-        from ..metrics.inception import inception_score
-
+    if features is not None and extractor is not None:
+        logits = None if extractor.class_scores is None else extractor.class_scores(features)
         record |= {"extractor": extractor.name, "extractor_hash": extractor.hash}
-        record["inception_score"] = inception_score(extractor.class_scores(features))
+        record |= {"reference": reference.name if reference else None}
+        record |= score(Samples(features, logits), reference).values
     record["seconds"] = seconds + time.perf_counter() - clock
     if item.kind == "learned":
         _complete_schedule(storage, item.key, record, others)
@@ -215,35 +207,40 @@ def pictures(
 
 def _reference(
     plan: Plan, item: Item, storage: Storage, extractor: Extractor | None, opened: Model
-) -> tuple[Any, str]:
-    """Features the item is compared with: the model's data, the teacher's samples, or a statistics
-    file.
+) -> Reference | None:
+    """What an item is compared with: the model's own reference, the teacher's samples, or a file of
+    statistics.
     """
     if extractor is None:
-        return None, ""
+        return None
     wanted = plan.experiment.evaluate.reference
-    if wanted == "auto" and extractor.data is not None:
+    if wanted not in ("auto", "teacher"):
         return keep(
-            f"reference {extractor.hash}", lambda: extractor.data_features()
-        ), f"data of {opened.id}"
-    if wanted in ("auto", "teacher"):
-        if item.kind == "teacher":
-            return None, ""
-        teacher = teacher_item(plan, item.model)
-        parts = [
-            load_tensors(storage.read_bytes(part_name(teacher, a, b)))
-            for a, b in teacher.parts(plan)
-        ]
-        return torch.cat([part["features"] for part in parts]), "teacher"
-    return keep(
-        f"reference {wanted} {extractor.hash}", lambda: read_reference(wanted, extractor)
-    ), wanted
+            f"reference {wanted} {extractor.hash}", lambda: read_reference(wanted, extractor)
+        )
+    if wanted == "auto":
+        own = keep(
+            f"reference {opened.hash} {extractor.hash}", lambda: model_reference(opened, extractor)
+        )
+        if own is not None:
+            return own
+    if item.kind == "teacher":
+        return None
+    teacher = teacher_item(plan, item.model)
+    parts = [
+        load_tensors(storage.read_bytes(part_name(teacher, a, b))) for a, b in teacher.parts(plan)
+    ]
+    known = as_reference(torch.cat([part["features"] for part in parts]))
+    return replace(known, name="teacher") if known else None
 
 
-def _data_halves(extractor: Extractor) -> tuple[Tensor, Tensor, str]:
+def _data_halves(extractor: Extractor, opened: Model) -> tuple[Tensor, Reference]:
     """Every other example of the data against the rest: what two samples of the truth score."""
-    features = extractor.data_features()
-    return features[0::2], features[1::2], "the other half of the data"
+    assert opened.data is not None
+    features = extractor.features_of(opened.data)
+    known = as_reference(features[1::2])
+    assert known is not None
+    return features[0::2], replace(known, name="the other half of the data")
 
 
 def _complete_schedule(

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ld3_dist.core import distance as distances
-from ld3_dist.core.distance import LPIPS, MIN_SIDE, FeatureDistance, make_distance, unit_channels
+from ld3_dist.core import lpips as lpips_module
+from ld3_dist.core.comparison import FeatureDistance, unit_channels
+from ld3_dist.core.distance import make_distance
 from ld3_dist.core.errors import InputError
+from ld3_dist.core.lpips import LPIPS, MIN_SIDE
 
 
 def images(seed: int, n: int = 3, channels: int = 3, side: int = 40) -> Tensor:
@@ -136,7 +138,7 @@ def test_the_trunk_comes_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match=r"squeezenet1_1.*no such file"):
         make_distance("lpips-squeeze")
     whole = torchvision.models.squeezenet1_1(weights=None)
-    file = distances.default_trunk("squeeze")
+    file = lpips_module.default_trunk("squeeze")
     file.parent.mkdir()
     torch.save(whole.state_dict(), file)
     distance = make_distance("lpips-squeeze")

@@ -35,7 +35,7 @@ def test_analytic_names(spec: str) -> None:
     assert model.hash == open_model(spec).hash
     noise = model.denoiser.noise
     x, t = torch.randn(3, *model.denoiser.shape), torch.full((3,), 0.5 * noise.t_max)
-    assert load_model(spec)(x, t).shape == x.shape
+    assert load_model(spec).denoiser(x, t).shape == x.shape
     assert model.draw_condition(0, range(3)) is None
 
 
@@ -56,7 +56,7 @@ def test_empirical_reads_npy_and_safetensors(tmp_path: Path) -> None:
     x, t = data + 0.001, torch.full((6,), 0.01)
     for name in ("d.npy", "d.safetensors"):
         torch.testing.assert_close(
-            load_model(f"analytic:empirical?data={tmp_path / name}")(x, t), data
+            load_model(f"analytic:empirical?data={tmp_path / name}").denoiser(x, t), data
         )
     model = open_model(
         f"analytic:empirical?data={tmp_path / 'd.safetensors'}", ModelOptions(conditional=True)
@@ -276,7 +276,7 @@ def test_digits_by_name() -> None:
     labels = model.draw_condition(0, range(4))
     assert (model.conditioning, model.guidance, model.image_shape) == ("class", 1.5, (1, 8, 8))
     x, t = torch.randn(4, 1, 8, 8), torch.full((4,), 2.0)
-    plain = load_model("digits")
+    plain = load_model("digits").denoiser
     null = plain(x, t)
     torch.testing.assert_close(
         model.denoiser(x, t, labels), null + 1.5 * (plain(x, t, labels) - null)

@@ -30,6 +30,7 @@ from ..loaded import (
     conditional_on,
     conditioning_name,
     draw_class,
+    needs_name,
     no_condition,
     read_classes,
     weights_hash,
@@ -78,6 +79,7 @@ class Parameters:
 
 def open_analytic(rest: str, options: ModelOptions) -> Model:
     """The model behind `analytic:{rest}`."""
+    needs_name(rest, "analytic", "the name of a distribution")
     name, _, query = rest.partition("?")
     if name not in NAMES:
         raise unknown("analytic model", name, NAMES)
