@@ -304,7 +304,7 @@ def conditioning_name(kind: str, options: ModelOptions) -> str:
 
 
 def read_classes(options: ModelOptions, count: int, model: str) -> list[int]:
-    """The classes to draw from: those of the file options.classes, or all `count` of the model's."""
+    """The classes to draw from: those in the file options.classes, or all `count` of the model."""
     if options.prompts:
         raise InputError(
             f"model {model!r} is conditioned on classes: prompts={options.prompts!r} does not "

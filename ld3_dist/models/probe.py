@@ -16,18 +16,28 @@ call takes longer than to read them. Networks without data ("meta") are never ca
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.denoiser import Condition, Denoiser, NetworkDenoiser, map_condition, network_output
+from ..core.denoiser import Condition, Denoiser, map_condition, network_output
 from ..core.errors import InputError
 from ..core.noise import NoiseSchedule
+from .inside import (
+    device_of,
+    direction,
+    dtype_of,
+    gradient_of,
+    has_gradient,
+    network_denoiser,
+    parameters_of,
+    reached,
+    tensors_of,
+    uncompiled,
+)
 
 if TYPE_CHECKING:
     from .loaded import Model
@@ -48,7 +58,7 @@ steps of a network that rounds its time, so that its staircase has the slope of 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Relative difference of values that counts as equal, by the dtype of the network."""
 
-CONVERGED, WRONG = 0.15, 0.25
+CONVERGED, WRONG = 0.15, 0.1
 """Differences of one step and of two that differ by less, relatively, are a derivative; a gradient
 that is off by more is not that function's.
 """
@@ -87,7 +97,7 @@ def check_denoiser(denoiser: object, name: str) -> None:
 
 def decoded_shape(denoiser: Denoiser, name: str) -> tuple[int, ...]:
     """[C, H, W] of a decoded sample, found by decoding zeros; InputError where that fails."""
-    zeros = torch.zeros(1, *denoiser.shape, device=_device(denoiser))
+    zeros = torch.zeros(1, *denoiser.shape, device=device_of(denoiser))
     try:
         with torch.no_grad():
             return tuple(denoiser.decode(zeros).shape[1:])
@@ -129,22 +139,22 @@ class _Trial:
 
     def __init__(self, model: Model, device: torch.device | str | None) -> None:
         self.denoiser, self.name = model.denoiser, model.id
-        self.inner = _network_denoiser(model.denoiser)
+        self.inner = network_denoiser(model.denoiser)
         self.draw = model.draw_condition
-        self.device = torch.device(device) if device is not None else _device(model.denoiser)
-        self.dtype = _dtype(model.denoiser)
+        self.device = torch.device(device) if device is not None else device_of(model.denoiser)
+        self.dtype = dtype_of(model.denoiser)
 
     def run(self) -> Probe:
         """See `probe`."""
-        count = _parameters(self.denoiser)
+        count = parameters_of(self.denoiser)
         known = isinstance(self.denoiser, nn.Module)
-        on_meta = known and any(p.is_meta for p in _tensors(self.denoiser))
+        on_meta = known and any(p.is_meta for p in tensors_of(self.denoiser))
         if on_meta or (count > LARGEST_ON_CPU and self.device.type == "cpu"):
             return Probe(called=False)
         devices = [self.device] if self.device.type == "cuda" else []
         with (
             torch.random.fork_rng(devices=devices),
-            _uncompiled(self.denoiser),
+            uncompiled(self.denoiser),
             torch.enable_grad(),
         ):
             return self._light() if count > LARGE else self._full()
@@ -158,9 +168,9 @@ class _Trial:
         if self._far(call.out[0], call.out[1]):
             raise self._unequal()
         if call.net is None:
-            seen = _reached(call.out, [call.x, call.t])
+            seen = reached(call.out, [call.x, call.t])
         else:
-            seen = _reached(call.net[0], call.net[1:3])
+            seen = reached(call.net[0], call.net[1:3])
         if not seen[0]:
             raise self._no_gradient()
         return self._with_time(seen[1])
@@ -191,12 +201,12 @@ class _Trial:
         return self._with_time(self._has_time(call, slopes[2:]))
 
     def _check_x(self, call: _Call, slopes: list[Tensor], v: Tensor) -> None:
-        """Raise InputError unless there is a gradient with respect to x, and it is the right one."""
+        """Raise InputError unless there is a gradient with respect to x, and the right one."""
         if call.net is not None:
             out, inputs, time, _ = call.net
-            if not _has_gradient(out, inputs) and self._net_moves(inputs + 0.1, time, call.net):
+            if not has_gradient(out, inputs) and self._net_moves(inputs + 0.1, time, call.net):
                 raise self._no_gradient()
-        gradient = _gradient(call.out[0], call.x, _direction(slopes[0]))
+        gradient = gradient_of(call.out[0], call.x, direction(slopes[0]))
         if self._wrong(None if gradient is None else float((gradient[0] * v).sum()), slopes):
             raise self._no_gradient()
 
@@ -205,9 +215,9 @@ class _Trial:
         if call.net is not None:
             out, inputs, time, _ = call.net
             other = (time * 0.5).to(time.dtype)
-            if not _has_gradient(out, time) and self._net_moves(inputs, other, call.net):
+            if not has_gradient(out, time) and self._net_moves(inputs, other, call.net):
                 return False
-        gradient = _gradient(call.out[0], call.t, _direction(slopes[0]))
+        gradient = gradient_of(call.out[0], call.t, direction(slopes[0]))
         return not self._wrong(None if gradient is None else float(gradient[0]), slopes)
 
     def _wrong(self, found: float | None, slopes: list[Tensor]) -> bool:
@@ -333,81 +343,3 @@ class _Trial:
 
     def _error(self, text: str) -> InputError:
         return InputError(f"model {self.name!r}: {text}")
-
-
-def _network_denoiser(denoiser: Denoiser) -> NetworkDenoiser | None:
-    """The only NetworkDenoiser inside, itself or wrapped."""
-    if not isinstance(denoiser, nn.Module):
-        return None
-    found = [part for part in denoiser.modules() if isinstance(part, NetworkDenoiser)]
-    return found[0] if len(found) == 1 else None
-
-
-def _tensors(denoiser: Denoiser) -> Iterator[Tensor]:
-    if isinstance(denoiser, nn.Module):
-        yield from denoiser.parameters()
-        yield from denoiser.buffers()
-
-
-def _device(denoiser: Denoiser) -> torch.device:
-    return next((tensor.device for tensor in _tensors(denoiser)), torch.device("cpu"))
-
-
-def _dtype(denoiser: Denoiser) -> torch.dtype:
-    """The narrowest floating dtype of the weights; float32 where there are none."""
-    found = {tensor.dtype for tensor in _tensors(denoiser) if tensor.is_floating_point()}
-    return min(found | {torch.float32}, key=lambda dtype: dtype.itemsize)
-
-
-def _parameters(denoiser: Denoiser) -> int:
-    """Parameters of the network, without its decoder."""
-    inner = _network_denoiser(denoiser)
-    counted = denoiser if inner is None else inner.net
-    return sum(p.numel() for p in counted.parameters()) if isinstance(counted, nn.Module) else 0
-
-
-def _direction(slope: Tensor) -> Tensor:
-    return slope / slope.norm().clamp_min(1e-30)
-
-
-def _gradient(out: Tensor, leaf: Tensor, weights: Tensor) -> Tensor | None:
-    """Gradient of <weights, out> with respect to an input; None where nothing leads to it."""
-    if not out.requires_grad or not leaf.requires_grad:
-        return None
-    total = (out * weights.to(out)).sum()
-    return torch.autograd.grad(total, leaf, retain_graph=True, allow_unused=True)[0]
-
-
-def _has_gradient(out: Tensor, given: Tensor) -> bool:
-    generator = torch.Generator().manual_seed(2)
-    weights = torch.randn(out.shape, generator=generator)
-    found = _gradient(out, given, weights)
-    return found is not None and bool((found != 0).any())
-
-
-def _reached(out: Tensor, wanted: list[Tensor] | tuple[Tensor, ...]) -> list[bool]:
-    """Which tensors the graph of an output leads back to."""
-    todo, seen = [out.grad_fn], set()
-    leaves: set[int] = set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaves.add(id(getattr(node, "variable", None)))
-        todo += [parent for parent, _ in node.next_functions]
-    return [tensor.grad_fn in seen or id(tensor) in leaves for tensor in wanted]
-
-
-@contextlib.contextmanager
-def _uncompiled(denoiser: Denoiser) -> Iterator[None]:
-    """Call compiled networks as they were written: compiling for a probe's batches takes minutes."""
-    parts = list(denoiser.modules()) if isinstance(denoiser, nn.Module) else []
-    kept = [(part, part._compiled_call_impl) for part in parts if part._compiled_call_impl]
-    for part, _ in kept:
-        part._compiled_call_impl = None
-    try:
-        yield
-    finally:
-        for part, compiled in kept:
-            part._compiled_call_impl = compiled
