@@ -134,7 +134,7 @@ def _measure(
         return dict.fromkeys(columns), str(error)
     except InputError:
         raise
-    except Exception as error:  # it may be a user's code: the others' values must not be lost
+    except Exception as error:  # noqa: BLE001, a user's code must not cost the others' values
         reason = f"{type(error).__name__}: {error}"
         log.warning("metric %r fails and is left empty (%s)", name, reason)
         return dict.fromkeys(columns), reason

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ld3_dist.core.errors import InputError
+from ld3_dist.core.features import FeatureMoments
 from ld3_dist.metrics.kernel import kernel_distance, squared_mmd
 from ld3_dist.metrics.manifold import neighbour_radii, overlap, squared_distances
-from ld3_dist.core.features import FeatureMoments
 from ld3_dist.metrics.scores import SCORES, Samples, score
 from ld3_dist.metrics.statistics import FeatureStatistics, frechet_distance, read_moments
 

@@ -1,13 +1,14 @@
-"""`python:MODULE:FACTORY` and `python:FILE.py:FACTORY`: anybody's denoiser.
+"""`python:FILE.py:FACTORY` and `python:MODULE:FACTORY`: anybody's denoiser.
 
-FACTORY(options: ModelOptions) returns a Denoiser, or a Model where there are conditions to draw.
-The whole of what is needed for a network `net(x, time)` that predicts noise at 1000 steps, in a
-file my_model.py:
+FACTORY(options: ModelOptions) returns a Denoiser, or a Model where more belongs to it: conditions
+to draw, a feature extractor, data, statistics of data, a version. The whole of what is needed for a
+network `net(x, time, condition)` that predicts noise at 1000 steps, in a file my_model.py:
 
     import torch
     from ld3_dist.core.denoiser import NetworkDenoiser
     from ld3_dist.core.noise import VPDiscrete
     from ld3_dist.models.loaded import to_device
+    from my_network import MyUNet                          # a file beside this one
 
     class Net(torch.nn.Module):
         def __init__(self):
@@ -15,30 +16,33 @@ file my_model.py:
             self.inner = MyUNet()
             self.inner.load_state_dict(torch.load("my_weights.pt", weights_only=True))
 
-        def forward(self, x, time, condition):                 # x [B, 3, 32, 32], time [B],
-            condition None return self.inner(x, time)
+        def forward(self, x, time, condition):             # x [B, 3, 32, 32], time [B]
+            return self.inner(x, time)
 
     def build(options):
         betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
         noise = VPDiscrete((1 - betas).cumprod(0))
-        return NetworkDenoiser(to_device(Net(), options), noise, (3, 32, 32), "noise",
-        noise.network_time)
+        net = to_device(Net(), options)
+        return NetworkDenoiser(net, noise, (3, 32, 32), "noise", noise.network_time)
 
-and in the YAML `model: python:my_model.py:build`. For classes, return Model(…,
-conditioning="class", draw_condition=draw_class(range(10)), …) and use the labels [B] that then
-arrive as `condition`.
+and in the YAML `model: python:my_model.py:build`. For classes, return Model(denoiser,
+conditioning="class", draw_condition=draw_class(range(10))); the labels [B] then arrive as
+`condition`.
 
-Importing a module runs it: this is the one kind of model whose file is trusted.
+Importing a file runs it: this is the one kind of model whose file is trusted.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 from ...core.denoiser import Denoiser
 from ...core.errors import InputError
 from ...core.user_code import PREFIX, content_of, import_name, left_as_found, split
-from ..loaded import Model, ModelOptions, conditional_on, weights_hash
+from ..fingerprint import weights_hash
+from ..loaded import Model, ModelOptions, conditional_on
+from ..probe import check_denoiser
 
 
 def open_user_code(rest: str, options: ModelOptions) -> Model:
@@ -69,8 +73,9 @@ def open_user_code(rest: str, options: ModelOptions) -> Model:
             "with the model's options, ld3_dist.models.ModelOptions"
         ) from error
     if not isinstance(built, Model):
+        check_denoiser(built, spec)
         conditional_on(False, options, spec)
-        built = Model(built, id=spec)
+        built = Model(cast(Denoiser, built), id=spec)
     found = weights_hash({}, {"model": built.hash, "source": content_of(spec)})
     return replace(
         built, id=spec, hash=found, settings={**_noise(built.denoiser), **built.settings}
