@@ -141,7 +141,9 @@ class Pairwise(Distance):
 
 
 def unit_channels(f: Tensor) -> Tensor:
-    """f [B, C, ...] scaled to unit length along C; zero, with a finite gradient, where f is zero."""
+    """f [B, C, ...] scaled to unit length along C. Where f is zero it stays zero, with a finite
+    gradient.
+    """
     return f / (f.square().sum(1, keepdim=True) + EPS).sqrt()
 
 

@@ -71,7 +71,7 @@ def to_bytes(x: Tensor) -> Tensor:
 
 
 def inception_score(scores: Tensor) -> float:
-    """Class scores (logits) [M, classes] -> the mean Inception score of up to SPLITS equal parts."""
+    """Mean Inception score of up to SPLITS equal parts of class scores (logits) [M, classes]."""
     log_p = scores.double().log_softmax(1)
     parts = [p for p in log_p.tensor_split(min(SPLITS, len(log_p))) if len(p)]
     marginals = [

@@ -9,8 +9,8 @@ Pieces (n_a, m_a, S_a), (n_b, m_b, S_b), with S = sum (x - m)(x - m)^T, merge ex
 in float64, without the cancellation of sums of squares. The Fréchet distance (Heusel et al. 2017,
 1706.08500):
 
-    |m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a C_b)^(1/2),        tr (C_a C_b)^(1/2) = |C_a^(1/2)
-    C_b^(1/2)|_*
+    |m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a C_b)^(1/2)
+    tr (C_a C_b)^(1/2) = |C_a^(1/2) C_b^(1/2)|_*
 
 The trace is taken as a sum of singular values (the nuclear norm): unlike the square root of a
 product that is nearly singular, it is accurate when there are fewer samples than features."""

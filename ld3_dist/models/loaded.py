@@ -1,8 +1,8 @@
-"""What opening a model yields, what can be asked of it, and how its network is placed on a device.
+"""A model: a denoiser and what belongs to it, the options it is opened with, and its conditions.
 
-A `Model` is a Denoiser and what a sweep must know about it: an id and a hash for the rows, and the
-condition of sample i, a pure function of (seed, i) like its noise, whatever the batch or the
-machine."""
+The condition of sample i is a pure function of (seed, i), like its noise, whatever the batch or the
+machine. A network is placed on its device by `to_device`.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +39,11 @@ unconditional model.
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a model is to be used. What a model cannot do is refused by its loader, naming the
-    option.
+    """How a model is to be used. An option that a model does not have is refused when it is opened.
 
-    device: torch device of the network.  dtype: the network's dtype, one of DTYPES; float32 if not
-                                          given. States and network times stay in the sampler's
-                                          dtype.
+    device: torch device of the network.
+    dtype: the network's dtype, one of DTYPES; float32 if not given. States and network times stay
+        in the sampler's dtype.
     conditional: condition on classes or prompts; if not given, as the model was trained.
     guidance: scale of classifier-free guidance, 1 = none; for guidance-embedded (distilled) models,
         the embedded value. If not given, 1 (for guidance-embedded models 3.5).
@@ -235,7 +234,7 @@ def draw_class(classes: Sequence[int]) -> DrawCondition:
 
 
 def conditional_on(trained: bool, options: ModelOptions, model: str) -> bool:
-    """Whether to condition; InputError where options ask for what the model was not trained for."""
+    """True where a model is to be conditioned; InputError for options it was not trained for."""
     if not trained:
         for name in ("conditional", "guided", "prompts", "classes"):
             if getattr(options, name):
@@ -258,8 +257,9 @@ def conditional_on(trained: bool, options: ModelOptions, model: str) -> bool:
 class Conditioning:
     """How a model is conditioned.
 
-    name: for the rows.  draw: what samples draw.  guidance: scale in use, None where there is
-                         nothing to guide by.
+    name: for the rows.
+    draw: the condition of each sample.
+    guidance: scale in use; None where there is nothing to guide by.
     null: the condition that stands for none, batch of 1, where guidance needs it given.
     """
 
@@ -285,16 +285,16 @@ def on_classes(count: int, options: ModelOptions, model: str) -> Conditioning:
 
 
 def prediction_of(denoiser: Denoiser) -> str:
-    """What the network inside predicts, one of `core.denoiser.PREDICTIONS`; data, where it is
-    nobody's network.
+    """What the network inside predicts, one of `core.denoiser.PREDICTIONS`; "data" of a denoiser
+    that is no NetworkDenoiser.
     """
     inner = denoiser.inner if isinstance(denoiser, Guided) else denoiser
     return inner.prediction if isinstance(inner, NetworkDenoiser) else "data"
 
 
 def conditioning_name(kind: str, options: ModelOptions) -> str:
-    """ "class" or "prompts", and of a file its name and the start of its hash: other prompts are
-    another experiment.
+    """ "class" or "prompts", and of a file its name and the start of its hash, since other prompts
+    are another experiment.
     """
     file = options.prompts or options.classes
     if file is None:

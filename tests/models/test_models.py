@@ -241,9 +241,8 @@ def test_user_code_that_fails_is_named(tmp_path: Path, body: str, words: list[st
 def test_user_code_leaves_pytorch_as_it_was(tmp_path: Path) -> None:
     file = tmp_path / "rude.py"
     file.write_text(
-        "import torch\ntorch.set_default_dtype(torch.float64)\n"
-        + MODULE.replace("mine", "rude")
-        + "\ntorch.manual_seed(5)\ntorch.set_grad_enabled(False)\ntorch.set_default_dtype(torch.float32)\n"
+        f"{MODULE}\ntorch.manual_seed(5)\ntorch.set_grad_enabled(False)\n"
+        "torch.set_default_dtype(torch.float64)\n"
     )
     torch.manual_seed(3)
     expected = torch.rand(2)

@@ -67,7 +67,8 @@ def load_digits_classifier(
     channels = tuple(entry(config, "channels", list, file, REMEDY))
     if len(channels) != 3 or not all(isinstance(c, int) and 1 <= c <= LARGEST for c in channels):
         raise InputError(
-            f"{file}: channels in its header are {channels}, not three from 1 to {LARGEST}; {REMEDY}"
+            f"{file}: channels in its header are {channels}, not three from 1 to {LARGEST}; "
+            f"{REMEDY}"
         )
     net = DigitsClassifier(channels)
     load_weights(net, tensors, file, REMEDY)
