@@ -41,13 +41,14 @@ from torch import Tensor
 
 from ld3_dist.core.denoiser import map_condition
 from ld3_dist.core.distance import make_distance
+from ld3_dist.core.features import Extractor, FeatureMoments
 from ld3_dist.core.grid import discretize, lam_range, resample
 from ld3_dist.core.learning.descent import Descent
 from ld3_dist.core.learning.learn import LearnConfig, Pairs, Problem, Progress, learn, make_config
 from ld3_dist.core.noise import NoiseSchedule
 from ld3_dist.core.solver import Solver, Tableau, make_solver
-from ld3_dist.metrics.extractors import Extractor, open_extractor
-from ld3_dist.metrics.statistics import FeatureMoments, FeatureStatistics, frechet_distance
+from ld3_dist.metrics.extractors import open_extractor
+from ld3_dist.metrics.statistics import FeatureStatistics, frechet_distance
 from ld3_dist.models import Model, open_model
 from ld3_dist.single import STARTS
 from ld3_dist.tasks.context import start_knots
@@ -88,7 +89,7 @@ class Ground:
         extractor = open_extractor("auto", opened)
         assert extractor is not None
         found = features(extractor, fresh.target)
-        data, teacher, near = map(moments, (extractor.data_features(), found, found[:FRESH]))
+        data, teacher, near = map(moments, (extractor.features_of(opened.data), found, found[:FRESH]))
         return cls(
             opened, learning[COUNT:], learning[:COUNT], fresh, extractor, data, teacher, near
         )

@@ -65,7 +65,7 @@ def table(name: str, noise: NoiseSchedule, members: int) -> tuple[float, float]:
 
 def share(name: str, members: int, gamma: float) -> dict[str, float | str | int]:
     """The table's part of a learning iteration on the digits model: built and differentiated."""
-    model = load_model("digits")
+    model = load_model("digits").denoiser
     solver, noise = make_solver(name), model.noise
     knots = discretize(noise, solver.steps(NFE), "log_snr").expand(members, -1)
     pairs = Pairs(draw_noise(0, range(20), tuple(model.shape)), torch.zeros(20, *model.shape))

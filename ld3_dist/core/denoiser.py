@@ -13,11 +13,12 @@ of time. All of that is converted here, once, on the way out; every solver sees 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from .errors import InputError
 from .noise import NoiseSchedule
 
 Condition = Tensor | Mapping[str, Tensor] | None
@@ -76,6 +77,25 @@ def join_conditions(first: Condition, second: Condition) -> Condition:
 def per_sample(value: Tensor, x: Tensor) -> Tensor:
     """[B] -> [B, 1, 1, …], so that it broadcasts against x [B, *shape]."""
     return value.reshape(-1, *[1] * (x.ndim - 1)).to(x)
+
+
+def network_output(out: Any, x: Tensor) -> Tensor:
+    """What a network has predicted, [B, *shape], from what it returned for x.
+
+    A tuple is cut to its first element, a dataclass with `sample` to that. Twice the channels are
+    the prediction and a learned variance (Nichol & Dhariwal 2021); the latter plays no part in an
+    ODE. Raises InputError for anything else that is no tensor.
+    """
+    if isinstance(out, tuple | list) and out:
+        out = out[0]
+    out = getattr(out, "sample", out) if not isinstance(out, Tensor) else out
+    if not isinstance(out, Tensor):
+        raise InputError(
+            f"the network returned {type(out).__name__}; return the predicted tensor "
+            f"{tuple(x.shape)}"
+        )
+    doubled = out.ndim == x.ndim > 2 and out.shape[1] == 2 * x.shape[1]
+    return out[:, : x.shape[1]] if doubled else out
 
 
 class NetworkDenoiser(nn.Module):
@@ -145,9 +165,9 @@ class NetworkDenoiser(nn.Module):
 
     def _network(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         if self.dtype is None:
-            return self.net(x, time, condition)
+            return network_output(self.net(x, time, condition), x)
         cond = map_condition(lambda c: c.to(self.dtype) if c.is_floating_point() else c, condition)
-        return self.net(x.to(self.dtype), time, cond).to(x.dtype)
+        return network_output(self.net(x.to(self.dtype), time, cond), x).to(x.dtype)
 
     def decode(self, x0: Tensor) -> Tensor:
         return x0 if self.decoder is None else self.decoder(x0)

@@ -115,7 +115,9 @@ def sources(module: ModuleType) -> list[Path]:
     files = {own}
     for other in list(sys.modules.values()):
         file = getattr(other, "__file__", None)
-        if file and file.endswith(".py") and Path(file).resolve().parent == own.parent:
+        if not file or not file.endswith(".py") or not Path(file).is_file():
+            continue  # some modules of PyTorch bear names of files that do not exist
+        if Path(file).resolve().parent == own.parent:
             files.add(Path(file).resolve())
     return sorted(files)
 

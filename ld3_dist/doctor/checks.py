@@ -17,9 +17,9 @@ from typing import Literal
 
 import torch
 
-from ..core.distance import MIN_SIDE, TRUNK_FILES, default_trunk
 from ..core.errors import InputError
 from ..core.learning.config import CHECKPOINTING
+from ..core.lpips import MIN_SIDE, TRUNK_FILES, default_trunk
 from ..core.memory import free_memory
 from ..experiment.plan import Plan
 from ..experiment.settings import Experiment, ModelSettings

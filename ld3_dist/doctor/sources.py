@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..core.distance import TRUNK_FILES
+from ..core.lpips import TRUNK_FILES
 from ..metrics.inception import FILE as INCEPTION_FILE
 from ..metrics.inception import SOURCE as INCEPTION_SOURCE
 from ..models.edm.opening import PUBLISHED

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from ..core.distance import DISTANCES
+from ..core.distance import distance_entry
 from ..core.errors import unknown
 from ..core.learning.procedure import make_config, no_such_setting, procedures
 from ..core.solver import make_solver
@@ -24,8 +24,7 @@ def _solver_name(name: str) -> str:
 
 
 def _distance_name(name: str) -> str:
-    if name not in (*DISTANCES, "lpips"):
-        raise unknown("distance", name, DISTANCES)
+    distance_entry(name)
     return name
 
 

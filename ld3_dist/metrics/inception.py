@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from .extractors import Extractor, content_hash
+from ..core.features import Extractor
+from .extractors import content_hash
 
 FEATURES = 2048
 CHUNK = 64
@@ -51,9 +52,12 @@ def open_inception(path: str, device: str = "cpu") -> Extractor:
             return torch.cat([network(to_bytes(part).to(device))[0] for part in x.split(CHUNK)])
 
     return Extractor(
-        "inception", content_hash(str(file)), features, lambda x: [features(x)],
+        "inception",
+        content_hash(str(file)),
+        features,
         class_scores=lambda f: f.double() @ weight.T.to(f.device, torch.float64),
-    )  # fmt: skip
+        differentiable=False,
+    )
 
 
 def to_bytes(x: Tensor) -> Tensor:
@@ -67,7 +71,7 @@ def to_bytes(x: Tensor) -> Tensor:
 
 
 def inception_score(scores: Tensor) -> float:
-    """Class scores (logits) [M, classes] -> the mean Inception score of up to SPLITS equal parts."""
+    """Mean Inception score of up to SPLITS equal parts of class scores (logits) [M, classes]."""
     log_p = scores.double().log_softmax(1)
     parts = [p for p in log_p.tensor_split(min(SPLITS, len(log_p))) if len(p)]
     marginals = [

@@ -1,16 +1,16 @@
 """The kernel distance KID: unbiased squared maximum mean discrepancy (Binkowski et al. 2018,
 1801.01401).
 
-    MMD^2 = 1/(m(m-1)) sum_{i != j} k(x_i, x_j) + 1/(m(m-1)) sum_{i != j} k(y_i, y_j) - 2/m^2
-    sum_{i,j} k(x_i, y_j) k(x, y) = (x . y / F + 1)^3
+    MMD^2 = 1/(m(m-1)) sum_{i != j} k(x_i, x_j) + 1/(m(m-1)) sum_{i != j} k(y_i, y_j)
+            - 2/m^2 sum_{i,j} k(x_i, y_j),            k(x, y) = (x . y / F + 1)^3
 
-as the mean, with the standard deviation, over random subsets of m samples. Unbiased, so it can be
-slightly negative.
+It is the mean over random subsets of m samples, given with its standard deviation. An unbiased
+estimate can be slightly negative.
 
 A subset is a column w in {0, 1}^n, and its sum over pairs is w^T K w. All subsets share one kernel
-matrix K, which is made in blocks: many times less work than a matrix for every subset. Where there
-are more than POOL samples, the subsets are drawn from POOL random ones of them, which bounds the
-work."""
+matrix K, made in blocks: many times less work than a matrix for every subset. From more than POOL
+samples the subsets are drawn out of POOL random ones, which bounds the work.
+"""
 
 from __future__ import annotations
 

@@ -3,12 +3,13 @@
 B_k(x, X) is the ball around x that reaches to its k-th nearest neighbour among the other points of
 X.
 
-    precision   fraction of samples in at least one B_k(r, real)         (Kynkaanniemi et al. 2019,
-                1904.06991)
+    precision   fraction of samples in at least one B_k(r, real)
     recall      fraction of real points in at least one B_k(s, samples)
-    density     mean over samples of |{r : s in B_k(r, real)}| / k       (Naeem et al. 2020,
-                2002.09797)
+    density     mean over samples of |{r : s in B_k(r, real)}| / k
     coverage    fraction of real points r with a sample in B_k(r, real)
+
+Precision and recall are from Kynkaanniemi et al. 2019 (1904.06991), density and coverage from Naeem
+et al. 2020 (2002.09797).
 
 Balls are closed for the first two and open for the last two, as in the authors' definitions of
 each; then a set compared with itself scores 1 in all four (density in the mean over a set without
@@ -100,7 +101,7 @@ def neighbour_radii(x: Tensor, k: int) -> Tensor:
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """[N, F] x [M, F] -> [N, M] by matrix products; what is below their rounding is exactly zero."""
+    """[N, F] x [M, F] -> [N, M] by matrix products; values below their rounding become zero."""
     scale = x.square().sum(1)[:, None] + y.square().sum(1)[None]
     d2 = scale - 2 * x @ y.T
     return torch.where(d2 > 1e-13 * scale, d2, 0.0)

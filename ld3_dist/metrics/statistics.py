@@ -9,8 +9,8 @@ Pieces (n_a, m_a, S_a), (n_b, m_b, S_b), with S = sum (x - m)(x - m)^T, merge ex
 in float64, without the cancellation of sums of squares. The Fréchet distance (Heusel et al. 2017,
 1706.08500):
 
-    |m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a C_b)^(1/2),        tr (C_a C_b)^(1/2) = |C_a^(1/2)
-    C_b^(1/2)|_*
+    |m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a C_b)^(1/2)
+    tr (C_a C_b)^(1/2) = |C_a^(1/2) C_b^(1/2)|_*
 
 The trace is taken as a sum of singular values (the nuclear norm): unlike the square root of a
 product that is nearly singular, it is accurate when there are fewer samples than features."""
@@ -18,7 +18,6 @@ product that is nearly singular, it is accurate when there are fewer samples tha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.features import FeatureMoments
 
 
 def checked_features(features: Tensor, what: str = "features", at_least: int = 1) -> Tensor:
@@ -48,53 +48,21 @@ def checked_features(features: Tensor, what: str = "features", at_least: int = 1
     return features.detach().to("cpu", torch.float64)
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureMoments:
-    """Mean [F] and covariance [F, F] in float64: of features, or read from a reference file (mu,
-    sigma).
+def read_moments(path: str | Path) -> FeatureMoments:
+    """Moments from an npz file with `mu` [F] and `sigma` [F, F], as EDM publishes them.
+
+    Raises InputError for a file that is missing or is none.
     """
-
-    mean: Tensor
-    covariance: Tensor
-
-    def __post_init__(self) -> None:
-        size = self.mean.numel()
-        if self.mean.shape != (size,) or self.covariance.shape != (size, size):
-            raise InputError(
-                f"moments: mean {tuple(self.mean.shape)} and covariance "
-                f"{tuple(self.covariance.shape)} do not fit; "
-                "need [F] and [F, F]"
-            )
-        for key in ("mean", "covariance"):
-            value = getattr(self, key)
-            if not torch.isfinite(value).all():
-                raise InputError(f"moments: {key} has numbers that are not finite")
-            object.__setattr__(self, key, value.detach().to("cpu", torch.float64))
-
-    @cached_property
-    def root(self) -> Tensor:
-        """Symmetric square root of the covariance: made once for a reference that many sets are
-        compared with.
-        """
-        return _square_root(self.covariance)
-
-    @staticmethod
-    def read(path: str | Path) -> FeatureMoments:
-        """Reference statistics from an npz file with `mu` [F] and `sigma` [F, F]; InputError if it
-        is not one.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return FeatureMoments(
-                    torch.from_numpy(arrays["mu"]), torch.from_numpy(arrays["sigma"])
-                )
-        except FileNotFoundError:
-            raise InputError(f"reference statistics {path}: no such file") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(
-                f"reference statistics {path}: need an npz with mu and sigma ({reason})"
-            ) from error
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return FeatureMoments(torch.from_numpy(arrays["mu"]), torch.from_numpy(arrays["sigma"]))
+    except FileNotFoundError:
+        raise InputError(f"reference statistics {path}: no such file") from None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"reference statistics {path}: need an npz with mu and sigma ({reason})"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,9 +128,3 @@ def frechet_distance(a: FeatureMoments, b: FeatureMoments) -> float:
     overlap = torch.linalg.svdvals(a.root @ b.root).sum()
     spread = a.covariance.trace() + b.covariance.trace() - 2 * overlap
     return max(0.0, ((a.mean - b.mean).square().sum() + spread).item())
-
-
-def _square_root(covariance: Tensor) -> Tensor:
-    """Symmetric square root of a positive semi-definite matrix."""
-    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T

@@ -46,28 +46,43 @@ def read_tensors(file: Path, kind: str, remedy: str) -> tuple[dict[str, Tensor],
         with safe_open(file, framework="pt") as opened:
             header = json.loads((opened.metadata() or {}).get("ld3_dist", "{}"))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{file}: damaged, or not a safetensors file ({error}); {remedy}"
         ) from error
     found = header.get("kind", "no kind") if isinstance(header, dict) else "no kind"
     if found != kind:
         raise InputError(f"{file}: holds {found!r}, expected {kind!r}; {remedy}")
-    return tensors, header["config"]
+    config = header.get("config")
+    if not isinstance(config, dict):
+        raise InputError(f"{file}: its header has no config; {remedy}")
+    return tensors, config
+
+
+def entry(config: dict[str, Any], key: str, kind: type, file: Path, remedy: str) -> Any:
+    """An entry of a file's config; InputError where it is missing or of another type."""
+    value = config.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise InputError(f"{file}: {key} in its header is {value!r}; {remedy}")
+    return value
+
+
+def check_weights(net: nn.Module, tensors: dict[str, Tensor], file: Path, remedy: str) -> None:
+    """Raise InputError that names the first tensor which does not fit a network."""
+    wanted = net.state_dict()
+    for name in sorted(wanted.keys() | tensors.keys()):
+        if name not in wanted:
+            what = "is unexpected"
+        elif name not in tensors:
+            what = "is missing"
+        elif wanted[name].shape != tensors[name].shape:
+            what = f"has shape {tuple(tensors[name].shape)}, not {tuple(wanted[name].shape)}"
+        else:
+            continue
+        raise InputError(f"{file}: tensor {name!r} {what}; {remedy}")
 
 
 def load_weights(net: nn.Module, tensors: dict[str, Tensor], file: Path, remedy: str) -> None:
-    """Strictly load tensors into a network; InputError names the first tensor that does not fit."""
-    wanted = net.state_dict()
-    for name in sorted(wanted.keys() | tensors.keys()):
-        a, b = wanted.get(name), tensors.get(name)
-        if a is None or b is None or a.shape != b.shape:
-            what = (
-                "is unexpected"
-                if a is None
-                else "is missing"
-                if b is None
-                else f"has shape {tuple(b.shape)}"
-            )
-            raise InputError(f"{file}: tensor {name!r} {what}; {remedy}")
+    """Load tensors into a network strictly; InputError names the first one that does not fit."""
+    check_weights(net, tensors, file, remedy)
     net.load_state_dict(tensors)

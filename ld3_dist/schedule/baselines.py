@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..core.distance import Distance
+from ..core.comparison import Distance
 from ..core.grid import Grid
 from ..core.learning.pairs import Pairs
 from ..core.solver import Solver, Tableau

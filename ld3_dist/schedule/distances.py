@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from ..core.distance import MIN_SIDE, Distance, make_distance
+from ..core.comparison import Distance
+from ..core.distance import (
+    check_distance,
+    distance_entry,
+    extractor_of_distance,
+    make_distance,
+)
 from ..core.errors import InputError
+from ..core.user_code import PREFIX
 from ..metrics.extractors import open_extractor
 from ..models import Model
 
@@ -20,12 +27,17 @@ def open_distance(
     Raises InputError for an unknown name, a model without the extractor that the distance needs,
     images that are too small, and weights that are missing.
     """
-    side, least = min(model.image_shape[-2:]), MIN_SIDE.get(name.partition("-")[2] or "vgg", 1)
-    if name.startswith("lpips") and side < least and not upsample:
+    entry = distance_entry(name)
+    side = min(model.image_shape[-2:])
+    if side < entry.min_side and not upsample:
         raise InputError(
-            f"{name} needs images of at least {least} pixels a side, those of {model.id} have "
-            f"{side}; enlarge them (lpips: {{upsample: true}}; --upsample), or use l2 or feature"
+            f"{name} needs images of at least {entry.min_side} pixels a side, those of {model.id} "
+            f"have {side}; enlarge them (lpips: {{upsample: true}}; --upsample), or use l2 or "
+            "feature"
         )
-    extractor = open_extractor("auto", model, device) if name == "feature" else None
-    maps = extractor.maps if extractor else None
-    return make_distance(name, maps, trunk=trunk, upsample=upsample).to(device)
+    wanted = extractor_of_distance(name)
+    extractor = open_extractor(wanted, model, device) if wanted else None
+    distance = make_distance(name, extractor, trunk=trunk, upsample=upsample).to(device)
+    if name.startswith(PREFIX):
+        check_distance(distance, model.image_shape, device)
+    return distance

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core.distance import Distance
+from ..core.comparison import Distance
 from ..core.errors import InputError
+from ..core.features import Extractor, Reference
 from ..core.learning.pairs import Pairs
 from ..core.solver import Tableau
-from ..metrics.extractors import Extractor, Reference, open_extractor
-from ..metrics.scores import score
+from ..metrics.extractors import model_reference, open_extractor
+from ..metrics.scores import BUILT_IN, Samples, as_reference, score
 from ..models import Model
 from ..store.tables import frame_of
 from .baselines import hand_made
@@ -79,20 +80,16 @@ def loss_columns(losses: Tensor) -> dict[str, Any]:
 
 
 def score_columns(
-    features: Tensor, extractor: Extractor, reference: Tensor | Reference | None, name: str
+    features: Tensor,
+    extractor: Extractor,
+    reference: Reference | None,
+    metrics: Sequence[str] = BUILT_IN,
 ) -> dict[str, Any]:
-    """Scores of features against a reference, with the extractor's and the reference's names."""
+    """Scores of features [M, F] against a reference, by column, with the names of both."""
+    logits = None if extractor.class_scores is None else extractor.class_scores(features)
     found: dict[str, Any] = {"extractor": extractor.name, "extractor_hash": extractor.hash}
-    if isinstance(reference, Reference):  # moments of all of its data, features of some or none
-        known = reference.moments if reference.features is None else reference.features
-        found |= {"reference": name} | score(features, known, moments=reference.moments)
-    elif reference is not None:
-        found |= {"reference": name} | score(features, reference)
-    if extractor.class_scores is not None:
-        from ..metrics.inception import inception_score
-
-        found["inception_score"] = inception_score(extractor.class_scores(features))
-    return found
+    found["reference"] = reference.name if reference else None
+    return found | score(Samples(features, logits), reference, metrics).values
 
 
 def evaluate(
@@ -106,6 +103,7 @@ def evaluate(
     teacher: str | Teacher = "unipc-3/20/karras",
     distance: str | Distance = "l2",
     extractor: str = "auto",
+    metrics: Sequence[str] = BUILT_IN,
 ) -> pd.DataFrame:
     """Score schedules and hand-made grids on fresh samples, all from the same noise.
 
@@ -114,6 +112,7 @@ def evaluate(
             or else with the solver and NFE of each schedule in the list.
         samples: fresh samples, of which none was used in teaching.
         extractor: name of a feature extractor, "none" for distances to the teacher alone.
+        metrics: names of metrics.
 
     Returns a frame with a row per schedule and one for the teacher: name, solver, nfe and the
     columns of the table `evaluations`. Raises InputError for a name without solver and NFE, a
@@ -134,15 +133,16 @@ def evaluate(
     indices = range(FRESH, FRESH + samples)
     pairs = teach(model, seed=seed, teacher=teacher, indices=indices)
     own = measure(model, None, pairs, opened, features)
-    reference, name = _reference(model, features, own)
+    reference = None if features is None else model_reference(model, features)
+    compared = reference or as_reference(own.features)
     records = []
     for label, table, column in [(("teacher", "", 0), None, {}), *tables]:
         found = own if table is None else measure(model, table, pairs, opened, features)
         record = {"key": label[0], "kind": "schedule" if table else "teacher"} | column
         record |= loss_columns(found.losses)
         if features is not None and found.features is not None:
-            other = None if table is None and name == "teacher" else reference
-            record |= score_columns(found.features, features, other, name)
+            other = reference if table is None else compared
+            record |= score_columns(found.features, features, other, metrics)
         records.append(record)
     frame = frame_of("evaluations", records)
     labels = [("teacher", None, None), *(label for label, _, _ in tables)]
@@ -172,13 +172,3 @@ def _tables(
             table = hand_made(item, model, student, int(count or 0))[1]
             found.append(((item, str(name), int(count or 0)), table, {}))
     return found
-
-
-def _reference(
-    model: Model, extractor: Extractor | None, teacher: Measured
-) -> tuple[Tensor | Reference | None, str]:
-    if extractor is None:
-        return None, ""
-    if extractor.data is not None:
-        return extractor.data_features(), f"data of {model.id}"
-    return teacher.features, "teacher"

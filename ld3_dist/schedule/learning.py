@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.distance import Distance
+from ..core.comparison import Distance
 from ..core.errors import InputError
 from ..core.learning.config import LearnConfig
 from ..core.learning.learn import learn as learn_members
@@ -77,7 +78,7 @@ def learning(
     Raises InputError for anything that cannot be used, before the learning starts.
     """
     student = check_student(solver, nfe)
-    config = config or make_config(**settings)
+    config = reachable(model, config or make_config(**settings))
     train, valid = split(pairs, valid)
     names = starts or procedures.get(config.procedure).starts
     if isinstance(distance, str):
@@ -138,7 +139,7 @@ def learn(
     >>> schedule.nfe, len(schedule.knots)
     (3, 4)
     """
-    config = make_config(**settings)
+    config = reachable(model, make_config(**settings))
     student = check_student(solver, nfe)
     names = tuple(starts) or procedures.get(config.procedure).starts
     for name in names:  # those that need no pairs are made now, so that a bad one costs no work
@@ -180,6 +181,17 @@ def learn(
         baselines={name: baseline.loss for name, baseline in measured.items()},
     )
     return _better(made, measured, loss)
+
+
+def reachable(model: Model, config: LearnConfig) -> LearnConfig:
+    """The settings, with network times fixed for a network without a gradient in its time."""
+    if model.time_gradient or not config.offset_window:
+        return config
+    log.warning(
+        "%s has no gradient with respect to time: network times are not learned (offset_window 0)",
+        model.id,
+    )
+    return replace(config, offset_window=0.0)
 
 
 def _better(learned: Schedule, baselines: dict[str, Baseline], loss: float) -> Schedule:

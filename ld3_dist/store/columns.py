@@ -165,6 +165,7 @@ EVALUATIONS = _schema(
         _field("recall", pa.float64(), "fraction of the reference inside the samples' manifold"),
         _field("density", pa.float64(), "mean number of reference balls around a sample, over k"),
         _field("coverage", pa.float64(), "fraction of reference balls that hold a sample"),
+        _field("own_metrics", pa.string(), "values of metrics that are not built in, as JSON"),
         _field("extractor", pa.string(), "feature extractor"),
         _field("extractor_hash", pa.string(), "hash of the extractor's weights"),
         _field("reference", pa.string(), "the reference set"),

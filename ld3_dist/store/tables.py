@@ -9,6 +9,7 @@ finite becomes "diverged", because null alone would read as "not measured"."""
 from __future__ import annotations
 
 import io
+import json
 import math
 import operator
 import warnings
@@ -28,6 +29,9 @@ from .storage import Storage
 SUFFIX = ".parquet"
 READERS = 8
 """Threads that read files; what they wait for is the disk or the network."""
+
+OWN = "metric."
+"""How columns of metrics that are not built in begin."""
 
 _LOSSES = ("train_loss", "valid_loss")
 _NULLABLE = {
@@ -110,7 +114,18 @@ def read_table(storage: Storage, folder: str) -> pd.DataFrame:
             stacklevel=2,
         )
     frame = pa.concat_tables([schema.empty_table(), *tables]).to_pandas(types_mapper=_NULLABLE.get)
+    if "own_metrics" in frame:
+        frame = _with_own_metrics(frame)
     frame.attrs["unreadable"] = sorted(unreadable)
+    return frame
+
+
+def _with_own_metrics(frame: pd.DataFrame) -> pd.DataFrame:
+    """A column for each metric that is not built in, in place of their JSON."""
+    found = [json.loads(text) if isinstance(text, str) else {} for text in frame["own_metrics"]]
+    frame = frame.drop(columns="own_metrics")
+    for name in sorted({name for values in found for name in values}):
+        frame[name] = [values.get(name) for values in found]
     return frame
 
 
@@ -126,7 +141,11 @@ def read_records(storage: Storage, folder: str, name: str) -> list[dict[str, Any
 
 
 def _plain(folder: str, schema: pa.Schema, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record without numbers that are not finite."""
+    """The record without numbers that are not finite, metrics of one's own as JSON."""
+    own = {key: _finite(value) for key, value in record.items() if key.startswith(OWN)}
+    if own:
+        record = {key: value for key, value in record.items() if key not in own}
+        record = {**record, "own_metrics": json.dumps(own, sort_keys=True)}
     extra = sorted(set(record) - set(schema.names))
     if extra:
         raise TypeError(

@@ -17,11 +17,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from ..core.features import Extractor, Reference
 from ..core.grid import Grid
 from ..core.solver import Tableau, make_solver
 from ..experiment.plan import Cell, Plan, digest
 from ..experiment.settings import ModelSettings
-from ..metrics.extractors import Extractor, read_reference
+from ..metrics.extractors import model_reference, read_reference
+from ..metrics.scores import BUILT_IN, as_reference
 from ..models import Model
 from ..schedule.evaluating import loss_columns, measure, score_columns
 from ..schedule.file import read_schedule
@@ -119,22 +121,23 @@ def finish(
     """
     clock = time.perf_counter()
     model, extractor = model_of(item.model, device), extractor_of(plan, item.model, device)
+    metrics = plan.experiment.evaluate.metrics or BUILT_IN
     record: dict[str, Any] = {"key": item.key, "kind": item.kind}
     record |= {"cell": item.cell.id if item.cell else None} | provenance() | where(device)
     if item.kind == "data":
         assert extractor is not None
-        features, reference, name = _data_halves(extractor)
+        features, reference = _data_halves(extractor, model)
         record["samples"] = len(features)
-        record |= score_columns(features, extractor, reference, name)
+        record |= score_columns(features, extractor, reference, metrics)
     else:
         parts = [
             load_tensors(storage.read_bytes(part_name(item, a, b))) for a, b in item.parts(plan)
         ]
         record |= loss_columns(torch.cat([part["loss"] for part in parts]))
-        reference, name = _reference(plan, item, storage, extractor, model)
         if extractor is not None and "features" in parts[0]:
             features = torch.cat([part["features"] for part in parts])
-            record |= score_columns(features, extractor, reference, name)
+            reference = _reference(plan, item, storage, extractor, model)
+            record |= score_columns(features, extractor, reference, metrics)
     record["seconds"] = seconds + time.perf_counter() - clock
     if item.kind == "learned":
         _complete_schedule(storage, item.key, record, others)
@@ -163,36 +166,35 @@ def pictures(
 
 
 def _reference(
-    plan: Plan, item: Item, storage: Storage, extractor: Extractor | None, model: Model
-) -> tuple[Any, str]:
-    """Features the item is compared with: the model's data, the teacher's samples, or a statistics
-    file.
-    """
-    if extractor is None:
-        return None, ""
+    plan: Plan, item: Item, storage: Storage, extractor: Extractor, model: Model
+) -> Reference | None:
+    """What an item is compared with: the model's own reference, a file, or the teacher's samples."""
     wanted = plan.experiment.evaluate.reference
-    if wanted == "auto" and extractor.data is not None:
-        return keep(
-            f"reference {extractor.hash}", lambda: extractor.data_features()
-        ), f"data of {model.id}"
-    if wanted in ("auto", "teacher"):
-        if item.kind == "teacher":
-            return None, ""
-        teacher = teacher_item(plan, item.model)
-        parts = [
-            load_tensors(storage.read_bytes(part_name(teacher, a, b)))
-            for a, b in teacher.parts(plan)
-        ]
-        return torch.cat([part["features"] for part in parts]), "teacher"
-    return keep(
-        f"reference {wanted} {extractor.hash}", lambda: read_reference(wanted, extractor)
-    ), wanted
+    if wanted not in ("auto", "teacher"):
+        key = f"reference {wanted} {extractor.hash}"
+        return keep(key, lambda: read_reference(wanted, extractor))
+    if wanted == "auto":
+        key = f"reference {model.hash} {extractor.hash}"
+        own = keep(key, lambda: model_reference(model, extractor))
+        if own is not None:
+            return own
+    if item.kind == "teacher":
+        return None
+    teacher = teacher_item(plan, item.model)
+    names = [part_name(teacher, a, b) for a, b in teacher.parts(plan)]
+    parts = [load_tensors(storage.read_bytes(name)) for name in names]
+    made = as_reference(torch.cat([part["features"] for part in parts]))
+    return made and replace(made, name="teacher")
 
 
-def _data_halves(extractor: Extractor) -> tuple[Tensor, Tensor, str]:
+def _data_halves(extractor: Extractor, model: Model) -> tuple[Tensor, Reference]:
     """Every other example of the data against the rest: what two samples of the truth score."""
-    features = extractor.data_features()
-    return features[0::2], features[1::2], "the other half of the data"
+    known = model_reference(model, extractor)
+    assert known is not None
+    assert known.features is not None
+    other = as_reference(known.features[1::2])
+    assert other is not None
+    return known.features[0::2], replace(other, name="the other half of the data")
 
 
 def _complete_schedule(

@@ -168,7 +168,7 @@ def test_schedules_reproduce_their_rows(finished: Finished) -> None:
     row.
     """
     frame = load_results(finished.out)
-    model = load_model("analytic:mixture-2d")
+    model = load_model("analytic:mixture-2d").denoiser
     (pairs,) = (finished.out / "pairs").iterdir()
     target = load_pairs(open_storage(pairs), 0, 8)["target"]
     noise = draw_noise(0, range(8), (2,))

@@ -8,9 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ld3_dist.core import distance as distances
-from ld3_dist.core.distance import LPIPS, MIN_SIDE, FeatureDistance, make_distance, unit_channels
+from ld3_dist.core import lpips as lpips_module
+from ld3_dist.core.comparison import FeatureDistance, unit_channels
+from ld3_dist.core.distance import (
+    check_distance,
+    distance_entry,
+    distances,
+    extractor_of_distance,
+    make_distance,
+)
 from ld3_dist.core.errors import InputError
+from ld3_dist.core.features import Extractor
+from ld3_dist.core.lpips import LPIPS, MIN_SIDE
 
 
 def images(seed: int, n: int = 3, channels: int = 3, side: int = 40) -> Tensor:
@@ -136,7 +145,7 @@ def test_the_trunk_comes_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match=r"squeezenet1_1.*no such file"):
         make_distance("lpips-squeeze")
     whole = torchvision.models.squeezenet1_1(weights=None)
-    file = distances.default_trunk("squeeze")
+    file = lpips_module.default_trunk("squeeze")
     file.parent.mkdir()
     torch.save(whole.state_dict(), file)
     distance = make_distance("lpips-squeeze")
@@ -161,3 +170,100 @@ def test_bad_names_and_missing_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(InputError, match="pip install lpips"):
         make_distance("lpips-alex", random_trunk=True)
+
+
+def test_entries_tell_what_a_distance_needs() -> None:
+    assert [distance_entry(name).space for name in ("l1", "l2")] == ["any", "any"]
+    for net, side in MIN_SIDE.items():
+        entry = distance_entry(f"lpips-{net}")
+        assert (entry.space, entry.min_side, entry.trunk) == ("image", side, net)
+        assert "upsample" in entry.options
+    assert distance_entry("lpips") == distance_entry("lpips-vgg")
+    assert extractor_of_distance("l2") is None
+    assert extractor_of_distance("lpips") is None
+    assert extractor_of_distance("feature") == "auto"
+    assert extractor_of_distance("feature:inception:/weights.pth") == "inception:/weights.pth"
+    with pytest.raises(InputError, match="nothing follows l2"):
+        extractor_of_distance("l2:identity")
+
+
+def test_any_extractor_serves_a_feature_distance() -> None:
+    a, b = images(0), images(1)
+    halves = Extractor("halves", "1", lambda x: x.flatten(1) / 2)
+    distance = make_distance("feature:halves", halves)
+    assert distance.name == "feature:halves"
+    assert torch.allclose(distance(a, b), (a - b).square().flatten(1).mean(1) / 4)
+    maps = Extractor("maps", "1", lambda x: x.flatten(1), lambda x: [x, x.flatten(1)])
+    assert torch.equal(
+        make_distance("feature", maps)(a, b),
+        make_distance("feature", extractor=lambda x: [x, x.flatten(1)])(a, b),
+    )
+    rounded = Extractor("bytes", "1", lambda x: x.round().flatten(1), differentiable=False)
+    with pytest.raises(InputError, match=r"features of bytes have no gradient"):
+        make_distance("feature", rounded)
+
+
+OWN = """
+import torch
+from ld3_dist.core.comparison import Elementwise
+
+def cube(a, b):
+    return (a - b).abs().pow(3).flatten(1).mean(1)
+
+def make_l1():
+    return Elementwise(1)
+
+def one(a):
+    return a
+
+def wrong():
+    return 3
+
+def whole(a, b):
+    return (a - b).abs().mean()
+
+def flat(a, b):
+    return (a - b).detach().abs().flatten(1).mean(1)
+
+def broken(a, b):
+    return a @ b
+
+def infinite(a, b):
+    return (a - b).flatten(1).mean(1) / 0
+"""
+
+
+def test_a_distance_in_a_user_s_file(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    a, b = images(0), images(1)
+    cube = make_distance(f"python:{file}:cube")
+    assert torch.allclose(cube(a, b), (a - b).abs().pow(3).flatten(1).mean(1))
+    assert cube.name == f"python:{file}:cube"
+    with pytest.raises(ValueError, match="shapes differ"):
+        cube(a, b[:1])
+    assert torch.equal(make_distance(f"python:{file}:make_l1")(a, b), make_distance("l1")(a, b))
+    for name in ("cube", "make_l1"):
+        check_distance(make_distance(f"python:{file}:{name}"), (3, 4, 4))
+    for name, words in [("one", r"takes a; .*\(a, b\) -> \[B\]"), ("wrong", "returned int")]:
+        with pytest.raises(InputError, match=words):
+            make_distance(f"python:{file}:{name}")
+    for name, words in [
+        ("whole", r"made \(\) of 2 samples"),
+        ("flat", "no gradient with respect to the samples"),
+        ("broken", "fails on samples"),
+        ("infinite", "not finite"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            check_distance(make_distance(f"python:{file}:{name}"), (3, 4, 5))
+
+
+def test_a_registered_distance() -> None:
+    distances.register("largest", lambda a, b: (a - b).abs().flatten(1).amax(1))
+    try:
+        a, b = images(0), images(1)
+        assert torch.equal(make_distance("largest")(a, b), (a - b).abs().flatten(1).max(1).values)
+        with pytest.raises(InputError, match="did you mean 'largest'"):
+            make_distance("largets")
+    finally:
+        del distances._entries["largest"]

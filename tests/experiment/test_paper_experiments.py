@@ -262,13 +262,18 @@ def test_edited_prompts_give_new_pairs(pipelines: dict[str, Path], tmp_path: Pat
 
 def test_the_page_on_your_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "your_own_model.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code, more = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(code.splitlines()) <= 22
-    (tmp_path / "my_model.py").write_text(code)
+    (tmp_path / "my_model.py").write_text(f"{code}\n{more}")
     monkeypatch.chdir(tmp_path)
     (spec,) = set(re.findall(r"python:my_model\.py:build", page))
     model = open_model(spec)
     assert model.image_shape == (3, 32, 32)
+    whole = open_model("python:my_model.py:build_all")
+    assert whole.extractor is not None
+    assert whole.data is not None
+    assert whole.extractor.features(whole.data).shape == (50, 3)
+    assert whole.conditioning == "class"
     settings = {
         "models": [{"name": "mine", "model": spec}],
         "solvers": ["ddim"],

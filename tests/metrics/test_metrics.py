@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ld3_dist.core.errors import InputError
+from ld3_dist.core.features import FeatureMoments
 from ld3_dist.metrics.kernel import kernel_distance, squared_mmd
 from ld3_dist.metrics.manifold import neighbour_radii, overlap, squared_distances
-from ld3_dist.metrics.scores import SCORES, score
-from ld3_dist.metrics.statistics import FeatureMoments, FeatureStatistics, frechet_distance
+from ld3_dist.metrics.scores import SCORES, Samples, score
+from ld3_dist.metrics.statistics import FeatureStatistics, frechet_distance, read_moments
 
 
 def normal(seed: int, n: int, size: int = 6) -> Tensor:
@@ -180,10 +181,11 @@ def test_distances_of_duplicates_are_exactly_zero() -> None:
 
 def test_all_scores_at_once(tmp_path: Path) -> None:
     real, fake = normal(0, 120), normal(1, 100) + 0.2
-    found = score(fake.float(), real)
+    logits = normal(2, 100, 7)
+    found = score(Samples(fake.float(), logits), real).values
     assert tuple(found) == SCORES
     assert all(value is not None and math.isfinite(value) for value in found.values())
-    few = score(fake[:5], real)
+    few = score(Samples(fake[:5], logits[:5]), real).values
     assert [name for name in SCORES if few[name] is None] == [
         "precision",
         "recall",
@@ -194,9 +196,9 @@ def test_all_scores_at_once(tmp_path: Path) -> None:
     np.savez(
         tmp_path / "reference.npz", mu=expected.mean.numpy(), sigma=expected.covariance.numpy()
     )
-    against_file = score(fake, FeatureMoments.read(tmp_path / "reference.npz"))
+    against_file = score(fake, read_moments(tmp_path / "reference.npz")).values
     assert [name for name in SCORES if against_file[name] is not None] == ["fid"]
-    assert against_file["fid"] == pytest.approx(score(fake, real)["fid"])
+    assert against_file["fid"] == pytest.approx(score(fake, real).values["fid"])
 
 
 def test_a_file_that_is_no_reference_is_bad_input(tmp_path: Path) -> None:
@@ -205,12 +207,12 @@ def test_a_file_that_is_no_reference_is_bad_input(tmp_path: Path) -> None:
     for name, data in [("cut", whole.read_bytes()[:100]), ("text", b"hello"), ("empty", b"")]:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(InputError, match=f"{name}: need an npz"):
-            FeatureMoments.read(tmp_path / name)
+            read_moments(tmp_path / name)
     np.savez(tmp_path / "other.npz", mu=np.zeros(3))
     with pytest.raises(InputError, match=r"other\.npz: need an npz with mu and sigma .*sigma"):
-        FeatureMoments.read(tmp_path / "other.npz")
+        read_moments(tmp_path / "other.npz")
     with pytest.raises(InputError, match="no such file"):
-        FeatureMoments.read(tmp_path / "none.npz")
+        read_moments(tmp_path / "none.npz")
 
 
 def test_bad_features_are_bad_input() -> None:

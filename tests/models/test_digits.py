@@ -6,19 +6,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from scipy.linalg import sqrtm
 from typer.testing import CliRunner
 
 from ld3_dist.core.errors import InputError
-from ld3_dist.models import digits
+from ld3_dist.models import digits, open_model
 from ld3_dist.models.digits import __main__ as command
 from ld3_dist.models.digits.classifier import CLASSIFIER_FILE
 from ld3_dist.models.digits.data import DATA_FILE
-from ld3_dist.models.digits.denoiser import NETWORK_FILE
+from ld3_dist.models.digits.denoiser import NETWORK_FILE, NETWORK_KIND
 from ld3_dist.models.digits.evaluate import (
     EvaluateConfig,
     evaluate,
@@ -366,3 +368,30 @@ def test_sizes_and_settings_validate_themselves():
         TrainConfig(steps=0)
     with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\)"):
         TrainConfig(dropout=1.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (None, "has no config"),
+        ([], "has no config"),
+        ({}, "network in its header is None"),
+        (
+            {"network": {"channels": [48, 128]}, "sigma_data": "x"},
+            "sigma_data in its header is 'x'",
+        ),
+        ({"network": {"channels": [48, 128]}, "sigma_data": -1.0}, "must be positive"),
+        ({"network": {"chanels": [48, 128]}, "sigma_data": 0.5}, "chanels"),
+        ({"network": {"channels": [48, 10**9]}, "sigma_data": 0.5}, "from 1 to 1024"),
+        ({"network": {"channels": [48]}, "sigma_data": 0.5}, "two channels"),
+        ({"network": {"channels": "large"}, "sigma_data": 0.5}, "no sizes of a digits network"),
+        ({"network": {"channels": [1024, 1024]}, "sigma_data": 0.5}, "tensor 'a' is unexpected"),
+    ],
+)
+def test_a_header_with_nonsense_is_bad_input(tmp_path: Path, config: Any, words: str) -> None:
+    file = tmp_path / "network.safetensors"
+    header = json.dumps({"kind": NETWORK_KIND, "config": config})
+    file.write_bytes(safetensors.torch.save({"a": torch.zeros(1)}, {"ld3_dist": header}))
+    with pytest.raises(InputError, match=words) as error:
+        open_model(f"digits:{file}")
+    assert str(file) in str(error.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -13,7 +14,7 @@ from torch import nn
 from ld3_dist.core.denoiser import Denoiser, NetworkDenoiser
 from ld3_dist.core.errors import InputError
 from ld3_dist.core.noise import EDM
-from ld3_dist.models import ModelOptions, load_model, open_model
+from ld3_dist.models import Model, ModelOptions, families, load_model, open_model
 from ld3_dist.models.loaded import draw_class, to_device, weights_hash
 
 ANALYTIC = [
@@ -35,7 +36,7 @@ def test_analytic_names(spec: str) -> None:
     assert model.hash == open_model(spec).hash
     noise = model.denoiser.noise
     x, t = torch.randn(3, *model.denoiser.shape), torch.full((3,), 0.5 * noise.t_max)
-    assert load_model(spec)(x, t).shape == x.shape
+    assert load_model(spec).denoiser(x, t).shape == x.shape
     assert model.draw_condition(0, range(3)) is None
 
 
@@ -56,7 +57,7 @@ def test_empirical_reads_npy_and_safetensors(tmp_path: Path) -> None:
     x, t = data + 0.001, torch.full((6,), 0.01)
     for name in ("d.npy", "d.safetensors"):
         torch.testing.assert_close(
-            load_model(f"analytic:empirical?data={tmp_path / name}")(x, t), data
+            load_model(f"analytic:empirical?data={tmp_path / name}").denoiser(x, t), data
         )
     model = open_model(
         f"analytic:empirical?data={tmp_path / 'd.safetensors'}", ModelOptions(conditional=True)
@@ -213,6 +214,69 @@ def test_user_code(tmp_path: Path) -> None:
         open_model(f"python:{file}:build", ModelOptions(guidance=2.0))
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("def build(options:", ["fails while it is imported", "line 1"]),
+        ("import no_such_neighbour", ["no_such_neighbour", "repair the file"]),
+        (
+            "def build(options):\n    raise RuntimeError('no weights')",
+            ["the factory fails", "no weights"],
+        ),
+        ("def build():\n    pass", ["the factory fails", "called with the model's options"]),
+        ("def build(options):\n    return None", ["NoneType", "lacks noise"]),
+        ("def biuld(options):\n    pass", ["'build'", "did you mean 'biuld'"]),
+        ("build = 3", ["is a int", "(options) -> Denoiser"]),
+    ],
+)
+def test_user_code_that_fails_is_named(tmp_path: Path, body: str, words: list[str]) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(body)
+    with pytest.raises(InputError) as error:
+        open_model(f"python:{file}:build")
+    for word in [str(file), *words]:
+        assert word in str(error.value)
+
+
+def test_user_code_leaves_pytorch_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "rude.py"
+    file.write_text(
+        f"{MODULE}\ntorch.manual_seed(5)\ntorch.set_grad_enabled(False)\n"
+        "torch.set_default_dtype(torch.float64)\n"
+    )
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    open_model(f"python:{file}:build")
+    assert torch.equal(torch.rand(2), expected)
+    assert torch.is_grad_enabled()
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_neighbour_of_the_user_s_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "my_network_beside.py").write_text(MODULE)
+    file = tmp_path / "mine.py"
+    file.write_text("from my_network_beside import build")
+    assert open_model(f"python:{file}:build").image_shape == (4,)
+
+
+def test_a_family_from_elsewhere() -> None:
+    def open_square(rest: str, options: ModelOptions) -> Model:
+        found = open_model(f"analytic:gaussian?shape={rest}x{rest}", options)
+        return replace(found, id=f"square:{rest}")
+
+    families.register("square", open_square)
+    families.register("wrong", lambda rest, options: None)  # type: ignore[arg-type, return-value]
+    try:
+        assert load_model("square:3", device="cpu").image_shape == (3, 3)
+        with pytest.raises(InputError, match="did you mean 'square'"):
+            open_model("sqare:3")
+        with pytest.raises(InputError, match=r"'wrong' returned NoneType"):
+            open_model("wrong:3")
+    finally:
+        del families._entries["square"], families._entries["wrong"]
+
+
 class Convolution(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -276,11 +340,14 @@ def test_digits_by_name() -> None:
     labels = model.draw_condition(0, range(4))
     assert (model.conditioning, model.guidance, model.image_shape) == ("class", 1.5, (1, 8, 8))
     x, t = torch.randn(4, 1, 8, 8), torch.full((4,), 2.0)
-    plain = load_model("digits")
+    plain = load_model("digits").denoiser
     null = plain(x, t)
     torch.testing.assert_close(
         model.denoiser(x, t, labels), null + 1.5 * (plain(x, t, labels) - null)
     )
+    assert model.extractor is not None
+    assert model.data is not None
+    assert model.extractor.features(model.data[:3]).shape == (3, 64)
     free = open_model("digits", ModelOptions(conditional=False))
     assert (free.conditioning, free.guidance, free.draw_condition(0, [3])) == ("none", None, None)
     torch.testing.assert_close(free.denoiser(x, t), null)

@@ -1,4 +1,4 @@
-"""How a model is placed changes memory and time, not results: for a tiny network of every family."""
+"""The placement of a model changes memory and time, not results: a tiny network of every family."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def test_the_snippet_runs_a_schedule(
 
 
 def test_the_snippet_on_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, labels = load_model("digits"), torch.arange(4)
+    model, labels = load_model("digits").denoiser, torch.arange(4)
     schedule = learned(model.noise, "dpmpp-3")
     noise = torch.randn(4, *model.shape, generator=torch.Generator().manual_seed(1))
     names = namespace(schedule, tmp_path, monkeypatch)

@@ -3,14 +3,11 @@
 A mixture of K Gaussians with diagonal covariances, x_0 ~ sum_k w_k N(mu_k, diag(s_k^2)), stays one
 under noise:
 
-    x_t = alpha x_0 + sigma z  ~  sum_k w_k N(alpha mu_k, v_k),         v_k = alpha^2 s_k^2 +
-                               sigma^2
-    r_k(x, t)   = softmax_k( log w_k + log N(x; alpha mu_k, v_k) )                       the
-                posterior of the component
+    x_t = alpha x_0 + sigma z  ~  sum_k w_k N(alpha mu_k, v_k),    v_k = alpha^2 s_k^2 + sigma^2
+    r_k(x, t)   = softmax_k( log w_k + log N(x; alpha mu_k, v_k) )    posterior of the component
     D(x, t)     = sum_k r_k ( mu_k + (alpha s_k^2 / v_k) (x - alpha mu_k) )  =  E[x_0 | x_t = x]
     log p_t(x)  = logsumexp_k( log w_k + log N(x; alpha mu_k, v_k) )
-    score       = grad_x log p_t(x)  =  (alpha D(x, t) - x) / sigma^2
-                (Tweedie's formula)
+    score       = grad_x log p_t(x)  =  (alpha D(x, t) - x) / sigma^2    (Tweedie's formula)
 
 Special cases: K = 1 is a Gaussian; equal means and different s_k are a Gaussian scale mixture
 (heavy tails); s_k = 0 with one component per example is the empirical denoiser of a data set, which
@@ -83,7 +80,9 @@ class Mixture(nn.Module):
         return self.means.shape[1]
 
     def _posterior(self, x: Tensor, t: Tensor, label: Condition) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, d], t [B] -> log w_k N(x; alpha mu_k, v_k) [B, K], v [B, K, d|1], alpha [B, 1, 1]."""
+        """log w_k N(x; alpha mu_k, v_k) [B, K], v [B, K, d or 1] and alpha [B, 1, 1], at x [B, d] and
+        t [B].
+        """
         alpha, sigma = self.noise.alpha(t)[:, None, None], self.noise.sigma(t)[:, None, None]
         v = (alpha * self.stds) ** 2 + sigma**2  # [B, K, d|1]
         if (

@@ -1,15 +1,17 @@
 """Names of analytic models: `analytic:NAME?key=value&key=value`.
 
     analytic:gaussian?shape=3x4x4&std=0.5          N(mean, std^2 I)
-    analytic:mixture-1d, analytic:mixture-2d       three components on a line; `components` on a
-    circle analytic:mixture?means=-1,0;1,0.5&stds=0.2,0.3&weights=0.4,0.6
+    analytic:mixture-1d                            three components on a line
+    analytic:mixture-2d?components=8&std=0.1       components on a circle
+    analytic:mixture?means=-1,0;1,0.5&stds=0.2,0.3&weights=0.4,0.6
     analytic:random-mixture?shape=64&components=5&std=0.25&seed=0
     analytic:heavy-tails?shape=2&df=3&std=0.5&components=32
-    analytic:empirical?data=FILE&std=0             .npy, or .safetensors with `data` and, if there
-    are any, `labels`
+    analytic:empirical?data=FILE&std=0             .npy, or .safetensors with `data` and perhaps
+                                                   `labels`
 
-Each takes noise=edm (default), vp-linear, vp-cosine or flow, and that schedule's own parameters
-(t_min, t_max, …)."""
+Each takes noise=edm (default), vp-linear, vp-cosine or flow, and the parameters of that schedule
+(t_min, t_max, …).
+"""
 
 from __future__ import annotations
 
@@ -30,6 +32,7 @@ from ..loaded import (
     conditional_on,
     conditioning_name,
     draw_class,
+    needs_name,
     no_condition,
     read_classes,
     weights_hash,
@@ -50,7 +53,7 @@ NAMES = (
 
 
 class Parameters:
-    """The key=value pairs of a name; what nobody took is an error."""
+    """The key=value pairs of a name; a pair that no distribution takes is an error."""
 
     def __init__(self, name: str, text: str) -> None:
         self.name = f"analytic:{name}"
@@ -78,6 +81,7 @@ class Parameters:
 
 def open_analytic(rest: str, options: ModelOptions) -> Model:
     """The model behind `analytic:{rest}`."""
+    needs_name(rest, "analytic", "the name of a distribution")
     name, _, query = rest.partition("?")
     if name not in NAMES:
         raise unknown("analytic model", name, NAMES)
@@ -102,7 +106,7 @@ def open_analytic(rest: str, options: ModelOptions) -> Model:
 
 def _loaded(mixture: analytic.Mixture, model: str, digest: str, options: ModelOptions) -> Model:
     classes = [] if mixture.labels is None else sorted(set(mixture.labels.tolist()))
-    # several components are one distribution; only who asks for classes gets them
+    # several components are one distribution, so its classes are used only when asked for
     wanted = bool(options.conditional or options.guided or options.classes or options.prompts)
     conditional = wanted and conditional_on(bool(classes), options, model)
     denoiser: Denoiser = mixture

@@ -33,6 +33,7 @@ from ..loaded import (
     conditional_on,
     conditioning_name,
     draw_class,
+    needs_name,
     on_classes,
     to_device,
     weights_hash,
@@ -64,6 +65,7 @@ NETWORKS = {
 
 def open_diffusers(rest: str, options: ModelOptions) -> Model:
     """The model behind `diffusers:{rest}`."""
+    needs_name(rest, "diffusers", "a folder or hub id")
     spec = f"diffusers:{rest}"
     pipeline, rectified = load_pipeline(rest)
     inner = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)

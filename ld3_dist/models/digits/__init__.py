@@ -1,11 +1,10 @@
 """The embedded model `digits`: an 8x8 class-conditional diffusion model, its data and its
 classifier, in 4 MB.
 
-python -m ld3_dist.models.digits              trains the network (14 minutes on two shared CPU
-cores)
-python -m ld3_dist.models.digits classifier   trains the classifier
-python -m ld3_dist.models.digits evaluate     measures the model's quality
-python -m ld3_dist.models.digits data         writes the packaged copy of the data
+    python -m ld3_dist.models.digits              trains the network (14 minutes on two CPU cores)
+    python -m ld3_dist.models.digits classifier   trains the classifier
+    python -m ld3_dist.models.digits evaluate     measures the model's quality
+    python -m ld3_dist.models.digits data         writes the packaged copy of the data
 """
 
 from .classifier import DigitsClassifier, classifier_hash, load_digits_classifier

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..weights import load_weights, read_tensors, sha256_of
+from ...core.errors import InputError
+from ..weights import entry, load_weights, read_tensors, sha256_of
+from .network import LARGEST
 
 CLASSIFIER_FILE = Path(__file__).with_name("classifier.safetensors")
 CLASSIFIER_KIND = "ld3_dist digits classifier 1"
@@ -62,7 +64,13 @@ def load_digits_classifier(
     """
     file = CLASSIFIER_FILE if file is None else Path(file)
     tensors, config = read_tensors(file, CLASSIFIER_KIND, REMEDY)
-    net = DigitsClassifier(tuple(config["channels"]))
+    channels = tuple(entry(config, "channels", list, file, REMEDY))
+    if len(channels) != 3 or not all(isinstance(c, int) and 1 <= c <= LARGEST for c in channels):
+        raise InputError(
+            f"{file}: channels in its header are {channels}, not three from 1 to {LARGEST}; "
+            f"{REMEDY}"
+        )
+    net = DigitsClassifier(channels)
     load_weights(net, tensors, file, REMEDY)
     return net.to(device, dtype).eval().requires_grad_(False)
 

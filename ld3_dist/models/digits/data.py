@@ -20,7 +20,10 @@ from ..weights import read_tensors, save_tensors, sha256_of
 SHAPE = (1, 8, 8)
 DATA_FILE = Path(__file__).with_name("data.safetensors")
 DATA_KIND = "ld3_dist digits data 1"
-REMEDY = "reinstall ld3_dist, or write it anew with `python -m ld3_dist.models.digits data` (needs scikit-learn)"
+REMEDY = (
+    "reinstall ld3_dist, or write it anew with `python -m ld3_dist.models.digits data` (needs "
+    "scikit-learn)"
+)
 
 
 def digits_reference() -> tuple[Tensor, Tensor]:

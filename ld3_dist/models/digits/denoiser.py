@@ -16,7 +16,7 @@ from ...core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser, map_c
 from ...core.errors import InputError
 from ...core.noise import EDM
 from ...core.sample import sample_generator
-from ..weights import load_weights, read_tensors, sha256_of
+from ..weights import check_weights, entry, load_weights, read_tensors, sha256_of
 from .data import SHAPE
 from .network import CLASSES, NULL_LABEL, DigitsNetwork, NetworkConfig
 
@@ -48,10 +48,19 @@ def load_digits_network(
     another kind."""
     file = NETWORK_FILE if file is None else Path(file)
     tensors, config = read_tensors(file, NETWORK_KIND, REMEDY)
-    net = DigitsNetwork(NetworkConfig.from_json(config["network"]))
+    try:
+        sizes = NetworkConfig.from_json(entry(config, "network", dict, file, REMEDY))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{file}: no sizes of a digits network ({error}); {REMEDY}") from error
+    sigma_data = entry(config, "sigma_data", float, file, REMEDY)
+    if not 0 < sigma_data < math.inf:
+        raise InputError(f"{file}: sigma_data = {sigma_data} must be positive; {REMEDY}")
+    with torch.device("meta"):  # sizes that do not fit the tensors cost no memory
+        check_weights(DigitsNetwork(sizes), tensors, file, REMEDY)
+    net = DigitsNetwork(sizes)
     load_weights(net, tensors, file, REMEDY)
     net = net.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return net.eval().requires_grad_(False), config["sigma_data"]
+    return net.eval().requires_grad_(False), sigma_data
 
 
 def digits_denoiser(

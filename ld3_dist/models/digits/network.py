@@ -25,6 +25,8 @@ from torch.nn import functional
 
 CLASSES = 10
 NULL_LABEL = CLASSES
+LARGEST = 1024
+"""Largest size that a weights file may ask for: a file must not say how much memory is taken."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,13 @@ class NetworkConfig:
     groups: int = 8
 
     def __post_init__(self) -> None:
-        if min(*self.channels, *self.blocks, self.embedding, self.frequencies, self.groups) < 1:
-            raise ValueError(f"NetworkConfig: every size must be at least 1, got {self}")
+        sizes = (*self.channels, *self.blocks, self.embedding, self.frequencies, self.groups)
+        if not all(isinstance(size, int) and 1 <= size <= LARGEST for size in sizes):
+            raise ValueError(
+                f"NetworkConfig: every size must be an integer from 1 to {LARGEST}, got {self}"
+            )
+        if len(self.channels) != 2 or len(self.blocks) != 2:
+            raise ValueError(f"NetworkConfig: two channels and two blocks are needed, got {self}")
         if any(c % self.groups for c in self.channels):
             raise ValueError(
                 f"NetworkConfig: channels {self.channels} must be multiples of groups = "

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
+from ...core.features import Extractor
 from ..loaded import Model, ModelOptions, on_classes, to_device
 from ..weights import sha256_of
+from .classifier import classifier_hash, load_digits_classifier
+from .data import digits_reference
 from .denoiser import digits_denoiser, digits_hash, load_digits_network
 from .network import CLASSES
 
@@ -31,4 +36,12 @@ def open_digits(rest: str, options: ModelOptions) -> Model:
             "noise": denoiser.noise.name,
             "parameters": sum(p.numel() for p in net.parameters()),
         },
+        extractor=digits_extractor(options.device),
+        data=digits_reference()[0].to(options.device),
     )
+
+
+def digits_extractor(device: str | torch.device = "cpu") -> Extractor:
+    """The packaged classifier as a feature extractor."""
+    classifier = load_digits_classifier(device)
+    return Extractor("digits classifier", classifier_hash(), classifier.features, classifier.maps)

@@ -26,7 +26,7 @@ from .network import NULL_LABEL, DigitsNetwork, NetworkConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the network is trained; lr falls from its value to zero as a cosine after `warmup` steps."""
+    """How the network is trained; after `warmup` steps lr falls to zero as a cosine."""
 
     steps: int = 6000
     batch: int = 256

@@ -28,7 +28,7 @@ from torch.nn import functional
 from ...core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser, map_condition
 from ...core.errors import InputError, unknown
 from ...core.noise import EDM, NoiseSchedule, VPLinear
-from ..loaded import Model, ModelOptions, on_classes, to_device, weights_hash
+from ..loaded import Model, ModelOptions, needs_name, on_classes, to_device, weights_hash
 from ..weights import load_weights, read_tensors, save_tensors
 from .download import fetch
 from .unet import DhariwalUNet, SongUNet, UNetConfig
@@ -164,6 +164,7 @@ def build_network(checkpoint: Checkpoint, file: Path) -> EDMNetwork:
 
 def open_edm(rest: str, options: ModelOptions) -> Model:
     """The model behind `edm:{rest}`."""
+    needs_name(rest, "edm", "a file or URL")
     file = fetch(rest) if rest.startswith(("http://", "https://")) else Path(rest).expanduser()
     spec = f"edm:{rest}"
     checkpoint = read_checkpoint(file)
