@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from faulty_storage import SWEEP, with_fault
 from forked_sweeps import SMALL, sweep
 from object_store import endpoint  # noqa: F401
 from tiny_sweep import changed, lasting, write
@@ -153,9 +154,13 @@ def test_workers_killed_while_they_upload(endpoint: str, tmp_path: Path) -> None
     experiment = changed(**SMALL)
     file, place = write(tmp_path, experiment), f"s3://bucket/sweep?endpoint_override={endpoint}"
     command = [sys.executable, "-m", "ld3_dist.cli", "sweep", str(file), "--output", place]
-    killed = {**os.environ, "LD3_DIST_FAULT": "write.half@rows/"}
     done = subprocess.run(
-        command, env=killed, capture_output=True, text=True, timeout=PATIENCE, check=False
+        [*SWEEP, *command[4:]],
+        env=with_fault("write.half@rows/"),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL
     storage = open_storage(place)

@@ -14,6 +14,7 @@ from typing import Any
 
 import optuna
 import pytest
+from faulty_storage import SWEEP, with_fault
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from tiny_sweep import changed, write
@@ -40,14 +41,13 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
     )
 
 
-def sweep(file: Path, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ld3_dist.cli", "sweep", str(file), "--output", str(out)]
+def sweep(file: Path, out: Path, fault: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command,
+        [*SWEEP, str(file), "--output", str(out)],
         capture_output=True,
         text=True,
         timeout=250,
-        env=os.environ | environment,
+        env=with_fault(fault),
         check=False,
     )
 
@@ -63,7 +63,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep whose driver is killed once, run again to its end, with TensorBoard."""
     folder = tmp_path_factory.mktemp("views")
     file = write(folder, changed(resources={"callbacks": ["tensorboard"]}))
-    killed = sweep(file, folder / "out", LD3_DIST_FAULT="write.after@studies")
+    killed = sweep(file, folder / "out", "write.after@studies")
     assert killed.returncode == -9, killed.stderr[-2000:]
     done = sweep(file, folder / "out")
     assert done.returncode == 0, done.stderr[-2000:]

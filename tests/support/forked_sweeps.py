@@ -16,6 +16,7 @@ import tempfile
 from typing import Any
 
 import torch
+from faulty_storage import open_faulty
 from ray.tune.search import Searcher
 from tiny_sweep import changed
 
@@ -86,7 +87,7 @@ def forked(place: str, fault: str) -> int:
         os.environ["LD3_DIST_FAULT"] = fault
         code = 1
         try:
-            sweep(open_storage(place), changed(**SMALL))
+            sweep(open_faulty(place), changed(**SMALL))
             code = 0
         finally:
             os._exit(code)
