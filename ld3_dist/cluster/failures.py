@@ -1,7 +1,7 @@
 """The failures table: every attempt that went wrong, with reason, machine, process and traceback.
 
-Who sees a failure first writes it down: the worker an exception of its own, the driver the death of
-a worker."""
+Whoever sees a failure first writes it down: a worker its own exceptions, the driver the death of a
+worker."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..store.credentials import masked
+from ..store.process import node_name
 from ..store.storage import Storage
 from ..store.tables import read_records, write_table
-from ..tasks.context import now, where
+from ..tasks.context import now
 
 _COLOUR = re.compile(r"\x1b\[\d*m")
 
@@ -31,7 +33,8 @@ def record_failure(
         "traceback": trace,
         "time": now(),
     }
-    record |= {"node": node or where("cpu")["host"], "pid": pid or os.getpid()}
+    record |= {"node": node or node_name(), "pid": pid or os.getpid()}
+    record |= {"reason": masked(reason), "traceback": trace and masked(trace)}
     write_table(
         storage,
         "failures",

@@ -58,7 +58,8 @@ def masked(text: str) -> str:
     text = _USER.sub(rf"\g<1>{MASK}@", text)
     text = _USER_OF_BUCKET.sub(rf"\g<1>{MASK}@", text)
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and value in text and _ENVIRONMENT.search(name.upper()):
-            if not os.path.exists(value):  # the path of a file of credentials is no secret
-                text = text.replace(value, MASK)
+        secret = len(value) >= _SHORTEST and _ENVIRONMENT.search(name.upper())
+        # the path of a file of credentials is no secret
+        if secret and value in text and not os.path.exists(value):
+            text = text.replace(value, MASK)
     return text

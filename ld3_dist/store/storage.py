@@ -87,7 +87,7 @@ class Storage(ABC):
 
     @abstractmethod
     def modified(self, name: str) -> float | None:
-        """When the file was last written, in seconds by the storage's own clock; None if unknown."""
+        """Time of the last write, in seconds by the storage's own clock; None if unknown."""
 
     def age(self, name: str) -> float | None:
         """Seconds since the file was last written; None if the storage keeps no times.
@@ -145,7 +145,7 @@ def checked(name: str) -> str:
 
 
 def hidden(name: str) -> bool:
-    """Does any part of the path start with a dot or an underscore (temporary, scratch, not data)?"""
+    """True if any part of the path starts with a dot or an underscore (temporary, not data)."""
     return any(part[0] in "._" for part in PurePosixPath(name).parts)
 
 

@@ -20,7 +20,7 @@ from faulty_storage import open_faulty
 from ray.tune.search import Searcher
 from tiny_sweep import changed
 
-from ld3_dist.cluster.evaluate_stage import evaluation_items, others
+from ld3_dist.cluster.evaluate_stage import evaluation_items, losses_of_baselines
 from ld3_dist.cluster.output_folder import claim
 from ld3_dist.cluster.search.searcher import CellSearcher
 from ld3_dist.cluster.search.tune_run import read_outcome
@@ -75,7 +75,7 @@ def sweep(storage: Storage, experiment: dict[str, Any]) -> None:
             for work in (teacher_item(plan, model), item):
                 for start, stop in work.parts(plan):
                     sample_part(plan, work, storage, start, stop)
-            finish(plan, item, storage, 0.0, others(frame, item))
+            finish(plan, item, storage, 0.0, losses_of_baselines(frame, item))
 
 
 def forked(place: str, fault: str) -> int:

@@ -13,7 +13,6 @@ with what it got."""
 from __future__ import annotations
 
 import os
-import socket
 import time
 import traceback
 from collections import deque
@@ -31,6 +30,8 @@ from ray.exceptions import (
 )
 
 from ...core.errors import InputError
+from ...store.process import node_name, set_node_address
+from ..logs import Logged
 from .liveness import ClusterLost
 
 IN_FLIGHT = 2
@@ -109,8 +110,9 @@ class Worker:
         torch.set_num_threads(max(threads, 1))
 
     def where(self) -> tuple[str, int]:
-        """Host and pid, for failure records."""
-        return socket.gethostname(), os.getpid()
+        """Host name with address, and pid, for failure records."""
+        set_node_address(ray.util.get_node_ip_address())
+        return node_name(), os.getpid()
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """Call the task."""
@@ -139,13 +141,15 @@ class Pool:
             it gives up.
         call: what a worker is asked to do for a task.
         check: called at least every few seconds while the pool works; ends the work by raising.
+        warn: called with each warning that comes with a worker's result.
     """
 
     def __init__(
         self, count: int, cpus: float, gpus: float, retries: int, deadline: float,
         call: Callable[[Task], Call] = plainly, check: Callable[[], None] = lambda: None,
+        warn: Callable[[str], None] = lambda text: None,
     ) -> None:  # fmt: skip
-        self.call = call
+        self.call, self.warn = call, warn
         self.count, self.retries, self.deadline, self.check = count, retries, deadline, check
         self.options = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
         self.threads = int(cpus)
@@ -235,6 +239,10 @@ class Pool:
             return
         self._drop(slot, ref)
         slot.failures = 0
+        if isinstance(result, Logged):
+            for warning in result.warnings:
+                self.warn(warning)
+            result = result.result
         yield Done(task, result, self.attempts[task.item] + 1)
 
     def _started(self, slot: _Slot) -> None:
