@@ -37,7 +37,7 @@ from ray.cluster_utils import Cluster
 from ld3_dist import load_results
 
 VICTIMS = ("actor", "trial", "node", "driver")
-PASSING = ("seconds", "started", "host", "device", "attempts", "git_commit")
+PASSING = ("seconds", "started", "host", "address", "device", "attempts", "git_commit")
 """Columns that may differ between two runs of an experiment (their namesakes of the evaluation as
 well).
 """

@@ -29,6 +29,7 @@ from ..metrics.extractors import Extractor, open_extractor, read_reference
 from ..models import Model, ModelOptions, open_model
 from ..schedule.file import load_schedule, noise_to_dict
 from ..store.pairs import load_pairs, unpack_condition
+from ..store.process import node_address
 from ..store.storage import Storage
 from ..training_free import TRAINING_FREE
 
@@ -246,10 +247,10 @@ def provenance() -> dict[str, str | None]:
 
 
 def where(device: str | None = None) -> dict[str, str]:
-    """Machine and device doing the work."""
+    """Machine (name and address) and device doing the work."""
     device = device or default_device()
     name = f"cuda: {torch.cuda.get_device_name()}" if device.startswith("cuda") else device
-    return {"host": socket.gethostname(), "device": name}
+    return {"host": socket.gethostname(), "address": node_address(), "device": name}
 
 
 def now() -> str:

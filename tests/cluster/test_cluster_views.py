@@ -70,10 +70,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_logs_tell_the_whole_story(finished: Path) -> None:
     lines = lines_of(finished)
-    assert all(
-        {"time", "event", "stage", "item", "role", "node", "address", "pid"} <= set(line)
-        for line in lines
-    )
+    always = {"time", "event", "stage", "item", "role", "node", "address", "pid"}
+    assert all(always <= set(line) for line in lines)
     about = [line for line in lines if line["stage"] == "sweep"]
     assert about[0]["event"] == "start"
     assert about[-1]["event"] == "end"
@@ -263,7 +261,7 @@ def test_what_the_package_logs_becomes_lines_of_the_work_at_hand(
 
 
 def test_the_mirror_is_rebuilt_and_never_shrinks_to_a_part(tmp_path: Path) -> None:
-    """Finished, failed and found trials, once each; a run that adds nothing leaves the file alone."""
+    """Finished, failed and found trials once each; a run that adds nothing changes nothing."""
     experiment = parse_experiment(changed())
     plan = Plan(experiment, {model.label: "h" for model in experiment.models})
     storage, outcomes = open_storage(tmp_path), dict[str, Outcome]()
