@@ -50,16 +50,16 @@ def failures_of(storage: Storage, key: str) -> list[str]:
 
 
 def last_failure(storage: Storage, key: str) -> str:
-    """Why a trial failed last, from the failures table."""
+    """Return the reason of a trial's last failure, from the failures table."""
     names = failures_of(storage, key)
     records = read_records(storage, "failures", names[-1]) if names else None
     return str(records[0]["reason"]) if records else "the worker died"
 
 
 def death_of(trial: Any) -> dict[str, Any]:
-    """What Tune knows of a trial whose worker could not speak for itself: reason, traceback, node,
-    pid.
-    """
+    """Return what Tune knows of a trial that failed: reason, trace, node and pid.
+
+    It is needed where the worker died and left no record of its own."""
     file = trial.error_file
     text = Path(file).read_text(errors="replace") if file and Path(file).exists() else ""
     text = _COLOUR.sub("", text).rpartition("Failure # ")[2].partition("\n")[2].strip()

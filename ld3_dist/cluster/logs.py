@@ -194,7 +194,7 @@ def timed(stage: str, item: str | None, **facts: Any) -> Iterator[dict[str, Any]
 
 @dataclass(frozen=True)
 class Logged:
-    """What a task gave on a worker, and the worker's warnings since its last result."""
+    """The result of a task on a worker, and the worker's warnings since its last result."""
 
     result: Any
     warnings: list[str]

@@ -122,7 +122,7 @@ class Sweep:
 
     @property
     def reachable(self) -> bool:
-        """May Ray be called? Without the cluster's head such calls block until Ray ends the
+        """True if Ray may be called. Without the cluster's head such calls block until Ray ends the
         process.
         """
         return self.watch is None or self.watch.answers
@@ -132,7 +132,7 @@ class Sweep:
             ray.shutdown()
 
     def _about(self, plan: Plan, sizes: Sizes) -> dict[str, Any]:
-        """What the log says of a sweep at its start and end."""
+        """Facts that the log gives of a sweep at its start and end."""
         about = {
             "fingerprint": plan.fingerprint,
             "address": self.address,
@@ -255,7 +255,7 @@ class Sweep:
         )
 
     def _search_events(self, run: SearchRun, timeout: float = 0.0) -> Iterator[Event]:
-        """What the search has done since the last call."""
+        """Report what the search has done since the last call."""
         for event in run.drain(timeout):
             message = ""
             run.done += event.kind == "done"

@@ -89,9 +89,9 @@ def _outward_address() -> str:
 
 
 def _start_of(pid: int) -> str | None:
-    """When the process began, or None if there is none; on Linux ticks since boot, elsewhere what
-    ps prints.
-    """
+    """The time at which the process began, as an opaque string; None if there is no such process.
+
+    On Linux it counts ticks since boot; elsewhere it is what ps prints."""
     if Path("/proc/self/stat").exists():
         try:
             # the second field, the name in parentheses, may itself hold spaces and parentheses

@@ -61,7 +61,7 @@ class Storage(ABC):
 
     @abstractmethod
     def exists(self, name: str = "") -> bool:
-        """Is there such a file (or folder, or, on an object store, anything below that prefix)?"""
+        """True if there is such a file or folder; on an object store, anything below it."""
 
     @abstractmethod
     def read_bytes(self, name: str) -> bytes:

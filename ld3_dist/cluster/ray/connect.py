@@ -194,7 +194,7 @@ def _refused(address: str | None, why: str) -> InputError:
 
 
 def sizes_of(experiment: Experiment) -> Sizes:
-    """What trials and actors get on this cluster.
+    """Return what trials and actors get on this cluster.
 
     Raises InputError for a fraction that wastes the GPU and for more than any single node has.
     """
@@ -243,12 +243,12 @@ def _size(
 
 
 def _per_gpu(gpus: float) -> int:
-    """How many of a fraction fit on one GPU; Ray counts in ten-thousandths, rounded down."""
+    """The number of a fraction that fit on one GPU; Ray rounds down to ten-thousandths."""
     return 10_000 // max(int(gpus * 10_000 + 1e-6), 1)
 
 
 def _how_many(size: dict[str, float], nodes: list[dict[str, float]]) -> int:
-    """How many of this size fit on the nodes at once."""
+    """The number of this size that fit on the nodes at once."""
     count = 0
     for node in nodes:
         by = [node.get("CPU", 0) // size["cpu"]]

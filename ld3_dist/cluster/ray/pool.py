@@ -79,7 +79,7 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 def plainly(task: Task) -> Call:
-    """What a worker is asked to do for a task: itself."""
+    """The call a worker makes for a task: the task's own."""
     return task.function, task.arguments
 
 
@@ -161,7 +161,7 @@ class Pool:
         retries: attempts a task gets after its first.
         deadline: seconds a task may take; also how long the pool waits for the first worker before
             it gives up.
-        call: what a worker is asked to do for a task.
+        call: the call a worker makes for a task.
         check: called at least every few seconds while the pool works; ends the work by raising.
         warn: called with each warning that comes with a worker's result.
     """

@@ -228,11 +228,11 @@ class StopSwitch(Stopper):
         self.stopped = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Whether to stop this trial."""
+        """Return True to stop this trial."""
         return self.stopped
 
     def stop_all(self) -> bool:
-        """Whether to stop everything."""
+        """Return True to stop everything."""
         return self.stopped
 
 
@@ -277,7 +277,7 @@ class SearchRun:
             self.thread.join(patience)
 
     def state(self, message: str = "") -> Event:
-        """Where the search stands."""
+        """The state of the search as an event."""
         done, running = self.done + self.searcher.found, len(self.searcher.live)
         return Event(
             "search", done, self.searcher.total, running, self.failed, self.best.value, message
