@@ -37,7 +37,7 @@ from ray.cluster_utils import Cluster
 from ld3_dist import load_results
 
 VICTIMS = ("actor", "trial", "node", "driver")
-PASSING = ("seconds", "started", "host", "device", "attempts", "git_commit")
+PASSING = ("seconds", "started", "host", "address", "device", "attempts", "git_commit")
 """Columns that may differ between two runs of an experiment (their namesakes of the evaluation as
 well).
 """
@@ -253,7 +253,7 @@ Windows = dict[str, tuple[float, float]]
 
 
 def reference(nodes: Nodes, file: Path, out: Path) -> Windows:
-    """Run undisturbed; when (seconds from the start of the driver) there were victims of each kind."""
+    """Run undisturbed; return when there were victims of each kind, in seconds from the start."""
     clock, driver = time.monotonic(), start(file, out, nodes.address)
     seen: dict[str, list[float]] = {kind: [] for kind in VICTIMS}
     while driver.poll() is None and time.monotonic() - clock < LIMIT:
@@ -393,7 +393,10 @@ def summary(runs: list[Run], seed: int, seconds: float) -> dict[str, Any]:
         "hangs": sum(run.exit == -1 for run in runs),
     }
     counts |= {"continued": sum(run.continued for run in runs)}
-    device = f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU; head and two nodes of one CPU, simulated"
+    device = (
+        f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU; head and two nodes of one "
+        f"CPU, simulated"
+    )
     return {
         "command": "python experiments/benchmarks/chaos.py",
         "seed": seed,

@@ -154,7 +154,7 @@ def loop(folder: str, shards: int, together: Any, results: Any) -> None:
 
 def teacher_plan() -> Any:
     from ld3_dist.experiment import parse_experiment
-    from ld3_dist.tasks.context import make_plan
+    from ld3_dist.tasks.planning import make_plan
 
     return make_plan(parse_experiment(digits(1000, SHARD)))
 

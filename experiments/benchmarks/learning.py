@@ -36,6 +36,7 @@ from pathlib import Path
 
 import pandas
 import torch
+from ld3_dist.single import STARTS
 from pairs import generate, teacher_pairs
 from torch import Tensor
 
@@ -50,8 +51,7 @@ from ld3_dist.core.solver import Solver, Tableau, make_solver
 from ld3_dist.metrics.extractors import open_extractor
 from ld3_dist.metrics.statistics import FeatureStatistics, frechet_distance
 from ld3_dist.models import Model, open_model
-from ld3_dist.single import STARTS
-from ld3_dist.tasks.context import start_knots
+from ld3_dist.schedule.starts import start_knots
 
 SOLVERS, NFES, SEEDS = ("unipc-3", "ipndm-3", "dpmpp-3", "ddim"), (4, 6, 8, 10), (0, 1, 2)
 HAND_MADE = ("log_snr", "karras")

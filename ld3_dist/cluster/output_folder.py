@@ -1,4 +1,4 @@
-"""The output folder of a sweep: whose it is, and the scratch of Ray Tune.
+"""The output folder of a sweep: the experiment it belongs to, and the scratch of Ray Tune.
 
 Tune wants a folder for its own state. That state is never the truth (rows are), nothing reads it
 back, and trials write through `Storage`. So it need not be shared: it stays on the driver's
@@ -24,8 +24,9 @@ _SCRATCH = re.compile(r"^ld3-dist~(?P<host>[^~]+)~(?P<pid>\d+)~(?P<start>[^~]+)$
 
 
 def check_claim(storage: Storage, plan: Plan) -> bool:
-    """Is the folder this experiment's? Or nobody's (False)? Raises InputError for another's, for a
-    newer format, and where the storage cannot be read."""
+    """Return True if the folder is this experiment's, False if it is nobody's.
+
+    Raises InputError if it is another's or of a newer format, or if it cannot be read."""
     try:
         found = (
             json.loads(storage.read_bytes("experiment.json"))

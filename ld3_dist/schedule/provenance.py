@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
+from ..store.process import node_address
 
 
 @lru_cache
@@ -30,10 +31,10 @@ def default_device() -> str:
 
 
 def where(device: str | None = None) -> dict[str, str]:
-    """The machine and the device that do the work."""
+    """The machine (name and address) and the device that do the work."""
     device = device or default_device()
     name = f"cuda: {torch.cuda.get_device_name()}" if device.startswith("cuda") else device
-    return {"host": socket.gethostname(), "device": name}
+    return {"host": socket.gethostname(), "address": node_address(), "device": name}
 
 
 def now() -> str:

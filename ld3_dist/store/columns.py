@@ -35,6 +35,7 @@ def _schema(name: str, fields: list[pa.Field]) -> pa.Schema:
 
 _WHERE = [
     _field("host", pa.string(), "machine that did the work"),
+    _field("address", pa.string(), "its IP address; hosts of containers may share a name"),
     _field("device", pa.string(), "device that did the work, e.g. cpu or cuda: NVIDIA A100"),
 ]
 

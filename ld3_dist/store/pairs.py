@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..core.denoiser import Condition
 from ..core.errors import InputError
-from .storage import Storage, fault
+from .storage import Storage
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -146,9 +146,7 @@ class Manifest:
             "meta": dict(self.meta),
             "shards": [asdict(shard) for shard in self.shards],
         }
-        fault("manifest.before")
         storage.write_bytes(MANIFEST, (json.dumps(body, indent=2, sort_keys=True) + "\n").encode())
-        fault("manifest.after")
 
     @staticmethod
     def load(storage: Storage) -> Manifest | None:

@@ -1,4 +1,4 @@
-"""Who wrote this file, and does that process still live?
+"""Names of processes and machines, and whether a named process still lives.
 
 A process is named by (host, pid, start): the start is what tells it from a later process under the
 same number, and holds the boot it belongs to. Temporary files and the lock of an output folder
@@ -55,10 +55,43 @@ def host_name() -> str:
     )
 
 
+def node_address() -> str:
+    """The IP address by which the other machines know this one.
+
+    Host names of containers may coincide; addresses within a cluster do not. Unless
+    `set_node_address` said otherwise, it is the address of the route to the outside."""
+    return _address[-1] if _address else _outward_address()
+
+
+def node_name() -> str:
+    """Host name and address of this machine, as records of failures name it."""
+    return f"{host_name()} ({node_address()})"
+
+
+def set_node_address(address: str) -> None:
+    """Set the address under which a cluster knows this machine."""
+    _address[:] = [address]
+
+
+_address: list[str] = []
+
+
+@lru_cache(maxsize=1)
+def _outward_address() -> str:
+    for family, outside in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect((outside, 9))  # chooses a route; sends nothing
+                return str(probe.getsockname()[0])
+        except OSError:
+            continue
+    return "127.0.0.1"
+
+
 def _start_of(pid: int) -> str | None:
-    """When the process began, or None if there is none; on Linux ticks since boot, elsewhere what
-    ps prints.
-    """
+    """The time at which the process began, as an opaque string; None if there is no such process.
+
+    On Linux it counts ticks since boot; elsewhere it is what ps prints."""
     if Path("/proc/self/stat").exists():
         try:
             # the second field, the name in parentheses, may itself hold spaces and parentheses

@@ -89,7 +89,7 @@ def encode_table(folder: str, records: Sequence[Mapping[str, Any]]) -> bytes:
 def frame_of(folder: str, records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Records as a frame with the columns of a table; missing keys become null."""
     table = pq.read_table(pa.BufferReader(encode_table(folder, records)))
-    return table.to_pandas(types_mapper=_NULLABLE.get)
+    return _with_own_metrics(table.to_pandas(types_mapper=_NULLABLE.get))
 
 
 def read_table(storage: Storage, folder: str) -> pd.DataFrame:
@@ -114,14 +114,15 @@ def read_table(storage: Storage, folder: str) -> pd.DataFrame:
             stacklevel=2,
         )
     frame = pa.concat_tables([schema.empty_table(), *tables]).to_pandas(types_mapper=_NULLABLE.get)
-    if "own_metrics" in frame:
-        frame = _with_own_metrics(frame)
+    frame = _with_own_metrics(frame)
     frame.attrs["unreadable"] = sorted(unreadable)
     return frame
 
 
 def _with_own_metrics(frame: pd.DataFrame) -> pd.DataFrame:
     """A column for each metric that is not built in, in place of their JSON."""
+    if "own_metrics" not in frame:
+        return frame
     found = [json.loads(text) if isinstance(text, str) else {} for text in frame["own_metrics"]]
     frame = frame.drop(columns="own_metrics")
     for name in sorted({name for values in found for name in values}):

@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from faulty_storage import SWEEP, with_fault
 from forked_sweeps import SMALL, sweep
 from object_store import endpoint  # noqa: F401
 from tiny_sweep import changed, lasting, write
@@ -127,15 +128,11 @@ def test_a_lost_head_ends_the_driver_with_a_message_and_another_cluster_goes_on(
 ) -> None:
     """The last of these tests: the cluster is gone afterwards."""
     out = file.with_name("lost-head")
-    driver = chaos.start(
-        file, out, nodes.cluster.address, RAY_gcs_rpc_server_reconnect_timeout_s="30"
-    )
+    driver = chaos.start(file, out, nodes.cluster.address)
     log = Path(f"{out}.log")
     until(lambda: nodes.workers_of("trial"), driver, log)
     os.kill(nodes.cluster.head_node.all_processes["gcs_server"][0].process.pid, signal.SIGKILL)
-    clock = time.monotonic()
-    assert chaos.finish(driver) == 1
-    assert time.monotonic() - clock < 90
+    assert chaos.finish(driver) == 1, log.read_text()[-2000:]
     said = " ".join(log.read_text().split())
     assert "the head of the Ray cluster" in said
     assert "everything finished is kept" in said
@@ -153,9 +150,13 @@ def test_workers_killed_while_they_upload(endpoint: str, tmp_path: Path) -> None
     experiment = changed(**SMALL)
     file, place = write(tmp_path, experiment), f"s3://bucket/sweep?endpoint_override={endpoint}"
     command = [sys.executable, "-m", "ld3_dist.cli", "sweep", str(file), "--output", place]
-    killed = {**os.environ, "LD3_DIST_FAULT": "write.half@rows/"}
     done = subprocess.run(
-        command, env=killed, capture_output=True, text=True, timeout=PATIENCE, check=False
+        [*SWEEP, *command[4:]],
+        env=with_fault("write.half@rows/"),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL
     storage = open_storage(place)

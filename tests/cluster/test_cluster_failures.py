@@ -4,7 +4,6 @@ on.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from faulty_storage import SWEEP, with_fault
 from tiny_sweep import changed, lasting, write
 
 from ld3_dist import load_results
@@ -61,14 +61,13 @@ def build(options):
 '''
 
 
-def sweep(file: Path, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ld3_dist.cli", "sweep", str(file), "--output", str(out)]
+def sweep(file: Path, out: Path, fault: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command,
+        [*SWEEP, str(file), "--output", str(out)],
         capture_output=True,
         text=True,
         timeout=250,
-        env=os.environ | environment,
+        env=with_fault(fault),
         check=False,
     )
 
@@ -169,7 +168,7 @@ def test_a_full_disk(tmp_path: Path, contest: Contest, fault: str, code: int, ke
     Where not even a failure can be recorded the sweep stops at once, instead of spending every
     trial."""
     file, out = experiment(tmp_path), tmp_path / "out"
-    done = sweep(file, out, LD3_DIST_FAULT=fault)
+    done = sweep(file, out, fault)
     assert done.returncode == code, done.stdout + done.stderr[-2000:]
     assert "No space left on device" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr

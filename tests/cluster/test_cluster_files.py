@@ -64,7 +64,14 @@ def commands_in(text: str) -> Iterator[list[str]]:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_headers_say_what_to_edit_and_run_and_where_results_go(file: Path) -> None:
     head = file.read_text().split("\n\n")[0]
-    for word in ("# Edit ", "# Storage ", "# Run ", "ray job submit --address http://"):
+    for word in (
+        "# Edit ",
+        "# Storage ",
+        "# Token ",
+        "RAY_AUTH_MODE=token",
+        "# Run ",
+        "ray job submit --address http://",
+    ):
         assert word in head
     found = list(commands_in(file.read_text()))
     assert found
@@ -102,9 +109,12 @@ def test_the_launcher_file_follows_rays_schema() -> None:
 def test_ray_start_lines_are_accepted_by_ray() -> None:
     config = yaml.safe_load((FOLDER / "ray-cluster.yaml").read_text())
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
-        for part in " ; ".join(config[key]).split(";"):
-            if part.split()[0] == "ray":
-                check_ray(part.split())
+        parts = [part.split() for part in ";".join(config[key]).split(";")]
+        starts = [part for part in parts if part[0] == "ray"]
+        assert parts.index(["export", "RAY_AUTH_MODE=token"]) < parts.index(starts[-1])
+        for part in starts:
+            check_ray(part)
+    assert config["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "~/.ray/auth_token"
 
 
 def check_ray(command: list[str]) -> dict[str, Any]:
@@ -141,6 +151,7 @@ CLUSTER = {
     "rayVersion",
     "enableInTreeAutoscaling",
     "autoscalerOptions",
+    "authOptions",
 }
 HEAD = {"rayStartParams", "template", "serviceType", "headService", "enableIngress"}
 GROUP = {
@@ -163,6 +174,7 @@ def test_the_rayjob_has_the_fields_of_its_crd() -> None:
     head, groups = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
     assert set(spec) <= JOB
     assert set(cluster) <= CLUSTER
+    assert cluster["authOptions"] == {"mode": "token"}
     assert {"rayStartParams", "template"} <= set(head) <= HEAD
     pods = [head["template"]["spec"]]
     for group in groups:
@@ -218,6 +230,7 @@ def dry_run(tmp_path: Path, driver: str, **environment: str) -> tuple[subprocess
     programs, record = tmp_path / "bin", tmp_path / "record"
     programs.mkdir(parents=True)
     for name, more in {
+        "ray": "print(os.environ['RAY_AUTH_MODE'], 'the-token')",
         "srun": SRUN, "scontrol": "print('node1\\nnode2\\nnode3')", "sleep": "",
         "python": "import time; time.sleep(1)  # the starts in the background write theirs",
         "ld3-dist": driver,
@@ -238,9 +251,12 @@ def test_the_slurm_script_run_dry(tmp_path: Path) -> None:
     """Head on the first node, workers on the others, the driver once they are there; its exit code
     is the job's.
     """
-    process, record = dry_run(tmp_path, "sys.exit(1)")
+    process, record = dry_run(tmp_path, "sys.exit(os.environ['RAY_AUTH_MODE'] == 'token')")
     assert process.wait(60) == 1
+    assert process.stdout is not None
+    assert "the-token" not in process.stdout.read()
     calls = [json.loads(line) for line in record.read_text().splitlines()]
+    assert calls[0] == ["ray", "get-auth-token", "--generate"]
     starts = [call[call.index("ray") :] for call in calls if call[0] == "srun" and "ray" in call]
     options = [check_ray(start) for start in starts]
     assert sorted(bool(option["head"]) for option in options) == [False, True]

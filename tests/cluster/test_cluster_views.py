@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
-import os
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from faulty_storage import SWEEP, with_fault
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from tiny_sweep import changed, write
 
 from ld3_dist import load_results
-from ld3_dist.cluster import logs as logs
+from ld3_dist.cluster import logs
 from ld3_dist.cluster.best_gain import BestGain
-from ld3_dist.cluster.logs import Log, timed
 from ld3_dist.cluster.search import trackers
 from ld3_dist.cluster.search.searcher import CellSearcher
 from ld3_dist.cluster.search.studies import NAME, StudyMirror
@@ -40,14 +39,13 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
     )
 
 
-def sweep(file: Path, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ld3_dist.cli", "sweep", str(file), "--output", str(out)]
+def sweep(file: Path, out: Path, fault: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command,
+        [*SWEEP, str(file), "--output", str(out)],
         capture_output=True,
         text=True,
         timeout=250,
-        env=os.environ | environment,
+        env=with_fault(fault),
         check=False,
     )
 
@@ -63,7 +61,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep whose driver is killed once, run again to its end, with TensorBoard."""
     folder = tmp_path_factory.mktemp("views")
     file = write(folder, changed(resources={"callbacks": ["tensorboard"]}))
-    killed = sweep(file, folder / "out", LD3_DIST_FAULT="write.after@studies")
+    killed = sweep(file, folder / "out", "write.after@studies")
     assert killed.returncode == -9, killed.stderr[-2000:]
     done = sweep(file, folder / "out")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -72,9 +70,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_logs_tell_the_whole_story(finished: Path) -> None:
     lines = lines_of(finished)
-    assert all(
-        {"time", "event", "stage", "item", "role", "node", "pid"} <= set(line) for line in lines
-    )
+    always = {"time", "event", "stage", "item", "role", "node", "address", "pid"}
+    assert all(always <= set(line) for line in lines)
     about = [line for line in lines if line["stage"] == "sweep"]
     assert about[0]["event"] == "start"
     assert about[-1]["event"] == "end"
@@ -206,33 +203,65 @@ class Store:
 def test_log_segments_are_whole_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "FULL", 3)
     store: Any = Store()
-    log = Log(store, "driver")
-    for i in range(7):
-        log.write("end", "teach", f"shard {i}", now=True, seconds=0.5)
-    bodies = [store.files[name].decode().splitlines() for name in sorted(store.files)]
-    assert [len(body) for body in bodies] == [3, 3, 1]
-    assert [json.loads(line)["item"] for body in bodies for line in body] == [
-        f"shard {i}" for i in range(7)
-    ]
-    log.flush()
+    with logs.driver_log(store) as log:
+        for i in range(7):
+            logs.write("end", "teach", f"shard {i}", at_once=True, seconds=0.5)
+        bodies = [store.files[name].decode().splitlines() for name in sorted(store.files)]
+        assert [len(body) for body in bodies] == [3, 3, 1]
+        assert [json.loads(line)["item"] for body in bodies for line in body] == [
+            f"shard {i}" for i in range(7)
+        ]
+        log.flush()
     assert store.writes == 7  # nothing new, nothing written
+    logs.write("end", "teach", "after the sweep", at_once=True)
+    assert store.writes == 7
 
 
 def test_a_log_that_cannot_be_written_stops_nobody_and_loses_nothing() -> None:
     store: Any = Store()
-    log, store.full = Log(store, "worker"), True
-    with pytest.raises(ZeroDivisionError), timed(log, "search", "k", attempt=2):
-        raise ZeroDivisionError("x")
-    store.full = False
-    log.flush()
+    with logs.driver_log(store):
+        store.full = True
+        with pytest.raises(ZeroDivisionError), logs.timed("search", "k", attempt=2):
+            raise ZeroDivisionError("x")
+        store.full = False
     (body,) = store.files.values()
     start, error = map(json.loads, body.decode().splitlines())
     assert (start["event"], error["event"], error["attempt"]) == ("start", "error", 2)
     assert error["reason"] == "ZeroDivisionError: x"
 
 
+def test_what_the_package_logs_becomes_lines_of_the_work_at_hand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Warnings are kept for the terminal as well; secrets are masked in both."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef")
+    store: Any = Store()
+    level = logs.LOGGER.level
+    with logs.driver_log(store) as log:
+        with logs.timed("search", "k"):
+            logging.getLogger("ld3_dist.core").info("kept %d", 3)
+            logging.getLogger("ld3_dist").warning("token 0123456789abcdef of %s", "s3://K:S@b/x")
+        logging.getLogger("ld3_dist").warning("outside")
+        first, second = log.take_warnings()
+        assert log.take_warnings() == []
+    assert first.startswith("search k on ")
+    assert first.endswith(": token *** of s3://***@b/x")
+    assert second == "outside"
+    (body,) = store.files.values()
+    lines = [json.loads(line) for line in body.decode().splitlines()]
+    assert [(line["event"], line["item"], line.get("message")) for line in lines] == [
+        ("start", "k", None),
+        ("note", "k", "kept 3"),
+        ("warning", "k", "token *** of s3://***@b/x"),
+        ("end", "k", None),
+        ("warning", None, "outside"),
+    ]
+    assert logs.LOGGER.level == level
+    assert not [h for h in logs.LOGGER.handlers if isinstance(h, logs.SweepHandler)]
+
+
 def test_the_mirror_is_rebuilt_and_never_shrinks_to_a_part(tmp_path: Path) -> None:
-    """Finished, failed and found trials, once each; a run that adds nothing leaves the file alone."""
+    """Finished, failed and found trials once each; a run that adds nothing changes nothing."""
     experiment = parse_experiment(changed())
     plan = Plan(experiment, {model.label: "h" for model in experiment.models})
     storage, outcomes = open_storage(tmp_path), dict[str, Outcome]()

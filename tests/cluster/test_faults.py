@@ -12,17 +12,17 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from faulty_storage import OBJECT_POINTS, WRITE_POINTS
 from object_store import endpoint  # noqa: F401
 from tiny_sweep import lasting
 
-from ld3_dist.store.storage import WRITE_POINTS, open_storage
+from ld3_dist.store.storage import open_storage
 
 EVERY_STEP = ("shard", "manifest", "rows/", "evaluations/")
 HALF = tuple(
     f"write.half@{file}" for file in ("experiment", "rows/baseline", "schedules/", "parts/")
 )
 MANIFEST = ("manifest.before", "manifest.after")
-OBJECT_POINTS = ("write.before", "write.half", "write.after")
 
 
 def killed_and_resumed(place: str, points: list[str]) -> dict[str, list[int]]:

@@ -24,6 +24,7 @@ from ld3_dist.core.sample import draw_noise, sample
 from ld3_dist.experiment import load_experiment
 from ld3_dist.models import load_model
 from ld3_dist.report import write_report
+from ld3_dist.store.lock import acquire
 from ld3_dist.store.pairs import load_pairs
 from ld3_dist.store.storage import open_storage
 from ld3_dist.store.tables import read_table
@@ -130,7 +131,7 @@ def test_every_trial_and_baseline_has_its_rows(finished: Finished) -> None:
 
 
 def test_what_is_evaluated(finished: Finished) -> None:
-    """Every baseline, every member of each cell's best trial, and the teacher; from fresh samples."""
+    """Every baseline, all members of each cell's best trial, the teacher; from fresh samples."""
     frame = load_results(finished.out)
     measured = frame[frame["eval_loss"].notna()]
     assert measured.groupby("kind").size().to_dict() == {"baseline": 4, "learned": 4}
@@ -412,10 +413,43 @@ def test_a_model_that_cannot_be_opened_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_in_use_is_refused(finished: Finished, cluster: None, tmp_path: Path) -> None:
-    from ld3_dist.store.lock import acquire
+def test_a_folder_in_use_is_refused(
+    finished: Finished, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything else: before models are opened, and before Ray is started."""
+    from ld3_dist.cluster import sweep
 
+    def never(*_: object) -> None:
+        raise AssertionError("the folder is in use")
+
+    monkeypatch.setattr(sweep, "connect", never)
+    monkeypatch.setattr(sweep, "make_plan", never)
     with acquire(open_storage(tmp_path / "out")):
         before = files_of(tmp_path / "out", "rows", "pairs")
         assert "is in use by process" in refused(finished.file, tmp_path / "out")
         assert files_of(tmp_path / "out", "rows", "pairs") == before
+
+
+def test_a_driver_that_loses_its_lock_stops_writing(
+    finished: Finished, cluster: None, tmp_path: Path
+) -> None:
+    """It ends with a message, leaves the other's lock, and writes no more."""
+    from ld3_dist.cluster.sweep import Sweep
+
+    out = tmp_path / "out"
+    other = {"host": "elsewhere", "pid": 7, "start": "x", "heartbeat": 4e9}
+    sweep = Sweep(load_experiment(finished.file), open_storage(out))
+    events = sweep.run()
+    next(events)
+    (out / "lock.json").write_text(json.dumps(other))
+    assert sweep.lock is not None
+    sweep.lock._looked -= 1e6  # as if the process had been stopped for long
+    with pytest.raises(RuntimeError, match="process 7 on elsewhere has taken over"):
+        list(events)
+    assert json.loads((out / "lock.json").read_text()) == other
+    assert not list((out / "rows").glob("*"))
+    left = files_of(out, ".")
+    (out / "lock.json").unlink()
+    assert run(finished.file, out)[0].failures == 0
+    assert set(left) - {"lock.json"} <= set(files_of(out, "."))
+    pd.testing.assert_frame_equal(lasting(out), lasting(finished.out), check_exact=True)

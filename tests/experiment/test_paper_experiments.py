@@ -22,10 +22,11 @@ from ld3_dist.models import open_model
 from ld3_dist.store.pairs import load_pairs
 from ld3_dist.store.results import load_results
 from ld3_dist.store.storage import open_storage
-from ld3_dist.tasks.context import make_plan
+from ld3_dist.tasks.baselines import run_baselines
 from ld3_dist.tasks.evaluate import Item, finish, pictures, sample_part, teacher_item
+from ld3_dist.tasks.planning import make_plan
 from ld3_dist.tasks.teach import make_shard, missing_shards, seal
-from ld3_dist.tasks.trial import run_baselines, run_trial
+from ld3_dist.tasks.trial import run_trial
 
 ROOT = Path(__file__).parents[2] / "experiments"
 EDM = ("cifar10", "ffhq", "afhqv2")

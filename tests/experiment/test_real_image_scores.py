@@ -27,7 +27,7 @@ from ld3_dist.models import open_model
 from ld3_dist.report import read_sweep_tables, summary_table, write_report
 from ld3_dist.schedule.file import load_schedule
 from ld3_dist.store.storage import open_storage
-from ld3_dist.tasks.context import open_settings, pairs_of
+from ld3_dist.tasks.opened import model_of, pairs_of
 
 format_modules = test_edm.format_modules
 
@@ -165,7 +165,7 @@ def test_images_too_small_for_the_trunk_are_refused_before_anything_is_written(
     with pytest.raises(InputError, match=r"at least 16 pixels.*upsample: true"):
         run(experiment, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert min(open_settings(experiment.models[0], "cpu").image_shape[1:]) == 8
+    assert min(model_of(experiment.models[0], "cpu").image_shape[1:]) == 8
 
 
 def test_what_cannot_be_scored_is_refused_before_anything_is_written(

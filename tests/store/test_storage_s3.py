@@ -4,15 +4,16 @@ unreachable addresses.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from faulty_storage import OBJECT_POINTS, with_fault
 from object_store import endpoint  # noqa: F401
 
 import ld3_dist
@@ -25,15 +26,15 @@ from ld3_dist.store.storage import Storage, open_storage
 from ld3_dist.store.tables import read_table, write_table
 
 META = {"teacher": "abc", "seed": 7}
-OBJECT_POINTS = ("write.before", "write.half", "write.after")
 
 WORK = """
 import sys, torch
+from faulty_storage import open_faulty
 from ld3_dist.store.pairs import Manifest, write_shard
-from ld3_dist.store.storage import open_storage
-storage = open_storage(sys.argv[1])
+storage = open_faulty(sys.argv[1])
 noise = torch.arange(20, dtype=torch.float32).reshape(5, 4)
-record = write_shard(storage, 0, 5, {"noise": noise, "target": noise}, {"teacher": "abc", "seed": 7})
+tensors = {"noise": noise, "target": noise}
+record = write_shard(storage, 0, 5, tensors, {"teacher": "abc", "seed": 7})
 Manifest({"teacher": "abc", "seed": 7}, (record,)).save(storage)
 """
 
@@ -81,20 +82,20 @@ def test_everything_kept_reads_back(bucket: Storage) -> None:
     schedule = Schedule(
         (2.0, 1.0), (2.0,), (1.0, 0.5), ((0.0,), (0.5,)), {"name": "edm"}, 2.0, "ddim", 1, "m"
     )
-    url = f"{bucket.url}/schedules/k.json?{pickle.loads(pickle.dumps(bucket)).location.partition('?')[2]}"  # type: ignore[attr-defined]
+    query = pickle.loads(pickle.dumps(bucket)).location.partition("?")[2]
+    url = f"{bucket.url}/schedules/k.json?{query}"
     schedule.save(url)
     assert load_schedule(url) == schedule
 
 
 def test_a_killed_writer_leaves_nothing_half(endpoint: str) -> None:  # noqa: F811
-    root, project = f"s3://bucket/kills/%s?endpoint_override={endpoint}", Path(__file__).parents[2]
+    root = f"s3://bucket/kills/%s?endpoint_override={endpoint}"
     points = [f"{point}{part}" for part in ("@shard", "@manifest") for point in OBJECT_POINTS]
 
     def work(place: str, point: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-c", WORK, place],
-            env={**os.environ, "LD3_DIST_FAULT": point},
-            cwd=project,
+            env=with_fault(point),
         )
 
     def wait_all(jobs: list[subprocess.Popen[bytes]]) -> list[int]:
@@ -132,6 +133,22 @@ def test_one_driver(bucket: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "_write", rival)
     with pytest.raises(locks.LockHeld, match="process 9 on elsewhere"):
         locks.acquire(bucket)
+
+
+def test_a_heartbeat_in_the_future_gives_way(
+    bucket: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "SETTLE", 0.01)
+    locks._write(bucket, Process("elsewhere", 9, "x"))
+    body = json.loads(bucket.read_bytes(locks.LOCK)) | {"heartbeat": 4e9}
+    bucket.write_bytes(locks.LOCK, json.dumps(body).encode())
+    with pytest.raises(locks.LockHeld, match="process 9 on elsewhere"):
+        locks.acquire(bucket)
+    age = bucket.age(locks.LOCK)
+    assert age is not None
+    assert age >= 0
+    monkeypatch.setattr(type(bucket), "age", lambda self, name: locks.STALE_AFTER + 1)
+    locks.acquire(bucket).release()
 
 
 def test_what_cannot_be_reached_or_written_is_bad_input(endpoint: str) -> None:  # noqa: F811

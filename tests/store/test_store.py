@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from faulty_storage import WRITE_POINTS, with_fault
 
 import ld3_dist
 from ld3_dist.core.errors import InputError
@@ -39,7 +40,7 @@ from ld3_dist.store.pairs import (
     write_shard,
 )
 from ld3_dist.store.process import Process, this_process
-from ld3_dist.store.storage import WRITE_POINTS, Storage, open_storage
+from ld3_dist.store.storage import Storage, open_storage
 from ld3_dist.store.tables import UnreadableTable, read_table, write_table
 
 META = {"teacher": "abc", "seed": 7}
@@ -49,8 +50,8 @@ RANGES = [(0, 5), (5, 10)]
 # serves them all
 CHILDREN = """
 import os, sys, torch
+from faulty_storage import open_faulty
 from ld3_dist.store.pairs import Manifest, write_shard
-from ld3_dist.store.storage import open_storage
 from ld3_dist.store.tables import write_table
 
 def work(storage):
@@ -60,7 +61,8 @@ def work(storage):
         tensors = {"noise": noise, "target": noise + 0.5, "condition": torch.arange(start, stop)}
         records.append(write_shard(storage, start, stop, tensors, {"teacher": "abc", "seed": 7}))
     Manifest({"teacher": "abc", "seed": 7}, tuple(records)).save(storage)
-    write_table(storage, "rows", "t", [{"key": "new", "kind": "learned", "cell": "c", "status": "ok"}])
+    row = {"key": "new", "kind": "learned", "cell": "c", "status": "ok"}
+    write_table(storage, "rows", "t", [row])
 
 for line in sys.stdin:
     folder, point = line.split()
@@ -68,7 +70,7 @@ for line in sys.stdin:
     if pid == 0:
         if point != "none":
             os.environ["LD3_DIST_FAULT"] = point
-        work(open_storage(folder))
+        work(open_faulty(folder))
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
@@ -84,7 +86,7 @@ def run_children(jobs: list[tuple[Path, str]]) -> list[int]:
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[2],
+        env=with_fault(""),
     )
     return [int(code) for code in done.stdout.split()]
 
@@ -562,7 +564,7 @@ def write_lock(storage: Storage, holder: Process, age: float = 0.0) -> None:
 def test_a_folder_has_one_driver(tmp_path: Path) -> None:
     storage, me = open_storage(tmp_path), this_process()
     with locks.acquire(storage) as held:
-        assert not held.lost
+        held.check()
         with pytest.raises(locks.LockHeld, match=f"process {me.pid} on {me.host}") as caught:
             locks.acquire(storage)
         assert caught.value.holder == me
@@ -610,11 +612,55 @@ def test_the_heartbeat_beats_and_notices_a_usurper(tmp_path: Path) -> None:
     while locks.read_lock(storage) == first and time.time() < deadline:
         time.sleep(0.02)
     assert locks.read_lock(storage) != first
-    while not held.lost and time.time() < deadline:
+    while held.usurper is None and time.time() < deadline:
         write_lock(
             storage, Process("elsewhere", 5, "x")
         )  # repeated: a beat in flight may just overwrite it
         time.sleep(0.1)
-    assert held.lost
+    with pytest.raises(locks.LockLost, match=r"process 5 on elsewhere has taken over .*is kept"):
+        held.check()
     held.release()
     assert storage.exists(locks.LOCK)  # it is the other's now
+
+
+def test_a_driver_that_was_stopped_for_long_looks_at_its_lock_before_it_goes_on(
+    tmp_path: Path,
+) -> None:
+    """Its own thread may not have had a turn yet: here it never gets one."""
+    storage = open_storage(tmp_path)
+    held = locks.acquire(storage, heartbeat=1e6)
+    write_lock(storage, Process("elsewhere", 5, "x"))
+    held.check()  # it looked a moment ago
+    held._looked -= 3e6
+    with pytest.raises(locks.LockLost, match="process 5 on elsewhere"):
+        held.check()
+    held.release()
+    assert storage.exists(locks.LOCK)
+
+
+def test_a_heartbeat_in_the_future_gives_way_by_the_clock_of_the_storage(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    write_lock(storage, Process("elsewhere", 12, "x"), age=-50_000.0)
+    with pytest.raises(
+        locks.LockHeld, match=r"process 12 on elsewhere .*try again in (\d+) s"
+    ) as e:
+        locks.acquire(storage)
+    assert int(str(e.value).rpartition("try again in ")[2].split()[0]) <= locks.STALE_AFTER
+    with pytest.raises(locks.LockHeld):
+        locks.refuse_if_held(storage)
+    old = time.time() - locks.STALE_AFTER - 10
+    os.utime(tmp_path / locks.LOCK, (old, old))
+    locks.refuse_if_held(storage)
+    locks.acquire(storage).release()
+    assert everything(tmp_path) == {}
+
+
+def test_an_age_is_told_by_one_clock(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    storage.write_bytes("a", b"")
+    os.utime(tmp_path / "a", (time.time() - 1000, time.time() - 1000))
+    assert storage.age("a") == pytest.approx(1000, abs=100)
+    assert storage.list() == ["a"]
+    assert everything(tmp_path) == {"a": b""}
+    with pytest.raises(FileNotFoundError):
+        storage.age("b")

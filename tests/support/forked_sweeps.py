@@ -16,10 +16,11 @@ import tempfile
 from typing import Any
 
 import torch
+from faulty_storage import open_faulty
 from ray.tune.search import Searcher
 from tiny_sweep import changed
 
-from ld3_dist.cluster.evaluate_stage import evaluation_items, others
+from ld3_dist.cluster.evaluate_stage import evaluation_items, losses_of_baselines
 from ld3_dist.cluster.output_folder import claim
 from ld3_dist.cluster.search.searcher import CellSearcher
 from ld3_dist.cluster.search.tune_run import read_outcome
@@ -29,10 +30,11 @@ from ld3_dist.store import lock as locks
 from ld3_dist.store.results import load_results
 from ld3_dist.store.storage import Storage, open_storage
 from ld3_dist.store.tables import read_table
-from ld3_dist.tasks.context import make_plan
+from ld3_dist.tasks.baselines import run_baselines
 from ld3_dist.tasks.evaluate import finish, sample_part, teacher_item
+from ld3_dist.tasks.planning import make_plan
 from ld3_dist.tasks.teach import make_shard, missing_shards, seal
-from ld3_dist.tasks.trial import run_baselines, run_trial
+from ld3_dist.tasks.trial import run_trial
 
 SMALL: dict[str, Any] = {
     "solvers": ["ddim"],
@@ -74,7 +76,7 @@ def sweep(storage: Storage, experiment: dict[str, Any]) -> None:
             for work in (teacher_item(plan, model), item):
                 for start, stop in work.parts(plan):
                     sample_part(plan, work, storage, start, stop)
-            finish(plan, item, storage, 0.0, others(frame, item))
+            finish(plan, item, storage, 0.0, losses_of_baselines(frame, item))
 
 
 def forked(place: str, fault: str) -> int:
@@ -86,7 +88,7 @@ def forked(place: str, fault: str) -> int:
         os.environ["LD3_DIST_FAULT"] = fault
         code = 1
         try:
-            sweep(open_storage(place), changed(**SMALL))
+            sweep(open_faulty(place), changed(**SMALL))
             code = 0
         finally:
             os._exit(code)

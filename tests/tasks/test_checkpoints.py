@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from faulty_storage import SWEEP, with_fault
 from forked_sweeps import SMALL
 from object_store import endpoint  # noqa: F401
 from safetensors.torch import load, save
@@ -31,7 +32,7 @@ from ld3_dist.store.storage import LocalStorage, Storage, open_storage
 from ld3_dist.store.tables import read_table, write_table
 from ld3_dist.tasks import checkpoints
 from ld3_dist.tasks.checkpoints import name_of, remove_finished
-from ld3_dist.tasks.context import make_plan
+from ld3_dist.tasks.planning import make_plan
 from ld3_dist.tasks.teach import make_shard, missing_shards, seal
 from ld3_dist.tasks.trial import run_trial
 
@@ -116,28 +117,22 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Storage, 
 KILLED = """
 import sys, torch
 from test_checkpoints import NUMBERS, VALUES, plan_of, taught
-from ld3_dist.store.storage import open_storage
+from faulty_storage import open_faulty
 from ld3_dist.tasks.trial import run_trial
 torch.set_num_threads(1)
-plan, storage = plan_of(sys.argv[1]), open_storage(sys.argv[2])
+plan, storage = plan_of(sys.argv[1]), open_faulty(sys.argv[2])
 run_trial(plan, taught(plan, storage), storage, NUMBERS, "cpu")
 """
 
 
 @pytest.mark.parametrize("procedure", VALUES)
-def test_a_killed_process_goes_on_to_the_same_rows(
-    procedure: str, whole: Any, tmp_path: Path
-) -> None:
-    here = Path(__file__).parents[1] / "support"
-    path = os.pathsep.join([str(here), str(here.parents[1])])
-    fault = {
-        "LD3_DIST_FAULT": "write.after@checkpoints/:3",
-        "PYTHONPATH": path,
-        "OMP_NUM_THREADS": "1",
-    }
+def test_a_killed_process_goes_on_to_the_same_rows(procedure: str, whole: Any, tmp_path: Path) -> None:
+    fault = with_fault("write.after@checkpoints/:3")
+    path = os.pathsep.join([str(Path(__file__).parent), fault["PYTHONPATH"]])
+    fault |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLED, procedure, str(tmp_path)]
     done = subprocess.run(
-        command, env=os.environ | fault, capture_output=True, text=True, timeout=100, check=False
+        command, env=fault, capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     plan, storage = plan_of(procedure), open_storage(tmp_path)
@@ -435,9 +430,13 @@ def test_a_sweep_whose_driver_and_workers_are_killed_in_the_middle_of_a_trial(
         time.sleep(0.02)
     driver.kill()
     driver.wait()
-    fault = os.environ | {"LD3_DIST_FAULT": "write.after@checkpoints/:150"}
     done = subprocess.run(
-        command, env=fault, capture_output=True, text=True, timeout=250, check=False
+        [*SWEEP, *command[4:]],
+        env=with_fault("write.after@checkpoints/:150"),
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 

@@ -10,12 +10,16 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from ...core.errors import InputError
 from ...experiment.settings import Experiment
+from ...store.credentials import masked
+from .local_folders import folder_options
 
 ANSWER = 10.0
 """Seconds a host has to accept a connection."""
@@ -48,45 +52,73 @@ class Sizes:
     actors: int
 
 
+SETTINGS = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a straggling thread must not start a Ray of its own
+    "RAY_AIR_NEW_OUTPUT": "0",  # the live view is ours
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+}
+"""Environment variables that Ray reads in this process, unless they are set already."""
+
+
 def connect(address: str | None) -> None:
     """Join the cluster at `address` ("auto", "host:port"), or start Ray on this machine.
 
-    Raises InputError, after JOIN seconds at the latest, when there is no cluster at the address, or
-    its Ray or Python is another version."""
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault(
-        "RAY_ENABLE_AUTO_CONNECT", "0"
-    )  # a straggling thread must not start a Ray of its own
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the live view is ours
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
-    options: dict[str, Any] = {
-        "logging_level": logging.ERROR,
-        "log_to_driver": False,
-        "include_dashboard": False,
-    }
+    Raises InputError, after JOIN seconds at the latest, when there is no cluster at the address,
+    its Ray or Python is another version, or it demands another token."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
     address = None if address == "local" else address
     if address is not None:
         check_address(address)
-    handler = signal.getsignal(
-        signal.SIGTERM
-    )  # Ray installs its own, which would end us without a word
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    # Ray installs a handler of its own, which would end us without a word
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             # "local": without it Ray would join a cluster that happens to run on this machine
-            ray.init("local", **options, object_store_memory=200_000_000)
-        else:
             ray.init(
-                address=address, **{k: v for k, v in options.items() if k != "include_dashboard"}
+                "local",
+                **quiet,
+                **folder_options(),
+                include_dashboard=False,
+                object_store_memory=200_000_000,
             )
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise _refused(address, _on_one_line(error)) from error
+    finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise _refused(address or "none given", " ".join(str(error).split())) from error
+    keep_off_the_terminal("ray.tune")
+
+
+def keep_off_the_terminal(name: str) -> None:
+    """Send the records of one of Ray's loggers to the sweep's log only.
+
+    Tune prints the traceback of every failed attempt, also of a worker that was killed. The sweep
+    says the same in a line and keeps the traceback in its table of failures."""
+    theirs = logging.getLogger(name)
+    theirs.propagate = False
+    if not theirs.handlers:
+        theirs.addHandler(_ToOurs())
+
+
+class _ToOurs(logging.Handler):
+    """Hands records on to our logger as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger("ld3_dist").info("%s: %s", record.name, record.getMessage())
+
+
+def _on_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def check_address(address: str) -> None:
@@ -99,9 +131,8 @@ def check_address(address: str) -> None:
     if address.startswith("ray://"):
         raise InputError(
             f"--address {address}: the driver of a sweep must run on a machine of the cluster; "
-            f"start it there with "
-            "--address auto, or from here with `ray job submit --address http://HEAD:8265 -- "
-            "ld3-dist sweep …`"
+            "start it there with --address auto, or from here with `ray job submit --address "
+            "http://HEAD:8265 -- ld3-dist sweep …`"
         )
     if address != "auto":
         host, _, port = address.rpartition(":")
@@ -122,23 +153,48 @@ def check_address(address: str) -> None:
     except subprocess.TimeoutExpired as error:
         raise _refused(address, f"it did not let us join within {JOIN:.0f} s") from error
     if done.returncode:
-        raise _refused(address, done.stdout.strip() or done.stderr.strip()[-300:])
+        said = done.stdout.strip() or done.stderr.strip()[-300:]
+        denied = "AuthToken" in done.stderr or "authentication token" in done.stdout
+        raise _denied(address) if denied else _refused(address, said)
 
 
-def _refused(address: str, why: str) -> InputError:
+def _denied(address: str) -> InputError:
+    """The message for a cluster that demands a token, by what is set here."""
+    known = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    known = known or Path("~/.ray/auth_token").expanduser().is_file()
+    copy = (
+        "copy the file ~/.ray/auth_token of the cluster's head to the same place here, or name a "
+        "copy of it in RAY_AUTH_TOKEN_PATH"
+    )
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        matter = "RAY_AUTH_MODE is not set to token here"
+        advice = "set RAY_AUTH_MODE=token" + ("" if known else f", and {copy}")
+    elif known:
+        matter, advice = "the token that is set here is not the cluster's", copy
+    else:
+        matter, advice = "there is no token here", copy
+    return InputError(
+        f"--address {address}: the Ray cluster there demands a token, and {matter}; {advice}. Keep "
+        "the token itself out of scripts and command lines"
+    )
+
+
+def _refused(address: str | None, why: str) -> InputError:
+    why = masked(why)
+    if address is None:
+        return InputError(f"Ray cannot be started on this machine: {why[:400]}")
     if "mismatch" in why:
         return InputError(
             f"--address {address}: {why} Install the cluster's versions here, or ours there"
         )
     return InputError(
         f"--address {address}: no Ray cluster answers there ({why[:400]}); start one with `ray "
-        f"start --head`, or leave "
-        "--address out to use this machine alone"
+        f"start --head`, or leave --address out to use this machine alone"
     )
 
 
 def sizes_of(experiment: Experiment) -> Sizes:
-    """What trials and actors get on this cluster.
+    """Return what trials and actors get on this cluster.
 
     Raises InputError for a fraction that wastes the GPU and for more than any single node has.
     """
@@ -187,12 +243,12 @@ def _size(
 
 
 def _per_gpu(gpus: float) -> int:
-    """How many of a fraction fit on one GPU; Ray counts in ten-thousandths, rounded down."""
+    """The number of a fraction that fit on one GPU; Ray rounds down to ten-thousandths."""
     return 10_000 // max(int(gpus * 10_000 + 1e-6), 1)
 
 
 def _how_many(size: dict[str, float], nodes: list[dict[str, float]]) -> int:
-    """How many of this size fit on the nodes at once."""
+    """The number of this size that fit on the nodes at once."""
     count = 0
     for node in nodes:
         by = [node.get("CPU", 0) // size["cpu"]]

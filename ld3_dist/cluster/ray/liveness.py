@@ -1,5 +1,4 @@
-"""Is the cluster still there? A driver whose cluster has died must say so and end; it must never
-wait for ever.
+"""Watch over the head of the cluster, so that a driver whose cluster has died says so and ends.
 
 Ray itself ends a driver that cannot reach the head for 60 s
 (`RAY_gcs_rpc_server_reconnect_timeout_s`), without a word on how to go on. We look more often and
@@ -14,8 +13,8 @@ import ray
 
 LOOK_EVERY = 3.0
 PATIENCE = 20.0
-"""Seconds without an answer after which the head counts as lost; a head that comes back sooner is
-not noticed.
+"""Seconds without an answer after which the head counts as lost. They must leave the driver time to
+say so before Ray's own 60 s are over.
 """
 
 CONNECT = 2.0
@@ -26,41 +25,44 @@ class ClusterLost(RuntimeError):
 
 
 class HeadWatch:
-    """Looks after the head of the cluster this process is connected to; cheap to call often."""
+    """A watch over the head of the cluster that this process is connected to."""
 
     def __init__(self) -> None:
         self.address = ray.get_runtime_context().gcs_address
         host, _, port = self.address.rpartition(":")
-        self.place = (host.strip("[]"), int(port))
+        self.socket = (host.strip("[]"), int(port))
         self.looked = self.seen = time.monotonic()
 
     @property
     def answers(self) -> bool:
-        """Did the head answer when last looked at? If not, calls into Ray may block until Ray ends
-        the process.
-        """
-        return self.seen >= self.looked
+        """True if the head answers now. If not, calls into Ray may block until Ray ends us."""
+        return self._look() is None
 
     def check(self) -> None:
-        """Raises ClusterLost once the head has not answered for a while."""
-        now = time.monotonic()
-        if now - self.looked < LOOK_EVERY:
+        """Raise ClusterLost once the head has not answered for PATIENCE seconds."""
+        if time.monotonic() - self.looked < LOOK_EVERY:
             return
-        self.looked = now
+        error = self._look()
+        silence = self.looked - self.seen
+        if error is not None and silence > PATIENCE:
+            raise ClusterLost(
+                f"the head of the Ray cluster at {self.address} has not answered for "
+                f"{silence:.0f} s ({error.strerror or error}); everything finished is kept"
+            ) from error
+
+    def _look(self) -> OSError | None:
+        """Try a connection; why it failed."""
+        self.looked = time.monotonic()
         try:
-            socket.create_connection(self.place, timeout=CONNECT).close()
-            self.seen = time.monotonic()
+            socket.create_connection(self.socket, timeout=CONNECT).close()
         except OSError as error:
-            if now - self.seen > PATIENCE:
-                raise ClusterLost(
-                    f"the head of the Ray cluster at {self.address} has not answered for "
-                    f"{now - self.seen:.0f} s "
-                    f"({error.strerror or error}); everything finished is kept"
-                ) from error
+            return error
+        self.seen = self.looked
+        return None
 
 
 def room_for(size: dict[str, float]) -> bool:
-    """Has any living node as many CPUs and GPUs as this, free or not?"""
+    """True if any living node has as many CPUs and GPUs as this, free or not."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return any(
         all(node.get(key.upper(), 0.0) >= amount for key, amount in size.items()) for node in nodes

@@ -1,5 +1,4 @@
-"""Is every node fit for the sweep? One task per node says which versions it runs and whether it
-sees the storage.
+"""A check of every node: one task per node reports its versions and whether it sees the storage.
 
 The driver writes a file, every node reads it and writes one of its own: a folder that is local to
 one machine, or credentials that only some machines have, show before anything starts. Nodes that
@@ -29,16 +28,16 @@ PATIENCE = 120.0
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a node says: its versions, and why it does not see the storage ("" where it does)."""
+    """The report of a node: its versions, and why it is blind to the storage ("" if it is not)."""
 
     versions: dict[str, str]
     blind: str
 
 
 def versions() -> dict[str, str]:
-    """What must agree for the same work to give the same rows; builds of PyTorch (+cpu, +cu130) may
-    differ.
-    """
+    """The versions that must agree for the same work to give the same rows.
+
+    Builds of PyTorch (+cpu, +cu130) may differ."""
     python = ".".join(platform.python_version_tuple()[:2])
     torch = version("torch").partition("+")[0]
     return {"python": python, "ray": ray.__version__, "torch": torch, "ld3_dist": __version__}

@@ -1,19 +1,35 @@
-"""A pool of actors working through a queue of tasks; nothing a dying worker does loses more than
-its current tasks.
+"""A pool of actors that works through a queue of tasks. If an actor dies, only the task it was
+running counts as failed.
 
 At most two tasks are in flight per actor, so that none waits for the driver. Attempts are counted
-per task; the task at the head of an actor has a deadline; an actor that dies, overruns a deadline
-or fails several times in a row is replaced. Only small records travel through the object store:
-what a task makes, it writes to storage itself.
+per task. The task an actor is working on has a deadline. An actor that dies, overruns a deadline or
+fails several times in a row is replaced. Only small records travel through the object store: a task
+writes what it makes to storage itself.
 
-Tasks go to actors that have started, never to one that still waits for room on the cluster: on a
-node's death the others take over everything, and a pool that asked for more than there is works
-with what it got."""
+Tasks go to actors that have started, never to one that still waits for room on the cluster. If a
+node dies, the others take over everything, and a pool that asked for more than there is works with
+what it got.
+
+Why not Ray's own retries (max_restarts, max_task_retries, retry_exceptions of an actor)? Measured
+with Ray 2.60 on one machine; `tests/cluster/test_pool.py` repeats it:
+
+  - an exception is tried again on the same process: 4 attempts, 1 pid. An actor with a broken GPU
+    spends all attempts of all its tasks; here it is replaced after SICK_AFTER of them;
+  - a task has no deadline. `ray.cancel(force=True)` is refused for actors, and without force it
+    does not end a task that is running. That takes a clock of one's own and `ray.kill`;
+  - a death charges a retry to every task in flight on the actor, also to the one that only waited
+    (without retries left both fail with ActorUnavailableError);
+  - tasks of an actor without room wait for it, while other actors are idle: they are bound to it
+    when they are handed over;
+  - attempts that Ray repeats are not reported to the driver, which could then not write them into
+    the table of failures.
+
+So Ray's retries are off, and what is left to Ray is to place actors, to notice their deaths, and to
+carry results."""
 
 from __future__ import annotations
 
 import os
-import socket
 import time
 import traceback
 from collections import deque
@@ -31,6 +47,8 @@ from ray.exceptions import (
 )
 
 from ...core.errors import InputError
+from ...store.process import node_name, set_node_address
+from ..logs import Logged
 from .liveness import ClusterLost
 
 IN_FLIGHT = 2
@@ -61,7 +79,7 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 def plainly(task: Task) -> Call:
-    """What a worker is asked to do for a task: itself."""
+    """The call a worker makes for a task: the task's own."""
     return task.function, task.arguments
 
 
@@ -96,10 +114,12 @@ class Waiting:
     @property
     def message(self) -> str:
         """In words."""
-        return f"the cluster has had no room for a worker for {self.seconds:.0f} s; waiting"
+        return (
+            f"no worker has started for {self.seconds:.0f} s: the cluster has no room, or its "
+            f"nodes are still loading; waiting"
+        )
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
 class Worker:
     """Runs tasks one after the other; models and pairs stay in its process between them."""
 
@@ -109,12 +129,16 @@ class Worker:
         torch.set_num_threads(max(threads, 1))
 
     def where(self) -> tuple[str, int]:
-        """Host and pid, for failure records."""
-        return socket.gethostname(), os.getpid()
+        """Host name with address, and pid, for failure records."""
+        set_node_address(ray.util.get_node_ip_address())
+        return node_name(), os.getpid()
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """Call the task."""
         return function(*arguments)
+
+
+_ACTOR: Any = ray.remote(max_restarts=0, max_task_retries=0)(Worker)
 
 
 @dataclass
@@ -137,15 +161,17 @@ class Pool:
         retries: attempts a task gets after its first.
         deadline: seconds a task may take; also how long the pool waits for the first worker before
             it gives up.
-        call: what a worker is asked to do for a task.
+        call: the call a worker makes for a task.
         check: called at least every few seconds while the pool works; ends the work by raising.
+        warn: called with each warning that comes with a worker's result.
     """
 
     def __init__(
         self, count: int, cpus: float, gpus: float, retries: int, deadline: float,
         call: Callable[[Task], Call] = plainly, check: Callable[[], None] = lambda: None,
+        warn: Callable[[str], None] = lambda text: None,
     ) -> None:  # fmt: skip
-        self.call = call
+        self.call, self.warn = call, warn
         self.count, self.retries, self.deadline, self.check = count, retries, deadline, check
         self.options = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
         self.threads = int(cpus)
@@ -194,7 +220,7 @@ class Pool:
     def _fill(self) -> None:
         wanted = min(self.count, len(self.waiting) + self.running)
         while len(self.slots) < wanted:
-            actor = Worker.options(**self.options).remote(self.threads)
+            actor = _ACTOR.options(**self.options).remote(self.threads)
             self.slots.append(_Slot(actor, actor.where.remote()))
         started = [slot for slot in self.slots if slot.place is not None]
         for _ in range(IN_FLIGHT):  # one each before anyone gets a second
@@ -235,6 +261,10 @@ class Pool:
             return
         self._drop(slot, ref)
         slot.failures = 0
+        if isinstance(result, Logged):
+            for warning in result.warnings:
+                self.warn(warning)
+            result = result.result
         yield Done(task, result, self.attempts[task.item] + 1)
 
     def _started(self, slot: _Slot) -> None:

@@ -17,7 +17,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.distributions import (
@@ -126,8 +126,8 @@ class CellSearcher(Searcher):
         """Trials of the whole search."""
         return len(self.studies) * self.plan.experiment.search.rounds * len(self.points)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial, None while there is none to give, FINISHED at the end."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Return the next trial, None while there is none to give, FINISHED at the end."""
         if len(self.live) >= self.limit:
             return None
         waiting = False
@@ -147,7 +147,8 @@ class CellSearcher(Searcher):
                     "trial": proposal.number, "generation": proposal.generation,
                 }  # fmt: skip
             waiting = waiting or bool(study.current)
-        return None if waiting else Searcher.FINISHED
+        # FINISHED is a string that Tune expects here, though its annotation leaves it out
+        return None if waiting else cast("dict[str, Any]", Searcher.FINISHED)
 
     def _advance(self, study: CellStudy) -> None:
         """Tell a finished generation, ask the next; what has rows already is answered at once."""

@@ -36,7 +36,7 @@ from ...tasks.trial import Outcome, outcome_of, run_trial
 from ..best_gain import BestGain
 from ..events import Event
 from ..failures import death_of, failures_of, last_failure, record_failure
-from ..logs import Log, timed, worker_log
+from ..logs import SweepHandler, timed, worker_log, write
 from .searcher import CellSearcher
 from .studies import StudyMirror
 from .trackers import make_trackers
@@ -50,9 +50,13 @@ the other.
 """
 
 
+WARNINGS = "warnings"
+"""Key of the warnings in a report."""
+
+
 @dataclass(frozen=True)
 class TrialEvent:
-    """Something happened to a trial: running, done (with its outcome), retry or failed."""
+    """A trial is running, done (with its outcome), about to be tried again (retry), or failed."""
 
     kind: str
     cell: str
@@ -89,6 +93,7 @@ def trainable(
     cell = next(cell for cell in plan.cells if cell.id == config["cell"])
     spec = TrialSpec(cell, json.loads(config["settings"]), config["key"])
     outcome = read_outcome(storage, spec)
+    log = worker_log(storage)
     if outcome is None:
         attempt = 1 + len(failures_of(storage, spec.key))
         numbers = {
@@ -96,16 +101,14 @@ def trainable(
             "generation": config["generation"],
             "attempts": attempt,
         }
-        log = worker_log(storage)
 
         def note(message: str) -> None:
-            log.write("note", "search", spec.key, cell=cell.id, attempt=attempt, message=message)
+            write("note", "search", spec.key, cell=cell.id, attempt=attempt, message=message)
 
+        reporter = Reporter(every, log)
         try:
-            with timed(log, "search", spec.key, cell=cell.id, attempt=attempt) as facts:
-                outcome = run_trial(
-                    plan, spec, storage, numbers, on_progress=Reporter(every), note=note
-                )
+            with timed("search", spec.key, cell=cell.id, attempt=attempt) as facts:
+                outcome = run_trial(plan, spec, storage, numbers, on_progress=reporter, note=note)
                 facts["status"] = outcome.status
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
@@ -114,14 +117,21 @@ def trainable(
             raise
     objective = min(outcome.objective, 1e9)  # a study must hear a number; the rows say what it was
     best = min((loss for loss in outcome.valid if math.isfinite(loss)), default=1e300)
-    tune.report({"objective": objective, "status": outcome.status, "best_loss": best})
+    last = {"objective": objective, "status": outcome.status, "best_loss": best}
+    tune.report(last | warnings_of(log))
+
+
+def warnings_of(log: SweepHandler) -> dict[str, str]:
+    """The part of a report that carries a worker's warnings, a line each; empty without any."""
+    taken = log.take_warnings()
+    return {WARNINGS: "\n".join(taken)} if taken else {}
 
 
 class Reporter:
-    """Reports a trial's progress to Tune, now and then."""
+    """Reports a trial's progress and warnings to Tune, at most once in `every` seconds."""
 
-    def __init__(self, every: float) -> None:
-        self.every, self.last = every, time.monotonic()
+    def __init__(self, every: float, log: SweepHandler) -> None:
+        self.every, self.last, self.log = every, time.monotonic(), log
 
     def __call__(self, progress: Progress) -> None:
         """Called after each epoch."""
@@ -136,12 +146,12 @@ class Reporter:
                     "epoch": progress.epoch,
                     "improvement": start,
                 }
+                | warnings_of(self.log)
             )
 
 
 class Watcher(Callback):
-    """Turns Tune's callbacks into events of the sweep, and records the failures that no worker
-    could.
+    """Turns Tune's callbacks into events of the sweep, and records failures that no worker could.
 
     Storage that cannot even take such a record ends the search: `broken` is then why, and `stop` is
     called."""
@@ -150,10 +160,10 @@ class Watcher(Callback):
         self,
         events: queue.Queue[TrialEvent | None],
         storage: Storage,
-        log: Log,
+        warn: Callable[[str], None],
         stop: Callable[[], None],
     ) -> None:
-        self.events, self.storage, self.log, self.stop = events, storage, log, stop
+        self.events, self.storage, self.warn, self.stop = events, storage, warn, stop
         self.recorded = set(storage.list("failures"))
         self.broken: OSError | None = None
 
@@ -164,6 +174,13 @@ class Watcher(Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial began."""
         self.events.put(TrialEvent("running", trial.config["cell"], trial.config["key"]))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A report; the worker's warnings may come with it."""
+        for warning in str(result.get(WARNINGS, "")).splitlines():
+            self.warn(warning)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended well."""
@@ -201,7 +218,7 @@ class Watcher(Callback):
         except OSError as error:
             self.broken, reason = error, f"{death['reason']} ({error})"
             self.stop()
-        self.log.write(event, "search", key, cell=trial.config["cell"], reason=reason)
+        write(event, "search", key, cell=trial.config["cell"], reason=reason)
         return reason
 
 
@@ -212,11 +229,11 @@ class StopSwitch(Stopper):
         self.stopped = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Whether to stop this trial."""
+        """Return True to stop this trial."""
         return self.stopped
 
     def stop_all(self) -> bool:
-        """Whether to stop everything."""
+        """Return True to stop everything."""
         return self.stopped
 
 
@@ -233,7 +250,7 @@ class SearchRun:
         scratch: str,
         sizes: dict[str, float],
         limit: int,
-        log: Log,
+        warn: Callable[[str], None],
     ) -> None:
         self.plan, self.storage, self.scratch, self.sizes = plan, storage, scratch, sizes
         self.mirror = StudyMirror(storage)
@@ -242,7 +259,7 @@ class SearchRun:
         )
         self.limit, self.switch = limit, StopSwitch()
         self.events: queue.Queue[TrialEvent | None] = queue.Queue()
-        self.watcher = Watcher(self.events, storage, log, self._halt)
+        self.watcher = Watcher(self.events, storage, warn, self._halt)
         self.error: BaseException | None = None
         self.started, self.done, self.failed = False, 0, 0
         self.best = BestGain(storage)
@@ -261,14 +278,14 @@ class SearchRun:
             self.thread.join(patience)
 
     def state(self, message: str = "") -> Event:
-        """Where the search stands."""
+        """The state of the search as an event."""
         done, running = self.done + self.searcher.found, len(self.searcher.live)
         return Event(
             "search", done, self.searcher.total, running, self.failed, self.best.value, message
         )
 
     def drain(self, timeout: float) -> Iterator[TrialEvent]:
-        """What has happened since the last call; waits up to `timeout` seconds for the first event."""
+        """Yield what has happened since the last call; wait at most `timeout` seconds for it."""
         try:
             event = self.events.get(timeout=timeout)
             while event is not None:
