@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from edm_pickles import format_modules  # noqa: F401  a fixture
 
 
 @pytest.fixture(scope="session")

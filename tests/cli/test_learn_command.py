@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import FakeSweep, call, elsewhere  # noqa: F401
 from schedules import coupled_schedule
-from test_cli import FakeSweep, _elsewhere, call  # noqa: F401
 from tiny_sweep import changed, write
 
 from ld3_dist import load_results, load_schedule

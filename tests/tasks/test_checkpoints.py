@@ -23,6 +23,7 @@ from forked_sweeps import SMALL
 from object_store import endpoint  # noqa: F401
 from safetensors.torch import load, save
 from schedules import one_thread  # noqa: F401
+from short_trials import EPOCHS, NUMBERS, VALUES, plan_of, taught
 from tiny_sweep import PASSING, changed, write
 
 from ld3_dist.experiment import Plan, TrialSpec, parse_experiment
@@ -35,29 +36,9 @@ from ld3_dist.tasks.context import make_plan
 from ld3_dist.tasks.teach import make_shard, missing_shards, seal
 from ld3_dist.tasks.trial import run_trial
 
-EPOCHS = 5
-NUMBERS = {"trial": 0, "generation": 0, "attempts": 1}
-VALUES = {"default": {"gamma": 0.01, "lr": 0.1}, "paper": {"gamma": 0.01, "lr": 0.005}}
-
 
 class Gone(BaseException):
     """The process is gone."""
-
-
-def plan_of(preset: str = "default", seconds: float = 0.0, **settings: Any) -> Plan:
-    learn = {"preset": preset, "epochs": EPOCHS, "batch": 4} | settings
-    return make_plan(
-        parse_experiment(changed(learn=learn, resources={"checkpoint_seconds": seconds}))
-    )
-
-
-def taught(plan: Plan, storage: Storage, **values: Any) -> TrialSpec:
-    """A trial of the plan, with its pairs in the storage."""
-    (model,) = plan.experiment.models
-    for start, stop in missing_shards(plan, model, storage)[0]:
-        make_shard(plan, model, storage, start, stop)
-    seal(plan, model, storage)
-    return plan.trial(plan.cells[1], VALUES[str(plan.experiment.learn["preset"])] | values)
 
 
 def begin(plan: Plan, storage: Storage, gone_at: int, **values: Any) -> TrialSpec:
@@ -112,7 +93,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Storage, 
 
 KILLED = """
 import sys, torch
-from test_checkpoints import NUMBERS, VALUES, plan_of, taught
+from short_trials import NUMBERS, VALUES, plan_of, taught
 from ld3_dist.store.storage import open_storage
 from ld3_dist.tasks.trial import run_trial
 torch.set_num_threads(1)
