@@ -30,7 +30,7 @@ FLOORS = {
 }  # fmt: skip
 CORE_FLOORS = {
     "__init__": 0, "errors": 0, "user_code": 0.3, "memory": 0.5, "registry": 0.5,
-    "noise": 1, "distance": 1,
+    "noise": 1, "distance": 1, "quadrature": 1,
     "grid": 2, "denoiser": 2,
     "rules": 2.5,
     "solver": 3,
