@@ -253,7 +253,9 @@ Windows = dict[str, tuple[float, float]]
 
 
 def reference(nodes: Nodes, file: Path, out: Path) -> Windows:
-    """Run undisturbed; when (seconds from the start of the driver) there were victims of each kind."""
+    """Run undisturbed. Returns the seconds, from the start of the driver, at which each kind had
+    victims.
+    """
     clock, driver = time.monotonic(), start(file, out, nodes.address)
     seen: dict[str, list[float]] = {kind: [] for kind in VICTIMS}
     while driver.poll() is None and time.monotonic() - clock < LIMIT:
@@ -393,7 +395,8 @@ def summary(runs: list[Run], seed: int, seconds: float) -> dict[str, Any]:
         "hangs": sum(run.exit == -1 for run in runs),
     }
     counts |= {"continued": sum(run.continued for run in runs)}
-    device = f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU; head and two nodes of one CPU, simulated"
+    cores = f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU"
+    device = f"{cores}; head and two nodes of one CPU, simulated"
     return {
         "command": "python experiments/benchmarks/chaos.py",
         "seed": seed,

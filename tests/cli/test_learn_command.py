@@ -158,7 +158,7 @@ def none(options):
     def forward(x, t, condition=None):
         model.calls += 1
         if model.calls > 1:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+            raise RuntimeError("[alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
         return model.forward_(x, t)
     model.forward = forward
     return model

@@ -1,4 +1,6 @@
-"""What a cluster cannot do is said before anything starts: addresses, versions, storage, resources."""
+"""What a cluster cannot do is said before anything starts: addresses, versions, storage,
+resources.
+"""
 
 from __future__ import annotations
 

@@ -232,7 +232,9 @@ def test_a_log_that_cannot_be_written_stops_nobody_and_loses_nothing() -> None:
 
 
 def test_the_mirror_is_rebuilt_and_never_shrinks_to_a_part(tmp_path: Path) -> None:
-    """Finished, failed and found trials, once each; a run that adds nothing leaves the file alone."""
+    """Finished, failed and found trials, once each; a run that adds nothing leaves the file
+    alone.
+    """
     experiment = parse_experiment(changed())
     plan = Plan(experiment, {model.label: "h" for model in experiment.models})
     storage, outcomes = open_storage(tmp_path), dict[str, Outcome]()

@@ -130,7 +130,9 @@ def test_every_trial_and_baseline_has_its_rows(finished: Finished) -> None:
 
 
 def test_what_is_evaluated(finished: Finished) -> None:
-    """Every baseline, every member of each cell's best trial, and the teacher; from fresh samples."""
+    """Every baseline, every member of each cell's best trial, and the teacher, from fresh
+    samples.
+    """
     frame = load_results(finished.out)
     measured = frame[frame["eval_loss"].notna()]
     assert measured.groupby("kind").size().to_dict() == {"baseline": 4, "learned": 4}

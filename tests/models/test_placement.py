@@ -1,4 +1,6 @@
-"""How a model is placed changes memory and time, not results: for a tiny network of every family."""
+"""How a model is placed changes memory and time, not results: for a tiny network of every
+family.
+"""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ from ld3_dist.store.pairs import Manifest, write_shard
 from ld3_dist.store.storage import open_storage
 storage = open_storage(sys.argv[1])
 noise = torch.arange(20, dtype=torch.float32).reshape(5, 4)
-record = write_shard(storage, 0, 5, {"noise": noise, "target": noise}, {"teacher": "abc", "seed": 7})
+tensors, made_by = {"noise": noise, "target": noise}, {"teacher": "abc", "seed": 7}
+record = write_shard(storage, 0, 5, tensors, made_by)
 Manifest({"teacher": "abc", "seed": 7}, (record,)).save(storage)
 """
 
@@ -81,7 +82,8 @@ def test_everything_kept_reads_back(bucket: Storage) -> None:
     schedule = Schedule(
         (2.0, 1.0), (2.0,), (1.0, 0.5), ((0.0,), (0.5,)), {"name": "edm"}, 2.0, "ddim", 1, "m"
     )
-    url = f"{bucket.url}/schedules/k.json?{pickle.loads(pickle.dumps(bucket)).location.partition('?')[2]}"  # type: ignore[attr-defined]
+    options = pickle.loads(pickle.dumps(bucket)).location.partition("?")[2]
+    url = f"{bucket.url}/schedules/k.json?{options}"  # type: ignore[attr-defined]
     schedule.save(url)
     assert load_schedule(url) == schedule
 

@@ -60,7 +60,8 @@ def work(storage):
         tensors = {"noise": noise, "target": noise + 0.5, "condition": torch.arange(start, stop)}
         records.append(write_shard(storage, start, stop, tensors, {"teacher": "abc", "seed": 7}))
     Manifest({"teacher": "abc", "seed": 7}, tuple(records)).save(storage)
-    write_table(storage, "rows", "t", [{"key": "new", "kind": "learned", "cell": "c", "status": "ok"}])
+    row = {"key": "new", "kind": "learned", "cell": "c", "status": "ok"}
+    write_table(storage, "rows", "t", [row])
 
 for line in sys.stdin:
     folder, point = line.split()

@@ -176,7 +176,7 @@ def test_seconds_and_the_beginning_are_those_of_all_processes(
 
 
 def test_a_checkpoint_is_written_now_and_then(tmp_path: Path) -> None:
-    """Not within the seconds asked for, nor after the start, nor when there is nothing left to do."""
+    """Not within the seconds asked for, nor after the start, nor when nothing is left to do."""
     storage, written = Counting(str(tmp_path)), list[str]()
     COUNTED.clear()
     for seconds, count in ((1e9, 0), (0.0, EPOCHS - 1)):
