@@ -393,10 +393,8 @@ def summary(runs: list[Run], seed: int, seconds: float) -> dict[str, Any]:
         "hangs": sum(run.exit == -1 for run in runs),
     }
     counts |= {"continued": sum(run.continued for run in runs)}
-    device = (
-        f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU; head and two nodes of one "
-        f"CPU, simulated"
-    )
+    cores = f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU"
+    device = f"{cores}; head and two nodes of one CPU, simulated"
     return {
         "command": "python experiments/benchmarks/chaos.py",
         "seed": seed,

@@ -190,7 +190,9 @@ def table_of(tableau: Tableau, k: int) -> list:
 
 
 def fresh(ground: Ground, table: list, scored: bool) -> dict[str, float]:
-    """Loss on 2,000 fresh pairs and, where asked for, the Fréchet distance of 10,000 fresh samples."""
+    """The loss on 2,000 fresh pairs; with `scored`, the Fréchet distance of 10,000 fresh samples
+    too.
+    """
     pairs = ground.fresh if scored else ground.fresh[:FRESH]
     made = generate(
         ground.opened, Tableau(*(torch.tensor(v, dtype=torch.float64) for v in table)), pairs

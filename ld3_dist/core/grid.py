@@ -15,7 +15,6 @@ import math
 import re
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -156,6 +155,8 @@ models in the names.
 
 def _ays(noise: NoiseSchedule, u: Tensor, table: str) -> Tensor:
     """The published table, log-linearly interpolated in sigma / alpha, as its authors prescribe."""
+    import numpy as np
+
     log_sigma = np.log(AYS[table])
     return noise.inverse(
         -torch.as_tensor(np.interp(u.numpy(), np.linspace(0, 1, len(log_sigma)), log_sigma))

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 from torch.nn.functional import pad
 
 from .errors import InputError
 from .noise import NoiseSchedule
+from .quadrature import gauss_legendre
 
 Step = tuple[Tensor, Tensor]
 """carry, inject."""
@@ -76,15 +76,6 @@ def history(u: Tensor, order: int) -> list[Tensor]:
     ghosts = u[:, :1] + (u[:, :1] - u[:, 1:2]) * torch.arange(order - 1, 0, -1).to(u)
     past = torch.cat([ghosts, u[:, :-1]], 1)
     return list(past.unfold(1, order, 1).flip(-1).unbind(-1))
-
-
-@cache
-def gauss_legendre(n: int = 32) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1]; 32 are exact to rounding for e^-lam between any two ends of a
-    schedule.
-    """
-    x, w = leggauss(n)
-    return torch.as_tensor((x + 1) / 2), torch.as_tensor(w / 2)
 
 
 def phi(h: Tensor, n: int) -> list[Tensor]:

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from command_line import FakeSweep, call, elsewhere  # noqa: F401
 from rich.console import Console
 from schedules import coupled_schedule
 from tiny_sweep import changed, write
@@ -26,25 +25,6 @@ from ld3_dist.experiment import load_experiment, parse_experiment
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
 COMMANDS = ("sweep", "teach", "evaluate", "report", "show", "learn")
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "console", Console(width=200))
-
-
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
-) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the entry point."""
-    monkeypatch.setattr(sys, "argv", ["ld3-dist", *map(str, arguments)])
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    code = caught.value.code
-    out, err = capsys.readouterr()
-    return (code if isinstance(code, int) else int(code is not None)), out, err
 
 
 def test_help_lists_every_command() -> None:
@@ -212,32 +192,12 @@ def test_bad_input_in_a_process_of_its_own(tmp_path: Path) -> None:
     file = write(tmp_path, changed(nfe=[]))
     command = [sys.executable, "-m", "ld3_dist.cli", "sweep", str(file), "--output", "out"]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False
+        command, capture_output=True, text=True, timeout=280, cwd=tmp_path, check=False
     )
     assert done.returncode == 2
     assert "nfe: is empty" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
-
-
-class FakeSweep:
-    """Stands in for a sweep: some events, then an end of its own."""
-
-    end: BaseException | None = None
-    failures = 0
-
-    def __init__(self, *_: object) -> None:
-        self.failures = type(self).failures
-
-    def run(self) -> Iterator[Any]:
-        from ld3_dist.cluster.sweep import Event
-
-        yield Event("teach", 0, 3, running=1)
-        yield Event(
-            "teach", 2, 3, failed=1, message="teach [bold]shard[/nonsense], attempt 1: lost; again"
-        )
-        if self.end:
-            raise self.end
 
 
 @pytest.mark.parametrize(

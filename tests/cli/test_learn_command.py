@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import FakeSweep, call, elsewhere  # noqa: F401
 from schedules import coupled_schedule
-from test_cli import FakeSweep, _elsewhere, call  # noqa: F401
 from tiny_sweep import changed, write
 
 from ld3_dist import load_results, load_schedule
@@ -160,7 +160,7 @@ def none(options):
     def forward(x, t, condition=None):
         model.calls += 1
         if model.calls > 1:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+            raise RuntimeError("[alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
         return model.forward_(x, t)
     model.forward = forward
     return model

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +66,7 @@ def test_the_command_line_exits_with_2_and_writes_nothing(tmp_path: Path) -> Non
         "--output",
     ]
     command += [str(tmp_path / "out"), "--address", f"127.0.0.1:{closed_port()}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 2
     assert "no Ray cluster answers there" in done.stderr
     assert "Traceback" not in done.stderr
@@ -236,7 +235,7 @@ def test_wrong_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             "--output",
             url,
         ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
         assert done.returncode == 2, done.stderr
         assert "s3://bucket/out" in done.stderr
         assert "credentials" in done.stderr

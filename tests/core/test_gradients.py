@@ -56,7 +56,7 @@ def test_gradcheck_through_the_sampler(name: str, noise: NoiseSchedule) -> None:
 @every_schedule
 @every_solver
 def test_gradcheck_from_the_very_ends_of_the_schedule(name: str, noise: NoiseSchedule) -> None:
-    """Inner knots and network times with the ends of the range as they are, alpha = 0 among them."""
+    """Inner knots and network times; the ends of the range stay as they are, alpha = 0 too."""
     if name == "dpm-2" and noise.starts_at_pure_noise:
         pytest.skip("refused")
     mixture = Mixture(noise, MEANS, torch.tensor([0.4, 0.5, 0.6]))

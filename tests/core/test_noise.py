@@ -1,4 +1,6 @@
-"""Schedules: inverses, derivatives, ends without infinities, the discrete interpolant, bad input."""
+"""Schedules: inverses, derivatives, ends without infinities, the discrete interpolant, bad
+input.
+"""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_edm
 import torch
+from edm_pickles import SIZE, SONG, write
+from paper_experiments import run, shrunk
 from random_weights import write_inception, write_trunk
 from schedules import one_thread  # noqa: F401
-from test_paper_experiments import run, shrunk
 from typer.testing import CliRunner
 
 from ld3_dist.cli.app import app
@@ -28,8 +28,6 @@ from ld3_dist.report import read_sweep_tables, summary_table, write_report
 from ld3_dist.schedule.file import load_schedule
 from ld3_dist.store.storage import open_storage
 from ld3_dist.tasks.opened import model_of, pairs_of
-
-format_modules = test_edm.format_modules
 
 
 def test_a_sweep_with_inception_scores(tmp_path: Path, format_modules: None) -> None:
@@ -110,7 +108,7 @@ def test_a_sweep_learns_with_lpips_and_computes_the_teacher_s_features_once(
         lpips={"trunk": str(trunk)},
         baselines=["karras"],
     )
-    test_edm.write(tmp_path / "net.pkl", {**test_edm.SONG, **test_edm.SIZE, "img_resolution": 16})
+    write(tmp_path / "net.pkl", {**SONG, **SIZE, "img_resolution": 16})
     experiment = parse_experiment(
         experiment.model_dump() | {"learn": {**experiment.learn, "epochs": 3}}
     )
@@ -139,7 +137,7 @@ def test_a_sweep_learns_with_lpips_and_computes_the_teacher_s_features_once(
 
 
 def test_learn_with_lpips_is_one_command(tmp_path: Path, format_modules: None, trunk: Path) -> None:
-    test_edm.write(tmp_path / "net.pkl", {**test_edm.SONG, **test_edm.SIZE, "img_resolution": 16})
+    write(tmp_path / "net.pkl", {**SONG, **SIZE, "img_resolution": 16})
     call = [
         "learn",
         "--model",

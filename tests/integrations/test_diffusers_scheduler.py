@@ -401,8 +401,9 @@ def test_guidance_refused_in_a_pipeline_without_any(folders: dict[str, Path]) ->
 
 
 def test_without_diffusers_the_extra_is_named() -> None:
-    code = "import sys; sys.modules['diffusers'] = None\nimport ld3_dist\nimport ld3_dist.integrations.diffusers"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    code = "import sys; sys.modules['diffusers'] = None\nimport ld3_dist\n"
+    code += "import ld3_dist.integrations.diffusers"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
     assert (
         "ImportError: LD3Scheduler needs the extra 'diffusers': pip install 'ld3_dist[diffusers]'"
         in done.stderr

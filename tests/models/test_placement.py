@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_edm
 import torch
+from edm_pickles import SIZE, VARIANTS, write
 from pipelines_on_disk import BUILDERS, options_for
 from schedules import one_thread  # noqa: F401
 
@@ -20,9 +20,8 @@ from ld3_dist.core.sample import draw_noise
 from ld3_dist.core.solver import make_solver
 from ld3_dist.models import Model, ModelOptions, open_model
 
-format_modules = test_edm.format_modules
 L2 = Elementwise(2)
-FAMILIES = ("digits", *test_edm.VARIANTS, *BUILDERS)
+FAMILIES = ("digits", *VARIANTS, *BUILDERS)
 
 
 @pytest.fixture
@@ -32,10 +31,10 @@ def place(pipelines: dict[str, Path], tmp_path: Path, format_modules: None) -> A
     def opened(family: str, **options: Any) -> Model:
         if family == "digits":
             return open_model("digits", ModelOptions(**options))
-        if family in test_edm.VARIANTS:
+        if family in VARIANTS:
             file = tmp_path / f"{family}.pkl"
             if not file.exists():
-                test_edm.write(file, {**test_edm.VARIANTS[family], **test_edm.SIZE, "label_dim": 4})
+                write(file, {**VARIANTS[family], **SIZE, "label_dim": 4})
             return open_model(f"edm:{file}", ModelOptions(**options))
         return open_model(
             f"diffusers:{pipelines[family]}", options_for(family, pipelines, **options)

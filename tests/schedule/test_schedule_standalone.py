@@ -23,7 +23,7 @@ import json, torch
 s = json.load(open("my.json"))
 
 # predict_x0(x, t): the network's estimate of x_0 at time t; noise: unit normal
-def run(predict_x0, noise):           
+def run(predict_x0, noise):
     x = x_T = s["prior_scale"] * noise
     m = []
     for i, t in enumerate(s["evals"]):

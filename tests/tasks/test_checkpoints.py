@@ -24,6 +24,7 @@ from forked_sweeps import SMALL
 from object_store import endpoint  # noqa: F401
 from safetensors.torch import load, save
 from schedules import one_thread  # noqa: F401
+from short_trials import EPOCHS, NUMBERS, VALUES, plan_of, taught
 from tiny_sweep import PASSING, changed, write
 
 from ld3_dist.experiment import Plan, TrialSpec, parse_experiment
@@ -36,29 +37,9 @@ from ld3_dist.tasks.planning import make_plan
 from ld3_dist.tasks.teach import make_shard, missing_shards, seal
 from ld3_dist.tasks.trial import run_trial
 
-EPOCHS = 5
-NUMBERS = {"trial": 0, "generation": 0, "attempts": 1}
-VALUES = {"default": {"gamma": 0.01, "lr": 0.1}, "paper": {"gamma": 0.01, "lr": 0.005}}
-
 
 class Gone(BaseException):
     """The process is gone."""
-
-
-def plan_of(procedure: str = "default", seconds: float = 0.0, **settings: Any) -> Plan:
-    learn = {"procedure": procedure, "epochs": EPOCHS, "batch": 4} | settings
-    return make_plan(
-        parse_experiment(changed(learn=learn, resources={"checkpoint_seconds": seconds}))
-    )
-
-
-def taught(plan: Plan, storage: Storage, **values: Any) -> TrialSpec:
-    """A trial of the plan, with its pairs in the storage."""
-    (model,) = plan.experiment.models
-    for start, stop in missing_shards(plan, model, storage)[0]:
-        make_shard(plan, model, storage, start, stop)
-    seal(plan, model, storage)
-    return plan.trial(plan.cells[1], VALUES[str(plan.experiment.learn["procedure"])] | values)
 
 
 def begin(plan: Plan, storage: Storage, gone_at: int, **values: Any) -> TrialSpec:
@@ -116,7 +97,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Storage, 
 
 KILLED = """
 import sys, torch
-from test_checkpoints import NUMBERS, VALUES, plan_of, taught
+from short_trials import NUMBERS, VALUES, plan_of, taught
 from faulty_storage import open_faulty
 from ld3_dist.tasks.trial import run_trial
 torch.set_num_threads(1)
@@ -195,7 +176,7 @@ def test_seconds_and_the_beginning_are_those_of_all_processes(
 
 
 def test_a_checkpoint_is_written_now_and_then(tmp_path: Path) -> None:
-    """Not within the seconds asked for, nor after the start, nor when there is nothing left to do."""
+    """Not within the seconds asked for, nor after the start, nor when nothing is left to do."""
     storage, written = Counting(str(tmp_path)), list[str]()
     COUNTED.clear()
     for seconds, count in ((1e9, 0), (0.0, EPOCHS - 1)):
@@ -423,10 +404,8 @@ def test_a_sweep_whose_driver_and_workers_are_killed_in_the_middle_of_a_trial(
         str(out),
     ]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 150
     while not list(out.glob("checkpoints/*.safetensors")):
         assert driver.poll() is None
-        assert time.monotonic() < end
         time.sleep(0.02)
     driver.kill()
     driver.wait()

@@ -231,7 +231,7 @@ def test_early_stopping_by_patience(mixture: Mixture, train: Pairs, valid: Pairs
 
 
 def test_corrections_weigh_the_newest_output_and_the_differences() -> None:
-    """A corrected table against the sum written out, with numbers in place of x_T and the outputs."""
+    """A corrected table against the sum written out, with numbers for x_T and the outputs."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
     E = 4
