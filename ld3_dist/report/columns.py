@@ -107,7 +107,7 @@ def _count(name: str) -> Column:
 
 _TABLES: tuple[Place, ...] = ("page", "markdown", "terminal")
 _ALL: tuple[Place, ...] = (*_TABLES, "readme")
-_HAND, _LEARNED, _FRECHET, _FOUND = "hand-made", "learned", "Fréchet distance", "found with"
+_GRID, _LEARNED, _FRECHET, _FOUND = "hand-made", "learned", "Fréchet distance", "found with"
 _INCEPTION = "Inception score"
 
 COLUMNS: tuple[Column, ...] = (
@@ -117,8 +117,9 @@ COLUMNS: tuple[Column, ...] = (
     _words("solver", "solver", when="always"),
     Column("nfe", "NFE", dtype="Int64", when="always", written=_plain),
     _words("cell", "cell", when="always", places=("terminal", "readme"), rank=0),
-    _words("baseline", "best hand-made", group=_HAND, short="grid", when="always", places=_ALL, rank=3),
-    _float("baseline_loss", "its loss", group=_HAND, short="loss", places=_ALL, rank=4),
+    _words("baseline", "best hand-made", group=_GRID, short="grid", when="always", places=_ALL,
+           rank=3),
+    _float("baseline_loss", "its loss", group=_GRID, short="loss", places=_ALL, rank=5),
     _float("loss", "learned loss", group=_LEARNED, short="loss", places=_ALL, rank=2, learned=True),
     _float("seed_mean"),
     _float("seed_std"),
@@ -126,9 +127,11 @@ COLUMNS: tuple[Column, ...] = (
     _float("gain", "gain", group=_LEARNED, written=_factor, places=_ALL, rank=1),
     _float("baseline_eval_loss"),
     _float("eval_loss"),
-    _float("eval_gain", "gain, fresh pairs", group=_LEARNED, written=_factor, places=_TABLES, rank=7),
+    _float("eval_gain", "gain, fresh pairs", group=_LEARNED, written=_factor, places=_TABLES,
+           rank=7),
     _float("baseline_fid", "FID hand-made", group=_FRECHET, short="hand-made", places=_ALL, rank=6),
-    _float("fid", "FID learned", group=_FRECHET, short="learned", places=_ALL, rank=5, learned=True),
+    _float("fid", "FID learned", group=_FRECHET, short="learned", places=_ALL, rank=4,
+           learned=True),
     _float("teacher_fid", "FID teacher", group=_FRECHET, short="teacher", places=_TABLES, rank=8),
     _float("lowest_fid"),
     Column("lowest_fid_grid"),

@@ -168,6 +168,7 @@ def _classes(known: Column, first: bool) -> str:
         "num": not known.words,
         "first": first,
         "gain": known.name == "gain",
+        "method": known.name == "method",
         "learned": known.learned,
     }
     return " ".join(name for name, holds in names.items() if holds)

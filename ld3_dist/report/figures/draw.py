@@ -49,11 +49,12 @@ def _plots(returned: object) -> list[Plot]:
     """What a figure returned, as a list of plots."""
     if returned is None:
         return []
-    listed = list(returned) if isinstance(returned, list | tuple) else [returned]
-    for item in listed:
+    found: list[Plot] = []
+    for item in returned if isinstance(returned, list | tuple) else [returned]:
         if not isinstance(item, Plot):
             raise TypeError(f"a figure returns a Plot, a list of them or None, not {item!r}")
-    return listed
+        found.append(item)
+    return found
 
 
 def _drawings(plots: list[Plot], taken: set[str]) -> list[Drawing]:

@@ -79,10 +79,10 @@ def _strip(
     figure = Figure(figsize=(left + cell * count, (cell * len(images)) * height / width))
     axes = figure.add_axes((left / figure.get_figwidth(), 0, 1 - left / figure.get_figwidth(), 1))
     for line, (kind, values) in enumerate(images.items()):
-        for column in range(count):
+        for place in range(count):
             axes.imshow(
-                _pixels(values[column]),
-                extent=(column + 0.03, column + 0.97, line + 0.97, line + 0.03),
+                _pixels(values[place]),
+                extent=(place + 0.03, place + 0.97, line + 0.97, line + 0.03),
                 interpolation="none",
                 cmap="gray",
                 vmin=0,
@@ -91,7 +91,7 @@ def _strip(
         text, colour = looks[kind]
         weight = "bold" if kind == "learned" else "normal"
         note = (notes or {}).get(kind, "")
-        place: dict[str, Any] = {
+        beside: dict[str, Any] = {
             "xy": (-0.1, line + 0.5),
             "textcoords": "offset points",
             "ha": "right",
@@ -104,7 +104,7 @@ def _strip(
             va="bottom" if note else "center",
             fontsize=9,
             fontweight=weight,
-            **place,
+            **beside,
         )
         axes.annotate(note, xytext=(0, -1), color=MUTED, va="top", fontsize=7, **place)
     axes.set(xlim=(0, count), ylim=(len(images), 0), aspect="auto")

@@ -12,10 +12,10 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from markupsafe import Markup, escape
 
 from ..formats import visible
 
