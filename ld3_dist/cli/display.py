@@ -152,11 +152,11 @@ def print_summary(place: str, console: Console) -> list[str]:
     caption = "losses: held-out distance to the teacher; gain: best grid's over learned"
     table = Table(caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
     for known in columns:
-        # Where even the most important columns have no room, the cell's name is folded.
+        # Where even the most important columns have no room, names are folded, numbers are not.
         width = None if folded and known.words else _width(known, rows)
         justify = "left" if known.words else "right"
         heading = _literal(visible(known.heading), console)
-        table.add_column(heading, justify=justify, min_width=width, overflow="fold")
+        table.add_column(heading, justify=justify, width=width, overflow="fold")
     for row in rows:
         table.add_row(*(_literal(known.text(row), console) for known in columns))
     console.print(table)

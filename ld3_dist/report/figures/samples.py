@@ -106,7 +106,7 @@ def _strip(
             fontweight=weight,
             **beside,
         )
-        axes.annotate(note, xytext=(0, -1), color=MUTED, va="top", fontsize=7, **place)
+        axes.annotate(note, xytext=(0, -1), color=MUTED, va="top", fontsize=7, **beside)
     axes.set(xlim=(0, count), ylim=(len(images), 0), aspect="auto")
     axes.axis("off")
     return figure
