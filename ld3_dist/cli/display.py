@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.cells import cell_len
@@ -28,7 +28,6 @@ from rich.text import Text
 if TYPE_CHECKING:
     from ..cluster.events import Event
     from ..experiment import Plan
-    from ..report.columns import Column
 
 STAGES = {
     "teach": "teacher shards", "baselines": "baselines", "search": "trials",
@@ -125,11 +124,26 @@ def print_learning(plan: Plan, console: Console) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-NARROWEST = 140
+NARROWEST = 160
 """Letters per line of a summary that goes into a file or a pipe."""
 
 ASCII = {ord("×"): "x", ord("–"): "-", ord("±"): "+-", ord("γ"): "gamma"}
 """Signs of the summary for terminals that cannot write them."""
+
+
+@dataclass(frozen=True)
+class _Printed:
+    """A column as a terminal writes it: heading and values, a value per cell of the sweep."""
+
+    heading: str
+    texts: list[str]
+    words: bool
+    rank: int
+
+    def width(self, whole: bool) -> int:
+        """Letters of its longest line; whole: the heading is on one line, not a word per line."""
+        heading = [self.heading] if whole else self.heading.split()
+        return max(cell_len(text) for text in (*heading, *self.texts))
 
 
 def print_summary(place: str, console: Console) -> list[str]:
@@ -144,59 +158,71 @@ def print_summary(place: str, console: Console) -> list[str]:
 
     tables = read_sweep_tables(place)
     summary = summary_table(tables.results, tables.evaluations)
+    rows = records(summary)
     if not console.is_terminal:
         console = Console(width=max(console.width, NARROWEST), file=console.file)
-    rows = records(summary)
-    columns = _fitting(shown(summary, "terminal"), rows, console.width)
-    folded = _line_width(columns, rows) > console.width
-    caption = "losses: held-out distance to the teacher; gain: best grid's over learned"
-    table = Table(caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
-    for known in columns:
-        # Where even the most important columns have no room, names are folded, numbers are not.
-        width = None if folded and known.words else _width(known, rows)
-        justify = "left" if known.words else "right"
-        heading = _literal(visible(known.heading), console)
-        table.add_column(heading, justify=justify, width=width, overflow="fold")
-    for row in rows:
-        table.add_row(*(_literal(known.text(row), console) for known in columns))
-    console.print(table)
+    columns = [
+        _Printed(
+            _writable(visible(known.heading), console),
+            [_writable(known.text(row), console) for row in rows],
+            known.words,
+            known.rank,
+        )
+        for known in shown(summary, "terminal")
+    ]
+    console.print(_table(_fitting(columns, console.width), console.width))
     lost = [str(row["cell"]) for row in rows if row["learned"] and not row["ok"]]
     for cell in lost:
         text = (
             f"{visible(cell)}: every learned schedule diverged, collapsed or failed; rows/ say "
             f"which and why"
         )
-        console.print(_literal(text, console), style="yellow", soft_wrap=True)
+        console.print(Text(_writable(text, console)), style="yellow", soft_wrap=True)
     return lost
 
 
-def _fitting(columns: list[Column], rows: list[dict[str, Any]], room: int) -> list[Column]:
+def _fitting(columns: list[_Printed], room: int) -> list[_Printed]:
     """The columns that fit into a line of `room` letters; the least important ones go first."""
     kept = list(columns)
-    while _line_width(kept, rows) > room:
-        last = max(kept, key=lambda known: known.rank)
+    while _line_width(kept) > room:
+        last = max(kept, key=lambda column: column.rank)
         if last.rank <= MOST_IMPORTANT:
             break
         kept.remove(last)
     return kept
 
 
-def _line_width(columns: list[Column], rows: list[dict[str, Any]]) -> int:
+def _line_width(columns: list[_Printed], whole: bool = False) -> int:
     """Letters of one line: beside a column stand two spaces and a divider, less at the edges."""
-    return sum(_width(known, rows) + 3 for known in columns) - 1
+    return sum(column.width(whole) + 3 for column in columns) - 1
 
 
-def _width(known: Column, rows: list[dict[str, Any]]) -> int:
-    """Letters that a column needs: its longest value, or the longest word of its heading."""
-    texts = [*known.heading.split(), *(known.text(row) for row in rows)]
-    return max(cell_len(text) for text in texts)
+def _table(columns: list[_Printed], room: int) -> Table:
+    """The columns as a table of at most `room` letters.
+
+    A number is never folded: headings are, word by word, and names where that is not enough.
+    """
+    whole = _line_width(columns, whole=True) <= room
+    folded = _line_width(columns) > room
+    caption = "losses: held-out distance to the teacher; gain: best grid's over learned"
+    table = Table(caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(
+            Text(column.heading),
+            justify="left" if column.words else "right",
+            width=None if folded and column.words else column.width(whole),
+            overflow="fold",
+        )
+    for texts in zip(*(column.texts for column in columns), strict=True):
+        table.add_row(*(Text(text) for text in texts))
+    return table
 
 
-def _literal(text: str, console: Console) -> Text:
-    """Text in which nothing is markup, in letters that the terminal can write."""
+def _writable(text: str, console: Console) -> str:
+    """The text in letters that the terminal can write."""
     try:
         text.encode(console.encoding)
     except UnicodeEncodeError:
         plain = text.translate(ASCII).encode(console.encoding, "backslashreplace")
-        text = plain.decode(console.encoding)
-    return Text(text)
+        return plain.decode(console.encoding)
+    return text

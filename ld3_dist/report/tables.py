@@ -60,7 +60,7 @@ class SweepTables:
         """
         best_first = rows.sort_values("best", ascending=False, kind="stable")
         for key in column(best_first, "key").head(20):
-            with contextlib.suppress(OSError, InputError, KeyError, TypeError):
+            with contextlib.suppress(OSError, InputError, KeyError, TypeError, ValueError):
                 return read_schedule(self.storage, f"schedules/{key}.json").noise_schedule
         return None
 
@@ -73,11 +73,11 @@ class SweepTables:
         from safetensors.torch import load
 
         name = f"samples/{cell.replace('/', '_')}.safetensors"
-        if not self.storage.exists(name):
-            return {}
         try:
+            if not self.storage.exists(name):
+                return {}
             tensors = load(self.storage.read_bytes(name))
-        except (SafetensorError, OSError):
+        except (SafetensorError, OSError, ValueError):  # ValueError: no name for a file
             return {}
         images = {
             key: tensors[key].float().numpy()

@@ -25,6 +25,8 @@ class Drawn:
 
 def draw(functions: Mapping[str, FigureFunction], data: FigureData, so_far: Drawn) -> list[Drawing]:
     """Draw figures (name -> function) of one model and add them to the report's."""
+    if not functions:
+        return []
     import matplotlib
 
     from .style import STYLE
