@@ -23,12 +23,22 @@ from ld3_dist.store.tables import write_table
 @pytest.mark.parametrize(
     "kinds",
     [
-        {"metrics": False}, {"nfes": (4,)}, {"gammas": (0.001,), "seeds": (0,), "broken": False}, {"learned": False},
+        {"metrics": False},
+        {"nfes": (4,)},
+        {"gammas": (0.001,), "seeds": (0,), "broken": False},
+        {"learned": False},
         {"gammas": (0.0, *np.geomspace(1e-4, 1e-1, 9))},
         {"solvers": ("heun",), "nfes": (4,), "gammas": (0.0,)},
     ],
-    ids=["no metrics", "one NFE", "one gamma, one seed", "baselines only", "continuous gamma", "one cell"],
-)  # fmt: skip
+    ids=[
+        "no metrics",
+        "one NFE",
+        "one gamma, one seed",
+        "baselines only",
+        "continuous gamma",
+        "one cell",
+    ],
+)
 def test_partial_sweeps(tmp_path: Path, kinds: dict) -> None:
     text = page_of(tmp_path, **kinds)
     assert ("Fréchet distance against NFE" in text) == kinds.get("metrics", True)

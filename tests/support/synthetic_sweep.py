@@ -32,7 +32,7 @@ def records(
     learned: bool = True,
     broken: bool = True,
 ) -> tuple[list[dict], list[dict]]:
-    """Records of the tables `rows` and `evaluations`; of a cell, baselines and best are evaluated."""
+    """Records of the tables `rows` and `evaluations`; baselines and best rows are evaluated."""
     rng = np.random.default_rng(7)
     rows: list[dict] = []
     evaluations: list[dict] = []
