@@ -1,15 +1,18 @@
-"""What a sweep shows: how it learns; while it runs, bars on a terminal and lines elsewhere; at its
-end, a table.
+"""The terminal's view of a sweep: how it learns, how far it is, and the table at its end.
+
+While a sweep runs, a terminal shows bars; a file or a pipe gets lines. Names and messages are
+printed as they are: nothing in them is markup of the terminal.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,9 +23,10 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
-    from ..cluster.sweep import Event
+    from ..cluster.events import Event
     from ..experiment import Plan
 
 STAGES = {
@@ -31,6 +35,9 @@ STAGES = {
 }  # fmt: skip
 EVERY = 5.0
 """Seconds between two plain lines of the same stage."""
+
+MOST_IMPORTANT = 1
+"""Columns of the summary up to this rank are shown on the narrowest terminal."""
 
 
 def describe(event: Event) -> str:
@@ -41,8 +48,15 @@ def describe(event: Event) -> str:
     return ", ".join(parts)
 
 
+def message_of(event: Event) -> str:
+    """The event's line for the log, on one line whatever is in it; empty if it has none."""
+    from ..report.formats import visible  # in a function: it loads pandas
+
+    return visible(event.message)
+
+
 def show(events: Iterable[Event], console: Console) -> None:
-    """Consume the events of a sweep and show them."""
+    """Show the events of a sweep as they come."""
     if console.is_terminal:
         _bars(events, console)
     else:
@@ -72,7 +86,7 @@ def _bars(events: Iterable[Event], console: Console) -> None:
             progress.update(bars[event.stage], completed=event.done, total=event.total, state=state)
             if event.message:
                 progress.console.print(
-                    event.message,
+                    message_of(event),
                     highlight=False,
                     markup=False,
                     style="yellow" if "failed" in event.message else "dim",
@@ -85,7 +99,7 @@ def _lines(events: Iterable[Event], console: Console) -> None:
         finished = event.done + event.failed >= event.total
         if event.message or finished or time.monotonic() - last.get(event.stage, 0.0) > EVERY:
             last[event.stage] = time.monotonic()
-            tail = f"  {event.message}" if event.message else ""
+            tail = f"  {message_of(event)}" if event.message else ""
             state = f" ({describe(event)})" if describe(event) else ""
             console.print(
                 f"{STAGES[event.stage]}: {event.done}/{event.total}{state}{tail}",
@@ -96,7 +110,7 @@ def _lines(events: Iterable[Event], console: Console) -> None:
 
 
 def print_learning(plan: Plan, console: Console) -> None:
-    """How the trials of a plan learn, once a preset: the resolved values of what is not searched."""
+    """Print how the trials of a plan learn, once per preset: the settings that are not searched."""
     search = plan.experiment.search
     configs = [plan.trial(plan.cells[0], point).config for point in plan.grid_points()]
     for config in {config.procedure: config for config in reversed(configs)}.values():
@@ -106,74 +120,109 @@ def print_learning(plan: Plan, console: Console) -> None:
             if k not in ("procedure", "seed", *search.grid, *search.optuna)
         }
         text = ", ".join(f"{key} {value}" for key, value in values.items())
-        console.print(
-            f"Learning, procedure {config.procedure}: {text}", highlight=False, soft_wrap=True
-        )
+        line = f"Learning, procedure {config.procedure}: {text}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-SUMMARY = {
-    "cell": "cell",
-    "baseline": "best grid",
-    "baseline_loss": "its loss",
-    "loss": "learned",
-    "gain": "gain",
-    "eval_gain": "fresh gain",
-    "baseline_fid": "FID grid",
-    "fid": "FID learned",
-    "teacher_fid": "FID teacher",
-    "gamma": "gamma",
-}
-"""Columns of the summary that a terminal shows, and their headings; the report has all of them."""
+NARROWEST = 160
+"""Letters per line of a summary that goes into a file or a pipe."""
+
+ASCII = {ord("×"): "x", ord("–"): "-", ord("±"): "+-", ord("γ"): "gamma"}
+"""Signs of the summary for terminals that cannot write them."""
+
+
+@dataclass(frozen=True)
+class _Printed:
+    """A column as a terminal writes it: heading and values, a value per cell of the sweep."""
+
+    heading: str
+    texts: list[str]
+    words: bool
+    rank: int
+
+    def width(self, whole: bool) -> int:
+        """Letters of its longest line; whole: the heading is on one line, not a word per line."""
+        heading = [self.heading] if whole else self.heading.split()
+        return max(cell_len(text) for text in (*heading, *self.texts))
 
 
 def print_summary(place: str, console: Console) -> list[str]:
-    """The summary table of a sweep's results, as far as it fits; the cells where nothing that was
-    learned is usable.
+    """Print the summary of a sweep's results, with as many columns as the terminal has room for.
+
+    Returns the cells where learned schedules exist and none of them came out ok.
     """
     from ..report import read_sweep_tables, summary_table
+    from ..report.columns import shown
+    from ..report.formats import visible
+    from ..report.frames import records
 
-    results = read_sweep_tables(place)
-    frame: Any = summary_table(results.results, results.evaluations)
-    table = Table(
-        caption="losses: held-out distance to the teacher; gain: best grid's over learned",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    texts = [
-        [_cell_text(name, value) for name, value in row.items()]
-        for row in frame[list(SUMMARY)].to_dict(orient="records")
-    ]
-    shown = console if console.is_terminal else Console(width=max(console.width, 140))
-    room = shown.width
-    for i, (name, heading) in enumerate(SUMMARY.items()):
-        width = max([len(row[i]) for row in texts] + [len(word) for word in heading.split()])
-        room -= width + 3
-        if room < 0:  # the report has the columns that do not fit
-            texts = [row[:i] for row in texts]
-            break
-        table.add_column(
-            heading, justify="left" if name in ("cell", "baseline") else "right", min_width=width
+    tables = read_sweep_tables(place)
+    summary = summary_table(tables.results, tables.evaluations)
+    rows = records(summary)
+    if not console.is_terminal:
+        console = Console(width=max(console.width, NARROWEST), file=console.file)
+    columns = [
+        _Printed(
+            _writable(visible(known.heading), console),
+            [_writable(known.text(row), console) for row in rows],
+            known.words,
+            known.rank,
         )
-    for row in texts:
-        table.add_row(*row)
-    shown.print(table)
-    lost = [
-        str(row["cell"])
-        for row in frame.to_dict(orient="records")
-        if row["learned"] and not row["ok"]
+        for known in shown(summary, "terminal")
     ]
+    console.print(_table(_fitting(columns, console.width), console.width))
+    lost = [str(row["cell"]) for row in rows if row["learned"] and not row["ok"]]
     for cell in lost:
-        shown.print(
-            f"{cell}: every learned schedule diverged, collapsed or failed; rows/ say which and "
-            f"why",
-            style="yellow",
+        text = (
+            f"{visible(cell)}: every learned schedule diverged, collapsed or failed; rows/ say "
+            f"which and why"
         )
+        console.print(Text(_writable(text, console)), style="yellow", soft_wrap=True)
     return lost
 
 
-def _cell_text(name: object, value: object) -> str:
-    if not isinstance(value, float | int):
-        return str(value) if isinstance(value, str) else "-"
-    if value != value:  # not measured
-        return "-"
-    return f"{value:.2f}x" if "gain" in str(name) else f"{value:.3g}"
+def _fitting(columns: list[_Printed], room: int) -> list[_Printed]:
+    """The columns that fit into a line of `room` letters; the least important ones go first."""
+    kept = list(columns)
+    while _line_width(kept) > room:
+        last = max(kept, key=lambda column: column.rank)
+        if last.rank <= MOST_IMPORTANT:
+            break
+        kept.remove(last)
+    return kept
+
+
+def _line_width(columns: list[_Printed], whole: bool = False) -> int:
+    """Letters of one line: beside a column stand two spaces and a divider, less at the edges."""
+    return sum(column.width(whole) + 3 for column in columns) - 1
+
+
+def _table(columns: list[_Printed], room: int) -> Table:
+    """The columns as a table of at most `room` letters.
+
+    A number is never folded: headings are, word by word, and names where that is not enough.
+    """
+    whole = _line_width(columns, whole=True) <= room
+    folded = _line_width(columns) > room
+    caption = "losses: held-out distance to the teacher; gain: best grid's over learned"
+    table = Table(caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(
+            Text(column.heading),
+            justify="left" if column.words else "right",
+            width=None if folded and column.words else column.width(whole),
+            overflow="fold",
+        )
+    for texts in zip(*(column.texts for column in columns), strict=True):
+        table.add_row(*(Text(text) for text in texts))
+    return table
+
+
+def _writable(text: str, console: Console) -> str:
+    """The text in letters that the terminal can write."""
+    try:
+        text.encode(console.encoding)
+    except UnicodeEncodeError:
+        plain = text.translate(ASCII).encode(console.encoding, "backslashreplace")
+        return plain.decode(console.encoding)
+    return text

@@ -1,8 +1,8 @@
-"""What a report reads: the tables of one sweep, and the files beside them that make it nicer to
-look at.
+"""The tables of one sweep, which a report is made of, and the files beside them.
 
-Only the tables are needed. Absent sample images, schedule files or experiment.json cost a section
-or a label, no more."""
+Only the tables are needed. Without sample images, schedule files or experiment.json a report lacks
+a section or a label, no more.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +22,17 @@ from ..schedule.file import read_schedule
 from ..store.results import load_results
 from ..store.storage import Storage, open_storage
 from ..store.tables import read_table
+from .frames import column
 
 
 @dataclass(frozen=True)
 class SweepTables:
-    """One sweep's tables. experiment: the contents of experiment.json, empty if there is none."""
+    """The tables of one sweep.
+
+    Attributes:
+        results: from `load_results`.
+        experiment: the contents of experiment.json, empty if there is none.
+    """
 
     storage: Storage
     results: pd.DataFrame
@@ -39,28 +45,39 @@ class SweepTables:
         """The experiment's name, or that of its folder."""
         return str(self.experiment.get("name") or self.storage.url.rstrip("/").rpartition("/")[2])
 
+    @property
+    def figures(self) -> list[str] | None:
+        """The figures that the experiment's settings name (`report: {figures: […]}`), or None."""
+        settings = self.experiment.get("settings")
+        report = settings.get("report") if isinstance(settings, dict) else None
+        names = report.get("figures") if isinstance(report, dict) else None
+        return [str(name) for name in names] if isinstance(names, list) else None
+
     def noise_of(self, rows: pd.DataFrame) -> NoiseSchedule | None:
-        """The noise schedule of a model, from the schedule file of one of its rows; None where none
-        can be read.
+        """The noise schedule of a model, from the schedule file of one of its rows.
+
+        None where none of the first 20 can be read.
         """
-        for key in rows.sort_values("best", ascending=False, kind="stable")["key"].head(20):
-            with contextlib.suppress(OSError, InputError, KeyError, TypeError):
+        best_first = rows.sort_values("best", ascending=False, kind="stable")
+        for key in column(best_first, "key").head(20):
+            with contextlib.suppress(OSError, InputError, KeyError, TypeError, ValueError):
                 return read_schedule(self.storage, f"schedules/{key}.json").noise_schedule
         return None
 
     def images(self, cell: str) -> dict[str, np.ndarray]:
-        """Sample images of a cell from the same noise: teacher, baseline, learned, each [n, C, H,
-        W] in [-1, 1].
+        """Sample images of a cell from the same noise: `teacher`, `baseline` and `learned`.
+
+        Each is [n, C, H, W] in [-1, 1]; a kind that was not kept or cannot be read is absent.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
 
         name = f"samples/{cell.replace('/', '_')}.safetensors"
-        if not self.storage.exists(name):
-            return {}
         try:
+            if not self.storage.exists(name):
+                return {}
             tensors = load(self.storage.read_bytes(name))
-        except (SafetensorError, OSError):
+        except (SafetensorError, OSError, ValueError):  # ValueError: no name for a file
             return {}
         images = {
             key: tensors[key].float().numpy()

@@ -16,8 +16,9 @@ from synthetic_sweep import records, write_sweep
 
 from ld3_dist.core.noise import EDM, FlowMatching, VPLinear
 from ld3_dist.report import read_sweep_tables, summary_markdown, summary_table, write_report
-from ld3_dist.report.figures.grids import _level, grids_plot
-from ld3_dist.report.text import number, ratio
+from ld3_dist.report.figures import FigureData
+from ld3_dist.report.figures.grids import grids_plot, noise_level
+from ld3_dist.report.formats import number, ratio
 from ld3_dist.schedule.file import Schedule, noise_to_dict
 from ld3_dist.store.results import load_results
 from ld3_dist.store.storage import open_storage
@@ -65,7 +66,8 @@ def test_summary_agrees_with_the_records(tmp_path: Path) -> None:
             assert line["seed_std"] == pytest.approx(statistics.stdev(seeds))
         measured = [scores[r["key"]] for r in inside if r["kind"] == "baseline"]
         assert line["fid"] == scores[best["key"]]["fid"]
-        assert line["baseline_fid"] == min(m["fid"] for m in measured)
+        assert line["baseline_fid"] == scores[hand_made["key"]]["fid"]
+        assert line["lowest_fid"] == min(m["fid"] for m in measured)
         assert line["eval_gain"] == pytest.approx(
             min(m["eval_loss"] for m in measured) / scores[best["key"]]["eval_loss"]
         )
@@ -104,8 +106,8 @@ def test_numbers(value: float | None, text: str) -> None:
 
 def test_noise_levels_of_another_schedule() -> None:
     t = np.array([0.9, 0.5, 0.1])
-    np.testing.assert_allclose(_level(FlowMatching())(t), t / (1 - t), rtol=1e-9)
-    np.testing.assert_array_equal(_level(None)(t), t)
+    np.testing.assert_allclose(noise_level(FlowMatching())(t), t / (1 - t), rtol=1e-9)
+    np.testing.assert_array_equal(noise_level(None)(t), t)
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -178,7 +180,8 @@ def test_axis_is_the_noise_level_where_a_schedule_file_names_it(tmp_path: Path) 
     renamed = sweep.results.assign(key=sweep.results["key"].str.replace("/", "_"))
     noise = sweep.noise_of(renamed)
     assert noise == VPLinear()
-    plot = grids_plot(renamed[renamed["cell"] == best["cell"]], "grids", EDM())
+    rows = renamed[renamed["cell"] == best["cell"]]
+    plot = grids_plot(FigureData("digits", rows, {}, EDM(), "digits", lambda cell: {}))
     assert plot is not None
     assert plot.figure.axes[0].get_xlabel().startswith("noise level")
 

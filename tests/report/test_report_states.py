@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from report_pages import page_of
@@ -14,7 +15,7 @@ from synthetic_sweep import write_sweep
 from ld3_dist.core.errors import InputError
 from ld3_dist.report import write_report
 from ld3_dist.report.figures.cells import MOST_PANELS, legible
-from ld3_dist.report.figures.style import label_ends, panels, styled
+from ld3_dist.report.figures.style import STYLE, label_ends, panels
 from ld3_dist.store.storage import open_storage
 from ld3_dist.store.tables import write_table
 
@@ -22,16 +23,22 @@ from ld3_dist.store.tables import write_table
 @pytest.mark.parametrize(
     "kinds",
     [
-        {"metrics": False}, {"nfes": (4,)}, {"gammas": (0.001,), "seeds": (0,), "broken": False},
+        {"metrics": False},
+        {"nfes": (4,)},
+        {"gammas": (0.001,), "seeds": (0,), "broken": False},
         {"learned": False},
         {"gammas": (0.0, *np.geomspace(1e-4, 1e-1, 9))},
         {"solvers": ("heun",), "nfes": (4,), "gammas": (0.0,)},
     ],
     ids=[
-        "no metrics", "one NFE", "one gamma, one seed", "baselines only", "continuous gamma",
+        "no metrics",
+        "one NFE",
+        "one gamma, one seed",
+        "baselines only",
+        "continuous gamma",
         "one cell",
     ],
-)  # fmt: skip
+)
 def test_partial_sweeps(tmp_path: Path, kinds: dict) -> None:
     text = page_of(tmp_path, **kinds)
     assert ("Fréchet distance against NFE" in text) == kinds.get("metrics", True)
@@ -87,7 +94,7 @@ def test_what_speaks_against_a_schedule_is_said(tmp_path: Path) -> None:
 
     text = page_of(tmp_path, change)
     assert "the Fréchet distance did not in dpmpp-3 at 4 NFE (500 against" in text
-    assert "Coverage is below the teacher&#x27;s" in text
+    assert "Coverage is below the teacher&#39;s" in text
     assert "The best hand-made grid was not beaten in unipc-3 at 4 NFE (gain 0.00" in text
     assert "is gone on fresh pairs in dpmpp-3" in text
     assert "nearly coincide" in text
@@ -111,13 +118,13 @@ def test_failed_attempts_and_unreadable_files(tmp_path: Path) -> None:
 
 def test_large_sweeps_stay_legible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "ld3_dist.report.write.as_png", lambda figure: b""
+        "ld3_dist.report.figures.style.as_png", lambda figure: b""
     )  # half the time, and not looked at here
     solvers = tuple(f"deis-{i}" for i in range(20))
     text = page_of(
         tmp_path, solvers=solvers, nfes=(3, 4, 5, 6, 7, 8), gammas=(0.0,), seeds=(0,), broken=False
     )
-    assert text.count("<tr>") == 1 + 120
+    assert text.count("<tr>") == 1 + 120  # the headings below the groups, and the cells
     assert f"Shown are {MOST_PANELS} of 120 cells" in text
     assert len(text) < 4_000_000
 
@@ -130,7 +137,7 @@ def test_legible_keeps_both_ends() -> None:
 
 
 def test_labels_do_not_overlap() -> None:
-    with styled():
+    with matplotlib.rc_context(STYLE):
         _, (axis,) = panels(1, 3.0)
         axis.set_ylim(0, 1)
         label_ends(

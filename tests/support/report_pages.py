@@ -37,16 +37,18 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-# the page of a synthetic sweep whose records were changed first
 def page_of(
     folder: Path, change: Callable[[list[dict], list[dict]], None] | None = None, **kinds
 ) -> str:
+    """The page of a synthetic sweep whose records were changed first."""
     write_sweep(folder, **kinds)
     if change:
         rows, evaluations = records(**kinds)
         change(rows, evaluations)
         write_table(open_storage(folder), "rows", "all", rows)
         write_table(open_storage(folder), "evaluations", "all", evaluations)
-    text = Path(write_report(folder).html).read_text()
+    paths = write_report(folder)
+    assert paths.warnings == ()  # every figure was drawn
+    text = Path(paths.html).read_text()
     Tags(text)
     return text

@@ -2,14 +2,13 @@
 
 A knot is a time t_i. Drawn is the noise level sigma(t) / alpha(t), on a logarithmic axis, where the
 noise schedule is known; for EDM's that is the time itself. A dot under a knot is the network time
-of the evaluation made there."""
+of the evaluation made there.
+"""
 
 from __future__ import annotations
 
-# A selection from a frame is a union of types to pandas' own annotations:
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -18,10 +17,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ...core.noise import NoiseSchedule
+from ..formats import number
+from ..frames import best_only, distinct, groups, of_kind, records
 from ..summary import best_row
-from ..text import number
+from . import FigureData, Plot
 from .cells import baselines, families, legible
-from .style import INK, LEARNED, Plot, baseline_colours, panels
+from .style import INK, LEARNED, baseline_colours, panels, plain
 
 Level = Callable[[Sequence[float]], np.ndarray]
 
@@ -32,35 +33,45 @@ MOST_NFE = 4
 """Values of NFE drawn in one panel."""
 
 
-def grids_plot(frame: pd.DataFrame, name: str, noise: NoiseSchedule | None = None) -> Plot | None:
-    """One panel a solver: for each NFE the learned grid and the best hand-made ones; None where
-    nothing was learned.
+@dataclass(frozen=True)
+class Strip:
+    """One line of a panel: a grid.
+
+    Attributes:
+        grid: name of the hand-made grid; empty for a learned one.
+        evals: network times; empty where they are not drawn.
     """
-    shown, note = legible([item for item in families(frame) if _strips(item[1])], "solvers", most=6)
+
+    label: str
+    grid: str
+    knots: Sequence[float]
+    evals: Sequence[float] = ()
+
+
+def grids_plot(data: FigureData) -> Plot | None:
+    """One panel per solver: for each NFE the learned grid and the best hand-made ones."""
+    drawn = [(label, _strips(rows)) for label, rows in families(data.frame)]
+    shown, note = legible([item for item in drawn if item[1]], "solvers", most=6)
     if not shown:
         return None
-    strips = [_strips(rows) for _, rows in shown]
-    colours = baseline_colours(
-        frame.loc[frame["kind"] == "baseline", "start"].dropna().unique().tolist()
-    )
-    figure, axes = panels(
-        len(shown), height=0.9 + 0.2 * max(_heights(inside)[-1] for inside in strips), columns=2
-    )
-    for axis, (label, _), inside in zip(axes, shown, strips, strict=True):
-        _panel(axis, label, inside, colours, _level(noise), noise is not None)
+    colours = baseline_colours(distinct(of_kind(data.frame, "baseline"), "start"))
+    tallest = max(_heights(strips)[-1] for _, strips in shown)
+    figure, axes = panels(len(shown), height=0.9 + 0.2 * tallest, columns=2)
+    for axis, (label, strips) in zip(axes, shown, strict=True):
+        axis.set_title(plain(label))
+        _panel(axis, strips, colours, noise_level(data.noise), data.noise is not None)
     caption = (
         "Sampling runs from left (noise) to right (data). Ticks are knots; dots below a learned "
-        "grid are the network's"
-        f" own times, joined to the knot they belong to. Shown are the best {HAND_MADE} "
-        f"hand-made grids of a cell"
-        f" and up to {MOST_NFE} values of NFE.{note}"
+        "grid are the network's own times, joined to the knot they belong to. Shown are the best "
+        f"{HAND_MADE} hand-made grids of a cell and up to {MOST_NFE} values of NFE.{note}"
     )
     alt = "Knots of learned grids beside hand-made ones: " + "; ".join(label for label, _ in shown)
-    return Plot(name, "Learned grids against hand-made ones", caption, alt, figure)
+    title = "Learned grids against hand-made ones"
+    return Plot(data.name("grids"), title, caption, alt, figure)
 
 
-def _level(noise: NoiseSchedule | None) -> Level:
-    """Times -> what is drawn: sigma / alpha where the schedule is known, else the times."""
+def noise_level(noise: NoiseSchedule | None) -> Level:
+    """Times -> sigma / alpha; the times themselves where the noise schedule is not known."""
 
     def level(times: Sequence[float]) -> np.ndarray:
         t = torch.as_tensor(np.asarray(times, dtype=float))
@@ -69,73 +80,61 @@ def _level(noise: NoiseSchedule | None) -> Level:
     return level
 
 
-def _strips(rows: pd.DataFrame) -> list[tuple[str, str, Sequence[float], Sequence[float]]]:
-    """(label, name of the hand-made grid or "", knots, network times), from top to bottom."""
-    found: list[tuple[str, str, Sequence[float], Sequence[float]]] = []
-    nfes = [nfe for nfe, inside in rows.groupby("nfe", sort=True) if inside["best"].any()]
-    for nfe in legible(nfes, "NFE", MOST_NFE)[0]:
-        inside = rows[rows["nfe"] == nfe]
+def _strips(rows: pd.DataFrame) -> list[Strip]:
+    """The strips of a panel from top to bottom; none where nothing was learned."""
+    found: list[Strip] = []
+    with_best = [inside for _, inside in groups(rows, "nfe") if len(best_only(inside))]
+    for inside in legible(with_best, "NFE", MOST_NFE)[0]:
         best = best_row(inside)
         if best is None or best["knots"] is None:
             continue
-        found.append(
-            (
-                f"{nfe} NFE   learned",
-                "",
-                best["knots"],
-                best["evals"] if best["evals"] is not None else (),
-            )
-        )
-        for row in baselines(inside).head(HAND_MADE).to_dict("records"):
-            if row["knots"] is not None:
-                found.append((row["start"], row["start"], row["knots"], ()))
+        evals = () if best["evals"] is None else best["evals"]
+        found.append(Strip(f"{best['nfe']} NFE   learned", "", best["knots"], evals))
+        found += [
+            Strip(str(row["start"]), str(row["start"]), row["knots"])
+            for row in records(baselines(inside).head(HAND_MADE))
+            if row["knots"] is not None
+        ]
     return found
 
 
 def _panel(
-    axis: Axes, title: str, strips, colours: dict[str, str], level: Level, known: bool
+    axis: Axes, strips: list[Strip], colours: dict[str, str], level: Level, known: bool
 ) -> None:
     heights = _heights(strips)
-    for y, (_, grid, knots, evals) in zip(heights, strips, strict=True):
-        colour = colours[grid] if grid else LEARNED
-        x = level(knots)
+    for y, strip in zip(heights, strips, strict=True):
+        colour = colours[strip.grid] if strip.grid else LEARNED
+        x = level(strip.knots)
         axis.hlines(y, x.min(), x.max(), color=colour, lw=0.8, alpha=0.5)
-        axis.vlines(x, y - 0.3, y + 0.3, color=colour, lw=2.4 if not grid else 1.5)
-        if len(evals):
-            times = level(evals)
-            if (
-                len(evals) == len(knots) - 1
-            ):  # one evaluation a step: at the knot, if the times were coupled
-                axis.plot(
-                    [x[:-1], times],
-                    [[y + 0.3] * len(times), [y + 0.75] * len(times)],
-                    color=colour,
-                    lw=0.8,
-                )
-            axis.plot(times, [y + 0.75] * len(times), "o", color=colour, ms=3.4, mec="none")
-    axis.set_title(title)
-    axis.set_yticks(heights, [label for label, *_ in strips])
-    for text, (label, grid, *_) in zip(axis.get_yticklabels(), strips, strict=True):
-        text.set_color(colours.get(grid, INK))
-        text.set_fontweight("bold" if label.endswith("learned") else "normal")
+        axis.vlines(x, y - 0.3, y + 0.3, color=colour, lw=1.5 if strip.grid else 2.4)
+        if len(strip.evals):
+            _network_times(axis, y, x, level(strip.evals))
+    axis.set_yticks(heights, [plain(strip.label) for strip in strips])
+    for text, strip in zip(axis.get_yticklabels(), strips, strict=True):
+        text.set_color(colours.get(strip.grid, INK))
+        text.set_fontweight("normal" if strip.grid else "bold")
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
     axis.grid(visible=False)
     axis.set_ylim(heights[-1] + 0.7, -0.6)
-    _scale(axis, [value for _, _, knots, _ in strips for value in level(knots)], known)
+    _scale(axis, [value for strip in strips for value in level(strip.knots)], known)
 
 
-def _heights(strips: list[tuple[str, str, Sequence[float], Sequence[float]]]) -> list[float]:
-    """Places of the strips: room for the network times below a learned grid, and more above the
-    next one.
-    """
+def _network_times(axis: Axes, y: float, knots: np.ndarray, times: np.ndarray) -> None:
+    """Dots below a learned grid, joined to the knots where a step has one evaluation."""
+    ends = [y + 0.75] * len(times)
+    if len(times) == len(knots) - 1:
+        axis.plot([knots[:-1], times], [[y + 0.3] * len(times), ends], color=LEARNED, lw=0.8)
+    axis.plot(times, ends, "o", color=LEARNED, ms=3.4, mec="none")
+
+
+def _heights(strips: list[Strip]) -> list[float]:
+    """Places of the strips, with room for the network times and above each learned grid."""
     heights, y = [], 0.0
-    for i, (_, grid, *_) in enumerate(strips):
-        y += (
-            0.0
-            if i == 0
-            else 1.0 + (0.55 if not strips[i - 1][1] else 0.0) + (0.9 if not grid else 0.0)
-        )
+    for i, strip in enumerate(strips):
+        if i:
+            below_learned = 0.55 if not strips[i - 1].grid else 0.0
+            y += 1.0 + below_learned + (0.9 if not strip.grid else 0.0)
         heights.append(y)
     return heights
 

@@ -1,42 +1,48 @@
-"""What the numbers look like: samples of teacher, best hand-made grid and learned schedule from the
-same noise.
-"""
+"""Samples of teacher, best hand-made grid and learned schedule from the same noise."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from ..tables import SweepTables
+from ..frames import column, records
+from . import FigureData, Plot, PlotGroup
 from .cells import baselines, cells, chosen_cells
-from .style import BASELINE, LEARNED, MUTED, TEACHER, WIDTH, Plot
+from .style import BASELINE, LEARNED, MUTED, TEACHER, WIDTH, plain
 
 MOST_IMAGES = 12
 MOST_CELLS = 6
 MOST_PIXELS = 128
-"""Side of a drawn image; larger ones are averaged down, smaller ones magnified without smoothing.
-"""
+"""Side of a drawn image; larger ones are averaged down, smaller ones magnified unsmoothed."""
+
+GROUP = PlotGroup("Samples from the same noise", "Each column starts from the same noise.")
 
 
-def samples_plots(sweep: SweepTables, frame: pd.DataFrame, name: str) -> list[Plot]:
-    """One strip of images a cell, for the cells whose images were kept."""
-    shown, note = chosen_cells(
-        [item for item in cells(frame) if sweep.images(str(item[1]["cell"].iloc[0]))], MOST_CELLS
-    )
+def samples_plots(data: FigureData) -> list[Plot]:
+    """One strip of images per cell, for the cells whose images were kept."""
+    named = cells(data.frame)
+    kept = [(label, rows) for label, rows in named if data.images(_cell_of(rows))]
+    shown, note = chosen_cells(kept, MOST_CELLS)
     plots = []
     for i, (label, rows) in enumerate(shown):
-        images = sweep.images(str(rows["cell"].iloc[0]))
-        hand_made = baselines(rows)
-        grid = str(hand_made["start"].iloc[0]) if len(hand_made) else "hand-made"
+        images = data.images(_cell_of(rows))
+        hand_made = records(baselines(rows).head(1))
+        grid = str(hand_made[0]["start"]) if hand_made else "hand-made"
         caption = note.strip() if i == len(shown) - 1 else ""
         alt = f"Sample images of {label}: rows are {', '.join(images)}; columns share their noise"
-        plots.append(Plot(f"{name}-{i}", label, caption, alt, _strip(images, grid)))
+        strip = _strip(images, grid)
+        plots.append(Plot(data.name(f"samples-{i}"), label, caption, alt, strip, GROUP))
     return plots
+
+
+def _cell_of(rows: pd.DataFrame) -> str:
+    return str(column(rows, "cell").iloc[0])
 
 
 def write_strip(
@@ -45,10 +51,12 @@ def write_strip(
     path: str | Path,
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Images of `teacher`, `baseline` (on the grid of that name) and `learned`, [n, C, H, W] in
-    [-1, 1], as one PNG.
+    """Write one PNG with rows of images: teacher, hand-made grid and learned schedule.
 
-    notes: a line or two below a row's label.
+    Args:
+        images: `teacher`, `baseline` and `learned`, each [n, C, H, W] in [-1, 1].
+        grid: name of the hand-made grid.
+        notes: a line or two below the label of a row.
     """
     _strip({kind: value.numpy() for kind, value in images.items()}, grid, notes).savefig(
         path, dpi=150, metadata={"Software": None}
@@ -71,10 +79,10 @@ def _strip(
     figure = Figure(figsize=(left + cell * count, (cell * len(images)) * height / width))
     axes = figure.add_axes((left / figure.get_figwidth(), 0, 1 - left / figure.get_figwidth(), 1))
     for line, (kind, values) in enumerate(images.items()):
-        for column in range(count):
+        for place in range(count):
             axes.imshow(
-                _pixels(values[column]),
-                extent=(column + 0.03, column + 0.97, line + 0.97, line + 0.03),
+                _pixels(values[place]),
+                extent=(place + 0.03, place + 0.97, line + 0.97, line + 0.03),
                 interpolation="none",
                 cmap="gray",
                 vmin=0,
@@ -83,22 +91,22 @@ def _strip(
         text, colour = looks[kind]
         weight = "bold" if kind == "learned" else "normal"
         note = (notes or {}).get(kind, "")
-        place = {
+        beside: dict[str, Any] = {
             "xy": (-0.1, line + 0.5),
             "textcoords": "offset points",
             "ha": "right",
             "annotation_clip": False,
         }
         axes.annotate(
-            text,
+            plain(text),
             xytext=(0, 2 if note else 0),
             color=colour,
             va="bottom" if note else "center",
             fontsize=9,
             fontweight=weight,
-            **place,
+            **beside,
         )
-        axes.annotate(note, xytext=(0, -1), color=MUTED, va="top", fontsize=7, **place)
+        axes.annotate(note, xytext=(0, -1), color=MUTED, va="top", fontsize=7, **beside)
     axes.set(xlim=(0, count), ylim=(len(images), 0), aspect="auto")
     axes.axis("off")
     return figure

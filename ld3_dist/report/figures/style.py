@@ -1,5 +1,4 @@
-"""How everything in a report looks: one palette, one type size, and figures that come out the same
-byte for byte.
+"""The look of a report's figures: one palette, one type size, and the same bytes every time.
 
 Three things are compared everywhere and keep their colours everywhere: learned schedules (orange),
 hand-made grids (blues), the teacher (grey, dashed). The hues are Okabe and Ito's, which stay apart
@@ -9,14 +8,16 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import Any
 
-import matplotlib
 import numpy as np
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from ..formats import visible
 
 LEARNED = "#d55e00"
 BASELINE = "#0072b2"
@@ -31,7 +32,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 WIDTH = 10.5
 """Inches of a full-width figure."""
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "axes.titlesize": 9.5,
@@ -68,32 +69,13 @@ _STYLE: Any = {
     "savefig.facecolor": "white",
     "path.simplify": True,
 }
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A drawn figure. name: file name without extension; alt: what it shows, for those who cannot
-    see it.
-    """
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    figure: Figure
-
-
-def styled():
-    """Context in which figures are made and saved."""
-    return matplotlib.rc_context(_STYLE)
+"""matplotlib's settings while figures are made and saved."""
 
 
 def panels(
     count: int, height: float, columns: int = 3, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` equal panels, at most `columns` a line; the panels left over are not
-    drawn.
-    """
+    """A figure of `count` equal panels, at most `columns` per line; places left over stay empty."""
     columns = columns_of(count, columns)
     lines = -(-count // columns)
     width = WIDTH if columns > 1 else 0.68 * WIDTH
@@ -116,9 +98,15 @@ def baseline_colours(names: list[str]) -> dict[str, str]:
     return {name: BASELINES[i % len(BASELINES)] for i, name in enumerate(sorted(names))}
 
 
+def plain(text: str) -> str:
+    """A name as matplotlib draws it letter by letter: its dollar signs begin no formula."""
+    return visible(text).replace("$", r"\$")
+
+
 def label_ends(axes: Axes, labels: list[tuple[float, str, str]], gap: float = 0.075) -> None:
-    """Write (y, text, colour) beside the right edge at height y, moved apart where they would
-    overlap.
+    """Write each (y, text, colour) beside the right edge at height y.
+
+    Labels that would overlap are moved apart.
     """
     if not labels:
         return
@@ -137,7 +125,7 @@ def label_ends(axes: Axes, labels: list[tuple[float, str, str]], gap: float = 0.
     for place, (_, text, colour) in zip(places, labels, strict=True):
         bold = "bold" if colour in (LEARNED,) else "normal"
         axes.annotate(
-            text,
+            plain(text),
             (1.015, place),
             xycoords="axes fraction",
             color=colour,
@@ -162,9 +150,22 @@ def as_png(figure: Figure) -> bytes:
     return sink.getvalue()
 
 
-def as_svg(figure: Figure, name: str) -> str:
-    """An <svg> element for inside a page: its ids are made its own, its colours become the page's
-    variables.
+def file_name(name: str, taken: Collection[str]) -> str:
+    """A plot's name as the name of a file and of ids, different from those that are taken."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:80] or "figure"
+    found, number = slug, 2
+    while found in taken:
+        found, number = f"{slug}-{number}", number + 1
+    return found
+
+
+def as_svg(figure: Figure, name: str, alt: str) -> Markup:
+    """An <svg> element for inside a page.
+
+    Its ids begin with `name`, and its colours are the page's variables.
+
+    Args:
+        alt: what it shows, in words.
     """
     _settle(figure)
     sink = io.StringIO()
@@ -176,7 +177,8 @@ def as_svg(figure: Figure, name: str) -> str:
     text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
-    return text
+    label = escape(visible(alt))
+    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))
 
 
 VARIABLES = (
