@@ -26,6 +26,7 @@ from ..core.noise import FlowMatching, VPDiscrete
 from ..core.solver import make_solver
 from ..models.diffusers.network_outputs import network_times
 from .file import Schedule
+from .noise import LEVELS
 
 FORMATS = ("sigmas", "timesteps", "comfyui", "diffusers")
 
@@ -55,17 +56,23 @@ def export_sigmas(schedule: Schedule) -> list[float]:
 
     Raises InputError where the first knot is pure noise of a schedule whose level there is
     infinite."""
-    noise = schedule.noise_schedule
-    t = torch.tensor(schedule.knots, dtype=torch.float64)
-    if isinstance(noise, FlowMatching):
-        return noise.sigma(t).tolist()
-    if float(noise.alpha(t[0])) < 1e-6:
+    alpha, sigma = _levels(schedule)
+    if schedule.noise["name"] == "flow":
+        return sigma
+    if alpha[0] < 1e-6:
         raise InputError(
-            f"knots[0] = {schedule.knots[0]:g} is pure noise ({noise.name}), where sigma / alpha "
-            f"is infinite; "
-            "export --format timesteps or diffusers instead"
+            f"knots[0] = {schedule.knots[0]:g} is pure noise ({schedule.noise['name']}), where "
+            "sigma / alpha is infinite; export --format timesteps or diffusers instead"
         )
-    return (noise.sigma(t) / noise.alpha(t)).tolist()
+    return [s / a for a, s in zip(alpha, sigma, strict=True)]
+
+
+def _levels(schedule: Schedule) -> tuple[list[float], list[float]]:
+    """alpha and sigma at the knots, from the file where it holds them."""
+    if all(key in schedule.noise for key in LEVELS):
+        return list(schedule.noise["alpha"]), list(schedule.noise["sigma"])
+    noise, t = schedule.noise_schedule, torch.tensor(schedule.knots, dtype=torch.float64)
+    return noise.alpha(t).tolist(), noise.sigma(t).tolist()
 
 
 def export_timesteps(schedule: Schedule, steps: int = 1000) -> list[float]:
