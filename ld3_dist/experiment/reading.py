@@ -1,8 +1,8 @@
 """From a YAML file to an Experiment, or to messages that name file, key, value and remedy.
 
 The text is read by `core.yaml_text`, its shape compared with the models of `settings` (`shape`),
-and the values checked by the models themselves. This module turns their complaints into sentences: it
-knows the kinds of complaint, not the settings.
+and the values checked by the models themselves. This module turns their complaints into sentences:
+it knows the kinds of complaint, not the settings.
 """
 
 from __future__ import annotations
