@@ -173,11 +173,13 @@ def _own_words(place: Place, value: Any, message: str, data: Any) -> str:
     for before, after in _PLAIN.items():
         message = re.sub(rf"{before}\b", after, message)
     first = re.match(r"([a-z_]+)(\.[a-z0-9_]+)*(?= = |: )", message)
+    own = first[0] if first else ""
     if not place:
-        ends = [key for key in _written(data) if first and key.endswith(f".{first[0]}")]
-        known = not first or first[0] in data
-        return message if known or len(ends) != 1 else ends[0].removesuffix(first[0]) + message
-    if first and f"{dotted([p for p in place if isinstance(p, str)])}.{first[0]}" in _full_keys():
+        ends = [key for key in _written(data) if own and key.endswith(f".{own}")]
+        if own in data or len(ends) != 1:
+            return message
+        return ends[0].removesuffix(own) + message
+    if own and f"{dotted([p for p in place if isinstance(p, str)])}.{own}" in _full_keys():
         return f"{dotted(place)}.{message}"
     return f"{dotted(place)}{shown(value)}: {message[0].lower()}{message[1:]}"
 

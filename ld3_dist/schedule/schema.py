@@ -37,7 +37,9 @@ _WORDS = {
 @lru_cache
 def schema() -> Mapping[str, Any]:
     """The content of `schema.json`."""
-    return json.loads(files(__package__).joinpath("schema.json").read_text(encoding="utf-8"))
+    return json.loads(
+        files("ld3_dist.schedule").joinpath("schema.json").read_text(encoding="utf-8")
+    )
 
 
 def check_body(body: Any) -> None:
