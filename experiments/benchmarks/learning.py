@@ -89,7 +89,9 @@ class Ground:
         extractor = open_extractor("auto", opened)
         assert extractor is not None
         found = features(extractor, fresh.target)
-        data, teacher, near = map(moments, (extractor.features_of(opened.data), found, found[:FRESH]))
+        data, teacher, near = map(
+            moments, (extractor.features_of(opened.data), found, found[:FRESH])
+        )
         return cls(
             opened, learning[COUNT:], learning[:COUNT], fresh, extractor, data, teacher, near
         )

@@ -253,6 +253,7 @@ def export(
     pipeline: Annotated[
         str | None, typer.Option(help="For diffusers: folder or id, if not the model's own.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:
     """Give a schedule to another tool: a plain list of sigmas or timesteps, a line for ComfyUI, a
     diffusers scheduler.
@@ -260,14 +261,11 @@ def export(
     A list carries neither network times nor learned coefficients: what exactly is lost is said on
     stderr. The diffusers format is a folder for `LD3Scheduler.from_pretrained`, and loses nothing.
     """
-    from ..schedule.export import export as export_as
-    from ..schedule.export import lost
-    from ..schedule.file import load_schedule
+    from ..integrations.export import export as export_as
 
-    given = load_schedule(schedule)
-    text = export_as(given, form, out, pipeline)
-    typer.echo(f"Written: {out}" if out else text)
-    for sentence in lost(given, form):
+    found = export_as(schedule, form, out, pipeline, force)
+    typer.echo(f"Written: {out}" if out else found.text)
+    for sentence in found.lost:
         typer.echo(f"Warning: {sentence}", err=True)
 
 

@@ -165,6 +165,7 @@ def _learn(
     from ..models import load_model
     from ..schedule.distances import open_distance
     from ..schedule.learning import check_student, learn
+    from ..schedule.noise import check_writable
     from ..schedule.provenance import default_device
     from ..schedule.starts import check_start
     from ..schedule.teaching import Teacher, teach
@@ -180,6 +181,7 @@ def _learn(
         check_start(name)
     options.setdefault("device", default_device())
     model = load_model(spec, **options)
+    check_writable(model.noise)
     name = how.get("distance", "l2")
     distance = open_distance(name, model, options["device"], **lpips)
     with console.status("teacher pairs"):

@@ -12,6 +12,10 @@ t_max (flow matching, zero-terminal-SNR models) or sigma at t_min, lam is kept f
 both at `FLOOR`; no coefficient of a solver then sees an infinity, and the error is of the order of
 `FLOOR`.
 
+A noise schedule of one's own is a frozen dataclass that derives from `NoiseSchedule` and whose
+fields are numbers, words, lists of them or tables; `@noise_schedules.register("name")` gives it a
+name that schedule files can hold.
+
 Sources: Karras et al. 2022 (arXiv 2206.00364), Song et al. 2021 (2011.13456), Nichol & Dhariwal
 2021 (2102.09672), Lu et al. 2022 (2206.00927), Lipman et al. 2023 (2210.02747)."""
 
@@ -24,6 +28,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from .registry import Registry
 
 FLOOR = 1e-10
 
@@ -81,6 +87,10 @@ class NoiseSchedule(ABC):
         return float(self.alpha(torch.tensor(self.t_max, dtype=torch.float64))) < 1e-6
 
 
+noise_schedules: Registry[type[NoiseSchedule]] = Registry("noise schedule")
+"""The kinds of noise schedules, by the names that schedule files hold."""
+
+
 class NoiseIsTime(NoiseSchedule):
     """sigma(t) = t."""
 
@@ -91,6 +101,7 @@ class NoiseIsTime(NoiseSchedule):
         return torch.ones_like(t)
 
 
+@noise_schedules.register("edm")
 @dataclass(frozen=True)
 class EDM(NoiseIsTime):
     """Variance exploding with sigma(t) = t, alpha = 1 (Karras et al. 2022, table 1)."""
@@ -116,6 +127,7 @@ class EDM(NoiseIsTime):
         return torch.exp(-lam)
 
 
+@noise_schedules.register("flow")
 @dataclass(frozen=True)
 class FlowMatching(NoiseIsTime):
     """The straight path alpha = 1 - t, sigma = t of flow matching / rectified flow; alpha(1) = 0."""
@@ -172,6 +184,7 @@ def _log_alpha(lam: Tensor) -> Tensor:
     return -0.5 * torch.logaddexp(-2 * lam, torch.zeros_like(lam))
 
 
+@noise_schedules.register("vp-linear")
 @dataclass(frozen=True)
 class VPLinear(VariancePreserving):
     """beta(t) = beta_0 + (beta_1 - beta_0) t on t in [0, 1] (Song et al. 2021, eq. 32)."""
@@ -200,6 +213,7 @@ class VPLinear(VariancePreserving):
         return s / ((self.beta_0**2 + s).sqrt() + self.beta_0) / span
 
 
+@noise_schedules.register("vp-cosine")
 @dataclass(frozen=True)
 class VPCosine(VariancePreserving):
     """alpha(t) = cos(pi/2 (t+s)/(1+s)) / cos(pi/2 s/(1+s)) (Nichol & Dhariwal 2021); alpha(1) = 0."""
@@ -225,6 +239,7 @@ class VPCosine(VariancePreserving):
         )
 
 
+@noise_schedules.register("vp-discrete")
 @dataclass(frozen=True, eq=False)
 class VPDiscrete(VariancePreserving):
     """A schedule given as a table `alphas_cumprod [n]`, alpha_k^2 at network steps k = 0 … n-1.

@@ -6,18 +6,16 @@
                  for a flow model
     comfyui      the sigmas as one line of text for a custom or manual sigmas node, ending at 0 as
                  its samplers expect
-    diffusers    a folder with the scheduler_config.json of an `LD3Scheduler`: nothing is lost
 
 A list of step times is one of the three things that were learned. The other two are the network
-times and the solver's coefficients; a tool that takes the list alone asks the network at the step
-times and uses coefficients of its own."""
+times and the solver's coefficients. A tool that takes the list alone asks the network at the step
+times and uses coefficients of its own. `integrations.export` writes these lists to files, and
+formats that lose nothing."""
 
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -26,8 +24,9 @@ from ..core.noise import FlowMatching, VPDiscrete
 from ..core.solver import make_solver
 from ..models.diffusers.network_outputs import network_times
 from .file import Schedule
+from .noise import LEVELS
 
-FORMATS = ("sigmas", "timesteps", "comfyui", "diffusers")
+FORMATS = ("sigmas", "timesteps", "comfyui")
 
 RELATIVES = {
     "ddim": "euler",
@@ -55,17 +54,23 @@ def export_sigmas(schedule: Schedule) -> list[float]:
 
     Raises InputError where the first knot is pure noise of a schedule whose level there is
     infinite."""
-    noise = schedule.noise_schedule
-    t = torch.tensor(schedule.knots, dtype=torch.float64)
-    if isinstance(noise, FlowMatching):
-        return noise.sigma(t).tolist()
-    if float(noise.alpha(t[0])) < 1e-6:
+    alpha, sigma = _levels(schedule)
+    if schedule.noise["name"] == "flow":
+        return sigma
+    if alpha[0] < 1e-6:
         raise InputError(
-            f"knots[0] = {schedule.knots[0]:g} is pure noise ({noise.name}), where sigma / alpha "
-            f"is infinite; "
-            "export --format timesteps or diffusers instead"
+            f"knots[0] = {schedule.knots[0]:g} is pure noise ({schedule.noise['name']}), where "
+            "sigma / alpha is infinite; export --format timesteps or diffusers instead"
         )
-    return (noise.sigma(t) / noise.alpha(t)).tolist()
+    return [s / a for a, s in zip(alpha, sigma, strict=True)]
+
+
+def _levels(schedule: Schedule) -> tuple[list[float], list[float]]:
+    """alpha and sigma at the knots, from the file where it holds them."""
+    if all(key in schedule.noise for key in LEVELS):
+        return list(schedule.noise["alpha"]), list(schedule.noise["sigma"])
+    noise, t = schedule.noise_schedule, torch.tensor(schedule.knots, dtype=torch.float64)
+    return noise.alpha(t).tolist(), noise.sigma(t).tolist()
 
 
 def export_timesteps(schedule: Schedule, steps: int = 1000) -> list[float]:
@@ -89,48 +94,8 @@ def export_comfyui(schedule: Schedule) -> str:
     return ", ".join([*(f"{sigma:.6g}" for sigma in export_sigmas(schedule)[:-1]), "0"])
 
 
-def export_diffusers(schedule: Schedule, folder: Path, pipeline: str | None = None) -> Path:
-    """Write the LD3Scheduler of a schedule into a folder, from which `LD3Scheduler.from_pretrained`
-    reads it.
-
-    Args:
-        pipeline: folder or hub id of the pipeline it is for; if not given, the model that the
-            schedule was learned on.
-
-    Raises InputError without the extra 'diffusers', without a pipeline, and where the pipeline is
-    not the schedule's."""
-    name = pipeline or schedule.model.removeprefix("diffusers:")
-    if pipeline is None and name == schedule.model:
-        raise InputError(
-            f"model {schedule.model!r} is no diffusers pipeline; name the one it is for with "
-            f"--pipeline"
-        )
-    try:
-        import diffusers
-
-        from ..integrations.diffusers import LD3Scheduler
-    except ImportError as error:
-        raise InputError(
-            "--format diffusers needs the extra 'diffusers': pip install 'ld3_dist[diffusers]'"
-        ) from error
-    try:
-        config: Any = LD3Scheduler.load_config(name, subfolder="scheduler")
-        scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
-    except (OSError, KeyError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"pipeline {name!r}: its scheduler/scheduler_config.json cannot be read; "
-            "give the folder of a whole pipeline with --pipeline"
-        ) from error
-    LD3Scheduler.from_schedule(schedule, scheduler).save_pretrained(folder)
-    return folder
-
-
 def lost(schedule: Schedule, form: str) -> list[str]:
-    """What a tool that takes only this list will do differently, one sentence each; nothing for
-    diffusers.
-    """
-    if form == "diffusers":
-        return []
+    """Sentences that say how a tool that takes only this list will differ from the schedule."""
     solver = make_solver(schedule.solver)
     found = [*_lost_times(schedule, form), *_lost_end(schedule, form)]
     if schedule.coefficients:
@@ -147,7 +112,7 @@ def lost(schedule: Schedule, form: str) -> list[str]:
         found.append("the last step spends one evaluation here, two in a tool's two-stage sampler")
     if schedule.guidance is not None and schedule.guidance != 1:
         found.append(f"guidance is not in the list: it was learned with {schedule.guidance:g}")
-    if isinstance(schedule.noise_schedule, FlowMatching):
+    if schedule.noise["name"] == "flow":
         found.append(
             "shift is contained in the numbers: set the tool's shift to 1, or it is applied again"
         )
@@ -155,10 +120,23 @@ def lost(schedule: Schedule, form: str) -> list[str]:
 
 
 def _lost_times(schedule: Schedule, form: str) -> list[str]:
-    """How far network times and step times are apart, in the network's steps where it has any."""
-    noise, evals = schedule.noise_schedule, torch.tensor(schedule.evals, dtype=torch.float64)
+    """How far network times and step times are apart, in the network's steps where it has any.
+
+    The nominal times of solvers with two evaluations per step follow from the noise schedule; where
+    that is a class that is not imported, this is said instead.
+    """
+    solver, noise = make_solver(schedule.solver), None
+    evals = torch.tensor(schedule.evals, dtype=torch.float64)
     knots = torch.tensor(schedule.knots, dtype=torch.float64)
-    apart = (evals - make_solver(schedule.solver).nominal(noise, knots, schedule.nfe)).abs()
+    try:
+        noise = schedule.noise_schedule
+    except InputError as error:
+        if solver.stages > 1:
+            return [f"network times may be dropped, which cannot be told here: {error}"]
+        nominal = knots[:-1]
+    else:
+        nominal = solver.nominal(noise, knots, schedule.nfe)
+    apart = (evals - nominal).abs()
     j = int(apart.argmax())
     if float(apart[j]) <= 1e-9 * schedule.knots[0]:
         return []
@@ -193,36 +171,25 @@ def _lost_end(schedule: Schedule, form: str) -> list[str]:
     return []
 
 
-def export(
-    schedule: Schedule, form: str, out: Path | None = None, pipeline: str | None = None
-) -> str:
-    """Write a schedule in a format of FORMATS to a file (for diffusers: a folder), and return its
-    text (the folder).
+@dataclass(frozen=True)
+class Exported:
+    """A schedule in a format, and sentences about what the format cannot carry."""
 
-    Raises InputError for an unknown format, a place that cannot be written, or what the format
-    cannot express."""
+    text: str
+    lost: tuple[str, ...] = ()
+
+
+def export_text(schedule: Schedule, form: str, steps: int = 1000) -> Exported:
+    """A schedule as text in a format of FORMATS, without writing anything.
+
+    Raises InputError for an unknown format and for what the format cannot express.
+    """
     if form not in FORMATS:
         raise unknown("--format", form, FORMATS)
-    if form == "diffusers":
-        if out is None:
-            raise InputError("--format diffusers writes a folder; name it with --out")
-        if out.is_file():
-            raise InputError(
-                f"--out {out}: is a file, and --format diffusers writes a folder; name another"
-            )
-        return str(export_diffusers(schedule, out, pipeline))
     if form == "comfyui":
         text = export_comfyui(schedule)
+    elif form == "timesteps":
+        text = json.dumps(export_timesteps(schedule, steps))
     else:
-        text = json.dumps(
-            export_sigmas(schedule) if form == "sigmas" else export_timesteps(schedule)
-        )
-    if out is not None:
-        try:
-            out.write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            reason = re.sub(r"^\[Errno \d+\] |: '.*", "", str(error))
-            raise InputError(
-                f"--out {out}: {reason}; name a file in a folder that exists"
-            ) from error
-    return text
+        text = json.dumps(export_sigmas(schedule))
+    return Exported(text, tuple(lost(schedule, form)))

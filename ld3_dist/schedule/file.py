@@ -10,17 +10,19 @@ that reading it gives the same float64."""
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import noise as noises
 from ..core.denoiser import PREDICTIONS, map_condition
 from ..core.errors import InputError, unknown
+from ..core.noise import NoiseSchedule
+from ..core.text import decode_text, parse_json, read_text
 from ..store.storage import Storage, open_storage
+from .noise import BUILT_IN, LEVELS, check_same_noise, noise_from_dict, noise_to_dict, same_noise
+from .schema import check_body
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,21 +30,28 @@ if TYPE_CHECKING:
     from ..core.solver import Tableau
     from ..models import Model
 
+__all__ = [
+    "FORMAT",
+    "Schedule",
+    "check_same_noise",
+    "load_schedule",
+    "noise_from_dict",
+    "noise_to_dict",
+    "parse_schedule",
+    "read_schedule",
+    "same_noise",
+]
+
 FORMAT = 2
 """1 had neither order nor prediction; such files still load."""
+
+LIMIT = 20_000_000
+"""Bytes of a schedule file: a table of a thousand evaluations has fewer."""
 
 NETWORK_PREDICTIONS = (*PREDICTIONS, "-velocity")
 """What a network may predict; -velocity points from noise to data."""
 
 Numbers = Mapping[str, float | None]
-
-_SCHEDULES: dict[str, type[noises.NoiseSchedule]] = {
-    "edm": noises.EDM,
-    "vp-linear": noises.VPLinear,
-    "vp-cosine": noises.VPCosine,
-    "vp-discrete": noises.VPDiscrete,
-    "flow": noises.FlowMatching,
-}
 
 
 @dataclass(frozen=True)
@@ -93,29 +102,17 @@ class Schedule:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
+        body = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        check_body(body)
         for key in ("knots", "evals", "state"):
-            object.__setattr__(self, key, _vector(key, getattr(self, key)))
-        rows = _rows("outputs", self.outputs)
-        object.__setattr__(
-            self, "outputs", tuple(_vector(f"outputs[{i}]", row) for i, row in enumerate(rows))
-        )
-        for key, kind in (
-            ("solver", str),
-            ("model", str),
-            ("nfe", int),
-            ("noise", Mapping),
-            ("coefficients", bool),
-        ):
-            if not isinstance(getattr(self, key), kind):
-                raise InputError(
-                    f"{key} must be of type {kind.__name__}, got {getattr(self, key)!r}"
-                )
+            object.__setattr__(self, key, tuple(map(float, body[key])))
+        rows = tuple(tuple(map(float, row)) for row in body["outputs"])
+        object.__setattr__(self, "outputs", rows)
+        object.__setattr__(self, "prior_scale", float(self.prior_scale))
         self._check_solver()
-        object.__setattr__(self, "prior_scale", _vector("prior_scale", [self.prior_scale])[0])
-        if "name" not in self.noise:
-            raise InputError("noise has no key 'name'")
         self._check_shapes()
         self._check_values()
+        self._check_noise()
 
     def _check_solver(self) -> None:
         from ..core.solver import make_solver
@@ -129,10 +126,9 @@ class Schedule:
 
     def _check_shapes(self) -> None:
         E = self.nfe
-        if E < 1 or len(self.evals) != E:
+        if len(self.evals) != E:
             raise InputError(
-                f"evals holds {len(self.evals)} network times, nfe is {E}; they must agree and "
-                f"be at least 1"
+                f"evals holds {len(self.evals)} network times, nfe is {E}; they must agree"
             )
         if len(self.state) != E + 1:
             raise InputError(f"state holds {len(self.state)} numbers, need nfe + 1 = {E + 1}")
@@ -141,8 +137,6 @@ class Schedule:
         for i, row in enumerate(self.outputs):
             if len(row) != E:
                 raise InputError(f"outputs[{i}] holds {len(row)} numbers, need nfe = {E}")
-        if len(self.knots) < 2:
-            raise InputError(f"knots holds {len(self.knots)} times, need at least 2")
 
     def _check_values(self) -> None:
         for i in range(1, len(self.knots)):
@@ -160,13 +154,38 @@ class Schedule:
                     )
         if self.state[0] != 1.0:
             raise InputError(f"state[0] = {self.state[0]}, but y_0 = x_T needs 1")
-        for i, time in enumerate(self.evals):
-            if time < 0:
-                raise InputError(f"evals[{i}] = {time} is negative")
+
+    def _check_noise(self) -> None:
+        """Times lie inside the noise schedule; levels at the knots are there where they must be."""
+        low, high = self.noise.get("t_min", 0.0), self.noise.get("t_max", float("inf"))
+        if self.noise["name"] in BUILT_IN:
+            built = self.noise_schedule
+            low, high = built.t_min, built.t_max
+        elif not all(key in self.noise for key in LEVELS):
+            complete = noise_to_dict(self.noise_schedule, self.knots)
+            object.__setattr__(self, "noise", complete)
+        for key in LEVELS:
+            if len(self.noise.get(key, self.knots)) != len(self.knots):
+                raise InputError(
+                    f"noise.{key} holds {len(self.noise[key])} levels, need one per knot: "
+                    f"{len(self.knots)}"
+                )
+        slack = 1e-6 * max(1.0, high if high < float("inf") else 1.0)
+        for key in ("knots", "evals"):
+            for i, time in enumerate(getattr(self, key)):
+                if not low - slack <= time <= high + slack:
+                    raise InputError(
+                        f"{key}[{i}] = {time}: lies outside the noise schedule "
+                        f"{self.noise['name']}, whose times go from {low:g} to {high:g}"
+                    )
 
     @property
-    def noise_schedule(self) -> noises.NoiseSchedule:
-        """The noise schedule as an object."""
+    def noise_schedule(self) -> NoiseSchedule:
+        """The noise schedule as an object.
+
+        Raises InputError where it is a class of a user's file that is not imported; neither the
+        table nor the levels at the knots need it.
+        """
         return noise_from_dict(self.noise)
 
     @property
@@ -183,12 +202,7 @@ class Schedule:
 
     def table_for(self, model: Model) -> Tableau:
         """The table, for a model; InputError for a model of another noise schedule."""
-        ours, theirs = model.denoiser.noise, self.noise_schedule
-        if not noises.same_noise(ours, theirs):
-            raise InputError(
-                f"the schedule of {self.model} has times of {noises.describe(theirs)}, {model.id} "
-                f"has {noises.describe(ours)}; use a schedule that was learned for this model"
-            )
+        check_same_noise(self, model.denoiser.noise, model.id)
         return self.tableau
 
     def sample(self, model: Model, n: int = 16, *, seed: int = 0) -> Tensor:
@@ -240,70 +254,35 @@ def read_schedule(storage: Storage, name: str) -> Schedule:
     """Read a schedule file of a storage."""
     where = storage.address(name)
     try:
-        return parse_schedule(storage.read_bytes(name).decode())
+        if storage.local_path is not None and storage.exists(name):
+            text = read_text(storage.local_path / name, "a schedule file", LIMIT)
+        else:
+            text = decode_text(storage.read_bytes(name), where)
     except FileNotFoundError:
         raise InputError(f"{where}: no such schedule file") from None
-    except (InputError, UnicodeDecodeError, OSError) as error:
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read ({error}); give a schedule file") from error
+    try:
+        return parse_schedule(text)
+    except InputError as error:
         raise InputError(f"{where}: {error}") from error
 
 
 def parse_schedule(text: str) -> Schedule:
-    """The text of a schedule file -> Schedule."""
+    """The text of a schedule file -> Schedule; InputError naming the key that is wrong."""
     try:
-        body = json.loads(text, parse_constant=_refuse)
-    except json.JSONDecodeError as error:
-        raise InputError(f"not a schedule file, or cut short: {error}") from error
+        body = parse_json(text)
+    except InputError as error:
+        raise InputError(f"not a schedule file: {error}") from error
     if not isinstance(body, dict) or "format" not in body:
         raise InputError("not a schedule file (no key 'format')")
-    if not isinstance(body["format"], int) or body["format"] > FORMAT:
+    version = body["format"]
+    if isinstance(version, int) and version > FORMAT:
         raise InputError(
-            f"format {body['format']!r} is not one this version reads (up to {FORMAT}); update "
-            f"ld3_dist"
+            f"format {version!r} is not one this version reads (up to {FORMAT}); update ld3_dist"
         )
-    known = [f.name for f in fields(Schedule)]
-    for key in body:
-        if key not in known:
-            raise unknown("key", key, known)
-    for key in (
-        "knots",
-        "evals",
-        "state",
-        "outputs",
-        "noise",
-        "prior_scale",
-        "solver",
-        "nfe",
-        "model",
-    ):
-        if key not in body:
-            raise InputError(f"key {key!r} is missing")
-    body["format"] = FORMAT
-    return Schedule(**body)
-
-
-def noise_to_dict(noise: noises.NoiseSchedule) -> dict[str, Any]:
-    """Name and parameters of a noise schedule, as the schedule file keeps them."""
-    if type(noise) not in _SCHEDULES.values():
-        raise InputError(
-            f"noise schedule {type(noise).__name__} cannot be written to a schedule file"
-        )
-    parameters = {f.name: getattr(noise, f.name) for f in fields(noise) if f.name != "name"}  # type: ignore[arg-type]
-    listed = {k: v if isinstance(v, (int, float)) else v.tolist() for k, v in parameters.items()}
-    return {
-        "name": next(name for name, kind in _SCHEDULES.items() if kind is type(noise)),
-        **listed,
-    }
-
-
-def noise_from_dict(described: Mapping[str, Any]) -> noises.NoiseSchedule:
-    """The inverse of `noise_to_dict`; InputError for an unknown name or parameter."""
-    name = described.get("name")
-    if name not in _SCHEDULES:
-        raise unknown("noise schedule", name, list(_SCHEDULES))
-    try:
-        return _SCHEDULES[name](**{key: value for key, value in described.items() if key != "name"})
-    except (TypeError, ValueError) as error:
-        raise InputError(f"noise schedule {name!r}: {error}") from error
+    check_body(body)
+    return replace(Schedule(**body), format=FORMAT)
 
 
 def _split(place: str | os.PathLike[str]) -> tuple[Storage, str]:
@@ -317,26 +296,13 @@ def _split(place: str | os.PathLike[str]) -> tuple[Storage, str]:
     return open_storage(path.parent), path.name
 
 
-def _rows(key: str, value: Any) -> Sequence[Any]:
-    if not isinstance(value, (list, tuple)):
-        raise InputError(f"{key} must be a list, got {value!r}")
+def _plain(value: Any) -> Any:
+    """The same value with the lists and mappings that JSON has."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     return value
-
-
-def _vector(key: str, value: Any) -> tuple[float, ...]:
-    for i, number in enumerate(_rows(key, value)):
-        good = (
-            isinstance(number, (int, float))
-            and not isinstance(number, bool)
-            and math.isfinite(number)
-        )
-        if not good:
-            raise InputError(f"{key}[{i}] must be a finite number, got {number!r}")
-    return tuple(float(number) for number in value)
-
-
-def _refuse(constant: str) -> None:
-    raise InputError(f"{constant} is not a number a schedule may hold")
 
 
 def _text(key: str, value: Any) -> str:

@@ -29,6 +29,7 @@ from .baselines import BASELINES, Baseline, baselines_of
 from .distances import open_distance
 from .file import Schedule
 from .making import make_schedule
+from .noise import check_writable
 from .sampling import device_of, in_loss_space
 from .starts import looks_at_pairs, schedule_knots, start_knots
 from .teaching import Diverged, Teacher, teach
@@ -141,6 +142,7 @@ def learn(
     """
     config = reachable(model, make_config(**settings))
     student = check_student(solver, nfe)
+    check_writable(model.noise)
     names = tuple(starts) or procedures.get(config.procedure).starts
     for name in names:  # those that need no pairs are made now, so that a bad one costs no work
         if isinstance(name, Schedule) or not looks_at_pairs(name):

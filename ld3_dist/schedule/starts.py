@@ -23,14 +23,14 @@ from ..core.denoiser import Condition, Denoiser
 from ..core.errors import InputError
 from ..core.grid import DISCRETIZATIONS, Grid, discretize, resample
 from ..core.learning.pairs import Pairs
-from ..core.noise import NoiseSchedule, describe, same_noise
+from ..core.noise import NoiseSchedule
 from ..core.registry import Registry
 from ..core.sample import initial_state
 from ..core.solver import Solver
 from ..core.user_code import PREFIX
 from ..models import Model
 from ..training_free import TRAINING_FREE, find_knots
-from .file import Schedule, load_schedule
+from .file import Schedule, check_same_noise, load_schedule
 
 
 @dataclass(frozen=True)
@@ -130,16 +130,11 @@ def schedule_knots(schedule: Schedule, model: Model, steps: int, name: str) -> T
     Raises InputError for a schedule of another noise schedule than the model's.
     """
     noise = model.denoiser.noise
-    if not same_noise(schedule.noise_schedule, noise):
-        raise InputError(
-            f"{name}: its times are those of another noise schedule "
-            f"({describe(schedule.noise_schedule)}) than that of {model.id} ({describe(noise)}); "
-            "give a schedule of the same model or a hand-made grid"
-        )
     try:
+        check_same_noise(schedule, noise, model.id)
         return resample(noise, torch.tensor(schedule.knots, dtype=torch.float64), steps)
     except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+        raise InputError(f"{name}: {error}; or a hand-made grid") from error
 
 
 def _checked(name: str, knots: Tensor, problem: StartProblem) -> Tensor:

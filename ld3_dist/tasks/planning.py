@@ -8,7 +8,7 @@ from ..experiment.plan import Plan
 from ..experiment.settings import Experiment
 from ..metrics.extractors import read_reference
 from ..models import Model
-from ..schedule.file import noise_to_dict
+from ..schedule.noise import check_writable
 from .opened import distance_of, extractor_of, model_of
 
 
@@ -21,7 +21,7 @@ def make_plan(experiment: Experiment) -> Plan:
     models = {settings.label: model_of(settings, "cpu") for settings in experiment.models}
     plan = _plan(experiment, models)
     for settings in experiment.models:
-        noise_to_dict(models[settings.label].denoiser.noise)
+        check_writable(models[settings.label].noise)
         for name in experiment.distances:
             distance_of(plan, name, settings, "cpu")
         if experiment.evaluate.samples:

@@ -15,14 +15,8 @@ from ld3_dist.core.errors import InputError
 from ld3_dist.core.grid import AYS, Grid, discretize
 from ld3_dist.core.noise import EDM, FlowMatching, NoiseSchedule, VPDiscrete, VPLinear
 from ld3_dist.core.solver import make_solver
-from ld3_dist.schedule.export import (
-    FORMATS,
-    export,
-    export_comfyui,
-    export_sigmas,
-    export_timesteps,
-    lost,
-)
+from ld3_dist.integrations.export import FORMATS, export
+from ld3_dist.schedule.export import export_comfyui, export_sigmas, export_timesteps, lost
 from ld3_dist.schedule.file import Schedule, noise_to_dict
 
 STABLE_DIFFUSION = (
@@ -143,7 +137,6 @@ def test_every_loss_is_named() -> None:
     assert "no close relative" in "\n".join(lost(schedule(SD, "deis-2-lam"), "sigmas"))
     assert "last step spends one" in "\n".join(lost(schedule(SD, "heun"), "sigmas"))
     assert "shift to 1" in "\n".join(lost(schedule(FlowMatching()), "sigmas"))
-    assert lost(full, "diffusers") == []
 
 
 def test_diffusers_folder(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -151,7 +144,8 @@ def test_diffusers_folder(folders: dict[str, Path], tmp_path: Path) -> None:
     from ld3_dist.integrations.diffusers import LD3Scheduler
 
     given = schedule(SD, model=f"diffusers:{folders['sd']}", coefficients=True)
-    assert export(given, "diffusers", tmp_path / "out") == str(tmp_path / "out")
+    written = export(given, "diffusers", tmp_path / "out")
+    assert (written.text, written.lost) == (str(tmp_path / "out"), ())
     loaded = LD3Scheduler.from_pretrained(str(tmp_path / "out"))
     assert (loaded.schedule, loaded.config["prediction_type"]) == (given, "epsilon")
     assert export(given, "diffusers", tmp_path / "named", str(folders["pixel"]))
@@ -162,9 +156,12 @@ def test_diffusers_folder(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match="'tiny' is no diffusers pipeline; name the one it is for with --pipeline"
     ):
-        export(schedule(SD), "diffusers", tmp_path / "out")
+        export(schedule(SD), "diffusers", tmp_path / "third")
     with pytest.raises(InputError, match=r"scheduler_config\.json cannot be read"):
-        export(given, "diffusers", tmp_path / "out", str(tmp_path))
+        export(given, "diffusers", tmp_path / "third", str(tmp_path))
+    with pytest.raises(InputError, match="exists already; name another folder, or add --force"):
+        export(given, "diffusers", tmp_path / "out")
+    assert export(given, "diffusers", tmp_path / "out", force=True).text == written.text
     with pytest.raises(InputError, match="name it with --out"):
         export(given, "diffusers")
     (tmp_path / "file").touch()
@@ -206,11 +203,21 @@ def test_command(
         ((tmp_path / "absent.json",), "absent.json: no such schedule file"),
         (
             (file, "--out", tmp_path / "no" / "x"),
-            "No such file or directory; name a file in a folder that exists",
+            "its folder does not exist; create it, or name another",
         ),
+        ((file, "--out", file), "is the file that the command reads; name another file"),
+        ((file, "--out", file, "--force"), "is the file that the command reads"),
+        ((file, "--out", tmp_path / "t.json"), "t.json: exists already; name another file"),
+        ((file, "--out", tmp_path), "is a folder; name a file"),
+        ((file, "--out", ""), "--out"),
+        ((file, "--pipeline", "x"), "--pipeline x: does not apply to --format sigmas"),
     ):
         code, out, err = run(monkeypatch, capsys, *wrong)
         assert (code, out) == (2, "")
         assert message.lower() in err.lower()
         assert "Traceback" not in err
+    assert file.read_text() == given.to_json()
+    assert json.loads((tmp_path / "t.json").read_text()) == export_timesteps(given)
+    assert run(monkeypatch, capsys, file, "--out", tmp_path / "t.json", "--force")[0] == 0
+    assert json.loads((tmp_path / "t.json").read_text()) == export_sigmas(given)
     assert FORMATS == ("sigmas", "timesteps", "comfyui", "diffusers")

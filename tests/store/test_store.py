@@ -483,7 +483,7 @@ def test_schedules_round_trip_exactly(tmp_path: Path) -> None:
         ({"outputs": [[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]]}, r"outputs\[1\]\[1\] = 1.0"),
         ({"outputs": [[0.0, 0.0], [0.0], [0.0, 0.0]]}, r"outputs\[1\] holds 1"),
         ({"noise": {"nome": "edm"}}, "noise has no key"),
-        ({"nfe": "2"}, "nfe must be of type int"),
+        ({"nfe": "2"}, "nfe must be a whole number"),
         ({"order": 9}, "order = 9, but the order of"),
         ({"prediction": "score"}, "unknown prediction 'score'"),
     ],

@@ -107,7 +107,9 @@ run_trial(plan, taught(plan, storage), storage, NUMBERS, "cpu")
 
 
 @pytest.mark.parametrize("procedure", VALUES)
-def test_a_killed_process_goes_on_to_the_same_rows(procedure: str, whole: Any, tmp_path: Path) -> None:
+def test_a_killed_process_goes_on_to_the_same_rows(
+    procedure: str, whole: Any, tmp_path: Path
+) -> None:
     fault = with_fault("write.after@checkpoints/:3")
     path = os.pathsep.join([str(Path(__file__).parent), fault["PYTHONPATH"]])
     fault |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

@@ -199,7 +199,9 @@ def test_it_learns_and_counts(mixture: Mixture, pairs: Pairs) -> None:
 
 
 def test_what_the_preset_cannot_do() -> None:
-    with pytest.raises(InputError, match=r"learn\.coefficients: procedure paper has no such setting"):
+    with pytest.raises(
+        InputError, match=r"learn\.coefficients: procedure paper has no such setting"
+    ):
         make_config("paper", coefficients=True)
     with pytest.raises(InputError, match=r"unknown procedure 'papr': did you mean 'paper'"):
         make_config("papr")
