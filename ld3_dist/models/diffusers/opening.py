@@ -17,6 +17,7 @@ Nothing of the pipeline runs but its networks, its autoencoder and its text enco
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ from .networks import (
 from .parametrisation import Parametrisation, read_parametrisation
 from .pipelines import load_pipeline
 from .prompts import Prompts, prompt_lines
+from .scheduler_options import underlying
 
 NETWORKS = {
     "UNet2DModel": "unet",
@@ -79,7 +81,7 @@ def open_diffusers(rest: str, options: ModelOptions) -> Model:
         pipeline.scheduler, spec, shape[1] * shape[2] // 4, options.shift, rectified
     )
     conditioning = _conditioning(pipeline, inner, kind, spec, options, table)
-    digest = _hash(inner, vae, pipeline.scheduler, table, rectified)
+    digest = _hash(inner, vae, pipeline.scheduler, table, rectified, spec)
     embedded = kind == "flux" and bool(inner.config.guidance_embeds)
     guidance = options.guidance if options.guidance is not None else 3.5 if embedded else 1.0
     image_shape = _image_shape(shape, vae)
@@ -252,20 +254,26 @@ class Null:
         """Same structure, batch, device and dtype as `condition`."""
         if isinstance(condition, Tensor) and isinstance(self.null, Tensor):
             return self.null.to(condition).expand_as(condition)
-        assert condition is not None
-        assert self.null is not None
-        return {
-            name: self.null[name].to(value).expand_as(value) for name, value in condition.items()
-        }  # type: ignore
+        assert isinstance(condition, Mapping)
+        assert isinstance(self.null, Mapping)
+        null = self.null
+        return {name: null[name].to(value).expand_as(value) for name, value in condition.items()}
 
 
 def _hash(
-    inner: nn.Module, vae: nn.Module | None, scheduler: Any, table: Tensor | None, rectified: bool
+    inner: nn.Module,
+    vae: nn.Module | None,
+    scheduler: Any,
+    table: Tensor | None,
+    rectified: bool,
+    spec: str,
 ) -> str:
     tensors = {f"network.{name}": tensor for name, tensor in inner.state_dict().items()}
     if vae is not None:
         tensors.update({f"decoder.{name}": tensor for name, tensor in vae.state_dict().items()})
     if table is not None:
         tensors["classes"] = table
-    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    base, reversed_flow = underlying(scheduler, spec)
+    config = {key: value for key, value in base.config.items() if not key.startswith("_")}
+    rectified = rectified or reversed_flow
     return weights_hash(tensors, {"scheduler": config} | ({"rectified": True} if rectified else {}))
