@@ -171,8 +171,9 @@ def test_every_option_is_tried_or_known_to_need_others() -> None:
 def test_each_option_gives_the_librarys_own_table(name: str, option: str, value: Any) -> None:
     try:
         made = CLASSES[name](**{option: value})
-    except (NotImplementedError, ValueError) as error:  # a value that this class does not have
-        assert option in ("beta_schedule", "variance_type", "algorithm_type"), error
+    except (NotImplementedError, ValueError):  # a value that this class does not have
+        if option not in ("beta_schedule", "algorithm_type"):
+            raise
         return
     found = read(made)
     assert isinstance(found.noise, VPDiscrete)
@@ -313,9 +314,9 @@ def test_options_that_a_class_ignores_are_refused_where_they_matter(
 
 
 def test_switching_classes_is_no_reason_to_refuse() -> None:
-    """Every pair of classes that the library switches between: harmless left-overs stay harmless."""
+    """What a class leaves over in the configuration of another stays harmless."""
     for first in sorted(TABLE):
-        for second in sorted(TABLE - {"UnCLIPScheduler"}):
+        for second in ("DDIMScheduler", "PNDMScheduler", "UniPCMultistepScheduler"):
             config = CLASSES[first](**({} if first == "UnCLIPScheduler" else SD)).config
             told = {key: value for key, value in config.items() if key != "snr_shift_scale"}
             check_options(CLASSES[second].from_config(told), "m")
