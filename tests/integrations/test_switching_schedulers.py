@@ -164,7 +164,7 @@ def test_a_pipeline_saved_with_it_is_the_same_model(
     )
     pipeline.scheduler = LD3Scheduler.from_schedule(schedule, pipeline)
     pipeline.save_pretrained(tmp_path / kind)
-    again = open_model(f"diffusers:{tmp_path / 'saved'}", options_for(kind, folders))
+    again = open_model(f"diffusers:{tmp_path / kind}", options_for(kind, folders))
     assert again.prediction == model.prediction
     assert again.hash == model.hash
     x, t = draw_noise(0, range(2), model.denoiser.shape), torch.full((2,), 0.4)

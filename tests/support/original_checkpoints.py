@@ -13,11 +13,12 @@ import torch
 import yaml
 
 from ld3_dist.models.diffusers.latent_diffusion import (
-    _autoencoder,
-    _unet,
     autoencoder_name,
+    build_autoencoder,
+    build_unet,
     unet_name,
 )
+from ld3_dist.models.diffusers.original_settings import OriginalSettings, parse_settings
 
 CLASSES, WIDTH = 6, 12
 UNET = {
@@ -62,6 +63,16 @@ def settings(unet: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def parsed(params: dict[str, Any]) -> OriginalSettings:
+    return parse_settings({"params": params}, Path("test"))
+
+
+def networks(params: dict[str, Any]) -> tuple[Any, Any]:
+    """(U-Net, autoencoder) of the settings below `model.params`."""
+    told = parsed(params)
+    return build_unet(told.unet), build_autoencoder(told.coder, told.scale_factor)
+
+
 def joint(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
     """The rows of a joint projection: of each head its q, its k, its v."""
     rows = []
@@ -99,7 +110,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     told = settings(unet)
-    net, vq = _unet(told, Path("test")), _autoencoder(told, Path("test"))
+    net, vq = networks(told)
     with torch.no_grad():
         for parameter in (*net.parameters(), *vq.parameters()):
             parameter += 0.05 * torch.randn_like(parameter)
