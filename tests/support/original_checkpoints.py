@@ -104,12 +104,20 @@ def originals(unet: Any, vq: Any, blocks: int) -> dict[str, torch.Tensor]:
 
 
 def write(
-    folder: Path, unet: dict[str, Any], averaged: bool = False, **extra: Any
+    folder: Path,
+    unet: dict[str, Any],
+    averaged: bool = False,
+    params: dict[str, Any] | None = None,
+    buffers: dict[str, torch.Tensor] | None = None,
+    **extra: Any,
 ) -> tuple[Path, Path, Any, Any]:
-    """(checkpoint, YAML, the U-Net that is in it, the autoencoder)."""
+    """(checkpoint, YAML, the U-Net that is in it, the autoencoder).
+
+    params: more settings below `model.params`.  buffers: more tensors of the checkpoint.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    told = settings(unet)
+    told = {**settings(unet), **(params or {})}
     net, vq = networks(told)
     with torch.no_grad():
         for parameter in (*net.parameters(), *vq.parameters()):
@@ -121,6 +129,7 @@ def write(
         for name in [name for name in tensors if name.startswith(OUTSIDE)]:
             tensors["model_ema." + name[len("model.") :].replace(".", "")] = tensors[name]
             tensors[name] = torch.zeros_like(tensors[name])
+    tensors |= buffers or {}
     callback = lightning_callback()
     torch.save(
         {"state_dict": tensors, "epoch": 3, "callbacks": {"x": callback}, **extra},

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from ...core.errors import InputError
-from ...core.noise import EDM, FlowMatching, NoiseSchedule, VPCosine, VPDiscrete, VPLinear
+from ...core.noise import (
+    EDM,
+    FLOOR,
+    FlowMatching,
+    NoiseSchedule,
+    VPCosine,
+    VPDiscrete,
+    VPLinear,
+)
 
 BUILT_IN = (EDM, FlowMatching, VPCosine, VPDiscrete, VPLinear)
 
@@ -18,6 +26,21 @@ SAME_LAM = 1e-2
 """Largest difference in half-log-SNR between two tables of the same noise schedule, made in
 different precisions.
 """
+
+
+def table_noise(alphas_cumprod: Tensor, t_max: float = 1.0) -> VPDiscrete:
+    """The noise schedule of a table.
+
+    Raises ValueError for a table that is none, or whose end is so deep in noise that its entries
+    cannot be told apart: there may be one 0 (zero terminal SNR), not several.
+    """
+    noise = VPDiscrete(alphas_cumprod, t_max=t_max)
+    lost = int((noise.alphas_cumprod <= FLOOR**2).sum())
+    if lost > 1:
+        raise ValueError(
+            f"its last {lost} entries of alphas_cumprod are below {FLOOR**2:g}, which is pure noise"
+        )
+    return noise
 
 
 def without_variance(out: Tensor, x: Tensor) -> Tensor:

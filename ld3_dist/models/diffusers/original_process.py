@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import InputError
-from ...core.noise import VPDiscrete
+from .network_outputs import table_noise
 from .original_settings import SCHEDULES, OriginalSettings
 
 log = logging.getLogger("ld3_dist")
@@ -141,7 +141,7 @@ def _differ(stored: Tensor, table: Tensor) -> bool:
 
 def _check(table: Tensor, file: Path) -> None:
     try:
-        VPDiscrete(table)
+        table_noise(table)
     except ValueError as error:
         raise InputError(
             f"{file}: its noise schedule is not usable: {error}; mend beta_schedule, linear_start, "

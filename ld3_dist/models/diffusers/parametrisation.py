@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ...core.errors import InputError, unknown
 from ...core.noise import FlowMatching, NoiseSchedule, VPDiscrete
+from .network_outputs import table_noise
 from .scheduler_options import check_options, family_of, implied_prediction, underlying
 
 PREDICTIONS = {
@@ -138,7 +139,7 @@ def _noise_table(scheduler: Any, kind: str, model: str) -> VPDiscrete:
     # later.
     empty = kind == "epsilon" and len(table) > 1 and float(table[-1]) == 0
     try:
-        return VPDiscrete(table, t_max=1 - 1 / len(table) if empty else 1.0)
+        return table_noise(table, t_max=1 - 1 / len(table) if empty else 1.0)
     except ValueError as error:
         raise InputError(
             f"model {model!r}: the betas of its scheduler are not usable: {error}; mend "
