@@ -7,6 +7,7 @@ get an image beside the sample; they are refused by what is written in their con
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ...core.errors import InputError
@@ -33,6 +34,8 @@ def check_parts(pipeline: Any, inner: Any, kind: str, vae: Any, spec: str) -> No
                 f"give the pipeline without it"
             )
     _check_channels(inner, kind, vae, spec)
+    if vae is not None:
+        _check_latent_scale(vae, spec)
     part = "transformer" if getattr(pipeline, "transformer", None) is inner else "unet"
     for key, allowed in _ALLOWED.get(kind, {}).items():
         value = getattr(inner.config, key, None)
@@ -85,6 +88,30 @@ def _check_channels(inner: Any, kind: str, vae: Any, spec: str) -> None:
             f"model {spec!r}: its network has samples of {channels} channels, its autoencoder "
             f"latents of {latents}: the parts are of two models"
         )
+
+
+def _check_latent_scale(vae: Any, spec: str) -> None:
+    """Refuse an autoencoder whose numbers for scaling latents are none."""
+    config = vae.config
+    for key, lowest in (("scaling_factor", 0.0), ("shift_factor", -math.inf)):
+        value = getattr(config, key, None)
+        if value is not None and not (_is_number(value) and value > lowest):
+            raise InputError(
+                f"model {spec!r}: {key} of its autoencoder is {value!r}; it must be a finite "
+                f"number{' above 0' if lowest == 0 else ''}"
+            )
+    for key in ("latents_mean", "latents_std"):
+        value = getattr(config, key, None)
+        good = isinstance(value, (list, tuple)) and all(map(_is_number, value))
+        if value is not None and not (good and len(value) in (1, config.latent_channels)):
+            raise InputError(
+                f"model {spec!r}: {key} of its autoencoder is {value!r}; it must be a list of "
+                f"{config.latent_channels} finite numbers"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _check_sizes_of_xl(pipeline: Any, inner: Any, spec: str) -> None:
