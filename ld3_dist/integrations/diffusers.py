@@ -7,29 +7,36 @@ decoupled network times and learned coefficients are kept, whatever the solver. 
 network predicts at its own time evals_i, which the pipeline gets as a fractional entry of
 `timesteps`; a_i, b_i turn it into data:
 
-    epsilon            x_0 = (x - sigma out) / alpha                  sample     x_0 = out
-    v_prediction       x_0 = alpha x - sigma out                      flow       x_0 = (sigma' x -
-                       sigma out) / w, w = sigma' alpha - sigma alpha'
-    reversed flow      as flow, with -out (InstaFlow)
+    epsilon            x_0 = (x - sigma out) / alpha
+    sample             x_0 = out
+    v_prediction       x_0 = alpha x - sigma out
+    flow_prediction    x_0 = (sigma' x - sigma out) / w,    w = sigma' alpha - sigma alpha'
+    reversed flow      as flow, with -out (InstaFlow; invert_sigmas)
 
 One entry of `timesteps` is one network evaluation: call the pipeline with num_inference_steps =
 NFE.
 
-What is refused (all of it becomes a warning with `force=True`), and where it is seen:
+**Its configuration is that of the scheduler it stands in for**, with three keys more: `schedule`,
+`base_class` and `force`. `Other.from_config(pipe.scheduler.config)` therefore gives what it would
+have given before, also after saving and loading, and also in `DDIMPipeline`, which replaces the
+scheduler that it is loaded with by DDIM: assign `pipe.scheduler` after loading such a pipeline.
+
+Some things are refused. All of them become warnings with `force=True`, except the last line:
 
     from_schedule        noise schedule and prediction of the pipeline, against the file
     set_timesteps        num_inference_steps; foreign sigmas; the guidance of the pipeline call in
-                         progress
-    step                 skipped or repeated times, latents changed between steps, eta > 0
+                         progress, its guidance_rescale, pag_scale and the like
+    step                 guidance changed on the way by a callback; latents changed between steps;
+                         eta > 0
     check                noise schedule, guidance and number of steps, ahead of any call
+    always               skipped or repeated times, a start between noise and data (image to image,
+                         inpainting): a table starts at x_T
 
-Guidance is known only to a pipeline's `__call__`. `set_timesteps` reads it there, from the call
-that it serves; where no pipeline is calling (a loop of your own, modular pipelines) use `check`.
-Starting between noise and data (image to image, inpainting) is impossible for a table that starts
-at x_T, and is refused always.
-
-`DDIMPipeline` replaces the scheduler that it is loaded with by DDIM: assign `pipe.scheduler` after
-loading it."""
+Guidance is known only to a pipeline's `__call__`. `set_timesteps` and `step` read it there, from
+the call that they serve. Where no pipeline is calling (a loop of your own, modular pipelines) use
+`check`. What changes the network itself or its condition cannot be seen: negative prompts,
+adapters, hooks, guiders of modular pipelines. Use those that the schedule was learned with.
+"""
 
 from __future__ import annotations
 
@@ -43,18 +50,25 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.noise import VPDiscrete
+from ..core.noise import FlowMatching, VPDiscrete
+from ..models.diffusers.guidance import guidance_of_call
 from ..models.diffusers.network_outputs import (
     data_coefficients,
     difference,
-    guidance_of_call,
     network_times,
+    without_variance,
 )
-from ..models.diffusers.parametrisation import PREDICTIONS, read_parametrisation
+from ..models.diffusers.parametrisation import (
+    PREDICTIONS,
+    Parametrisation,
+    read_parametrisation,
+)
+from ..models.diffusers.scheduler_options import BASE, LEARNED, OURS, base_scheduler, underlying
 from ..schedule.file import Schedule, load_schedule, parse_schedule
 
 try:
-    from diffusers.configuration_utils import ConfigMixin, register_to_config
+    import diffusers
+    from diffusers.configuration_utils import ConfigMixin, FrozenDict
     from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 except ImportError as error:
     raise ImportError(
@@ -67,52 +81,85 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
 
     Args:
         schedule: the body of a schedule file.
-        prediction_type: what the network predicts, one of epsilon, v_prediction, sample and
-            [reversed_]flow_prediction.
-        num_train_timesteps: the network's time is this number times t for a flow model; the length
-            of the table otherwise.
+        base: the scheduler that it stands in for, which says what the network predicts and at which
+            times it is asked. If not given, one is made from the schedule's own noise schedule.
         force: warn where it would refuse.
-        shift, use_dynamic_shifting, base_shift, max_shift, base_image_seq_len, max_image_seq_len:
-            of the flow pipeline it was made for. They change nothing here, and are kept so that the
-            pipeline can be opened as a model again.
 
-    Raises InputError for a schedule or prediction that cannot be used.
+    Raises InputError for a schedule or a base that cannot be used.
     """
 
     _compatibles: list[str] = []  # noqa: RUF012
     order = 1
 
-    @register_to_config
-    def __init__(
-        self,
-        schedule: dict[str, Any],
-        prediction_type: str = "epsilon",
-        num_train_timesteps: int = 1000,
-        force: bool = False,
-        shift: float = 1.0,
-        use_dynamic_shifting: bool = False,
-        base_shift: float = 0.5,
-        max_shift: float = 1.15,
-        base_image_seq_len: int = 256,
-        max_image_seq_len: int = 4096,
-    ) -> None:
+    def __init__(self, schedule: dict[str, Any], base: Any = None, force: bool = False) -> None:
         self.schedule = parse_schedule(json.dumps(schedule))
-        if prediction_type not in PREDICTIONS:
-            raise InputError(
-                f"prediction_type {prediction_type!r}: one of {', '.join(PREDICTIONS)}"
-            )
-        noise = self.schedule.noise_schedule
-        if isinstance(noise, VPDiscrete):
-            # as other schedulers have it, so that a pipeline saved with this one can be opened as a
-            # model again
-            self.alphas_cumprod = noise.alphas_cumprod.float()
-        self.init_noise_sigma = self.schedule.prior_scale
         self._force = force
+        given = _made_for(self.schedule, {}) if base is None else _scheduler_of(base)
+        base, _ = underlying(given, "LD3Scheduler")
+        self._base = base
+        self._register(base, schedule)
+        noise, process = self.schedule.noise_schedule, _read(base, self.schedule, force)
+        self.prediction = process.prediction
+        """What the network predicts, as in `core.denoiser`, or "-velocity"."""
+        self.init_noise_sigma = self.schedule.prior_scale
         evals = torch.tensor(self.schedule.evals, dtype=torch.float64)
-        self._to_data = data_coefficients(PREDICTIONS[prediction_type], noise, evals)
-        self._network_times = network_times(noise, evals, num_train_timesteps)
+        self._to_data = data_coefficients(process.prediction, noise, evals)
+        fits = difference(noise, process.noise, "") is None
+        self._network_times = (
+            process.network_time(evals).tolist()
+            if fits
+            else network_times(noise, evals, process.steps)
+        )
+        if hasattr(base, "alphas_cumprod"):
+            self.alphas_cumprod = base.alphas_cumprod  # some pipelines look at it
         self._begin_index: int | None = None
         self._restart(None)
+
+    def _register(self, base: Any, schedule: dict[str, Any]) -> None:
+        """Take over the configuration of the base, and add our three keys.
+
+        They are listed among the keys that have their defaults: `from_config` of another class then
+        leaves them out.
+        """
+        name = next(k.__name__ for k in type(base).__mro__ if hasattr(diffusers, k.__name__))
+        told = dict(base.config)
+        told["_use_default_values"] = [*told.get("_use_default_values", []), *sorted(OURS)]
+        told |= {LEARNED: schedule, BASE: name, "force": self._force}
+        self._internal_dict = FrozenDict(told)
+
+    def to_json_string(self) -> str:
+        """The text of scheduler_config.json; the configuration itself stays as it was."""
+        told = dict(self._internal_dict)
+        text = super().to_json_string()
+        self._internal_dict = FrozenDict(told)
+        return text
+
+    @property
+    def compatibles(self) -> list[Any]:
+        """The classes that the scheduler it stands in for can be switched to."""
+        return self._base.compatibles
+
+    @classmethod
+    def from_config(  # type: ignore[override]
+        cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The scheduler of a configuration that an LD3Scheduler has or has saved.
+
+        Raises InputError for a configuration without a schedule.
+        """
+        told = {**config, **{key: value for key, value in kwargs.items() if key in config}}
+        if not isinstance(told.get(LEARNED), dict):
+            raise InputError(
+                "this configuration holds no learned schedule; make the scheduler with "
+                "LD3Scheduler.from_schedule(FILE, pipeline)"
+            )
+        base = (
+            base_scheduler(told, "LD3Scheduler")
+            if BASE in told
+            else _made_for(parse_schedule(json.dumps(told[LEARNED])), told)
+        )
+        made = cls(told[LEARNED], base, bool(told.get("force", False)))
+        return (made, {}) if return_unused_kwargs else made
 
     @classmethod
     def from_schedule(
@@ -130,15 +177,7 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
             except InputError as error:
                 text = str(error)
                 raise InputError(text if where in text else f"{where}: {text}") from error
-        scheduler = getattr(pipeline, "scheduler", pipeline)
-        prediction, steps = _read(scheduler, schedule, force)
-        shifting = {
-            key: scheduler.config[key] for key in _SHIFTING if scheduler.config.get(key) is not None
-        }
-        # by name: diffusers takes what is given by position for a default that another class may
-        # replace
-        named = {"prediction_type": prediction, "num_train_timesteps": steps, "force": force}
-        return cls(schedule=json.loads(schedule.to_json()), **named, **shifting)
+        return cls(json.loads(schedule.to_json()), _scheduler_of(pipeline), force)
 
     def check(
         self,
@@ -147,8 +186,8 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         guidance_scale: float | None = None,
         num_inference_steps: int | None = None,
     ) -> None:
-        """Would this scheduler run in a pipeline called like this? What is not given is not
-        checked.
+        """Check that this scheduler would run in a pipeline called like this. What is not given is
+        not checked.
 
         Args:
             pipeline: a pipeline that has this scheduler, or the one it is to replace.
@@ -157,13 +196,13 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
 
         Raises InputError naming what does not fit and what to call it with.
         """
-        scheduler = getattr(pipeline, "scheduler", pipeline)
+        scheduler = _scheduler_of(pipeline)
         if scheduler is not self:
-            prediction, _ = _read(scheduler, self.schedule, self._force)
-            mine = self.config["prediction_type"]
+            found = _read(scheduler, self.schedule, self._force).prediction
             self._demand(
-                prediction == mine,
-                f"this scheduler takes {mine}, the pipeline's network gives {prediction}",
+                found == self.prediction,
+                f"this scheduler takes {_named(self.prediction)}, the pipeline's network gives "
+                f"{_named(found)}",
             )
         if guidance_scale is not None:
             self._check_guidance("guidance_scale", guidance_scale)
@@ -196,8 +235,7 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
             num_inference_steps = n
         if num_inference_steps is not None:
             self._check_steps(num_inference_steps)
-        for name, value in guidance_of_call(self).items():
-            self._check_guidance(name, value)
+        self._check_call(under_way=False)
         self._restart(device)
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
@@ -226,13 +264,12 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         """
         i = self._step_index or 0
         self._check_turn(i, float(timestep), sample, eta)
+        self._check_call(under_way=True)
         wide = torch.promote_types(sample.dtype, torch.float32)
         if i == 0:
             self._states = [sample.to(wide)]
         x_T, y = self._states[0], self._states[-1]
-        out = model_output.to(wide)
-        if out.ndim > 1 and out.shape[1] == 2 * y.shape[1]:
-            out = out[:, : y.shape[1]]
+        out = without_variance(model_output, y).to(wide)
         a, b = self._to_data[i]
         self._history.append(a * y + b * out)
         y = self.schedule.state[i + 1] * x_T
@@ -268,7 +305,7 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
     scale_noise = add_noise
 
     def __len__(self) -> int:
-        return self.config["num_train_timesteps"]
+        return int(self.config.get("num_train_timesteps", 1000))
 
     # --- refusals ---------------------------------------------------------------------------------
 
@@ -289,6 +326,16 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
             f"num_inference_steps = {steps}, but it takes {nfe}; call with "
             f"num_inference_steps={nfe}",
         )
+
+    def _check_call(self, under_way: bool) -> None:
+        """Check the guidance of the pipeline call in progress, if there is one."""
+        try:
+            scales = guidance_of_call(self, under_way)
+        except InputError as error:
+            self._demand(False, str(error))
+            return
+        for name, value in scales.items():
+            self._check_guidance(name, value)
 
     def _check_guidance(self, name: str, value: float) -> None:
         asked = 1.0 if self.schedule.guidance is None else self.schedule.guidance
@@ -321,7 +368,55 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
             )
 
 
+_FROM_NOISE = (
+    "A table of coefficients starts from pure noise and takes every step in order; "
+    "image to image, inpainting and split denoising need another scheduler"
+)
+
+
+def _scheduler_of(pipeline: Any) -> Any:
+    """The scheduler of a pipeline, or the scheduler itself; InputError where it is neither."""
+    scheduler = getattr(pipeline, "scheduler", pipeline)
+    if not isinstance(getattr(scheduler, "config", None), Mapping):
+        raise InputError(
+            f"{type(scheduler).__name__} is neither a diffusers pipeline with a scheduler nor a "
+            f"scheduler"
+        )
+    return scheduler
+
+
+def _made_for(schedule: Schedule, options: Mapping[str, Any]) -> Any:
+    """A scheduler with the noise schedule and the prediction of a schedule file.
+
+    Args:
+        options: of an LD3Scheduler saved without a base: its prediction_type, num_train_timesteps
+            and, of a flow model, shift.
+
+    Raises InputError for a noise schedule that no scheduler of diffusers has.
+    """
+    noise, named = schedule.noise_schedule, {kind: name for name, kind in PREDICTIONS.items()}
+    kind = str(options.get("prediction_type") or _named(schedule.prediction or "noise"))
+    if "reversed_flow_prediction" in (kind, _named(schedule.prediction or "noise")):
+        return diffusers.DDIMScheduler()
+    if isinstance(noise, VPDiscrete):
+        if kind not in named.values():
+            raise InputError(f"prediction_type {kind!r}: one of {', '.join(named.values())}")
+        a2 = noise.alphas_cumprod
+        betas = 1 - a2 / torch.cat([a2.new_ones(1), a2[:-1]])
+        return diffusers.DDIMScheduler(
+            num_train_timesteps=noise.steps, trained_betas=betas.tolist(), prediction_type=kind
+        )
+    if difference(noise, FlowMatching(), "") is not None:
+        raise InputError(
+            f"noise {noise.name!r} has no network steps: diffusers pipelines have vp-discrete or "
+            f"flow noise"
+        )
+    known = {key: value for key, value in options.items() if key in _SHIFTING}
+    return diffusers.FlowMatchEulerDiscreteScheduler(**known)
+
+
 _SHIFTING = (
+    "num_train_timesteps",
     "shift",
     "use_dynamic_shifting",
     "base_shift",
@@ -330,24 +425,22 @@ _SHIFTING = (
     "max_image_seq_len",
 )
 
-_FROM_NOISE = (
-    "A table of coefficients starts from pure noise and takes every step in order; "
-    "image to image, inpainting and split denoising need another scheduler"
-)
+
+def _named(prediction: str) -> str:
+    """The name that diffusers has for a prediction."""
+    names = {kind: name for name, kind in PREDICTIONS.items()}
+    return names.get(prediction, "reversed_flow_prediction")
 
 
-def _read(scheduler: Any, schedule: Schedule, force: bool) -> tuple[str, int]:
-    """prediction_type and number of network steps of a pipeline, once its noise schedule is seen to
-    be the file's.
-    """
+def _read(scheduler: Any, schedule: Schedule, force: bool) -> Parametrisation:
+    """The process of a pipeline, once it is seen to be the file's."""
     name = type(scheduler).__name__
-    if not isinstance(getattr(scheduler, "config", None), Mapping):
-        raise InputError(f"{name} is neither a diffusers pipeline with a scheduler nor a scheduler")
-    # the scheduler of an InstaFlow pipeline is that of Stable Diffusion and does not say what the
-    # network is
-    process = read_parametrisation(
-        scheduler, name, tokens=0, shift=None, rectified=schedule.prediction == "-velocity"
-    )
+    base, rectified = underlying(scheduler, name)
+    # The scheduler of an InstaFlow pipeline is that of Stable Diffusion and does not say what the
+    # network is.
+    if schedule.prediction == "-velocity" and hasattr(base, "alphas_cumprod"):
+        rectified = not base.config.get("use_flow_sigmas")
+    process = read_parametrisation(base, name, tokens=0, shift=None, rectified=rectified)
     differs = difference(schedule.noise_schedule, process.noise, name)
     _demand(differs is None, schedule, f"{differs}; use it with {schedule.model}", force)
     told, found = schedule.prediction, process.prediction
@@ -357,8 +450,7 @@ def _read(scheduler: Any, schedule: Schedule, force: bool) -> tuple[str, int]:
         f"its network predicts {told}, the pipeline's {found}",
         force,
     )
-    kinds = {kind: named for named, kind in PREDICTIONS.items()}
-    return kinds[process.prediction], process.steps
+    return process
 
 
 def _demand(good: bool, schedule: Schedule, complaint: str, force: bool) -> None:

@@ -53,6 +53,8 @@ class ModelOptions:
     size: (height, width) of the image in pixels; the model's own if not given.
     shift: time shift of a flow model's default grid; the pipeline's own if not given.
     channels_last, compile: memory format and torch.compile of the network.
+    variant: which of several sets of weight files a diffusers folder or hub id is loaded from, such
+        as "fp16"; if not given, the plain set, or the only one there is.
     """
 
     device: str = "cpu"
@@ -66,6 +68,7 @@ class ModelOptions:
     shift: float | None = None
     channels_last: bool = False
     compile: bool = False
+    variant: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:

@@ -167,9 +167,7 @@ def text_setting(
 def test_prompts(folders: dict[str, Path], kind: str, guidance: float) -> None:
     model, schedule, noise, condition, lines = text_setting(kind, folders, guidance, "deis-3")
     pipeline = equipped(folders[kind], schedule)
-    assert pipeline.scheduler.config["prediction_type"] == (
-        "reversed_flow_prediction" if kind == "rectified" else "epsilon"
-    )
+    assert pipeline.scheduler.prediction == ("-velocity" if kind == "rectified" else "noise")
     call = {"num_inference_steps": NFE, "latents": noise, "guidance_scale": guidance}
     want = expected(model, schedule, noise, condition)
     close(pipeline(lines, output_type="latent", **call).images, want)
@@ -340,7 +338,7 @@ def test_refuses_another_pipeline(folders: dict[str, Path], tmp_path: Path) -> N
         LD3Scheduler.from_schedule(schedule, torch.nn.Identity())
     with pytest.raises(InputError, match=r"absent\.json: no such schedule file"):
         LD3Scheduler.from_schedule(tmp_path / "absent.json", tiny.ddim())
-    with pytest.raises(InputError, match="prediction_type 'noise'"):
+    with pytest.raises(InputError, match="neither a diffusers pipeline"):
         LD3Scheduler(json.loads(schedule.to_json()), "noise")
     for pipeline in (stock(folders["pixel"]), tiny.ddim()):  # what fits is silent
         scheduler.check(pipeline, guidance_scale=1.0, num_inference_steps=NFE)

@@ -25,7 +25,6 @@ from pipelines_on_disk import (
 from ld3_dist.core.noise import FlowMatching
 from ld3_dist.core.sample import draw_noise
 from ld3_dist.models import ModelOptions, open_model
-from ld3_dist.models.diffusers.parametrisation import zero_terminal_snr
 
 
 def test_pixel_pipeline(folders: dict[str, Path]) -> None:
@@ -259,13 +258,3 @@ def test_class_conditional_latents_and_float64_states(tmp_path: Path) -> None:
     exact = model.denoiser(x.double(), t.double(), label)
     assert exact.dtype == torch.float64
     close(exact.float(), out)
-
-
-def test_zero_terminal_snr_keeps_its_start() -> None:
-    table = torch.linspace(0.99, 0.01, 20, dtype=torch.float64)
-    out = zero_terminal_snr(table)
-    assert float(out[-1]) == 0
-    assert float(out[0]) == pytest.approx(0.99)
-    betas = torch.cat([1 - table[:1], 1 - table[1:] / table[:-1]])
-    expected = diffusers.schedulers.scheduling_ddim.rescale_zero_terminal_snr(betas)
-    torch.testing.assert_close(out, (1 - expected).cumprod(0))

@@ -21,8 +21,6 @@ from ld3_dist.core.sample import draw_noise
 from ld3_dist.models import ModelOptions, open_model
 from ld3_dist.models.diffusers.latent_diffusion import (
     CLASS_EMBEDDING,
-    _autoencoder,
-    _unet,
     convert_original,
 )
 
@@ -60,7 +58,7 @@ def test_published_parameter_counts(arguments: dict[str, Any], millions: float) 
     }
     told["first_stage_config"]["params"] |= {"ddconfig": coder, "n_embed": 8192}
     with torch.device("meta"):
-        unet, vq = _unet(told, Path("x")), _autoencoder(told, Path("x"))
+        unet, vq = original.networks(told)
     assert sum(p.numel() for p in unet.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
     assert sum(p.numel() for p in vq.parameters()) / 1e6 == pytest.approx(55.3, abs=0.05)  # vq-f4
 
@@ -83,7 +81,7 @@ def test_names_are_those_that_diffusers_converts(tmp_path: Path) -> None:
 def test_heads_of_a_joint_projection() -> None:
     """Attention as the original computes it: every head reads its own third of its own rows."""
     told = original.settings(original.UNCONDITIONAL)
-    attention = _unet(told, Path("x")).mid_block.attentions[0]
+    attention = original.networks(told)[0].mid_block.attentions[0]
     x = torch.randn(2, 64, 3, 3)
     part = lambda leaf: [getattr(getattr(attention, f"to_{p}"), leaf) for p in "qkv"]
     weight, bias = (original.joint(*part(leaf), attention.heads) for leaf in ("weight", "bias"))

@@ -13,11 +13,12 @@ import torch
 import yaml
 
 from ld3_dist.models.diffusers.latent_diffusion import (
-    _autoencoder,
-    _unet,
     autoencoder_name,
+    build_autoencoder,
+    build_unet,
     unet_name,
 )
+from ld3_dist.models.diffusers.original_settings import OriginalSettings, parse_settings
 
 CLASSES, WIDTH = 6, 12
 UNET = {
@@ -62,6 +63,16 @@ def settings(unet: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def parsed(params: dict[str, Any]) -> OriginalSettings:
+    return parse_settings({"params": params}, Path("test"))
+
+
+def networks(params: dict[str, Any]) -> tuple[Any, Any]:
+    """(U-Net, autoencoder) of the settings below `model.params`."""
+    told = parsed(params)
+    return build_unet(told.unet), build_autoencoder(told.coder, told.scale_factor)
+
+
 def joint(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
     """The rows of a joint projection: of each head its q, its k, its v."""
     rows = []
@@ -93,13 +104,21 @@ def originals(unet: Any, vq: Any, blocks: int) -> dict[str, torch.Tensor]:
 
 
 def write(
-    folder: Path, unet: dict[str, Any], averaged: bool = False, **extra: Any
+    folder: Path,
+    unet: dict[str, Any],
+    averaged: bool = False,
+    params: dict[str, Any] | None = None,
+    buffers: dict[str, torch.Tensor] | None = None,
+    **extra: Any,
 ) -> tuple[Path, Path, Any, Any]:
-    """(checkpoint, YAML, the U-Net that is in it, the autoencoder)."""
+    """(checkpoint, YAML, the U-Net that is in it, the autoencoder).
+
+    params: more settings below `model.params`.  buffers: more tensors of the checkpoint.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    told = settings(unet)
-    net, vq = _unet(told, Path("test")), _autoencoder(told, Path("test"))
+    told = {**settings(unet), **(params or {})}
+    net, vq = networks(told)
     with torch.no_grad():
         for parameter in (*net.parameters(), *vq.parameters()):
             parameter += 0.05 * torch.randn_like(parameter)
@@ -110,6 +129,7 @@ def write(
         for name in [name for name in tensors if name.startswith(OUTSIDE)]:
             tensors["model_ema." + name[len("model.") :].replace(".", "")] = tensors[name]
             tensors[name] = torch.zeros_like(tensors[name])
+    tensors |= buffers or {}
     callback = lightning_callback()
     torch.save(
         {"state_dict": tensors, "epoch": 3, "callbacks": {"x": callback}, **extra},

@@ -26,22 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...core.errors import InputError
 from ..torch_files import read_tensors_of
+from .original_process import latent_scale, make_scheduler
+from .original_settings import CoderSettings, OriginalSettings, UNetSettings, read_settings
 
 CLASS_EMBEDDING = "class_embedding.safetensors"
 NETWORK = "model.diffusion_model."
-UNSUPPORTED = (
-    "resblock_updown",
-    "use_scale_shift_norm",
-    "use_new_attention_order",
-    "num_classes",
-    "n_embed",
-)
 
 _RESIDUAL = {
     "norm1": "in_layers.0",
@@ -81,14 +75,15 @@ def convert_original(checkpoint: Path, config: Path, folder: Path) -> Path:
         raise InputError(
             "converting needs the extra 'diffusers': pip install 'ld3_dist[diffusers]'"
         ) from error
-    settings = _settings(config)
+    settings = read_settings(config)
     if folder.exists():
         raise InputError(f"{folder} exists already; remove it, or name another folder")
     tensors = read_tensors_of(checkpoint)
-    with torch.device("meta"):
-        unet, vq = _unet(settings, config), _autoencoder(settings, config)
+    scheduler = make_scheduler(settings, tensors, checkpoint)
+    scale = latent_scale(settings, tensors, checkpoint)
     classes = _class_table(settings, tensors, checkpoint)
-    blocks = int(settings["unet_config"]["params"]["num_res_blocks"])
+    unet, vq = _build(settings, scale, len(tensors), config)
+    blocks = settings.unet.num_res_blocks
     _fill(
         unet,
         _averaged(tensors),
@@ -96,15 +91,37 @@ def convert_original(checkpoint: Path, config: Path, folder: Path) -> Path:
         checkpoint,
     )
     _fill(vq, tensors, lambda name: f"first_stage_model.{autoencoder_name(name, vq)}", checkpoint)
-    scheduler = diffusers.DDIMScheduler(
-        num_train_timesteps=int(settings.get("timesteps", 1000)), beta_schedule="scaled_linear",
-        beta_start=float(settings["linear_start"]), beta_end=float(settings["linear_end"]),
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-    )  # fmt: skip
     diffusers.LDMPipeline(vqvae=vq, unet=unet, scheduler=scheduler).save_pretrained(folder)
     if classes is not None:
         save_file({"weight": classes}, folder / CLASS_EMBEDDING)
     return folder
+
+
+def _build(settings: OriginalSettings, scale: float, count: int, config: Path) -> tuple[Any, Any]:
+    """The two networks without memory, once they are seen to have no more tensors than the file.
+
+    Args:
+        count: number of tensors in the checkpoint.
+
+    Raises InputError for settings that make no network.
+    """
+    u, c = settings.unet, settings.coder
+    blocks = len(u.channel_mult) * (2 * u.num_res_blocks + 1) * u.transformer_depth
+    blocks += len(c.ch_mult) * (2 * c.num_res_blocks + 1)
+    if blocks > count:
+        raise InputError(
+            f"{config}: its networks have at least {blocks} blocks, the checkpoint has {count} "
+            f"tensors; the YAML is not the checkpoint's (channel_mult, num_res_blocks, "
+            f"transformer_depth, ch_mult)"
+        )
+    try:
+        with torch.device("meta"):
+            return build_unet(u), build_autoencoder(c, scale)
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, AssertionError) as error:
+        raise InputError(
+            f"{config}: its unet_config and first_stage_config make no network of diffusers: "
+            f"{error}"
+        ) from error
 
 
 def read_class_embedding(folder: Path) -> Tensor | None:
@@ -121,7 +138,7 @@ def read_class_embedding(folder: Path) -> Tensor | None:
 
 
 def unet_name(name: str, blocks: int, unet: nn.Module) -> str:
-    """Where the original keeps a parameter of the diffusers U-Net, below `model.diffusion_model`."""
+    """Return where the original keeps a parameter of the U-Net, below `model.diffusion_model`."""
     found = re.match(
         r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", name
     )
@@ -146,11 +163,12 @@ def unet_name(name: str, blocks: int, unet: nn.Module) -> str:
         block: Any = unet.get_submodule(f"up_blocks.{level}")
         attends = getattr(block, "attentions", None) is not None
         return f"output_blocks.{level * (blocks + 1) + blocks}.{2 if attends else 1}.{rest}"
-    return f"{at}.{0 if kind == 'resnets' else 1}.{_part(rest, kind == 'resnets', kind == 'attentions')}"
+    residual = kind == "resnets"
+    return f"{at}.{0 if residual else 1}.{_part(rest, residual, kind == 'attentions')}"
 
 
 def autoencoder_name(name: str, vq: nn.Module) -> str:
-    """Where the original keeps a parameter of the diffusers VQModel, below `first_stage_model`."""
+    """Return where the original keeps a parameter of the VQModel, below `first_stage_model`."""
     side, _, rest = name.partition(".")
     if side not in ("encoder", "decoder"):
         return name
@@ -241,106 +259,65 @@ def _averaged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _settings(config: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["params"]
-        for key in ("unet_config", "first_stage_config"):
-            settings[key]["params"].items()
-        for key in ("linear_start", "linear_end"):
-            float(settings[key])
-    except OSError as error:
-        raise InputError(
-            f"{config}: cannot be read ({error.strerror}); give the YAML of the checkpoint"
-        ) from error
-    except (
-        yaml.YAMLError,
-        UnicodeDecodeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-    ) as error:
-        raise InputError(
-            f"{config}: not the YAML of a latent-diffusion model ({type(error).__name__}: {error})"
-        ) from error
-    return settings
-
-
-def _unet(settings: Mapping[str, Any], config: Path) -> Any:
+def build_unet(u: UNetSettings) -> Any:
+    """The U-Net of diffusers that is the original's."""
     from diffusers import UNet2DConditionModel, UNet2DModel
 
-    p = settings["unet_config"]["params"]
-    for key in UNSUPPORTED:
-        if p.get(key):
-            raise InputError(
-                f"{config}: unet_config has {key}: {p[key]!r}, which has no counterpart in "
-                f"diffusers"
-            )
-    levels, transformer = len(p["channel_mult"]), bool(p.get("use_spatial_transformer"))
-    widths = [int(p["model_channels"]) * m for m in p["channel_mult"]]
-    attends = [2**level in p["attention_resolutions"] for level in range(levels)]
-    kind = "CrossAttn" if transformer else "Attn"
+    widths = [u.model_channels * m for m in u.channel_mult]
+    attends = [2**level in u.attention_resolutions for level in range(len(widths))]
+    kind = "Attn" if u.context_dim is None else "CrossAttn"
     down = [f"{kind}DownBlock2D" if a else "DownBlock2D" for a in attends]
     up = [f"{kind}UpBlock2D" if a else "UpBlock2D" for a in reversed(attends)]
-    shared = {
-        "sample_size": p["image_size"],
-        "in_channels": p["in_channels"],
-        "out_channels": p["out_channels"],
-        "layers_per_block": p["num_res_blocks"],
+    shared: dict[str, Any] = {
+        "sample_size": u.image_size,
+        "in_channels": u.in_channels,
+        "out_channels": u.out_channels,
+        "layers_per_block": u.num_res_blocks,
         "block_out_channels": widths,
         "down_block_types": down,
         "up_block_types": up,
         "freq_shift": 0,
         "flip_sin_to_cos": True,
     }
-    head, heads = p.get("num_head_channels", -1), p.get("num_heads", -1)
-    if not transformer:
-        if head == -1 and heads != 1:
-            raise InputError(
-                f"{config}: unet_config has num_heads: {heads}; only num_head_channels, or 1 "
-                f"head, is known"
-            )
-        return UNet2DModel(**shared, norm_eps=1e-5, attention_head_dim=None if head == -1 else head)
-    # what UNet2DConditionModel calls attention_head_dim is the number of heads
-    count: Any = [heads if head == -1 else width // head for width in widths]
+    width = None if u.num_head_channels == -1 else u.num_head_channels
+    if u.context_dim is None:
+        return UNet2DModel(**shared, norm_eps=1e-5, attention_head_dim=width)
+    # What UNet2DConditionModel calls attention_head_dim is the number of heads.
+    heads: Any = [u.num_heads if width is None else channels // width for channels in widths]
     return UNet2DConditionModel(
-        **shared, cross_attention_dim=p["context_dim"], attention_head_dim=count,
-        transformer_layers_per_block=int(p.get("transformer_depth", 1)),
-    )  # fmt: skip
+        **shared,
+        cross_attention_dim=u.context_dim,
+        attention_head_dim=heads,
+        transformer_layers_per_block=u.transformer_depth,
+    )
 
 
-def _autoencoder(settings: Mapping[str, Any], config: Path) -> Any:
+def build_autoencoder(c: CoderSettings, scale: float) -> Any:
+    """The VQModel of diffusers that is the original's; scale is that of its latents."""
     from diffusers import VQModel
 
-    p = settings["first_stage_config"]["params"]
-    d = p["ddconfig"]
-    if "n_embed" not in p or d.get("attn_resolutions") or d.get("double_z"):
-        raise InputError(
-            f"{config}: its first stage is not a VQ autoencoder without attention; only those "
-            f"are known"
-        )
-    levels = len(d["ch_mult"])
+    levels = len(c.ch_mult)
     return VQModel(
-        in_channels=d["in_channels"],
-        out_channels=d["out_ch"],
-        latent_channels=d["z_channels"],
-        vq_embed_dim=p["embed_dim"],
-        num_vq_embeddings=p["n_embed"],
-        layers_per_block=d["num_res_blocks"],
-        block_out_channels=tuple(d["ch"] * m for m in d["ch_mult"]),
-        sample_size=d["resolution"],
+        in_channels=c.in_channels,
+        out_channels=c.out_ch,
+        latent_channels=c.z_channels,
+        vq_embed_dim=c.embed_dim,
+        num_vq_embeddings=c.n_embed,
+        layers_per_block=c.num_res_blocks,
+        block_out_channels=tuple(c.ch * m for m in c.ch_mult),
+        sample_size=c.resolution,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
-        scaling_factor=float(settings.get("scale_factor", 1.0)),
+        scaling_factor=scale,
     )
 
 
 def _class_table(
-    settings: Mapping[str, Any], tensors: Mapping[str, Tensor], file: Path
+    settings: OriginalSettings, tensors: Mapping[str, Tensor], file: Path
 ) -> Tensor | None:
     """The class embeddings [classes + 1, width]; None for an unconditional model."""
-    p = settings["unet_config"]["params"]
-    if not p.get("use_spatial_transformer"):
+    width = settings.unet.context_dim
+    if width is None:
         return None
     name = "cond_stage_model.embedding.weight"
     if name not in tensors:
@@ -348,9 +325,10 @@ def _class_table(
             f"{file}: tensor {name!r} is missing: only models conditioned on classes are converted"
         )
     table = tensors[name].float()
-    if table.ndim != 2 or table.shape[1] != p["context_dim"]:
+    rows = settings.classes or len(table)
+    if table.ndim != 2 or tuple(table.shape) != (rows, width):
         raise InputError(
-            f"{file}: tensor {name!r} has shape {tuple(table.shape)}, need [classes, "
-            f"{p['context_dim']}]"
+            f"{file}: tensor {name!r} has shape {tuple(table.shape)}, the YAML needs "
+            f"[{settings.classes or 'classes'}, {width}]"
         )
     return table.contiguous()

@@ -1,7 +1,8 @@
 """diffusers networks behind one signature, net(x [B, *shape], time [B], condition) -> [B, *shape].
 
-Times stay floating point all the way to the embedding, so a network can be asked at step 417.3.
-Outputs that predict a variance as well are cut to their first half. Conditions, batch first:
+Times stay floating point all the way to the embedding, so a network can be asked at step 417.3. A
+variance that is predicted as well is cut off, for all of them in `DiffusersNetwork`. Conditions,
+batch first:
 
     class     int64 labels [B]
     text      {"prompt": [B, tokens, width]}, with "pooled" [B, width] for SDXL, SD3 and FLUX-type
@@ -10,6 +11,7 @@ Outputs that predict a variance as well are cut to their first half. Conditions,
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...core.denoiser import Condition
+from .network_outputs import without_variance
 
 
 def texts(condition: Condition, *names: str) -> list[Tensor]:
@@ -38,32 +41,44 @@ def labels(condition: Condition) -> Tensor:
     return condition
 
 
-class PixelNetwork(nn.Module):
+class DiffusersNetwork(nn.Module):
+    """A network of diffusers; a subclass says in `predict` how it is called."""
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
+        """The prediction, in the shape of x [B, *shape]."""
+        return without_variance(self.predict(x, time, condition), x)
+
+    @abstractmethod
+    def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """What the network gives for x [B, *shape] at time [B] in its own steps."""
+
+
+class PixelNetwork(DiffusersNetwork):
     """UNet2DModel, unconditional or with class embeddings; also of latents."""
 
     def __init__(self, inner: nn.Module, classes: bool) -> None:
         super().__init__()
         self.inner, self.classes = inner, classes
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
+    def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """condition: labels [B] or None."""
         label = labels(condition) if self.classes else None
-        return self.inner(x, time, class_labels=label).sample[:, : x.shape[1]]
+        return self.inner(x, time, class_labels=label).sample
 
 
-class ClassTransformer(nn.Module):
+class ClassTransformer(DiffusersNetwork):
     """DiT."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
+    def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """condition: labels [B]."""
-        return self.inner(x, timestep=time, class_labels=labels(condition)).sample[:, : x.shape[1]]
+        return self.inner(x, timestep=time, class_labels=labels(condition)).sample
 
 
-class TextUNet(nn.Module):
+class TextUNet(DiffusersNetwork):
     """UNet2DConditionModel of Stable Diffusion 1.x, 2.x and XL.
 
     size_ids: the six sizes SDXL is told (original height and width, crop, target), None for the
@@ -79,7 +94,7 @@ class TextUNet(nn.Module):
             "size_ids", None if size_ids is None else size_ids.long(), persistent=False
         )
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
+    def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """condition: "prompt", and "pooled" for SDXL."""
         if self.size_ids is None:
             (prompt,) = texts(condition, "prompt")
@@ -89,7 +104,7 @@ class TextUNet(nn.Module):
         return self.inner(x, time, encoder_hidden_states=prompt, added_cond_kwargs=added).sample
 
 
-class ClassUNet(nn.Module):
+class ClassUNet(DiffusersNetwork):
     """UNet2DConditionModel that attends to one token, the embedding of a class.
 
     table: embeddings [classes + 1, width], the last one for no class.
@@ -102,7 +117,7 @@ class ClassUNet(nn.Module):
         self.inner = inner
         self.register_buffer("table", table)
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
+    def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """condition: labels [B]."""
         token = functional.embedding(labels(condition), self.table)[:, None]  # [B, 1, width]
         return self.inner(x, time, encoder_hidden_states=token).sample
@@ -120,14 +135,14 @@ class Reversed(nn.Module):
         return -self.net(x, time, condition)
 
 
-class FlowTransformer(nn.Module):
+class FlowTransformer(DiffusersNetwork):
     """SD3Transformer2DModel."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
+    def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """condition: "prompt" and "pooled"."""
         prompt, pooled = texts(condition, "prompt", "pooled")
         return self.inner(
@@ -135,7 +150,7 @@ class FlowTransformer(nn.Module):
         ).sample
 
 
-class PackedTransformer(nn.Module):
+class PackedTransformer(DiffusersNetwork):
     """FluxTransformer2DModel: latents [B, C, h, w] enter as h w / 4 tokens of 4 C numbers; guidance
     may be an input.
 
@@ -154,7 +169,7 @@ class PackedTransformer(nn.Module):
     def _exact_time(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self._time, *arguments[1:])
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
+    def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """condition: "prompt" and "pooled"; time in steps, as for every other network."""
         prompt, pooled = texts(condition, "prompt", "pooled")
         b, c, h, w = x.shape

@@ -2,21 +2,22 @@
 
 What it is follows from its parts, not from its name:
 
-    unet UNet2DModel                              pixels, or latents with a vae or vqvae; classes,
-    if it embeds any
-    unet UNet2DConditionModel + text_encoder      Stable Diffusion 1.x, 2.x; XL where there is a
-                                                  text_encoder_2; InstaFlow where the pipeline is a
-                                                  RectifiedFlowPipeline
-    the same + CLASS_EMBEDDING                    latent diffusion on classes (`original.py`
-    converts it)
-    transformer DiT                               latents, classes
-    transformer SD3, Flux                         latents, text, flow matching
+    unet UNet2DModel                    pixels, or latents with a vae or vqvae; classes, if the
+                                        network embeds any
+    unet UNet2DConditionModel           with a text_encoder: Stable Diffusion 1.x and 2.x; XL where
+                                        there is a text_encoder_2; InstaFlow where the pipeline is a
+                                        RectifiedFlowPipeline. With CLASS_EMBEDDING: latent
+                                        diffusion on classes (`latent_diffusion` converts it)
+    transformer DiT                     latents, classes
+    transformer SD3, Flux               latents, text, flow matching
 
-Nothing of the pipeline runs but its networks, its autoencoder and its text encoders.
+Nothing of the pipeline runs but its networks, its autoencoder and its text encoders. `parts` says
+which pipelines are refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,10 @@ from .networks import (
     TextUNet,
 )
 from .parametrisation import Parametrisation, read_parametrisation
+from .parts import check_parts, sample_size
 from .pipelines import load_pipeline
 from .prompts import Prompts, prompt_lines
+from .scheduler_options import underlying
 
 NETWORKS = {
     "UNet2DModel": "unet",
@@ -67,12 +70,13 @@ def open_diffusers(rest: str, options: ModelOptions) -> Model:
     """The model behind `diffusers:{rest}`."""
     needs_name(rest, "diffusers", "a folder or hub id")
     spec = f"diffusers:{rest}"
-    pipeline, rectified = load_pipeline(rest)
+    pipeline, rectified = load_pipeline(rest, options.variant)
     inner = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
     kind = NETWORKS.get(type(inner).__name__)
     if inner is None or kind is None:
         raise unknown(f"network of {spec}", type(inner).__name__, tuple(NETWORKS))
     vae = getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
+    check_parts(pipeline, inner, kind, vae, spec)
     shape = _shape(inner, kind, vae, options, spec)
     table = read_class_embedding(Path(rest).expanduser()) if kind == "text unet" else None
     if kind == "text unet":
@@ -81,7 +85,7 @@ def open_diffusers(rest: str, options: ModelOptions) -> Model:
         pipeline.scheduler, spec, shape[1] * shape[2] // 4, options.shift, rectified
     )
     conditioning = _conditioning(pipeline, inner, kind, spec, options, table)
-    digest = _hash(inner, vae, pipeline.scheduler, table, rectified)
+    digest = _hash(inner, vae, pipeline.scheduler, table, rectified, spec)
     embedded = kind == "flux" and bool(inner.config.guidance_embeds)
     guidance = options.guidance if options.guidance is not None else 3.5 if embedded else 1.0
     image_shape = _image_shape(shape, vae)
@@ -121,18 +125,13 @@ def _shape(
             f"model {spec!r} has {channels}-channel latents but no decoder: its model_index.json "
             f"needs a vae or vqvae"
         )
-    size = 128 if kind == "flux" else getattr(config, "sample_size", None)
     factor = 1 if vae is None else _factor(vae)
     if options.size is not None:
         step = factor * (2 if kind in ("flux", "sd3") else 1)
         if options.size[0] % step or options.size[1] % step:
             raise InputError(f"model {spec!r}: size={options.size} must be multiples of {step}")
         return channels, options.size[0] // factor, options.size[1] // factor
-    if size is None:
-        raise InputError(
-            f"model {spec!r} states no image size (sample_size); give size: [height, width]"
-        )
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = (128, 128) if kind == "flux" else sample_size(inner, spec)
     return channels, height, width
 
 
@@ -158,8 +157,7 @@ def _text_kind(pipeline: Any, table: Tensor | None, spec: str) -> str:
     ):
         raise InputError(
             f"model {spec!r} attends to a condition, but has neither a text_encoder nor "
-            f"{CLASS_EMBEDDING}: convert the "
-            "original checkpoint with ld3-dist convert"
+            f"{CLASS_EMBEDDING}: convert the original checkpoint with ld3-dist convert"
         )
     return "sdxl" if getattr(pipeline, "text_encoder_2", None) is not None else "sd"
 
@@ -210,11 +208,6 @@ def _conditioning(
     lines = prompt_lines(options, spec)
     if options.conditional is False and options.guided:
         conditional_on(True, options, spec)
-    if getattr(inner.config, "time_cond_proj_dim", None):
-        raise InputError(
-            f"model {spec!r} is a consistency-distilled network (time_cond_proj_dim), not "
-            f"supported here"
-        )
     prompts = Prompts(pipeline, kind, lines, options)
     name = "none" if options.conditional is False else conditioning_name("prompts", options)
     # encoded only where it is used: text encoders are large
@@ -254,20 +247,26 @@ class Null:
         """Same structure, batch, device and dtype as `condition`."""
         if isinstance(condition, Tensor) and isinstance(self.null, Tensor):
             return self.null.to(condition).expand_as(condition)
-        assert condition is not None
-        assert self.null is not None
-        return {
-            name: self.null[name].to(value).expand_as(value) for name, value in condition.items()
-        }  # type: ignore
+        assert isinstance(condition, Mapping)
+        assert isinstance(self.null, Mapping)
+        null = self.null
+        return {name: null[name].to(value).expand_as(value) for name, value in condition.items()}
 
 
 def _hash(
-    inner: nn.Module, vae: nn.Module | None, scheduler: Any, table: Tensor | None, rectified: bool
+    inner: nn.Module,
+    vae: nn.Module | None,
+    scheduler: Any,
+    table: Tensor | None,
+    rectified: bool,
+    spec: str,
 ) -> str:
     tensors = {f"network.{name}": tensor for name, tensor in inner.state_dict().items()}
     if vae is not None:
         tensors.update({f"decoder.{name}": tensor for name, tensor in vae.state_dict().items()})
     if table is not None:
         tensors["classes"] = table
-    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    base, reversed_flow = underlying(scheduler, spec)
+    config = {key: value for key, value in base.config.items() if not key.startswith("_")}
+    rectified = rectified or reversed_flow
     return weights_hash(tensors, {"scheduler": config} | ({"rectified": True} if rectified else {}))

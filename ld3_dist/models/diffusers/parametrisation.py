@@ -1,19 +1,20 @@
-"""What a pipeline's scheduler says about its network: the noise schedule, the kind of prediction,
-the network's time.
+"""What a pipeline's scheduler says about its network: noise schedule, prediction, network time.
 
-    epsilon, v_prediction, sample    alphas_cumprod [n] from the scheduler's betas
-                                     (zero-terminal-SNR included): a VPDiscrete table; the network's
-                                     time is the fractional step k = n t - 1
-    flow (FlowMatchEuler, or         the straight path alpha = 1 - t, sigma = t; the network's time
-                                     is n t flow_prediction)
+    epsilon, v_prediction, sample    a VPDiscrete table: the scheduler's own alphas_cumprod [n];
+                                     the network's time is the fractional step k = n t - 1
+    flow_prediction                  the straight path alpha = 1 - t, sigma = t; the network's time
+                                     is n t
+    flow with invert_sigmas          the same path; the network's time is n (1 - t), and it predicts
+                                     x_0 - z, minus the velocity
+    rectified flow (InstaFlow)       the same path, time n t, and the network predicts x_0 - z; its
+                                     folder has the scheduler of Stable Diffusion, which says
+                                     nothing of that
 
-    rectified flow (InstaFlow)       the same path and time, but the network predicts x_0 - z, minus
-                                     the velocity; its folder has the scheduler of Stable Diffusion,
-                                     which says nothing of that
-
-Only the scheduler's configuration is used, never its stepping: which grid and which solver is for
-us to choose. `shift` is kept as a fact: s -> shift s / (1 + (shift - 1) s) is how the pipeline
-spaces its steps, not part of the process."""
+Only the scheduler's configuration and table are used, never its stepping: which grid and which
+solver to take is for us to choose. `scheduler_options` says which options are read and which are
+refused. `shift` is kept as a fact: s -> shift s / (1 + (shift - 1) s) is how the pipeline spaces
+its steps, and no part of the process.
+"""
 
 from __future__ import annotations
 
@@ -22,25 +23,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...core.errors import InputError, unknown
 from ...core.noise import FlowMatching, NoiseSchedule, VPDiscrete
+from .network_outputs import table_noise
+from .scheduler_options import check_options, family_of, implied_prediction, underlying
 
 PREDICTIONS = {
     "epsilon": "noise",
     "v_prediction": "v",
     "sample": "data",
     "flow_prediction": "velocity",
-    "reversed_flow_prediction": "-velocity",
 }
 
 
 @dataclass(frozen=True)
 class Parametrisation:
-    """A pipeline's noise schedule, prediction (of core.denoiser.PREDICTIONS), network time, steps
-    n, default shift.
+    """What must be known of a network to ask it for data.
+
+    prediction: one of core.denoiser.PREDICTIONS, or "-velocity".
+    network_time: time of the noise schedule -> time of the network.
+    steps: n, the number of steps the network was trained on.
+    shift: of the pipeline's own grid; None where there is no flow.
     """
 
     noise: NoiseSchedule
@@ -53,87 +58,114 @@ class Parametrisation:
 def read_parametrisation(
     scheduler: Any, model: str, tokens: int, shift: float | None, rectified: bool = False
 ) -> Parametrisation:
-    """The process of a pipeline's scheduler.
+    """Read what a pipeline's scheduler says about its network.
 
     Args:
         tokens: number of image tokens the network sees, on which a dynamic shift depends.
         shift: what the user asks for in place of the scheduler's.
         rectified: the network is one of InstaFlow's, whatever the scheduler says.
 
-    Raises InputError for a scheduler that belongs to neither family, naming it.
+    Raises InputError for a class of scheduler or a value of an option that cannot be honoured,
+    naming it and the remedy.
     """
-    config, name = scheduler.config, type(scheduler).__name__
-    steps = int(config.get("num_train_timesteps", 1000))
-    kind = "reversed_flow_prediction" if rectified else config.get("prediction_type", "epsilon")
-    if "FlowMatch" in name or kind in ("flow_prediction", "reversed_flow_prediction"):
-        default = _default_shift(config, tokens)
-        prediction = PREDICTIONS["flow_prediction" if "FlowMatch" in name else kind]
-        return Parametrisation(
-            FlowMatching(),
-            prediction,
-            lambda t: steps * t,
-            steps,
-            default if shift is None else shift,
+    scheduler, reversed_flow = underlying(scheduler, model)
+    family = family_of(scheduler, model)
+    check_options(scheduler, model)
+    if rectified or reversed_flow:
+        return _flow(scheduler.config, model, tokens, shift, reverse=True)
+    if family == "flow" or scheduler.config.get("use_flow_sigmas"):
+        _demand_flow_prediction(scheduler, model)
+        return _flow(scheduler.config, model, tokens, shift)
+    return _table(scheduler, model, shift)
+
+
+def _flow(
+    config: Mapping[str, Any], model: str, tokens: int, shift: float | None, reverse: bool = False
+) -> Parametrisation:
+    n, invert = int(config.get("num_train_timesteps", 1000)), bool(config.get("invert_sigmas"))
+    return Parametrisation(
+        FlowMatching(),
+        "-velocity" if reverse or invert else "velocity",
+        (lambda t: n * (1 - t)) if invert else (lambda t: n * t),
+        n,
+        _default_shift(config, model, tokens) if shift is None else shift,
+    )
+
+
+def _demand_flow_prediction(scheduler: Any, model: str) -> None:
+    kind = scheduler.config.get("prediction_type") or implied_prediction(scheduler)
+    if kind != "flow_prediction":
+        raise InputError(
+            f"model {model!r}: its scheduler {type(scheduler).__name__} has use_flow_sigmas with "
+            f"prediction_type={kind!r}; only 'flow_prediction' is known on flow sigmas: set it, "
+            f"or remove use_flow_sigmas, in scheduler/scheduler_config.json"
         )
+
+
+def _table(scheduler: Any, model: str, shift: float | None) -> Parametrisation:
+    config, name = scheduler.config, type(scheduler).__name__
     if shift is not None:
         raise InputError(
             f"model {model!r}: shift={shift} applies to flow models, and its scheduler is "
             f"{name}; remove it"
         )
-    if kind not in PREDICTIONS:
+    kind = config.get("prediction_type") or implied_prediction(scheduler)
+    if kind == "flow_prediction":
+        raise InputError(
+            f"model {model!r}: its scheduler {name} has prediction_type='flow_prediction' without "
+            f"use_flow_sigmas: true; set it in scheduler/scheduler_config.json if the network is "
+            f"one of flow matching"
+        )
+    if not isinstance(kind, str) or kind not in PREDICTIONS:
         raise unknown(
             f"prediction_type of {model!r} (scheduler/scheduler_config.json)",
             kind,
             tuple(PREDICTIONS),
         )
-    table = getattr(scheduler, "alphas_cumprod", None)
-    if not isinstance(table, Tensor):
-        raise InputError(
-            f"model {model!r}: its scheduler {name} has no table of betas; put one that has "
-            "(DDPM, DDIM, PNDM, Euler, DPM-Solver, UniPC) or a flow-matching one into scheduler/"
-        )
-    if config.get("rescale_betas_zero_snr"):
-        table = zero_terminal_snr(_alphas_cumprod(config, table))
+    noise = _noise_table(scheduler, kind, model)
+    return Parametrisation(noise, PREDICTIONS[kind], noise.network_time, noise.steps, None)
+
+
+def _noise_table(scheduler: Any, kind: str, model: str) -> VPDiscrete:
+    """The scheduler's own table, with the exact end of a zero terminal SNR.
+
+    Samplers that divide by alpha put 2^-24 in place of the last entry, which is 0 (Lin et al.
+    2023, arXiv 2305.08891).
+    """
+    table = scheduler.alphas_cumprod.detach().double().cpu().clone()
+    if scheduler.config.get("rescale_betas_zero_snr") and len(table):
+        table[-1] = 0.0
+    # Where no signal is left, noise says nothing about the data: such a network starts one step
+    # later.
+    empty = kind == "epsilon" and len(table) > 1 and float(table[-1]) == 0
     try:
-        # where no signal is left, noise says nothing about the data: such a network starts one step
-        # later
-        empty = kind == "epsilon" and float(table[-1]) == 0
-        noise = VPDiscrete(table.double().cpu(), t_max=1 - 1 / len(table) if empty else 1.0)
+        return table_noise(table, t_max=1 - 1 / len(table) if empty else 1.0)
     except ValueError as error:
         raise InputError(
-            f"model {model!r}: the betas of its scheduler are not usable: {error}"
+            f"model {model!r}: the betas of its scheduler are not usable: {error}; mend "
+            f"beta_start, beta_end, beta_schedule, trained_betas or num_train_timesteps in "
+            f"scheduler/scheduler_config.json"
         ) from error
-    return Parametrisation(noise, PREDICTIONS[kind], noise.network_time, steps, None)
 
 
-def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
-    """Shift and scale sqrt(alphas_cumprod) so that it ends at exactly 0 and starts where it did
-    (Lin et al. 2023).
+def _default_shift(config: Mapping[str, Any], model: str, tokens: int) -> float:
+    """The shift of the pipeline's own grid.
+
+    A dynamic one is linear in the number of tokens, either itself (`time_shift_type: linear`) or
+    its logarithm.
     """
-    root = alphas_cumprod.double().sqrt()
-    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-
-
-def _alphas_cumprod(config: Mapping[str, Any], fallback: Tensor) -> Tensor:
-    """The table before rescaling; some schedulers replace its last entry, so it is made again from
-    the betas.
-    """
-    n, name = int(config.get("num_train_timesteps", 1000)), config.get("beta_schedule")
-    first, last = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-    if config.get("trained_betas") is not None:
-        betas = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
-    elif name == "linear":
-        betas = torch.linspace(first, last, n, dtype=torch.float64)
-    elif name == "scaled_linear":
-        betas = torch.linspace(first**0.5, last**0.5, n, dtype=torch.float64) ** 2
-    else:
-        return fallback
-    return (1 - betas).cumprod(0)
-
-
-def _default_shift(config: Mapping[str, Any], tokens: int) -> float:
-    if config.get("use_dynamic_shifting"):  # log-shift linear in the number of tokens
+    if config.get("use_dynamic_shifting"):
         low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         a, b = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-        return math.exp(a + (b - a) * (tokens - low) / (high - low))
-    return float(config.get("flow_shift") or config.get("shift") or 1.0)
+        mu = a + (b - a) * (tokens - low) / ((high - low) or 1)
+        shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+    elif config.get("use_flow_sigmas"):
+        shift = float(config.get("flow_shift") or 1.0)
+    else:
+        shift = float(config.get("shift") or 1.0)
+    if not 0 < shift < math.inf:
+        raise InputError(
+            f"model {model!r}: its scheduler's options make a time shift of {shift}, which must "
+            f"be a positive number; give shift"
+        )
+    return shift
