@@ -96,15 +96,7 @@ class Evaluation:
 def evaluation_items(plan: Plan, frame: Any) -> list[Item]:
     """Teachers, data, all baselines, and every member of the best trial of each cell."""
     items = [teacher_item(plan, model) for model in plan.experiment.models]
-    if (
-        plan.experiment.evaluate.extractor == "auto"
-        and plan.experiment.evaluate.reference == "auto"
-    ):
-        items += [
-            Item(f"data:{m.model}", "data", m)
-            for m in plan.experiment.models
-            if m.model == "digits"
-        ][:1]
+    items += data_items(plan)
     for cell in plan.cells:
         here = frame[(frame["cell"] == cell.id) & (frame["status"] == "ok")]
         base = here[(here["kind"] == "baseline") & (here["distance"] == plan.experiment.distance)]
@@ -115,6 +107,19 @@ def evaluation_items(plan: Plan, frame: Any) -> list[Item]:
             chosen = here[(here["kind"] == "learned") & (here["trial"] == trial)]
             items += [_item(row, cell) for row in chosen.to_dict("records")]
     return items
+
+
+def data_items(plan: Plan) -> list[Item]:
+    """The data of every model that brings them, one half against the other."""
+    evaluate = plan.experiment.evaluate
+    if (evaluate.extractor, evaluate.reference) != ("auto", "auto"):
+        return []
+    found: dict[str, Item] = {}
+    for settings in plan.experiment.models:
+        if model_of(settings, "cpu").data is not None:
+            name = f"data:{settings.model}"
+            found.setdefault(name, Item(name, "data", settings))
+    return list(found.values())
 
 
 def picture_pairs(plan: Plan, frame: Any) -> list[tuple[Cell, Item, Item]]:

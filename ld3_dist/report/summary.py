@@ -28,7 +28,7 @@ from .frames import best_only, column, groups, numbers, of_kind, records, where
 SCORES = ("fid", "coverage", "inception_score")
 """Scores that a cell's best grid, its best schedule and the teacher all have."""
 
-SETTINGS = ("trial", "start", "gamma", "distance", "coordinate", "preset", "coefficients")
+SETTINGS = ("trial", "start", "gamma", "distance", "coordinate", "procedure", "coefficients")
 """Learned rows of a cell that agree in these differ in the seed alone."""
 
 Scores = Mapping[str, Mapping[str, Any]]
@@ -133,4 +133,4 @@ def _learned(rows: pd.DataFrame, best: dict[str, Any], scores: Sequence[str]) ->
 def _method(row: Mapping[str, Any]) -> str:
     """How a schedule was learned, in a few words."""
     corrected = not missing(row["coefficients"]) and bool(row["coefficients"])
-    return f"{row['preset']}{' + coefficients' if corrected else ''}"
+    return f"{row['procedure']}{' + coefficients' if corrected else ''}"

@@ -64,7 +64,7 @@ def frame_with_metric() -> tuple[pd.DataFrame, pd.DataFrame]:
     base = {"cell": "m/ddim/4", "model": "m", "conditioning": None, "guidance": None}
     base |= {"solver": "ddim", "nfe": 4, "status": "ok", "teacher": "t", "distance": "l2"}
     base |= {"eval_loss": None, "fid": None, "coverage": None, "inception_score": None}
-    base |= {"coordinate": None, "preset": "default", "coefficients": False, "eval_gain": None}
+    base |= {"coordinate": None, "procedure": "default", "coefficients": False, "eval_gain": None}
     rows = [
         base | {"key": "a", "kind": "baseline", "start": "karras", "valid_loss": 2.0, "best": False,
                 "metric.sharpness": 0.25, "gain": 1.0},
