@@ -201,7 +201,7 @@ def test_what_cannot_be_written_is_refused_at_opening(power: Any) -> None:
         ("return t**self.p", "return 9.0 - t", "lam must decrease"),
         ("return t**self.p", "return t * float('nan')", "lam is not finite"),
         ("-lam / self.p", "-lam / 3", r"inverse\(lam\(t\)\) differs from t by up to"),
-        ("t**self.p\n\n    def d_a", "t**(self.p + vars(self).get('hidden', 0))\n\n    def d_a", ""),
+        ("t**self.p\n\n    def d", "t**(self.p + vars(self).get('hidden', 0))\n\n    def d", ""),
     ],
 )  # fmt: skip
 def test_formulas_are_compared_with_one_another(
