@@ -1,4 +1,5 @@
 # make demo: install into .venv and run the quickstart sweep.    make test: install and run the suite.
+# make test-slow: the tests that the suite leaves out.    make check: linters and types.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -17,8 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/ld3-dist sweep experiments/quickstart.yaml --output runs/quickstart
 
+# Two processes with one thread each; tests that start Ray stay together (tests/conftest.py).
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --durations=15
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
@@ -29,4 +31,4 @@ check: install
 	$(BIN)/pyright
 
 clean:
-	rm -rf .venv build dist *.egg-info runs
+	rm -rf .venv build dist *.egg-info runs .coverage .coverage.*

@@ -1,10 +1,13 @@
-"""ld3_dist: learned time discretizations for diffusion and flow models, searched on a cluster.
+"""ld3_dist: learned time grids for diffusion and flow models, searched on a cluster.
 
-    load_results(folder)    -> pandas.DataFrame of every learned schedule and every baseline of a sweep
-    load_schedule(file)     -> Schedule, a grid with its coefficient table and where it came from
-    load_model(name)        -> Denoiser, a pre-trained network as a data predictor
+    load_model(name), Model(denoiser)     a pre-trained network as a data predictor
+    teach(model, n)                       teacher pairs: unit noise and a precise solver's samples
+    learn(model, solver, nfe, pairs)      a Schedule; `learning` yields after every epoch
+    load_schedule(file)                   a schedule file; schedule.save, schedule.sample
+    evaluate(model, schedules)            fresh samples and their scores, as a DataFrame
+    load_results(folder)                  every learned schedule and baseline of a sweep
 
-The names are resolved on first use, so that `import ld3_dist.core` needs neither pandas nor pyarrow.
+The names are resolved on first use: `import ld3_dist` loads neither pandas nor ray.
 """
 
 from __future__ import annotations
@@ -13,15 +16,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .core.errors import InputError as InputError
+    from .models import Model as Model
     from .models import load_model as load_model
+    from .schedule.evaluating import evaluate as evaluate
+    from .schedule.file import Schedule as Schedule
+    from .schedule.file import load_schedule as load_schedule
+    from .schedule.learning import learn as learn
+    from .schedule.learning import learning as learning
+    from .schedule.teaching import teach as teach
     from .store.results import load_results as load_results
-    from .store.schedules import load_schedule as load_schedule
 
 __version__ = "0.1.0"
 
-_HOMES = {"load_results": "store.results", "load_schedule": "store.schedules", "load_model": "models"}
+_HOMES = {
+    "InputError": "core.errors",
+    "Model": "models",
+    "Schedule": "schedule.file",
+    "evaluate": "schedule.evaluating",
+    "learn": "schedule.learning",
+    "learning": "schedule.learning",
+    "load_model": "models",
+    "load_results": "store.results",
+    "load_schedule": "schedule.file",
+    "teach": "schedule.teaching",
+}
 
-__all__ = ["__version__", "load_model", "load_results", "load_schedule"]
+__all__ = [
+    "InputError",
+    "Model",
+    "Schedule",
+    "__version__",
+    "evaluate",
+    "learn",
+    "learning",
+    "load_model",
+    "load_results",
+    "load_schedule",
+    "teach",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -1,12 +1,51 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and which tests a parallel run keeps together."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from edm_pickles import format_modules  # noqa: F401  a fixture
+
+TESTS = Path(__file__).parent
+WITHOUT_RAY = {"test_searcher", "test_faults", "test_cluster_files"}
+"""Files of the cluster's folder whose tests start no Ray."""
+
+CHEAP = {"one_thread", "folders"}
+"""Fixtures of module scope that cost nothing to make twice."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A process of a parallel run uses one thread: the others use the other cores."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests run in the same process, for `--dist loadgroup`.
+
+    Two Rays at once would fight for the cores, so all tests that start one form a group. Tests
+    that share a costly fixture of their file form a group per file. The others go anywhere.
+    """
+    for item in items:
+        group = group_of(item)
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def group_of(item: pytest.Item) -> str | None:
+    """The group of a test, None where it may run anywhere."""
+    path = item.path.relative_to(TESTS)
+    in_ray_s_folder = "cluster" in path.parts and path.stem not in WITHOUT_RAY
+    if in_ray_s_folder or item.get_closest_marker("cluster"):
+        return "cluster"
+    definitions = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
+    shared = {name for name, found in definitions.items() if found[-1].scope == "module"}
+    return path.as_posix() if shared - CHEAP else None
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +58,9 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def folders(pipelines: dict[str, Path]) -> Iterator[dict[str, Path]]:
-    """The same, with one thread: networks this small would spend their time waiting for a second one."""
+    """The same, with one thread: networks this small would spend their time waiting for a second
+    one.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield pipelines

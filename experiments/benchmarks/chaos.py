@@ -1,14 +1,15 @@
 """Sweeps on several nodes, each hit by one SIGKILL at a random moment, resumed by the same command.
 
-    python experiments/benchmarks/chaos.py [--runs 30] [--seed 0] [--out results/benchmarks/chaos.json]
+    python experiments/benchmarks/chaos.py [--runs 30] [--seed 0] [--out
+    results/benchmarks/chaos.json]
 
-Victims: a teacher (or evaluation) actor, a trial worker, the raylet of a node that is not the head, the driver. The
-moment is drawn uniformly from the time in which the undisturbed reference run had such a victim. Afterwards the same
-command is given again, and the table must equal the reference's in every column but those in PASSING. Counted besides:
-worker processes of a sweep that outlive its driver by more than GRACE seconds; temporary files, checkpoints, locks and
-scratch left in the output folder; trials that went on from a checkpoint, kept after every epoch. The nodes are
-simulated on this machine by ray.cluster_utils.Cluster.
-"""
+Victims: a teacher (or evaluation) actor, a trial worker, the raylet of a node that is not the head,
+the driver. The moment is drawn uniformly from the time in which the undisturbed reference run had
+such a victim. Afterwards the same command is given again, and the table must equal the reference's
+in every column but those in PASSING. Counted besides: worker processes of a sweep that outlive its
+driver by more than GRACE seconds; temporary files, checkpoints, locks and scratch left in the
+output folder; trials that went on from a checkpoint, kept after every epoch. The nodes are
+simulated on this machine by ray.cluster_utils.Cluster."""
 
 from __future__ import annotations
 
@@ -36,8 +37,10 @@ from ray.cluster_utils import Cluster
 from ld3_dist import load_results
 
 VICTIMS = ("actor", "trial", "node", "driver")
-PASSING = ("seconds", "started", "host", "device", "attempts", "git_commit")
-"""Columns that may differ between two runs of an experiment (their namesakes of the evaluation as well)."""
+PASSING = ("seconds", "started", "host", "address", "device", "attempts", "git_commit")
+"""Columns that may differ between two runs of an experiment (their namesakes of the evaluation as
+well).
+"""
 
 GRACE = 15.0
 LIMIT = 240.0
@@ -61,7 +64,14 @@ EXPERIMENT: dict[str, Any] = {
     },
     "baselines": ["uniform", "karras"],
     "evaluate": {"samples": 40},
-    "resources": {"shard": 8, "batch": 20, "actors": 2, "retries": 2, "deadline": 60, "checkpoint_seconds": 0},
+    "resources": {
+        "shard": 8,
+        "batch": 20,
+        "actors": 2,
+        "retries": 2,
+        "deadline": 60,
+        "checkpoint_seconds": 0,
+    },
 }
 
 
@@ -70,7 +80,9 @@ class Nodes:
 
     def __init__(self, workers: int = 2) -> None:
         self.workers = workers
-        os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine starts nodes slowly
+        os.environ.setdefault(
+            "RAY_raylet_start_wait_time_s", "180"
+        )  # a busy machine starts nodes slowly
         head = {"num_cpus": 0, "object_store_memory": 100_000_000, "include_dashboard": False}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = str(self.cluster.address)
@@ -79,14 +91,18 @@ class Nodes:
 
     def mend(self) -> None:
         """Put new nodes in the place of dead ones."""
-        dead = [node for node in self.nodes if not node.any_processes_alive() or not self.raylet(node)]
+        dead = [
+            node for node in self.nodes if not node.any_processes_alive() or not self.raylet(node)
+        ]
         for node in dead:
             self.nodes.remove(node)
             self.cluster.remove_node(node, allow_graceful=False)
         while len(self.nodes) < self.workers:
             for patience in (2, 1, 0):  # on a busy machine a node may start too slowly for Ray
                 try:
-                    self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=100_000_000))
+                    self.nodes.append(
+                        self.cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+                    )
                     break
                 except Exception:
                     if not patience:
@@ -100,7 +116,9 @@ class Nodes:
         return psutil.Process(found[0].process.pid)
 
     def workers_of(self, kind: str) -> list[psutil.Process]:
-        """Processes of our nodes that are at work as actors or trials; the nodes' raylets for "node"."""
+        """Processes of our nodes that are at work as actors or trials; the nodes' raylets for
+        "node".
+        """
         raylets = [found for node in self.nodes if (found := self.raylet(node))]
         if kind == "node":
             return raylets
@@ -123,7 +141,9 @@ class Nodes:
 
 def titled(process: psutil.Process, title: str) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and " ".join(process.cmdline()).startswith(title)
+        return process.status() != psutil.STATUS_ZOMBIE and " ".join(process.cmdline()).startswith(
+            title
+        )
     except psutil.Error:
         return False
 
@@ -149,10 +169,24 @@ class Run:
 
 def start(file: Path, out: Path, address: str, **environment: str) -> subprocess.Popen[bytes]:
     """The command of a sweep; its output goes to <out>.log."""
-    command = [sys.executable, "-m", "ld3_dist.cli", "sweep", str(file), "--output", str(out), "--address", address]
+    command = [
+        sys.executable,
+        "-m",
+        "ld3_dist.cli",
+        "sweep",
+        str(file),
+        "--output",
+        str(out),
+        "--address",
+        address,
+    ]
     with open(f"{out}.log", "ab") as log:
         return subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environment}, start_new_session=True
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
         )
 
 
@@ -186,21 +220,32 @@ def left_over(out: Path) -> list[str]:
     """Temporary files, checkpoints, lock and scratch of a finished sweep."""
     names = [path.relative_to(out).as_posix() for path in out.rglob("*")]
     passing = ("parts/", "checkpoints/")
-    mine = [name for name in names if ".tmp" in name or name in ("lock.json", ".ray") or name.startswith(passing)]
+    mine = [
+        name
+        for name in names
+        if ".tmp" in name or name in ("lock.json", ".ray") or name.startswith(passing)
+    ]
     return [name for name in mine if not (out / name).is_dir() or name == ".ray"]
 
 
 def continued(out: Path) -> int:
     """How often a trial went on from its checkpoint."""
     logs = (out / "logs").glob("*.jsonl")
-    return sum("goes on after epoch" in line for log in logs for line in log.read_text().splitlines())
+    return sum(
+        "goes on after epoch" in line for log in logs for line in log.read_text().splitlines()
+    )
 
 
 def stage_of(out: Path) -> str:
     """The last line the driver wrote before it was hit."""
     lines = Path(f"{out}.log").read_text(errors="replace").splitlines()
     return next(
-        (line for line in reversed(lines) if line.startswith(("teacher", "base", "trials", "sample", "sco"))), ""
+        (
+            line
+            for line in reversed(lines)
+            if line.startswith(("teacher", "base", "trials", "sample", "sco"))
+        ),
+        "",
     )
 
 
@@ -208,7 +253,7 @@ Windows = dict[str, tuple[float, float]]
 
 
 def reference(nodes: Nodes, file: Path, out: Path) -> Windows:
-    """Run undisturbed; when (seconds from the start of the driver) there were victims of each kind."""
+    """Run undisturbed; return when there were victims of each kind, in seconds from the start."""
     clock, driver = time.monotonic(), start(file, out, nodes.address)
     seen: dict[str, list[float]] = {kind: [] for kind in VICTIMS}
     while driver.poll() is None and time.monotonic() - clock < LIMIT:
@@ -223,7 +268,9 @@ def reference(nodes: Nodes, file: Path, out: Path) -> Windows:
     return windows | {"node": (first, length), "driver": (1.0, length)}
 
 
-def hit(nodes: Nodes, driver: subprocess.Popen[bytes], kind: str, moment: float, rng: random.Random) -> bool:
+def hit(
+    nodes: Nodes, driver: subprocess.Popen[bytes], kind: str, moment: float, rng: random.Random
+) -> bool:
     """Wait for the moment and kill; False if the driver ended first."""
     clock = time.monotonic()
     while driver.poll() is None:
@@ -241,9 +288,17 @@ def hit(nodes: Nodes, driver: subprocess.Popen[bytes], kind: str, moment: float,
 
 
 def one(
-    nodes: Nodes, file: Path, out: Path, run: Run, windows: Windows, expected: pd.DataFrame, rng: random.Random
+    nodes: Nodes,
+    file: Path,
+    out: Path,
+    run: Run,
+    windows: Windows,
+    expected: pd.DataFrame,
+    rng: random.Random,
 ) -> Run:
-    """One sweep, hit once, resumed, compared. One that ends before its moment shows how fast the machine now is."""
+    """One sweep, hit once, resumed, compared. One that ends before its moment shows how fast the
+    machine now is.
+    """
     clock = time.monotonic()
     while True:
         begun = time.monotonic()
@@ -257,7 +312,9 @@ def one(
             break
         run.redrawn += 1
         faster = (time.monotonic() - begun) / windows["driver"][1]
-        windows |= {kind: (first * faster, last * faster) for kind, (first, last) in windows.items()}
+        windows |= {
+            kind: (first * faster, last * faster) for kind, (first, last) in windows.items()
+        }
     run.orphans += count_orphans(nodes)
     nodes.mend()
     run.exit_resumed = finish(start(file, place, nodes.address))
@@ -289,13 +346,17 @@ def chaos(folder: Path, victims: list[str], seed: int) -> Iterator[Run | float]:
         yield round(time.monotonic() - clock, 1)
         expected = lasting(folder / "reference")
         for i, victim in enumerate(victims):
-            yield one(nodes, file, folder / f"run-{i:02d}", Run(i, victim, 0.0), windows, expected, rng)
+            yield one(
+                nodes, file, folder / f"run-{i:02d}", Run(i, victim, 0.0), windows, expected, rng
+            )
     finally:
         nodes.stop()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/chaos.json"))
@@ -322,15 +383,28 @@ def main() -> None:
 
 def summary(runs: list[Run], seed: int, seconds: float) -> dict[str, Any]:
     """What the file holds."""
-    counts = {"runs": len(runs), "equal": sum(run.equal for run in runs), "orphans": sum(run.orphans for run in runs)}
-    counts |= {"temporary": sum(len(run.temporary) for run in runs), "hangs": sum(run.exit == -1 for run in runs)}
+    counts = {
+        "runs": len(runs),
+        "equal": sum(run.equal for run in runs),
+        "orphans": sum(run.orphans for run in runs),
+    }
+    counts |= {
+        "temporary": sum(len(run.temporary) for run in runs),
+        "hangs": sum(run.exit == -1 for run in runs),
+    }
     counts |= {"continued": sum(run.continued for run in runs)}
-    device = f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU; head and two nodes of one CPU, simulated"
+    cores = f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU"
+    device = f"{cores}; head and two nodes of one CPU, simulated"
     return {
-        "command": "python experiments/benchmarks/chaos.py", "seed": seed, "device": device, "ray": ray.__version__,
-        "may_differ": list(PASSING), "reference_seconds": seconds, "counts": counts,
+        "command": "python experiments/benchmarks/chaos.py",
+        "seed": seed,
+        "device": device,
+        "ray": ray.__version__,
+        "may_differ": list(PASSING),
+        "reference_seconds": seconds,
+        "counts": counts,
         "table": [asdict(run) for run in runs],
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

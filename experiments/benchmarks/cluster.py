@@ -1,18 +1,23 @@
-"""What the cluster costs: throughput of teachers, overhead of a trial, a thousand trials, idle workers.
+"""What the cluster costs: throughput of teachers, overhead of a trial, a thousand trials, idle
+workers.
 
-    python experiments/benchmarks/cluster.py teachers | warm | thousand | idle | reports [--out FILE]
+    python experiments/benchmarks/cluster.py teachers | warm | thousand | idle | reports [--out
+    FILE]
 
-teachers   pairs a second of one actor against a bare loop without Ray on one core, and of two actors against one; and
-           of two bare loops at once against one, which is what the machine itself gives (medians over rounds)
-warm       seconds that a trial costs beyond its own work, with warm workers, and the share of Tune's start and end
-thousand   1,000 trials of next to no work: peak memory of the driver, driver seconds and wall seconds per trial
-idle       share of the workers' time without a trial, between the first trial's start and the last one's end, of a
-           sweep of 24 trials in 6 cells
+teachers   pairs a second of one actor against a bare loop without Ray on one core, and of two
+           actors against one; and of two bare loops at once against one, which is what the machine
+           itself gives (medians over rounds)
+warm       seconds that a trial costs beyond its own work, with warm workers, and the share of
+           Tune's start and end
+thousand   1,000 trials of next to no work: peak memory of the driver, driver seconds and wall
+           seconds per trial
+idle       share of the workers' time without a trial, between the first trial's start and the last
+           one's end, of a sweep of 24 trials in 6 cells
 reports    CPU seconds of the driver for one report of a running trial
 
-Each writes its own entry into the file and leaves the others. The times of trials are those in the logs of the workers;
-load_before and load_after are the machine's load average of a minute: what other work took part of the cores.
-"""
+Each writes its own entry into the file and leaves the others. The times of trials are those in the
+logs of the workers; load_before and load_after are the machine's load average of a minute: what
+other work took part of the cores."""
 
 from __future__ import annotations
 
@@ -38,23 +43,39 @@ SHARD = 50
 
 def digits(train: int, shard: int) -> dict[str, Any]:
     return {
-        "name": "cluster", "models": ["digits"], "solvers": ["ddim"], "nfe": [4],
-        "pairs": {"train": train, "valid": 50}, "search": {"members": {"seeds": 1}}, "evaluate": {"samples": 0},
+        "name": "cluster",
+        "models": ["digits"],
+        "solvers": ["ddim"],
+        "nfe": [4],
+        "pairs": {"train": train, "valid": 50},
+        "search": {"members": {"seeds": 1}},
+        "evaluate": {"samples": 0},
         "resources": {"shard": shard, "batch": 50},
-    }  # fmt: skip
+    }
 
 
-def analytic(rounds: int, epochs: int, solvers: list[str], nfe: list[int], train: int = 8) -> dict[str, Any]:
+def analytic(
+    rounds: int, epochs: int, solvers: list[str], nfe: list[int], train: int = 8
+) -> dict[str, Any]:
     """Two values of gamma in every round."""
     return {
-        "name": "cluster", "models": ["analytic:mixture-2d"], "solvers": solvers, "nfe": nfe,
-        "pairs": {"train": train, "valid": 8}, "learn": {"epochs": epochs, "batch": 4}, "evaluate": {"samples": 0},
+        "name": "cluster",
+        "models": ["analytic:mixture-2d"],
+        "solvers": solvers,
+        "nfe": nfe,
+        "pairs": {"train": train, "valid": 8},
+        "learn": {"epochs": epochs, "batch": 4},
+        "evaluate": {"samples": 0},
         "search": {
-            "grid": {"gamma": [0, 0.01]}, "optuna": {"lr": {"low": 0.03, "high": 0.3, "log": True}}, "rounds": rounds,
-            "sampler": "random", "members": {"seeds": 1, "starts": ["log_snr"]},
+            "grid": {"gamma": [0, 0.01]},
+            "optuna": {"lr": {"low": 0.03, "high": 0.3, "log": True}},
+            "rounds": rounds,
+            "sampler": "random",
+            "members": {"seeds": 1, "starts": ["log_snr"]},
         },
-        "baselines": ["karras"], "resources": {"batch": 50, "concurrent_trials": WORKERS},
-    }  # fmt: skip
+        "baselines": ["karras"],
+        "resources": {"batch": 50, "concurrent_trials": WORKERS},
+    }
 
 
 def lines(out: Path, role: str) -> list[dict[str, Any]]:
@@ -74,7 +95,9 @@ def spans(out: Path, stage: str) -> list[tuple[float, float]]:
     return sorted(made)
 
 
-def sweep(experiment: dict[str, Any], folder: Path, before: str = "") -> tuple[Path, dict[str, float]]:
+def sweep(
+    experiment: dict[str, Any], folder: Path, before: str = ""
+) -> tuple[Path, dict[str, float]]:
     """Run a sweep in a process of its own, after the line `before`.
 
     Its folder, and what the driver took: wall, CPU (s) and peak memory (MB).
@@ -89,14 +112,18 @@ def sweep(experiment: dict[str, Any], folder: Path, before: str = "") -> tuple[P
         "from ld3_dist.experiment import load_experiment\n"
         "from ld3_dist.store.storage import open_storage\n"
         f"{before}\n"
-        "run = Sweep(load_experiment(sys.argv[1]), open_storage(sys.argv[2]), stages=('teach', 'search'))\n"
+        "run = Sweep(load_experiment(sys.argv[1]), open_storage(sys.argv[2]), stages=('teach', "
+        "'search'))\n"
         "for event in run.run(): pass\n"
         "use = resource.getrusage(resource.RUSAGE_SELF)\n"
         "print(json.dumps([run.failures, use.ru_maxrss, use.ru_utime + use.ru_stime]))\n"
     )
     clock = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", code, str(file), str(out)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(file), str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     wall = time.perf_counter() - clock
     assert done.returncode == 0, done.stderr[-2000:]
@@ -106,7 +133,9 @@ def sweep(experiment: dict[str, Any], folder: Path, before: str = "") -> tuple[P
 
 
 def loop(folder: str, shards: int, together: Any, results: Any) -> None:
-    """The same function an actor calls, `make_shard`, again and again in a process of its own, on one thread."""
+    """The same function an actor calls, `make_shard`, again and again in a process of its own, on
+    one thread.
+    """
     import torch
 
     from ld3_dist.store.storage import open_storage
@@ -125,7 +154,7 @@ def loop(folder: str, shards: int, together: Any, results: Any) -> None:
 
 def teacher_plan() -> Any:
     from ld3_dist.experiment import parse_experiment
-    from ld3_dist.tasks.context import make_plan
+    from ld3_dist.tasks.planning import make_plan
 
     return make_plan(parse_experiment(digits(1000, SHARD)))
 
@@ -145,8 +174,10 @@ def bare(folder: Path, shards: int, processes: int) -> float:
 
 
 def pooled(folder: Path, shards: int, actors: int) -> float:
-    """Pairs a second of this many actors, with so many shards for each, once all of them have made one."""
-    from ld3_dist.cluster.pool import Done, Pool, Task
+    """Pairs a second of this many actors, with so many shards for each, once all of them have made
+    one.
+    """
+    from ld3_dist.cluster.ray.pool import Done, Pool, Task
     from ld3_dist.store.storage import open_storage
     from ld3_dist.tasks.teach import make_shard
 
@@ -171,8 +202,10 @@ def pooled(folder: Path, shards: int, actors: int) -> float:
 
 
 def teachers(folder: Path, rounds: int = 5, shards: int = 48) -> dict[str, Any]:
-    """One after the other within a round, so that what else the machine does touches all four alike."""
-    from ld3_dist.cluster.connect import connect
+    """One after the other within a round, so that what else the machine does touches all four
+    alike.
+    """
+    from ld3_dist.cluster.ray.connect import connect
 
     connect(None)
     found = [
@@ -185,7 +218,9 @@ def teachers(folder: Path, rounds: int = 5, shards: int = 48) -> dict[str, Any]:
         return round(statistics.median(rates[above] / rates[below] for rates in found), 3)
 
     return {"model": "digits", "teacher": "unipc-3/20", "shards_each": shards, "shard": SHARD} | {
-        "pairs_per_second": [{key: round(rate, 1) for key, rate in rates.items()} for rates in found],
+        "pairs_per_second": [
+            {key: round(rate, 1) for key, rate in rates.items()} for rates in found
+        ],
         "one_actor_over_bare": middle("actors_1", "bare_1"),
         "two_actors_over_one": middle("actors_2", "actors_1"),
         "two_bare_over_one": middle("bare_2", "bare_1"),
@@ -194,7 +229,9 @@ def teachers(folder: Path, rounds: int = 5, shards: int = 48) -> dict[str, Any]:
 
 
 def gaps(out: Path) -> dict[str, Any]:
-    """Where the time of the WORKERS went in the search, from the first trial's start to the last one's end."""
+    """Where the time of the WORKERS went in the search, from the first trial's start to the last
+    one's end.
+    """
     trials = spans(out, "search")
     length = max(end for _, end in trials) - trials[0][0]
     busy = sum(end - start for start, end in trials)
@@ -206,7 +243,9 @@ def gaps(out: Path) -> dict[str, Any]:
 
 
 def warm(folder: Path) -> dict[str, Any]:
-    """40 short trials: the workers' time between trials, start-up of Tune and of the workers left out."""
+    """40 short trials: the workers' time between trials, start-up of Tune and of the workers left
+    out.
+    """
     out, used = sweep(analytic(10, 5, ["ddim", "ipndm-2"], [3]), folder)
     return gaps(out) | {key: round(value, 1) for key, value in used.items()}
 
@@ -215,9 +254,14 @@ def thousand(folder: Path, trials: int = 1000) -> dict[str, Any]:
     out, used = sweep(analytic(trials // 2, 1, ["ddim"], [3]), folder)
     found = gaps(out) | {key: round(value, 1) for key, value in used.items()}
     files = [path for path in out.rglob("*") if path.is_file()]
-    found |= {"files": len(files), "output_mb": round(sum(path.stat().st_size for path in files) / 1e6, 2)}
+    found |= {
+        "files": len(files),
+        "output_mb": round(sum(path.stat().st_size for path in files) / 1e6, 2),
+    }
     search = next(
-        line["seconds"] for line in lines(out, "driver") if line["stage"] == "sweep" and line["event"] == "end"
+        line["seconds"]
+        for line in lines(out, "driver")
+        if line["stage"] == "sweep" and line["event"] == "end"
     )
     return found | {"sweep_s": search, "wall_per_trial_s": round(search / found["trials"], 4)}
 
@@ -230,13 +274,20 @@ def idle(folder: Path) -> dict[str, Any]:
 
 
 def reports(folder: Path, epochs: int = 300) -> dict[str, Any]:
-    """Two trials that report every epoch against two that report none: what a report costs the driver."""
+    """Two trials that report every epoch against two that report none: what a report costs the
+    driver.
+    """
     used = {}
-    for name, rate in (("none", "s.REPORT_EVERY = 1e9"), ("all", "s.REPORT_EVERY, s.REPORTS = 0.0, 1e9")):
+    for name, rate in (
+        ("none", "s.REPORT_EVERY = 1e9"),
+        ("all", "s.REPORT_EVERY, s.REPORTS = 0.0, 1e9"),
+    ):
         (place := folder / name).mkdir()
         experiment = analytic(1, epochs, ["ddim"], [3])
         experiment["learn"]["patience"] = epochs
-        _, used[name] = sweep(experiment, place, f"import ld3_dist.cluster.search as s; {rate}")
+        _, used[name] = sweep(
+            experiment, place, f"import ld3_dist.cluster.search.tune_run as s; {rate}"
+        )
     made = 2 * epochs
     cpu = {name: round(found["driver_cpu_s"], 1) for name, found in used.items()}
     return {
@@ -252,7 +303,9 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/cluster.json"))
     parser.add_argument("--rounds", type=int, help="of teachers")

@@ -5,15 +5,17 @@
 
 7 solvers x NFE 3, 4, 5, 6, 8, 10 on
 
-mixtures   the analytic 1-D and 2-D mixtures, 2 seeds x 2 starts; teacher UniPC-3 with 30 evaluations; one minute each
-digits     the embedded network, 1 seed from the log-SNR grid; teacher UniPC-3 with 20; ten minutes each
+mixtures   the analytic 1-D and 2-D mixtures, 2 seeds x 2 starts; teacher UniPC-3 with 30
+           evaluations; one minute each
+digits     the embedded network, 1 seed from the log-SNR grid; teacher UniPC-3 with 20; ten minutes
+           each
 
-50 + 50 pairs, the members of a cell packed, squared distance; a cell's loss is the geometric mean over seeds of the
-best start's loss on 500 fresh pairs, so that neither the training nor the selecting pairs decide. Printed and written:
-every variant's geometric mean over cells of its loss relative to that of "default", which is BASE, and the share of
-cells where it is lower; BASE in full is written beside it. Variants that were measured before with the same are kept.
-Every worker is a process with one thread.
-"""
+50 + 50 pairs, the members of a cell packed, squared distance; a cell's loss is the geometric mean
+over seeds of the best start's loss on 500 fresh pairs, so that neither the training nor the
+selecting pairs decide. Printed and written: every variant's geometric mean over cells of its loss
+relative to that of "default", which is BASE, and the share of cells where it is lower; BASE in full
+is written beside it. Variants that were measured before with the same are kept. Every worker is a
+process with one thread."""
 
 from __future__ import annotations
 
@@ -32,13 +34,13 @@ import torch
 from pairs import generate, teacher_pairs
 from torch import Tensor
 
-from ld3_dist.core import learn as procedures
-from ld3_dist.core.descent import Descent
 from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import discretize
-from ld3_dist.core.learn import LearnConfig, Pairs, Progress, learn
+from ld3_dist.core.learning import learn as procedures
+from ld3_dist.core.learning.descent import Descent
+from ld3_dist.core.learning.learn import Pairs, Problem, Progress, learn, make_config
 from ld3_dist.core.solver import Tableau, make_solver
-from ld3_dist.models import LoadedModel, open_model
+from ld3_dist.models import Model, open_model
 
 COUNT, FRESH = 50, 500
 SOLVERS = ("ddim", "dpmpp-2", "dpmpp-3", "unipc-2", "unipc-3", "ipndm-2", "ipndm-3")
@@ -56,14 +58,19 @@ class Ground:
 
 
 GROUNDS = {
-    "mixtures": Ground(("analytic:mixture-1d", "analytic:mixture-2d"), 30, (0, 1), ("log_snr", "karras")),
+    "mixtures": Ground(
+        ("analytic:mixture-1d", "analytic:mixture-2d"), 30, (0, 1), ("log_snr", "karras")
+    ),
     "digits": Ground(("digits",), 20, (0,), ("log_snr",)),
 }
 BASE: dict[str, Any] = {"lr": 0.1, "final_lr": 0.02}
-"""What a variant changes: the default as it was; "lr 0.2, final_lr 0.1" is what it became by this."""
+"""What a variant changes: the default as it was; "lr 0.2, final_lr 0.1" is what it became by this.
+"""
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "lr 0.05": {"lr": 0.05}, "lr 0.2": {"lr": 0.2}, "lr 0.3": {"lr": 0.3},
+    "lr 0.05": {"lr": 0.05},
+    "lr 0.2": {"lr": 0.2},
+    "lr 0.3": {"lr": 0.3},
     "lr 0.2, lr_times 0.1": {"lr": 0.2, "lr_times": 0.1},
     "lr 0.2, batch 5, epochs 20": {"lr": 0.2, "batch": 5, "epochs": 20},
     "lr 0.2, final_lr 0.05": {"lr": 0.2, "final_lr": 0.05},
@@ -71,20 +78,30 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lr 0.2, final_lr 0.1": {"lr": 0.2, "final_lr": 0.1},
     "lr 0.2, offset_window 0.9": {"lr": 0.2, "offset_window": 0.9},
     "lr 0.2, offset_window 0.9, final_lr 0.1": {"lr": 0.2, "offset_window": 0.9, "final_lr": 0.1},
-    "lr_times 0.1": {"lr_times": 0.1}, "lr_times 0.2": {"lr_times": 0.2},
-    "batch 5": {"batch": 5}, "batch 5, epochs 20": {"batch": 5, "epochs": 20}, "batch 25": {"batch": 25},
-    "gamma 0": {"gamma": 0.0}, "gamma 0.01": {"gamma": 0.01},
-    "final_lr 0.1": {"final_lr": 0.1}, "epochs 80": {"epochs": 80},
-    "coupled network times": {"offset_window": 0.0}, "offset_window 0.9": {"offset_window": 0.9},
-    "coordinate time": {"coordinate": "time"}, "averaged parameters": {},
-    "coefficients": {"coefficients": True}, "coefficients, rate 0.02": {"coefficients": True, "lr_coefficients": 0.02},
+    "lr_times 0.1": {"lr_times": 0.1},
+    "lr_times 0.2": {"lr_times": 0.2},
+    "batch 5": {"batch": 5},
+    "batch 5, epochs 20": {"batch": 5, "epochs": 20},
+    "batch 25": {"batch": 25},
+    "gamma 0": {"gamma": 0.0},
+    "gamma 0.01": {"gamma": 0.01},
+    "final_lr 0.1": {"final_lr": 0.1},
+    "epochs 80": {"epochs": 80},
+    "coupled network times": {"offset_window": 0.0},
+    "offset_window 0.9": {"offset_window": 0.9},
+    "coordinate time": {"coordinate": "time"},
+    "averaged parameters": {},
+    "coefficients": {"coefficients": True},
+    "coefficients, rate 0.02": {"coefficients": True, "lr_coefficients": 0.02},
     "coefficients, rate 0.05": {"coefficients": True, "lr_coefficients": 0.05},
-}  # fmt: skip
+}
 L2 = make_distance("l2")
 
 
 class Averaged(Descent):
-    """Selects among exponential averages of the parameters over some ten iterations instead of the parameters."""
+    """Selects among exponential averages of the parameters over some ten iterations instead of the
+    parameters.
+    """
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -106,7 +123,7 @@ class Averaged(Descent):
 
 
 @cache
-def pairs_by_use(model: str, teacher_nfe: int, seeds: int) -> tuple[LoadedModel, Pairs, Pairs, Pairs]:
+def pairs_by_use(model: str, teacher_nfe: int, seeds: int) -> tuple[Model, Pairs, Pairs, Pairs]:
     """A model with its pairs to learn from, to select by and to measure on; made once a process."""
     torch.set_num_threads(1)
     opened = open_model(model)
@@ -119,7 +136,11 @@ def losses(job: tuple[Ground, str, str, str]) -> list[dict]:
     """Of a ground, a model, a variant and a solver, rows: variant, cell, loss on fresh pairs."""
     ground, model, variant, name = job
     opened, train, valid, fresh = pairs_by_use(model, ground.teacher_nfe, len(ground.seeds))
-    noise, solver, config = opened.denoiser.noise, make_solver(name), LearnConfig.of(**(BASE | VARIANTS[variant]))
+    noise, solver, config = (
+        opened.denoiser.noise,
+        make_solver(name),
+        make_config(**(BASE | VARIANTS[variant])),
+    )
     procedures.PROCEDURES["default"] = Averaged if variant == "averaged parameters" else Descent
     members = [(s, start) for s in ground.seeds for start in ground.starts]
     subsets = torch.stack([torch.arange(COUNT) + COUNT * s for s, _ in members])
@@ -127,17 +148,39 @@ def losses(job: tuple[Ground, str, str, str]) -> list[dict]:
     for nfe in NFES:
         began = time.perf_counter()
         *_, end = learn(
-            opened.denoiser, solver, torch.stack([discretize(noise, solver.steps(nfe), start) for _, start in members]),
-            train, valid, L2, config, nfe=nfe, seeds=[s for s, _ in members], subsets=subsets,
-        )  # fmt: skip
+            Problem(
+                opened.denoiser,
+                solver,
+                torch.stack([discretize(noise, solver.steps(nfe), start) for _, start in members]),
+                train,
+                valid,
+                L2,
+                nfe=nfe,
+                seeds=[s for s, _ in members],
+                subsets=subsets,
+            ),
+            config,
+        )
         found = []
         for s in ground.seeds:
-            best = min((k for k, m in enumerate(members) if m[0] == s), key=end.best_valid.tolist().__getitem__)
-            table = Tableau(end.tableau.evals[best], end.tableau.state[best], end.tableau.outputs[best])
+            best = min(
+                (k for k, m in enumerate(members) if m[0] == s),
+                key=end.best_valid.tolist().__getitem__,
+            )
+            table = Tableau(
+                end.tableau.evals[best], end.tableau.state[best], end.tableau.outputs[best]
+            )
             found.append(float(L2(generate(opened, table, fresh), fresh.target).double().mean()))
         loss = float(f"{math.exp(sum(map(math.log, found)) / len(found)):.6g}")
         seconds = round(time.perf_counter() - began, 2)
-        rows.append({"variant": variant, "cell": f"{opened.id}/{name}/{nfe}", "loss": loss, "seconds": seconds})
+        rows.append(
+            {
+                "variant": variant,
+                "cell": f"{opened.id}/{name}/{nfe}",
+                "loss": loss,
+                "seconds": seconds,
+            }
+        )
     return rows
 
 
@@ -161,24 +204,40 @@ def lines(found: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("ground", choices=GROUNDS)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/defaults.json"))
     given = parser.parse_args()
-    ground, now = GROUNDS[given.ground], asdict(LearnConfig.of(**BASE))
+    ground, now = GROUNDS[given.ground], asdict(make_config(**BASE))
     kept = json.loads(given.out.read_text()) if given.out.exists() else {}
     before = kept.get(given.ground, {})
-    rows = [r for r in before.get("rows", []) if before["default is"] == now and r["variant"] not in given.variants]
+    rows = [
+        r
+        for r in before.get("rows", [])
+        if before["default is"] == now and r["variant"] not in given.variants
+    ]
     if "default" not in given.variants and not any(r["variant"] == "default" for r in rows):
-        parser.error(f"--variants: everything is relative to the default, which {given.out} lacks: add default")
-    jobs = [(ground, model, variant, name) for variant in given.variants for model in ground.models for name in SOLVERS]
+        parser.error(
+            f"--variants: everything is relative to the default, which {given.out} lacks: add "
+            f"default"
+        )
+    jobs = [
+        (ground, model, variant, name)
+        for variant in given.variants
+        for model in ground.models
+        for name in SOLVERS
+    ]
     with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
         for done, made in enumerate(pool.imap(losses, jobs), 1):
             rows += made
             print(made[0]["variant"], made[0]["cell"].rpartition("/")[0], flush=True)
-            if done % (len(jobs) // len(given.variants)) == 0:  # a variant is complete: kept whatever comes
+            if (
+                done % (len(jobs) // len(given.variants)) == 0
+            ):  # a variant is complete: kept whatever comes
                 found = {"default is": now, "summary": summary(rows), "rows": rows}
                 given.out.write_text(lines(kept | {given.ground: found}))
     print(json.dumps(summary(rows), indent=1))

@@ -1,13 +1,16 @@
 """How close LD3 comes to the best schedule there is: a problem small enough to search globally.
 
-A three-component mixture on a line with its exact probability flow as the teacher, 3 and 4 evaluations, hard teacher
-forcing (gamma = 0), every pair in every loss, so that LD3 and the search minimise the same function over the same set:
-knots in lambda, and one network time per evaluation within half a gap of its nominal place.
+A three-component mixture on a line with its exact probability flow as the teacher, 3 and 4
+evaluations, hard teacher forcing (gamma = 0), every pair in every loss, so that LD3 and the search
+minimise the same function over the same set: knots in lambda, and one network time per evaluation
+within half a gap of its nominal place.
 
-The search knows nothing of the learnable grid's parameters: differential evolution over the unit cube (sorted knots,
-window fractions), restarted, each end point refined by L-BFGS-B. LD3 is `learn` from packed starts.
+The search knows nothing of the learnable grid's parameters: differential evolution over the unit
+cube (sorted knots, window fractions), restarted, each end point refined by L-BFGS-B. LD3 is `learn`
+from packed starts.
 
-    python experiments/benchmarks/global_optimum.py        # writes results/benchmarks/global_optimum.json, ~10 minutes
+    python experiments/benchmarks/global_optimum.py        # writes
+    results/benchmarks/global_optimum.json, ~10 minutes
 """
 
 from __future__ import annotations
@@ -23,18 +26,25 @@ from scipy.optimize import differential_evolution, minimize
 
 from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import Grid, discretize, lam_range
-from ld3_dist.core.learn import LearnConfig, Pairs, learn
-from ld3_dist.core.learnable import GAP_FLOOR
+from ld3_dist.core.learning.learn import LearnConfig, Pairs, Problem, learn, make_config
+from ld3_dist.core.learning.learnable import GAP_FLOOR
 from ld3_dist.core.noise import EDM
 from ld3_dist.core.sample import draw_noise, sample
 from ld3_dist.core.solver import Solver, make_solver
-from ld3_dist.models.analytic import Mixture, mixture_1d
+from ld3_dist.models.analytic.mixture import Mixture, mixture_1d
 
 WINDOW = 0.5
 PAIRS = 100
 CELLS = [(solver, nfe) for solver in ("dpmpp-2", "ipndm-2") for nfe in (3, 4)]
-CONFIG = LearnConfig(
-    gamma=0.0, offset_window=WINDOW, lr=0.03, lr_times=0.02, final_lr=1e-3, epochs=6000, batch=PAIRS, patience=6000
+CONFIG = make_config(
+    gamma=0.0,
+    offset_window=WINDOW,
+    lr=0.03,
+    lr_times=0.02,
+    final_lr=1e-3,
+    epochs=6000,
+    batch=PAIRS,
+    patience=6000,
 )
 STARTS = ("log_snr", "karras", "quadratic", "poly-3", "poly-5", "cosine", "beta", "ays-sd15")
 
@@ -58,11 +68,15 @@ def starts(solver: Solver, nfe: int, extra: int = 24) -> torch.Tensor:
     return torch.cat([made, torch.cat([ends[0], inner, ends[1]], 1)])
 
 
-def learned(solver: Solver, nfe: int, config: LearnConfig = CONFIG, extra: int = 24) -> tuple[torch.Tensor, Grid]:
+def learned(
+    solver: Solver, nfe: int, config: LearnConfig = CONFIG, extra: int = 24
+) -> tuple[torch.Tensor, Grid]:
     """Best losses [K] of the packed members, and their grids."""
     mixture, pairs = problem()
     knots = starts(solver, nfe, extra)
-    *_, last = learn(mixture, solver, knots, pairs, pairs, make_distance("l2"), config, nfe=nfe)
+    *_, last = learn(
+        Problem(mixture, solver, knots, pairs, pairs, make_distance("l2"), nfe=nfe), config
+    )
     return last.best_valid, last.best
 
 
@@ -77,11 +91,16 @@ class Search:
         self.bounds = [(0.0, 1.0)] * (self.steps - 1 + nfe)
 
     def grid(self, z: torch.Tensor) -> Grid:
-        """z [K, N-1+E] -> the grid: inner knots by their order, then where in its window each network time lies."""
+        """z [K, N-1+E] -> the grid: inner knots by their order, then where in its window each
+        network time lies.
+        """
         noise, one = self.mixture.noise, torch.ones_like(z[:, :1])
         share = torch.cat([0 * one, z[:, : self.steps - 1].sort(1).values, one], 1).diff(dim=1)
         floor = GAP_FLOOR["lambda"]
-        u = self.low + (self.high - self.low) * (floor + (1 - self.steps * floor) * share).cumsum(1)[:, :-1]
+        u = (
+            self.low
+            + (self.high - self.low) * (floor + (1 - self.steps * floor) * share).cumsum(1)[:, :-1]
+        )
         u = torch.cat([self.low * one, u, self.high * one], 1)
         knots = torch.cat([noise.t_max * one, noise.inverse(u[:, 1:-1]), noise.t_min * one], 1)
         at = noise.lam(self.solver.nominal(noise, knots, self.nfe))
@@ -112,15 +131,25 @@ class Search:
             return 1e3 * loss.item(), 1e3 * grad[0].numpy()
 
         inside = np.clip(z, 1e-6, 1 - 1e-6)
-        found = minimize(value, inside, jac=True, method="L-BFGS-B", bounds=self.bounds, options={"maxiter": 500})
+        found = minimize(
+            value, inside, jac=True, method="L-BFGS-B", bounds=self.bounds, options={"maxiter": 500}
+        )
         return found.fun / 1e3, found.x
 
     def run(self, seed: int) -> tuple[float, np.ndarray]:
         """One differential evolution, the best of its population refined."""
         found = differential_evolution(
-            self.many, self.bounds, vectorized=True, updating="deferred", popsize=8, maxiter=120, tol=1e-9,
-            polish=False, rng=seed, init="sobol",
-        )  # fmt: skip
+            self.many,
+            self.bounds,
+            vectorized=True,
+            updating="deferred",
+            popsize=8,
+            maxiter=120,
+            tol=1e-9,
+            polish=False,
+            rng=seed,
+            init="sobol",
+        )
         order = np.argsort(found.population_energies)[:4]
         return min((self.refine(found.population[i]) for i in order), key=lambda pair: pair[0])
 
@@ -141,13 +170,20 @@ def main(restarts: int = 3, solvers: tuple[str, ...] = ("dpmpp-2", "ipndm-2")) -
         grid = search.grid(torch.as_tensor(ends[0][1])[None]).member(0)
         rows.append(
             {
-                "solver": name, "nfe": nfe, "optimum": ends[0][0], "restarts": [value for value, _ in ends],
-                "learned": float(loss.min()), "ratio": float(loss.min()) / ends[0][0], "members": len(loss),
+                "solver": name,
+                "nfe": nfe,
+                "optimum": ends[0][0],
+                "restarts": [value for value, _ in ends],
+                "learned": float(loss.min()),
+                "ratio": float(loss.min()) / ends[0][0],
+                "members": len(loss),
                 "members_within_1_percent": int((loss < 1.01 * ends[0][0]).sum()),
-                "knots": grid.knots.tolist(), "evals": grid.evals.tolist(),
-                "seconds_search": round(between - began, 1), "seconds_learn": round(time.perf_counter() - between, 1),
+                "knots": grid.knots.tolist(),
+                "evals": grid.evals.tolist(),
+                "seconds_search": round(between - began, 1),
+                "seconds_learn": round(time.perf_counter() - between, 1),
             }
-        )  # fmt: skip
+        )
         print({k: v for k, v in rows[-1].items() if k not in ("knots", "evals")}, flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"window": WINDOW, "pairs": PAIRS, "cells": rows}, indent=1) + "\n")

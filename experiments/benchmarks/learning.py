@@ -1,23 +1,26 @@
-"""Learning, measured: the default preset against the published procedure, on the same pairs, side by side.
+"""Learning, measured: the default procedure against the published procedure, on the same pairs, side
+by side.
 
     python experiments/benchmarks/learning.py [--workers 2] [--cells FOLDER] [--out FILE]
 
-Digits model, teacher UniPC-3 with 20 evaluations on the Karras grid, squared distance; seed s learns from the 50 pairs
-50 s … 50 s + 49 and is selected on 50 common ones. Cells: four solvers x NFE 4, 6, 8, 10. Every worker is one process
-with one thread that takes one solver after the other; its times are CPU seconds, which other work on the machine does
-not lengthen. For every cell and seed:
+Digits model, teacher UniPC-3 with 20 evaluations on the Karras grid, squared distance; seed s
+learns from the 50 pairs 50 s … 50 s + 49 and is selected on 50 common ones. Cells: four solvers x
+NFE 4, 6, 8, 10. Every worker is one process with one thread that takes one solver after the other;
+its times are CPU seconds, which other work on the machine does not lengthen. For every cell and
+seed:
 
-    paper        preset: paper, one member from the log-SNR grid (the published start); timed for one seed
-    default      preset: default, members = 3 seeds x the default starts, packed; "search" is what finding these took
-    coefficients the same with learn.coefficients
-    neighbour    preset: default, from the solution of the next smaller NFE alone
-    time         preset: default, one member from the log-SNR grid, until it is as good as paper ended; to its own end
-                 where it never is (counted with that time, and said)
+    paper        procedure: paper, one member from the log-SNR grid (the published start); timed for
+                 one seed
+    default      procedure: default, members = 3 seeds x the default starts, packed; "search" is what
+                 finding these took coefficients the same with learn.coefficients
+    neighbour    procedure: default, from the solution of the next smaller NFE alone
+    time         procedure: default, one member from the log-SNR grid, until it is as good as paper
+                 ended; to its own end where it never is (counted with that time, and said)
 
-Then, for seed 0, 10,000 fresh samples: the Fréchet distance of the classifier's features to the reference, beside the
-teacher's own, and on the first 2,000 of them that to the teacher's and the loss (of paper, only that); of the best
-hand-made grid and the best of the default starts too. Finished cells are kept in CELLS and not run again.
-"""
+Then, for seed 0, 10,000 fresh samples: the Fréchet distance of the classifier's features to the
+reference, beside the teacher's own, and on the first 2,000 of them that to the teacher's and the
+loss (of paper, only that); of the best hand-made grid and the best of the default starts too.
+Finished cells are kept in CELLS and not run again."""
 
 from __future__ import annotations
 
@@ -33,37 +36,42 @@ from pathlib import Path
 
 import pandas
 import torch
+from ld3_dist.single import STARTS
 from pairs import generate, teacher_pairs
 from torch import Tensor
 
 from ld3_dist.core.denoiser import map_condition
-from ld3_dist.core.descent import Descent
 from ld3_dist.core.distance import make_distance
+from ld3_dist.core.features import Extractor, FeatureMoments
 from ld3_dist.core.grid import discretize, lam_range, resample
-from ld3_dist.core.learn import LearnConfig, Pairs, Progress, learn
+from ld3_dist.core.learning.descent import Descent
+from ld3_dist.core.learning.learn import LearnConfig, Pairs, Problem, Progress, learn, make_config
 from ld3_dist.core.noise import NoiseSchedule
 from ld3_dist.core.solver import Solver, Tableau, make_solver
-from ld3_dist.metrics.extractors import Extractor, open_extractor
-from ld3_dist.metrics.statistics import FeatureMoments, FeatureStatistics, frechet_distance
-from ld3_dist.models import LoadedModel, open_model
-from ld3_dist.single import STARTS
-from ld3_dist.tasks.context import start_knots
+from ld3_dist.metrics.extractors import open_extractor
+from ld3_dist.metrics.statistics import FeatureStatistics, frechet_distance
+from ld3_dist.models import Model, open_model
+from ld3_dist.schedule.starts import start_knots
 
 SOLVERS, NFES, SEEDS = ("unipc-3", "ipndm-3", "dpmpp-3", "ddim"), (4, 6, 8, 10), (0, 1, 2)
 HAND_MADE = ("log_snr", "karras")
 UNLEARNED = {"hand-made": HAND_MADE, "start": STARTS["default"]}
 FRECHET = ("FID", "FID to teacher")
 COUNT, FRESH, SCORED, TEACHER_NFE = 50, 2_000, 10_000, 20
-DEFAULT, COEFFICIENTS, PAPER = LearnConfig.of(), LearnConfig.of(coefficients=True), LearnConfig.of("paper")
+DEFAULT, COEFFICIENTS, PAPER = (
+    make_config(),
+    make_config(coefficients=True),
+    make_config("paper"),
+)
 L2 = make_distance("l2")
 
 
 @dataclass
 class Ground:
-    """The model, its pairs to learn from, to select by and to measure on; features' moments over the data, over the
-    teacher's samples and over the first FRESH of these."""
+    """The model, its pairs to learn from, to select by and to measure on; features' moments over
+    the data, over the teacher's samples and over the first FRESH of these."""
 
-    opened: LoadedModel
+    opened: Model
     train: Pairs
     valid: Pairs
     fresh: Pairs
@@ -81,21 +89,26 @@ class Ground:
         extractor = open_extractor("auto", opened)
         assert extractor is not None
         found = features(extractor, fresh.target)
-        data, teacher, near = map(moments, (extractor.data_features(), found, found[:FRESH]))
-        return cls(opened, learning[COUNT:], learning[:COUNT], fresh, extractor, data, teacher, near)
+        data, teacher, near = map(
+            moments, (extractor.features_of(opened.data), found, found[:FRESH])
+        )
+        return cls(
+            opened, learning[COUNT:], learning[:COUNT], fresh, extractor, data, teacher, near
+        )
 
 
-def run(ground: Ground, solver: Solver, nfe: int, knots: Tensor, config: LearnConfig, seeds: list[int]) -> Iterator:
+def run(
+    ground: Ground, solver: Solver, nfe: int, knots: Tensor, config: LearnConfig, seeds: list[int]
+) -> Iterator:
     """Learn members with the pairs of their seeds."""
     subsets = torch.stack([torch.arange(COUNT) + COUNT * s for s in seeds])
-    yield from learn(
-        ground.opened.denoiser, solver, knots, ground.train, ground.valid, L2, config,
-        nfe=nfe, seeds=seeds, subsets=subsets,
-    )  # fmt: skip
+    yield from learn(Problem(ground.opened.denoiser, solver, knots, ground.train, ground.valid, L2, nfe=nfe, seeds=seeds, subsets=subsets), config)  # fmt: skip
 
 
 def last(noise: NoiseSchedule, run: Iterator[Progress]) -> tuple[Progress, float, float, bool]:
-    """(the end, seconds, the least gap as a share of the lambda range over all epochs, whether all was finite)."""
+    """(the end, seconds, the least gap as a share of the lambda range over all epochs, whether all
+    was finite).
+    """
     began, gap, finite, progress = time.process_time(), math.inf, True, None
     for progress in run:
         lam = noise.lam(progress.best.knots)
@@ -107,34 +120,61 @@ def last(noise: NoiseSchedule, run: Iterator[Progress]) -> tuple[Progress, float
     return progress, time.process_time() - began, gap, finite
 
 
-def packed(ground: Ground, solver: Solver, nfe: int, starts: list[Tensor], config: LearnConfig) -> dict:
+def packed(
+    ground: Ground, solver: Solver, nfe: int, starts: list[Tensor], config: LearnConfig
+) -> dict:
     """Three seeds x starts at once: each seed's best member."""
     members = [(s, knots) for s in SEEDS for knots in starts]
     end, seconds, gap, finite = last(
         ground.opened.denoiser.noise,
-        run(ground, solver, nfe, torch.stack([k for _, k in members]), config, [s for s, _ in members]),
+        run(
+            ground,
+            solver,
+            nfe,
+            torch.stack([k for _, k in members]),
+            config,
+            [s for s, _ in members],
+        ),
     )
     best = end.best_valid.view(len(SEEDS), -1).argmin(1) + torch.arange(len(SEEDS)) * len(starts)
     return {
-        "loss": end.best_valid[best].tolist(), "seconds": seconds / len(SEEDS), "gap": gap, "finite": finite,
-        "start": (best % len(starts)).tolist(), "members": end.best_valid.tolist(), "epochs": end.epoch,
-        "knots": end.best.knots[best].tolist(), "table": table_of(end.tableau, int(best[0])),
-    }  # fmt: skip
+        "loss": end.best_valid[best].tolist(),
+        "seconds": seconds / len(SEEDS),
+        "gap": gap,
+        "finite": finite,
+        "start": (best % len(starts)).tolist(),
+        "members": end.best_valid.tolist(),
+        "epochs": end.epoch,
+        "knots": end.best.knots[best].tolist(),
+        "table": table_of(end.tableau, int(best[0])),
+    }
 
 
 def paper(ground: Ground, solver: Solver, nfe: int, knots: Tensor) -> dict:
-    """The published procedure: the first seed alone, as it was published, and timed; the others side by side."""
+    """The published procedure: the first seed alone, as it was published, and timed; the others
+    side by side.
+    """
     noise, others = ground.opened.denoiser.noise, list(SEEDS[1:])
     alone = last(noise, run(ground, solver, nfe, knots[None], PAPER, [SEEDS[0]]))
-    ends = [alone, last(noise, run(ground, solver, nfe, knots.repeat(len(others), 1), PAPER, others))]
+    ends = [
+        alone,
+        last(noise, run(ground, solver, nfe, knots.repeat(len(others), 1), PAPER, others)),
+    ]
     return {
-        "loss": [loss for end, *_ in ends for loss in end.best_valid.tolist()], "seconds": alone[1],
-        "gap": min(e[2] for e in ends), "finite": all(e[3] for e in ends), "table": table_of(alone[0].tableau, 0),
-    }  # fmt: skip
+        "loss": [loss for end, *_ in ends for loss in end.best_valid.tolist()],
+        "seconds": alone[1],
+        "gap": min(e[2] for e in ends),
+        "finite": all(e[3] for e in ends),
+        "table": table_of(alone[0].tableau, 0),
+    }
 
 
-def time_to(ground: Ground, solver: Solver, nfe: int, knots: Tensor, goals: list[float]) -> list[tuple[float, bool]]:
-    """By seed: seconds until one member from the published start is as good as its goal, and whether it ever was."""
+def time_to(
+    ground: Ground, solver: Solver, nfe: int, knots: Tensor, goals: list[float]
+) -> list[tuple[float, bool]]:
+    """By seed: seconds until one member from the published start is as good as its goal, and
+    whether it ever was.
+    """
     found = []
     for s, goal in zip(SEEDS, goals, strict=True):
         began, reached = time.process_time(), False
@@ -152,14 +192,21 @@ def table_of(tableau: Tableau, k: int) -> list:
 
 
 def fresh(ground: Ground, table: list, scored: bool) -> dict[str, float]:
-    """Loss on 2,000 fresh pairs and, where asked for, the Fréchet distance of 10,000 fresh samples."""
+    """The loss on 2,000 fresh pairs; with `scored`, the Fréchet distance of 10,000 fresh samples
+    too.
+    """
     pairs = ground.fresh if scored else ground.fresh[:FRESH]
-    made = generate(ground.opened, Tableau(*(torch.tensor(v, dtype=torch.float64) for v in table)), pairs)
+    made = generate(
+        ground.opened, Tableau(*(torch.tensor(v, dtype=torch.float64) for v in table)), pairs
+    )
     loss = float(L2(made[:FRESH], pairs.target[:FRESH]).double().mean())
     if not scored:
         return {"loss": loss}
     found = features(ground.extractor, made)
-    distances = frechet_distance(ground.data, moments(found)), frechet_distance(ground.near, moments(found[:FRESH]))
+    distances = (
+        frechet_distance(ground.data, moments(found)),
+        frechet_distance(ground.near, moments(found[:FRESH])),
+    )
     return {"loss": loss} | dict(zip(FRECHET, distances, strict=True))
 
 
@@ -189,12 +236,17 @@ def cells(name: str, folder: Path) -> None:
             before = json.loads(file.read_text())["default"]["knots"][0]
             continue
         began = time.process_time()
-        starts = [start_knots(start, ground.opened, solver, nfe, ground.train) for start in STARTS["default"]]
+        starts = [
+            start_knots(start, ground.opened, solver, nfe, ground.train)
+            for start in STARTS["default"]
+        ]
         search = time.process_time() - began
         grids = dict(zip(STARTS["default"], starts, strict=True))
         grids |= {grid: discretize(noise, solver.steps(nfe), grid) for grid in HAND_MADE}
         (published,) = (grids[start] for start in STARTS["paper"])
-        first = next(run(ground, solver, nfe, torch.stack([*grids.values()]), DEFAULT, [0] * len(grids)))
+        first = next(
+            run(ground, solver, nfe, torch.stack([*grids.values()]), DEFAULT, [0] * len(grids))
+        )
         found = dict(zip(grids, first.valid.tolist(), strict=True))
         row = {"solver": name, "nfe": nfe, "grids": found, "search": search}
         row["paper"] = paper(ground, solver, nfe, published)
@@ -216,17 +268,32 @@ def cells(name: str, folder: Path) -> None:
 
 
 def iteration(ground: Ground, name: str, threads: int, members: int = 1) -> dict[str, float]:
-    """Seconds of an iteration of learning and of the bare network, forward and backward, on the same batch."""
+    """Seconds of an iteration of learning and of the bare network, forward and backward, on the
+    same batch.
+    """
     torch.set_num_threads(threads)
     nfe, denoiser = 6, ground.opened.denoiser
-    solver, config = make_solver(name), LearnConfig.of(epochs=6, patience=99)
+    solver, config = make_solver(name), make_config(epochs=6, patience=99)
     knots = discretize(denoiser.noise, solver.steps(nfe), "log_snr").repeat(members, 1)
     session = Descent(
-        denoiser, solver, knots, ground.train[:COUNT], ground.valid, L2, config, seeds=list(range(members))
+        Problem(
+            denoiser,
+            solver,
+            knots,
+            ground.train[:COUNT],
+            ground.valid,
+            L2,
+            seeds=list(range(members)),
+        ),
+        config,
     )
     rows = members * config.batch
-    x = (denoiser.noise.prior_scale * ground.train.noise[:COUNT]).repeat(-(-rows // COUNT), 1, 1, 1)[:rows]
-    condition = map_condition(lambda c: c[:COUNT].repeat(-(-rows // COUNT))[:rows], ground.train.condition)
+    x = (denoiser.noise.prior_scale * ground.train.noise[:COUNT]).repeat(
+        -(-rows // COUNT), 1, 1, 1
+    )[:rows]
+    condition = map_condition(
+        lambda c: c[:COUNT].repeat(-(-rows // COUNT))[:rows], ground.train.condition
+    )
     session.epoch(1)
     learning, bare = [], []
     for epoch in range(2, config.epochs + 1):  # in turns, so that both see the same machine
@@ -266,11 +333,15 @@ def mean(values: Iterable[float]) -> float:
 def table(rows: list[dict]) -> tuple[list[str], dict]:
     """What is printed, and what is held against the targets."""
     lines, faster, gaps, unsound, missed = [], [], [], [], 0
-    worse: dict[str, dict[str, list[str]]] = {kind: {what: [] for what in ("loss", *FRECHET)} for kind in UNLEARNED}
+    worse: dict[str, dict[str, list[str]]] = {
+        kind: {what: [] for what in ("loss", *FRECHET)} for kind in UNLEARNED
+    }
     for row in rows:
         cell, new = f"{row['solver']}/{row['nfe']}", row["fresh"]
         loss = {
-            kind: mean(row[kind]["loss"]) for kind in ("paper", "default", "coefficients", "neighbour") if kind in row
+            kind: mean(row[kind]["loss"])
+            for kind in ("paper", "default", "coefficients", "neighbour")
+            if kind in row
         }
         speeds = [row["paper"]["seconds"] / seconds for seconds, _ in row["time"]]
         missed += sum(not reached for _, reached in row["time"])
@@ -283,12 +354,19 @@ def table(rows: list[dict]) -> tuple[list[str], dict]:
                 "default/paper": loss["default"] / loss["paper"],
                 "coefficients/default": loss["coefficients"] / loss["default"],
                 "neighbour/default": loss.get("neighbour", math.nan) / loss["default"],
-                "search s": row["search"], "paper s": row["paper"]["seconds"],
-                "to paper's loss s": mean([seconds for seconds, _ in row["time"]]), "times faster": mean(speeds),
+                "search s": row["search"],
+                "paper s": row["paper"]["seconds"],
+                "to paper's loss s": mean([seconds for seconds, _ in row["time"]]),
+                "times faster": mean(speeds),
             }
             | {f"fresh {kind}": at["loss"] for kind, at in new.items()}
-            | {f"{what}, {kind}": at[what] for what in FRECHET for kind, at in new.items() if what in at}
-        )  # fmt: skip
+            | {
+                f"{what}, {kind}": at[what]
+                for what in FRECHET
+                for kind, at in new.items()
+                if what in at
+            }
+        )
         for kind in ("default", "coefficients"):
             gaps.append(row[kind]["gap"])
             unsound += [f"{cell} {kind}"] * (not row[kind]["finite"])
@@ -297,19 +375,26 @@ def table(rows: list[dict]) -> tuple[list[str], dict]:
                     cells_ += [f"{cell} {kind}"] * (new[kind][what] > new[than][what])
     whole = pandas.DataFrame(lines)
     summary = {
-        "default / paper": mean(whole["default/paper"]), "default / paper, worst cell": max(whole["default/paper"]),
+        "default / paper": mean(whole["default/paper"]),
+        "default / paper, worst cell": max(whole["default/paper"]),
         "paper's time / default's to paper's loss": mean(faster),
         "seeds that never reach it": missed,
         "coefficients / default": mean(whole["coefficients/default"]),
         "neighbour's start / default": mean(whole["neighbour/default"].dropna()),
-        "smallest gap": min(gaps), "not finite": unsound, "worse on fresh samples than the best grid": worse,
-    }  # fmt: skip
-    text = whole.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.3g}", line_width=170)
+        "smallest gap": min(gaps),
+        "not finite": unsound,
+        "worse on fresh samples than the best grid": worse,
+    }
+    text = whole.to_string(
+        index=False, na_rep="", float_format=lambda value: f"{value:.3g}", line_width=170
+    )
     return text.splitlines(), summary
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--solvers", nargs="+", default=SOLVERS)
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/learning.json"))
@@ -328,7 +413,11 @@ def main() -> None:
     summary["the teacher's own Fréchet distance"] = frechet_distance(ground.data, ground.teacher)
     fast = speed(ground)
     print("\n".join(lines), json.dumps(summary | fast, indent=1), sep="\n")
-    machine = {"cpu": platform.processor() or platform.machine(), "workers": asked.workers, "torch": torch.__version__}
+    machine = {
+        "cpu": platform.processor() or platform.machine(),
+        "workers": asked.workers,
+        "torch": torch.__version__,
+    }
     whole = {"machine": machine, "summary": summary, "speed": fast, "table": lines, "cells": rows}
     asked.out.write_text(json.dumps(whole, indent=1) + "\n")
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from ld3_dist.core.grid import discretize
-from ld3_dist.core.learn import Pairs
+from ld3_dist.core.learning.learn import Pairs
 from ld3_dist.core.sample import draw_noise, sample
 from ld3_dist.core.solver import Tableau, make_solver
-from ld3_dist.models import LoadedModel
+from ld3_dist.models import Model
 
 
-def teacher_pairs(opened: LoadedModel, nfe: int, start: int, stop: int) -> Pairs:
+def teacher_pairs(opened: Model, nfe: int, start: int, stop: int) -> Pairs:
     """Pairs of a range of samples; teacher UniPC-3 with `nfe` evaluations on the Karras grid."""
     teacher, noise = make_solver("unipc-3"), opened.denoiser.noise
     table = teacher.tableau(noise, teacher.coupled(noise, discretize(noise, nfe, "karras")))
@@ -23,8 +23,10 @@ def teacher_pairs(opened: LoadedModel, nfe: int, start: int, stop: int) -> Pairs
 
 
 @torch.no_grad()
-def generate(opened: LoadedModel, table: Tableau, pairs: Pairs) -> Tensor:
+def generate(opened: Model, table: Tableau, pairs: Pairs) -> Tensor:
     """Samples [B, *shape] of a schedule from the noise of `pairs`."""
     parts = [pairs[i] for i in torch.arange(len(pairs)).split(250)]
     scale = opened.denoiser.noise.prior_scale
-    return torch.cat([sample(opened.denoiser, table, scale * part.noise, part.condition) for part in parts])
+    return torch.cat(
+        [sample(opened.denoiser, table, scale * part.noise, part.condition) for part in parts]
+    )

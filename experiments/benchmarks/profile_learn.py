@@ -1,11 +1,12 @@
-"""Where learning spends its time: the share of `learn`'s wall time inside the network, forward and backward.
+"""Where learning spends its time: the share of `learn`'s wall time inside the network, forward and
+backward.
 
-    python experiments/benchmarks/profile_learn.py [--threads 2] [--out results/benchmarks/profile_learn.json]
+    python experiments/benchmarks/profile_learn.py [--threads 2] [--out
+    results/benchmarks/profile_learn.json]
 
-The network is wrapped in two identities that note the time when the forward pass enters and leaves it, and when the
-backward pass does. On a CPU autograd runs the nodes of one evaluation one after the other, so what lies between is the
-network and nothing else.
-"""
+The network is wrapped in two identities that note the time when the forward pass enters and leaves
+it, and when the backward pass does. On a CPU autograd runs the nodes of one evaluation one after
+the other, so what lies between is the network and nothing else."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from pairs import teacher_pairs
 
 from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import discretize
-from ld3_dist.core.learn import LearnConfig, learn
+from ld3_dist.core.learning.learn import Problem, learn, make_config
 from ld3_dist.core.solver import make_solver
 from ld3_dist.models import open_model
 
@@ -43,9 +44,9 @@ class Entry(torch.autograd.Function):
         return x.view_as(x), t.view_as(t)
 
     @staticmethod
-    def backward(ctx, grad_x, grad_t):
+    def backward(ctx, *grad_outputs):
         ctx.clock.backward += time.perf_counter() - ctx.clock.started
-        return grad_x, grad_t, None
+        return *grad_outputs, None
 
 
 class Exit(torch.autograd.Function):
@@ -57,9 +58,9 @@ class Exit(torch.autograd.Function):
         return out.view_as(out)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, *grad_outputs):
         ctx.clock.started = time.perf_counter()
-        return grad, None
+        return *grad_outputs, None
 
 
 class Timed:
@@ -85,9 +86,18 @@ def measure(solver_name: str, nfe: int, members: int, gamma: float, epochs: int)
     pairs = teacher_pairs(opened, 20, 0, 100)
     solver, clock = make_solver(solver_name), Clock()
     knots = discretize(schedule, solver.steps(nfe), "log_snr").repeat(members, 1)
-    config = LearnConfig(gamma=gamma, epochs=epochs, patience=epochs)
+    config = make_config(gamma=gamma, epochs=epochs, patience=epochs)
     run = learn(
-        Timed(opened.denoiser, clock), solver, knots, pairs[:50], pairs[50:], make_distance("l2"), config, nfe=nfe
+        Problem(
+            Timed(opened.denoiser, clock),
+            solver,
+            knots,
+            pairs[:50],
+            pairs[50:],
+            make_distance("l2"),
+            nfe=nfe,
+        ),
+        config,
     )
     next(run)  # the first validation warms up
     clock.forward = clock.backward = 0.0
@@ -97,13 +107,21 @@ def measure(solver_name: str, nfe: int, members: int, gamma: float, epochs: int)
     wall = time.perf_counter() - start
     inside = clock.forward + clock.backward
     return {
-        "solver": solver_name, "nfe": nfe, "members": members, "gamma": gamma, "wall_s": round(wall, 2),
-        "forward_s": round(clock.forward, 2), "backward_s": round(clock.backward, 2), "share": round(inside / wall, 3),
-    }  # fmt: skip
+        "solver": solver_name,
+        "nfe": nfe,
+        "members": members,
+        "gamma": gamma,
+        "wall_s": round(wall, 2),
+        "forward_s": round(clock.forward, 2),
+        "backward_s": round(clock.backward, 2),
+        "share": round(inside / wall, 3),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--out", type=Path)
@@ -115,12 +133,14 @@ def main() -> None:
         f"{'wall s':>7} {'forward s':>10} {'backward s':>11} {'share':>6}"
     )
     for solver, nfe, members, gamma in (
-        ("unipc-3", 5, 1, 0.0), ("unipc-3", 5, 3, 0.001), ("dpmpp-3", 4, 6, 0.001), ("ipndm-3", 8, 3, 0.001),
+        ("unipc-3", 5, 1, 0.0), ("unipc-3", 5, 3, 0.001),
+        ("dpmpp-3", 4, 6, 0.001), ("ipndm-3", 8, 3, 0.001),
     ):  # fmt: skip
         r = measure(solver, nfe, members, gamma, asked.epochs)
         rows.append(r)
         print(
-            f"{solver:>8} {nfe:>4} {members:>8} {gamma:>6} {r['wall_s']:>7} {r['forward_s']:>10} {r['backward_s']:>11} "
+            f"{solver:>8} {nfe:>4} {members:>8} {gamma:>6} {r['wall_s']:>7} {r['forward_s']:>10} "
+            f"{r['backward_s']:>11} "
             f"{r['share']:>6.1%}"
         )
     if asked.out:
@@ -131,7 +151,9 @@ def main() -> None:
         }
         command = " ".join(["python", "experiments/benchmarks/profile_learn.py", *sys.argv[1:]])
         asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(json.dumps({"command": command, "machine": machine, "rows": rows}, indent=1) + "\n")
+        asked.out.write_text(
+            json.dumps({"command": command, "machine": machine, "rows": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What a table costs: to build, to differentiate, and as a share of a learning iteration on the digits model.
+"""What a table costs: to build, to differentiate, and as a share of a learning iteration on the
+digits model.
 
     python experiments/benchmarks/tableau.py [--out results/benchmarks/tableau.json]
 
-Every solver at 8 evaluations on EDM, VP linear and VP discrete, for K = 1 and K = 64 members. Times are the least of
-many repetitions, because others may be using the machine; the limits are 2 ms to build and 4 ms to differentiate. The
-share is (build + backward) over one iteration of `learn` (batch 10, hard and soft teacher forcing), medians of
-interleaved runs.
-"""
+Every solver at 8 evaluations on EDM, VP linear and VP discrete, for K = 1 and K = 64 members. Times
+are the least of many repetitions, because others may be using the machine; the limits are 2 ms to
+build and 4 ms to differentiate. The share is (build + backward) over one iteration of `learn`
+(batch 10, hard and soft teacher forcing), medians of interleaved runs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from ld3_dist.core.descent import Descent
 from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import Grid, discretize
-from ld3_dist.core.learn import LearnConfig, Pairs
+from ld3_dist.core.learning.descent import Descent
+from ld3_dist.core.learning.learn import Pairs, Problem, make_config
 from ld3_dist.core.noise import EDM, NoiseSchedule, VPDiscrete, VPLinear
 from ld3_dist.core.sample import draw_noise
 from ld3_dist.core.solver import SOLVERS, make_solver
@@ -31,7 +31,9 @@ from ld3_dist.models import load_model
 
 NFE = 8
 REPEATS = 60
-STABLE_DIFFUSION = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+STABLE_DIFFUSION = (
+    1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+).cumprod(0)
 
 
 def clock(work: Callable[[], object]) -> float:
@@ -42,14 +44,20 @@ def clock(work: Callable[[], object]) -> float:
 
 
 def table(name: str, noise: NoiseSchedule, members: int) -> tuple[float, float]:
-    """Least milliseconds of building a table with its graph, and of the backward pass to knots and network times."""
+    """Least milliseconds of building a table with its graph, and of the backward pass to knots and
+    network times.
+    """
     solver = make_solver(name)
-    knots = discretize(noise, solver.steps(NFE), "log_snr").expand(members, -1).clone().requires_grad_()
+    knots = (
+        discretize(noise, solver.steps(NFE), "log_snr").expand(members, -1).clone().requires_grad_()
+    )
     evals = solver.nominal(noise, knots.detach(), NFE).clone().requires_grad_()
     builds, backwards = [], []
     for _ in range(REPEATS):
         made = []
-        builds.append(clock(lambda made=made: made.append(solver.tableau(noise, Grid(knots, evals)))))
+        builds.append(
+            clock(lambda made=made: made.append(solver.tableau(noise, Grid(knots, evals))))
+        )
         total = made[0].evals.sum() + made[0].state.sum() + made[0].outputs.sum()
         backwards.append(clock(total.backward))
     return min(builds), min(backwards)
@@ -57,12 +65,25 @@ def table(name: str, noise: NoiseSchedule, members: int) -> tuple[float, float]:
 
 def share(name: str, members: int, gamma: float) -> dict[str, float | str | int]:
     """The table's part of a learning iteration on the digits model: built and differentiated."""
-    model = load_model("digits")
+    model = load_model("digits").denoiser
     solver, noise = make_solver(name), model.noise
     knots = discretize(noise, solver.steps(NFE), "log_snr").expand(members, -1)
     pairs = Pairs(draw_noise(0, range(20), tuple(model.shape)), torch.zeros(20, *model.shape))
-    config = LearnConfig(gamma=gamma, batch=10)
-    session = Descent(model, solver, knots, pairs, pairs, make_distance("l2"), config, NFE, None, None)
+    config = make_config(gamma=gamma, batch=10)
+    session = Descent(
+        Problem(
+            model,
+            solver,
+            knots,
+            pairs,
+            pairs,
+            make_distance("l2"),
+            nfe=NFE,
+            seeds=None,
+            subsets=None,
+        ),
+        config,
+    )
     batch, k = next(session.batches()), session.members()
     iterations, tables = [], []
     for _ in range(8):
@@ -79,17 +100,26 @@ def share(name: str, members: int, gamma: float) -> dict[str, float | str | int]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/tableau.json"))
     file = parser.parse_args().out
     torch.set_num_threads(2)
     schedules = (EDM(), VPLinear(), VPDiscrete(STABLE_DIFFUSION))
     rows = []
-    print(f"{'schedule':12} {'solver':12} {'build K=1':>10} {'K=64':>7} {'backward K=1':>13} {'K=64':>7}   (ms)")
+    print(
+        f"{'schedule':12} {'solver':12} {'build K=1':>10} {'K=64':>7} {'backward K=1':>13} "
+        f"{'K=64':>7}   (ms)"
+    )
     for noise in schedules:
         for name in SOLVERS:
             (build, back), (build_64, back_64) = table(name, noise, 1), table(name, noise, 64)
-            print(f"{noise.name:12} {name:12} {build:10.2f} {build_64:7.2f} {back:13.2f} {back_64:7.2f}", flush=True)
+            print(
+                f"{noise.name:12} {name:12} {build:10.2f} {build_64:7.2f} {back:13.2f} "
+                f"{back_64:7.2f}",
+                flush=True,
+            )
             for members, b, d in ((1, build, back), (64, build_64, back_64)):
                 row = {"schedule": noise.name, "solver": name, "members": members}
                 rows.append(row | {"build_ms": round(b, 3), "backward_ms": round(d, 3)})
@@ -105,7 +135,10 @@ def main() -> None:
         "python": platform.python_version(),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"machine": machine, "nfe": NFE, "tables": rows, "shares": shares}, indent=1) + "\n")
+    file.write_text(
+        json.dumps({"machine": machine, "nfe": NFE, "tables": rows, "shares": shares}, indent=1)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

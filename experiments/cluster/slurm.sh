@@ -4,6 +4,9 @@
 # Edit      the #SBATCH lines; ENVIRONMENT, where ld3_dist is installed (on a file system that all nodes share).
 # Storage   OUTPUT: a folder on a file system that all nodes share, or an object store by URL with credentials on every
 #           node. Node-local scratch is refused: every node is asked before anything starts.
+# Token     Ray's processes admit only who has the cluster's token. It is made in ~/.ray/auth_token, which all nodes must
+#           share; where they do not share home, put a copy on a file system that they do, and its path in
+#           RAY_AUTH_TOKEN_PATH. Whoever joins from outside needs the file and RAY_AUTH_MODE=token.
 # Run       sbatch experiments/cluster/slurm.sh experiments/quickstart.yaml /shared/runs/quickstart
 #           A preempted or timed-out job is requeued and goes on where it stopped; so does the same sbatch again.
 #           From a login node that reaches the first node, into a cluster that is already there:
@@ -25,6 +28,9 @@ experiment=${1:?"usage: sbatch slurm.sh EXPERIMENT.yaml OUTPUT"}
 output=${2:?"usage: sbatch slurm.sh EXPERIMENT.yaml OUTPUT"}
 ENVIRONMENT=${ENVIRONMENT:-"$PWD/.venv"}
 PATH="$ENVIRONMENT/bin:$PATH"
+
+export RAY_AUTH_MODE=token                # of the head, the workers and the driver alike
+ray get-auth-token --generate > /dev/null # prints the token, which does not belong into the job's output
 
 nodes=$SLURM_JOB_NUM_NODES
 cpus=${SLURM_CPUS_PER_TASK:-1}

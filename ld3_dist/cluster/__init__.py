@@ -1,1 +1,3 @@
-"""Sweeps on Ray: teacher and evaluation actors, Tune's search with Optuna's studies. Nothing else imports either."""
+"""Sweeps on Ray: teacher and evaluation actors, Tune's search with Optuna's studies. Nothing else
+imports either.
+"""

@@ -1,4 +1,4 @@
-"""What a sweep tells whoever runs it."""
+"""The events of a sweep."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Event:
-    """What happened: `stage` (teach, baselines, search, evaluate), counts so far, and a line for the log."""
+    """The state of a stage (teach, baselines, search, evaluate, score), and a line to show.
+
+    The counts are of the stage's tasks; `gain` is the largest so far over a hand-made grid."""
 
     stage: str
     done: int

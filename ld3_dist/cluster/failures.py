@@ -1,7 +1,7 @@
 """The failures table: every attempt that went wrong, with reason, machine, process and traceback.
 
-Who sees a failure first writes it down: the worker an exception of its own, the driver the death of a worker.
-"""
+Whoever sees a failure first writes it down: a worker its own exceptions, the driver the death of a
+worker."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..schedule.provenance import now
+from ..store.credentials import masked
+from ..store.process import node_name
 from ..store.storage import Storage
 from ..store.tables import read_records, write_table
-from ..tasks.context import now, where
 
 _COLOUR = re.compile(r"\x1b\[\d*m")
 
@@ -23,9 +25,22 @@ def record_failure(
     node: str | None = None, pid: int | None = None,
 ) -> None:  # fmt: skip
     """One row of the failures table."""
-    record = {"stage": stage, "item": item, "attempt": attempt, "reason": reason, "traceback": trace, "time": now()}
-    record |= {"node": node or where("cpu")["host"], "pid": pid or os.getpid()}
-    write_table(storage, "failures", f"{stage}-{item.replace('/', '_')}-{attempt}-{time.time_ns():x}", [record])
+    record = {
+        "stage": stage,
+        "item": item,
+        "attempt": attempt,
+        "reason": reason,
+        "traceback": trace,
+        "time": now(),
+    }
+    record |= {"node": node or node_name(), "pid": pid or os.getpid()}
+    record |= {"reason": masked(reason), "traceback": trace and masked(trace)}
+    write_table(
+        storage,
+        "failures",
+        f"{stage}-{item.replace('/', '_')}-{attempt}-{time.time_ns():x}",
+        [record],
+    )
 
 
 def failures_of(storage: Storage, key: str) -> list[str]:
@@ -35,20 +50,29 @@ def failures_of(storage: Storage, key: str) -> list[str]:
 
 
 def last_failure(storage: Storage, key: str) -> str:
-    """Why a trial failed last, from the failures table."""
+    """Return the reason of a trial's last failure, from the failures table."""
     names = failures_of(storage, key)
     records = read_records(storage, "failures", names[-1]) if names else None
     return str(records[0]["reason"]) if records else "the worker died"
 
 
 def death_of(trial: Any) -> dict[str, Any]:
-    """What Tune knows of a trial whose worker could not speak for itself: reason, traceback, node, pid."""
+    """Return what Tune knows of a trial that failed: reason, trace, node and pid.
+
+    It is needed where the worker died and left no record of its own."""
     file = trial.error_file
     text = Path(file).read_text(errors="replace") if file and Path(file).exists() else ""
     text = _COLOUR.sub("", text).rpartition("Failure # ")[2].partition("\n")[2].strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    reason = (lines[-1] if lines[0].startswith("ray::") else f"the worker died: {lines[0]}") if lines else ""
-    pid, node = re.search(r"pid[=:] ?(\d+)", text), re.search(r"ip[=:] ?([0-9a-fA-F.:]+[0-9a-fA-F])", text)
+    reason = (
+        (lines[-1] if lines[0].startswith("ray::") else f"the worker died: {lines[0]}")
+        if lines
+        else ""
+    )
+    pid, node = (
+        re.search(r"pid[=:] ?(\d+)", text),
+        re.search(r"ip[=:] ?([0-9a-fA-F.:]+[0-9a-fA-F])", text),
+    )
     return {
         "reason": reason or "the worker died", "trace": text or None,
         "node": node[1] if node else None, "pid": int(pid[1]) if pid else None,

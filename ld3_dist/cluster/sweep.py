@@ -1,14 +1,16 @@
-"""A sweep from teacher to report, as a generator of events: `teach -> search -> evaluate`, each stage resumable.
+"""A sweep from teacher to report, as a generator of events: `teach -> search -> evaluate`, each
+stage resumable.
 
-Whatever is already there is not done again: shards, rows and evaluations are named by what they are. Trials of a model
-start as soon as its teacher pairs are complete, while other models are still being taught.
-"""
+Whatever is already there is not done again: shards, rows and evaluations are named by what they
+are. Trials of a model start as soon as its teacher pairs are complete, while other models are still
+being taught."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -16,26 +18,24 @@ from ray.exceptions import RayError
 from ray.tune import TuneError
 
 from ..experiment.plan import Plan
-from ..experiment.settings import Experiment, Model
-from ..store.lock import acquire
-from ..store.results import load_results
+from ..experiment.settings import Experiment, ModelSettings
+from ..store.credentials import masked
+from ..store.lock import Lock, acquire, refuse_if_held
 from ..store.storage import Storage
-from ..store.tables import read_table
 from ..tasks.checkpoints import remove_finished
-from ..tasks.context import make_plan
-from ..tasks.evaluate import finish, part_name, pictures, sample_part, teacher_item
-from .connect import Sizes, connect, sizes_of
-from .evaluation import evaluation_items, others, picture_pairs
+from ..tasks.planning import make_plan
+from . import logs
+from .evaluate_stage import Evaluation
 from .events import Event
 from .failures import record_failure
-from .folder import check_claim, claim, scratch
-from .head import HeadWatch, room_for
-from .log import Log, logged, timed
-from .nodes import check_nodes, versions
-from .pool import Done, Failed, Pool, Task, Waiting
-from .prepare import Preparation
-from .search import SearchRun
-from .trackers import check_trackers
+from .output_folder import check_claim, claim, scratch
+from .ray.connect import Sizes, connect, sizes_of
+from .ray.liveness import HeadWatch, room_for
+from .ray.nodes import check_nodes, versions
+from .ray.pool import Call, Done, Failed, Pool, Task, Waiting
+from .search.trackers import check_trackers
+from .search.tune_run import SearchRun
+from .teach_stage import Preparation
 
 LOOK_EVERY = 30.0
 """Seconds between two looks at whether any node can still hold a trial."""
@@ -50,47 +50,81 @@ class Sweep:
     address: str | None = None
     stages: tuple[str, ...] = ("teach", "search", "evaluate")
     failures: int = 0
-    log: Log = field(init=False)
     watch: HeadWatch | None = None
-
-    def __post_init__(self) -> None:
-        self.log = Log(self.storage, "driver")
+    lock: Lock | None = None
+    log: logs.SweepHandler | None = None
 
     def run(self) -> Iterator[Event]:
         """Do what is missing.
 
-        Raises InputError before anything is written if it cannot be done, RuntimeError if the cluster or the storage
-        fails for good on the way; what is finished by then is kept.
-        """
-        plan = make_plan(self.experiment)
-        check_trackers(self.experiment)
-        check_claim(self.storage, plan)
-        self.storage.check_writable()
-        connect(self.address)
+        Raises InputError before anything is written if it cannot be done, RuntimeError if the
+        cluster or the storage fails for good on the way, or another driver takes the folder over;
+        what is finished by then is kept."""
+        try:
+            with contextlib.suppress(OSError):  # what cannot be read is refused below, in words
+                refuse_if_held(self.storage)
+            plan = make_plan(self.experiment)
+            check_trackers(self.experiment)
+            check_claim(self.storage, plan)
+            self.storage.check_writable()
+            with acquire(self.storage) as self.lock:
+                connect(self.address)
+                yield from self._on_the_cluster(plan)
+        except (RayError, TuneError, OSError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            what = "storage" if isinstance(error, OSError) else "the Ray cluster"
+            raise RuntimeError(
+                masked(f"{what}: {lines[-1]} (everything finished is kept)")
+            ) from error
+
+    def _on_the_cluster(self, plan: Plan) -> Iterator[Event]:
+        """The stages, once the folder is ours and Ray is there."""
         try:
             if self.address is not None:
                 check_nodes(self.storage)
             sizes = sizes_of(self.experiment)
-            with acquire(self.storage):
-                claim(self.storage, plan)
-                self.storage.sweep_temporary()
-                remove_finished(self.storage)
-                about = self._about(plan, sizes)
-                with timed(self.log, "sweep", self.experiment.name, **about), scratch(self.storage) as folder:
-                    try:
-                        yield from self._stages(plan, sizes, folder)
-                    finally:
-                        self._disconnect()  # no worker outlives the lock
-        except (RayError, TuneError, OSError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            what = "storage" if isinstance(error, OSError) else "the Ray cluster"
-            raise RuntimeError(f"{what}: {lines[-1]} (everything finished is kept)") from error
+            claim(self.storage, plan)
+            self.storage.sweep_temporary()
+            remove_finished(self.storage)
+            with (
+                logs.driver_log(self.storage) as self.log,
+                logs.timed("sweep", self.experiment.name, **self._about(plan, sizes)),
+                scratch(self.storage) as folder,
+            ):
+                try:
+                    yield from self._with_warnings(self._stages(plan, sizes, folder), self.log)
+                finally:
+                    self._disconnect()
         finally:
-            self._disconnect()
+            self._disconnect()  # no worker outlives the lock
+
+    def _with_warnings(self, events: Iterator[Event], log: logs.SweepHandler) -> Iterator[Event]:
+        """The events, and after each the warnings logged meanwhile, each text once."""
+        said: set[str] = set()
+        for event in events:
+            yield event
+            for warning in log.take_warnings():
+                if warning not in said:
+                    said.add(warning)
+                    yield replace(event, message=f"warning: {warning}")
+
+    def _warn(self, warning: str) -> None:
+        """Pass a worker's warning on to the terminal."""
+        if self.log is not None:
+            self.log.show(warning)
+
+    def _check(self) -> None:
+        """Raise RuntimeError if the cluster is gone or the folder another driver's."""
+        if self.watch is not None:
+            self.watch.check()
+        if self.lock is not None:
+            self.lock.check()
 
     @property
     def reachable(self) -> bool:
-        """May Ray be called? Without the cluster's head such calls block until Ray ends the process."""
+        """True if Ray may be called. Without the cluster's head such calls block until Ray ends the
+        process.
+        """
         return self.watch is None or self.watch.answers
 
     def _disconnect(self) -> None:
@@ -98,26 +132,32 @@ class Sweep:
             ray.shutdown()
 
     def _about(self, plan: Plan, sizes: Sizes) -> dict[str, Any]:
-        """What the log says of a sweep at its start and end."""
-        about = {"fingerprint": plan.fingerprint, "address": self.address, "nodes": len(ray.nodes())}
+        """Facts that the log gives of a sweep at its start and end."""
+        about = {
+            "fingerprint": plan.fingerprint,
+            "address": self.address,
+            "nodes": len(ray.nodes()),
+        }
         return about | {"trial": sizes.trial, "actor": sizes.actor, "versions": versions()}
 
     def _stages(self, plan: Plan, sizes: Sizes, folder: str) -> Iterator[Event]:
         self.watch = HeadWatch()
         ready: set[str] = set()
         searching = "search" in self.stages
-        run = SearchRun(plan, self.storage, ready, folder, sizes.trial, sizes.trials, self.log)
+        run = SearchRun(plan, self.storage, ready, folder, sizes.trial, sizes.trials, self._warn)
         try:
             with self._pool(sizes) as pool:
 
-                def on_ready(model: Model) -> None:
+                def on_ready(model: ModelSettings) -> None:
                     ready.add(model.label)
                     if searching:
                         pool.release_idle = True
                         run.start()
 
-                prepare = Preparation(plan, self.storage, pool, self._note, on_ready, baselines=searching)
-                with timed(self.log, "teach", None):
+                prepare = Preparation(
+                    plan, self.storage, pool, self._note, on_ready, baselines=searching
+                )
+                with logs.timed("teach", None):
                     for event in prepare.run():
                         yield event
                         yield from self._search_events(run)
@@ -130,28 +170,42 @@ class Sweep:
             run.stop()
         if prepare.unmade:
             labels = ", ".join(sorted(prepare.unmade))
-            raise RuntimeError(f"teacher pairs of {labels} could not all be made; see the failures, then run again")
+            raise RuntimeError(
+                f"teacher pairs of {labels} could not all be made; see the failures, then run again"
+            )
         if "evaluate" in self.stages:
-            with self._pool(sizes) as pool:
-                yield from self._evaluate(plan, pool)
+            yield from self._evaluate(plan, sizes)
 
     def _pool(self, sizes: Sizes) -> Pool:
         asked, storage = self.experiment.resources, self.storage
+
+        def call(task: Task) -> Call:
+            return logs.logged, (storage, task.stage, task.item, task.function, task.arguments)
+
         return Pool(
-            sizes.actors, sizes.actor["cpu"], sizes.actor["gpu"], asked.retries, asked.deadline,
-            lambda task: (logged, (storage, task.stage, task.item, task.function, task.arguments)),
-            lambda: self.watch.check() if self.watch else None,
-        )  # fmt: skip
+            sizes.actors,
+            sizes.actor["cpu"],
+            sizes.actor["gpu"],
+            asked.retries,
+            asked.deadline,
+            call,
+            self._check,
+            self._warn,
+        )
 
     def _work(
-        self, stage: str, pool: Pool, tasks: list[Task], on_done: Callable[[Done], None] | None = None
+        self,
+        stage: str,
+        pool: Pool,
+        tasks: list[Task],
+        on_done: Callable[[Done], None] | None = None,
     ) -> Iterator[Event]:
         """Run tasks on a pool and report them as events of a stage."""
         if not tasks:
             return
         done = failed = 0
         yield Event(stage, 0, len(tasks), running=min(len(tasks), pool.count))
-        with timed(self.log, stage, None, tasks=len(tasks)):
+        with logs.timed(stage, None, tasks=len(tasks)):
             pool.add(tasks)
             for outcome in pool.run():
                 message = ""
@@ -165,20 +219,43 @@ class Sweep:
                     message = self._note(outcome)
                     failed += outcome.final
                 left = len(tasks) - done - failed
-                yield Event(stage, done, len(tasks), running=min(left, pool.count), failed=failed, message=message)
+                yield Event(
+                    stage,
+                    done,
+                    len(tasks),
+                    running=min(left, pool.count),
+                    failed=failed,
+                    message=message,
+                )
         self.failures += failed
 
     def _note(self, failure: Failed) -> str:
         stage, item, attempt = failure.task.stage, failure.task.item, failure.attempt
-        self.log.write(
-            "fail" if failure.final else "retry", stage, item, attempt=attempt, reason=failure.reason,
-            worker_node=failure.node, worker_pid=failure.pid,
-        )  # fmt: skip
-        record_failure(self.storage, stage, item, attempt, failure.reason, failure.traceback, failure.node, failure.pid)
-        return f"{stage} {item}, attempt {attempt}: {failure.reason}" + ("; given up" if failure.final else "; again")
+        logs.write(
+            "fail" if failure.final else "retry",
+            stage,
+            item,
+            attempt=attempt,
+            reason=failure.reason,
+            worker_node=failure.node,
+            worker_pid=failure.pid,
+        )
+        record_failure(
+            self.storage,
+            stage,
+            item,
+            attempt,
+            failure.reason,
+            failure.traceback,
+            failure.node,
+            failure.pid,
+        )
+        return f"{stage} {item}, attempt {attempt}: {failure.reason}" + (
+            "; given up" if failure.final else "; again"
+        )
 
     def _search_events(self, run: SearchRun, timeout: float = 0.0) -> Iterator[Event]:
-        """What the search has done since the last call."""
+        """Report what the search has done since the last call."""
         for event in run.drain(timeout):
             message = ""
             run.done += event.kind == "done"
@@ -191,13 +268,14 @@ class Sweep:
             yield run.state(message)
 
     def _watch(self, run: SearchRun, sizes: Sizes) -> Iterator[Event]:
-        """The rest of the search. Raises RuntimeError when no node of the cluster can hold a trial any more."""
+        """The rest of the search. Raises RuntimeError when no node of the cluster can hold a trial
+        any more.
+        """
         run.best.read()
-        self.log.write("start", "search", None, trials=run.searcher.total)
+        logs.write("start", "search", None, trials=run.searcher.total)
         room = looked = time.monotonic()
         while run.thread.is_alive() or not run.events.empty():
-            if self.watch:
-                self.watch.check()
+            self._check()
             yield from self._search_events(run, timeout=1.0)
             now = time.monotonic()
             if now - looked > LOOK_EVERY and self.reachable:
@@ -205,47 +283,34 @@ class Sweep:
                 if room_for(sizes.trial):
                     room = now
                 elif now - room > self.experiment.resources.deadline:
-                    raise RuntimeError(f"for {now - room:.0f} s no node of the cluster could hold a trial")
+                    raise RuntimeError(
+                        f"for {now - room:.0f} s no node of the cluster could hold a trial"
+                    )
                 else:
                     yield run.state("no node of the cluster can hold a trial; waiting for one")
         if run.error is not None:
             raise run.error
         self.failures += run.failed
         found = run.searcher.found
-        self.log.write("end", "search", None, done=run.done, found=found, failed=run.failed, gain=run.best.value)
+        logs.write(
+            "end",
+            "search",
+            None,
+            done=run.done,
+            found=found,
+            failed=run.failed,
+            gain=run.best.value,
+        )
         yield run.state()
 
-    def _evaluate(self, plan: Plan, pool: Pool) -> Iterator[Event]:
+    def _evaluate(self, plan: Plan, sizes: Sizes) -> Iterator[Event]:
         if not plan.experiment.evaluate.samples:
             return
-        frame = load_results(self.storage)
-        items = evaluation_items(plan, frame)
-        written = set(read_table(self.storage, "evaluations")["key"])
-        items = [item for item in items if item.key not in written]
-        seconds: dict[str, float] = dict.fromkeys((item.key for item in items), 0.0)
+        with self._pool(sizes) as pool:
 
-        def count(done: Done) -> None:
-            seconds[done.task.arguments[1].key] += done.result
+            def work(
+                stage: str, tasks: list[Task], on_done: Callable[[Done], None] | None
+            ) -> Iterator[Event]:
+                return self._work(stage, pool, tasks, on_done)
 
-        parts = [
-            Task("evaluate", f"{item.key}-{a}", sample_part, (plan, item, self.storage, a, b))
-            for item in (*items, *([] if not items else [teacher_item(plan, m) for m in plan.experiment.models]))
-            for a, b in item.parts(plan)
-        ]
-        parts = list({task.item: task for task in parts}.values())
-        for task in parts:
-            seconds.setdefault(task.arguments[1].key, 0.0)
-        yield from self._work("evaluate", pool, parts, count)
-        scored = [
-            Task("score", item.key, finish, (plan, item, self.storage, seconds[item.key], others(frame, item)))
-            for item in items
-        ]
-        drawn = [
-            Task("score", f"pictures-{learned.key}", pictures, (plan, baseline, learned, self.storage))
-            for cell, baseline, learned in picture_pairs(plan, frame)
-            if not self.storage.exists(f"samples/{cell.id.replace('/', '_')}.safetensors")
-        ]
-        yield from self._work("score", pool, scored + drawn)
-        for item in [*items, *(teacher_item(plan, m) for m in plan.experiment.models)]:
-            for a, b in item.parts(plan):
-                self.storage.remove(part_name(item, a, b))
+            yield from Evaluation(plan, self.storage, work).run()

@@ -1,26 +1,30 @@
 """Denoisers: a pre-trained network seen as a data predictor D(x, t) ~ E[x_0 | x_t = x].
 
-Networks predict data, noise, v (Salimans & Ho 2022) or velocity (flow matching), at their own kind of time. All of
-that is converted here, once, on the way out; every solver sees only D:
+Networks predict data, noise, v (Salimans & Ho 2022) or velocity (flow matching), at their own kind
+of time. All of that is converted here, once, on the way out; every solver sees only D:
 
     noise      x_0 = (x - sigma eps) / alpha
     v          x_0 = alpha x - sigma v                          (VP: v = alpha eps - sigma x_0)
-    velocity   x_0 = (sigma' x - sigma u) / (sigma' alpha - sigma alpha'),    u = alpha' x_0 + sigma' eps
+    velocity   x_0 = (sigma' x - sigma u) / (sigma' alpha - sigma alpha'),    u = alpha' x_0 +
+               sigma' eps
     edm        x_0 = c_skip x + c_out F(c_in x, c_noise)        (Karras et al. 2022, table 1)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from .errors import InputError
 from .noise import NoiseSchedule
 
 Condition = Tensor | Mapping[str, Tensor] | None
-"""What a sample is conditioned on: a tensor (class labels, embeddings), named tensors, or nothing; batch first."""
+"""What a sample is conditioned on: a tensor (class labels, embeddings), named tensors, or nothing;
+batch first.
+"""
 
 PREDICTIONS = ("data", "noise", "v", "velocity", "edm")
 
@@ -65,12 +69,33 @@ def join_conditions(first: Condition, second: Condition) -> Condition:
         return {key: torch.cat([value, second[key]]) for key, value in first.items()}
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return torch.cat([first, second])
-    raise TypeError(f"conditions of different structure: {type(first).__name__} and {type(second).__name__}")
+    raise TypeError(
+        f"conditions of different structure: {type(first).__name__} and {type(second).__name__}"
+    )
 
 
 def per_sample(value: Tensor, x: Tensor) -> Tensor:
     """[B] -> [B, 1, 1, …], so that it broadcasts against x [B, *shape]."""
     return value.reshape(-1, *[1] * (x.ndim - 1)).to(x)
+
+
+def network_output(out: Any, x: Tensor) -> Tensor:
+    """What a network has predicted, [B, *shape], from what it returned for x.
+
+    A tuple is cut to its first element, a dataclass with `sample` to that. Twice the channels are
+    the prediction and a learned variance (Nichol & Dhariwal 2021); the latter plays no part in an
+    ODE. Raises InputError for anything else that is no tensor.
+    """
+    if isinstance(out, tuple | list) and out:
+        out = out[0]
+    out = getattr(out, "sample", out) if not isinstance(out, Tensor) else out
+    if not isinstance(out, Tensor):
+        raise InputError(
+            f"the network returned {type(out).__name__}; return the predicted tensor "
+            f"{tuple(x.shape)}"
+        )
+    doubled = out.ndim == x.ndim > 2 and out.shape[1] == 2 * x.shape[1]
+    return out[:, : x.shape[1]] if doubled else out
 
 
 class NetworkDenoiser(nn.Module):
@@ -81,7 +106,8 @@ class NetworkDenoiser(nn.Module):
         noise: schedule of the network.
         shape: shape of one sample.
         prediction: one of PREDICTIONS.
-        network_time: schedule time [B] -> what the network wants as time; the identity if not given.
+        network_time: schedule time [B] -> what the network wants as time; the identity if not
+            given.
         sigma_data: standard deviation of the data, for "edm".
         decoder: latent -> image; the identity if not given.
         dtype: the network's dtype when it is not that of x (bf16 networks under float32 states).
@@ -103,7 +129,12 @@ class NetworkDenoiser(nn.Module):
             raise ValueError(f"unknown prediction {prediction!r}; one of {', '.join(PREDICTIONS)}")
         self.net = net.eval().requires_grad_(False)
         self.noise, self.shape, self.prediction = noise, tuple(shape), prediction
-        self.network_time, self.sigma_data, self.decoder, self.dtype = network_time, sigma_data, decoder, dtype
+        self.network_time, self.sigma_data, self.decoder, self.dtype = (
+            network_time,
+            sigma_data,
+            decoder,
+            dtype,
+        )
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         alpha, sigma = per_sample(self.noise.alpha(t), x), per_sample(self.noise.sigma(t), x)
@@ -116,7 +147,10 @@ class NetworkDenoiser(nn.Module):
             return (x - sigma * out) / alpha
         if self.prediction == "v":
             return alpha * x - sigma * out
-        d_alpha, d_sigma = per_sample(self.noise.d_alpha(t), x), per_sample(self.noise.d_sigma(t), x)
+        d_alpha, d_sigma = (
+            per_sample(self.noise.d_alpha(t), x),
+            per_sample(self.noise.d_sigma(t), x),
+        )
         return (d_sigma * x - sigma * out) / (d_sigma * alpha - sigma * d_alpha)
 
     def _edm(self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
@@ -125,27 +159,33 @@ class NetworkDenoiser(nn.Module):
         total = s**2 + data**2
         x = x / alpha
         time = (s.log() / 4).flatten()
-        return (data**2 / total) * x + s * data / total.sqrt() * self._network(x / total.sqrt(), time, condition)
+        return (data**2 / total) * x + s * data / total.sqrt() * self._network(
+            x / total.sqrt(), time, condition
+        )
 
     def _network(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         if self.dtype is None:
-            return self.net(x, time, condition)
+            return network_output(self.net(x, time, condition), x)
         cond = map_condition(lambda c: c.to(self.dtype) if c.is_floating_point() else c, condition)
-        return self.net(x.to(self.dtype), time, cond).to(x.dtype)
+        return network_output(self.net(x.to(self.dtype), time, cond), x).to(x.dtype)
 
     def decode(self, x0: Tensor) -> Tensor:
         return x0 if self.decoder is None else self.decoder(x0)
 
 
 class Guided(nn.Module):
-    """Classifier-free guidance (Ho & Salimans 2022): D = D_null + scale (D_cond - D_null), one call of 2B samples.
+    """Classifier-free guidance (Ho & Salimans 2022): D = D_null + scale (D_cond - D_null), one call
+    of 2B samples.
 
-    Guidance is linear, so guiding D equals guiding the noise. `scale` is a number or a function of time [B] -> [B]
-    (guidance per step, or in an interval); `null` turns a condition into the unconditional one of the same structure.
-    """
+    Guidance is linear, so guiding D equals guiding the noise. `scale` is a number or a function of
+    time [B] -> [B] (guidance per step, or in an interval); `null` turns a condition into the
+    unconditional one of the same structure."""
 
     def __init__(
-        self, denoiser: Denoiser, scale: float | Callable[[Tensor], Tensor], null: Callable[[Condition], Condition]
+        self,
+        denoiser: Denoiser,
+        scale: float | Callable[[Tensor], Tensor],
+        null: Callable[[Condition], Condition],
     ) -> None:
         super().__init__()
         self.inner, self.scale, self.null = denoiser, scale, null
@@ -153,7 +193,10 @@ class Guided(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         if condition is None:
-            raise ValueError("guidance needs a condition; this call has none (unconditional model? set guidance: null)")
+            raise ValueError(
+                "guidance needs a condition; this call has none (unconditional model? set "
+                "guidance: null)"
+            )
         both = join_conditions(condition, self.null(condition))
         cond, null = self.inner(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
         scale = self.scale(t) if callable(self.scale) else torch.full_like(t, self.scale)

@@ -1,243 +1,210 @@
-"""Distances between samples, one number a sample: [B, ...] x [B, ...] -> [B].
+"""The table of distances between samples, and how one is made from its name.
 
-    l1       mean |a - b|        over all elements of a sample
-    l2       mean (a - b)^2      over all elements of a sample (the square, no root)
-    feature  sum over the layers of an extractor; a vector [B, F] adds mean (f_a - f_b)^2, a map [B, C, H, W] adds the
-             mean over positions of |u_a - u_b|^2, u = f / |f| the unit vector of channels at a position
-    lpips    the same with learned weights w of the channels, sum_c w_c (u_a - u_b)_c^2 (Zhang et al. 2018, 1801.03924)
+    l1, l2                  elementwise; of any samples, latents included
+    feature                 of the features of the extractor that the model brings
+    feature:EXTRACTOR       of the features of any other extractor, by its name
+    lpips-alex, -vgg, -squeeze
+                            LPIPS; `lpips` is lpips-vgg
+    python:FILE.py:NAME     your own
 
-Every distance is d(a, b) = between(features(a), features(b)), so that what is compared again and again (the teacher's
-samples) goes through the network once.
+A user's own is a function (a, b) -> [B], or a factory that returns a Distance. It can also be
+registered:
 
-u = f / sqrt(|f|^2 + eps), with eps inside the root: outside it, as in the lpips package, the gradient of the root at
-f = 0 is infinite and its product with zero NaN.
+    @distances.register("huber")
+    def huber(a, b):
+        return nn.functional.smooth_l1_loss(a, b, reduction="none").flatten(1).mean(1)
 """
 
 from __future__ import annotations
 
-import warnings
-from abc import abstractmethod
+import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .errors import InputError, unknown
-
-DISTANCES = ("l1", "l2", "feature", "lpips-alex", "lpips-vgg", "lpips-squeeze")
-
-EPS = 1e-10
-
-MIN_SIDE = {"alex": 31, "vgg": 16, "squeeze": 17}
-"""Smallest side of an image that survives the pooling of an LPIPS trunk."""
-
-UPSAMPLED_SIDE = 64
-"""Smallest side that too small images are enlarged to when asked."""
-
-TRUNK_FILES = {
-    "alex": "alexnet-owt-7be5be79.pth",
-    "vgg": "vgg16-397923af.pth",
-    "squeeze": "squeezenet1_1-b8a52dc0.pth",
-}
+from .comparison import Distance, Elementwise, FeatureDistance, HasFeatures, Pairwise
+from .errors import InputError
+from .features import Extractor
+from .lpips import LPIPS, MIN_SIDE
+from .registry import Registry
+from .user_code import PREFIX
 
 
-class Distance(nn.Module):
-    """A distance; subclasses say what is compared and how. A module, so that `.to(device)` moves what it holds."""
+@dataclass(frozen=True)
+class DistanceEntry:
+    """What is known of a distance before it is made.
 
-    name: str
-
-    @abstractmethod
-    def features(self, x: Tensor) -> list[Tensor]:
-        """x [B, ...] -> what is compared, each tensor [B, ...]; differentiable in x."""
-
-    @abstractmethod
-    def between(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-        """Features of B samples twice -> [B]."""
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """[B, ...] x [B, ...] -> [B]. Raises ValueError for different shapes (nothing is broadcast)."""
-        if a.shape != b.shape:
-            raise ValueError(f"distance {self.name}: shapes differ, {tuple(a.shape)} and {tuple(b.shape)}")
-        return self.between(self.features(a), self.features(b))
-
-
-class Elementwise(Distance):
-    """l1 or l2: the mean over a sample's elements of |a - b|^power."""
-
-    def __init__(self, power: int) -> None:
-        super().__init__()
-        self.power, self.name = power, f"l{power}"
-
-    def features(self, x: Tensor) -> list[Tensor]:
-        """The sample itself."""
-        return [x]
-
-    def between(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-        """See the class."""
-        gap = (a[0] - b[0].to(a[0])).flatten(1)
-        return (gap.abs() if self.power == 1 else gap.square()).mean(1)
-
-
-@runtime_checkable
-class Extractor(Protocol):
-    """A model that offers features beside its other outputs, e.g. a classifier."""
-
-    def features(self, x: Tensor) -> Tensor | Sequence[Tensor]:
-        """x [B, ...] -> [B, F], or maps [B, C, H, W], or several of either."""
-        ...
-
-
-class FeatureDistance(Distance):
-    """Distance of an extractor's features; it is an `Extractor` or any callable that returns what one does."""
-
-    def __init__(
-        self, extractor: Extractor | Callable[[Tensor], Tensor | Sequence[Tensor]], name: str = "feature"
-    ) -> None:
-        super().__init__()
-        self.name = name
-        self.extractor = extractor.eval().requires_grad_(False) if isinstance(extractor, nn.Module) else extractor
-
-    def features(self, x: Tensor) -> list[Tensor]:
-        """The extractor's features, maps with channels of unit length."""
-        made = self.extractor.features(x) if isinstance(self.extractor, Extractor) else self.extractor(x)
-        layers = [made] if isinstance(made, Tensor) else list(made)
-        for layer in layers:
-            if layer.ndim < 2 or len(layer) != len(x):
-                raise InputError(
-                    f"distance {self.name}: the extractor made {tuple(layer.shape)} of {len(x)} samples; "
-                    "need [B, F] or [B, C, H, W]"
-                )
-        return [layer if layer.ndim == 2 else unit_channels(layer) for layer in layers]
-
-    def between(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-        """See the top of this file."""
-        return torch.stack([_layer_gap(f, g.to(f)) for f, g in zip(a, b, strict=True)]).sum(0)
-
-    def train(self, mode: bool = True) -> FeatureDistance:
-        """Stays in eval mode: no dropout in a distance."""
-        super().train(False)
-        return self
-
-
-class LPIPS(Distance):
-    """LPIPS of images [B, 1 or 3, H, W] in [-1, 1], with the trunk's weights from a local file.
-
-    Args:
-        net: "alex", "vgg" or "squeeze".
-        trunk: weights file of the trunk as torchvision publishes it; by default looked for in torch.hub's folder.
-        random_trunk: use random weights instead, always the same ones (for tests; it is still a distance).
-        upsample: enlarge images that are too small for the trunk to a smallest side of UPSAMPLED_SIDE; otherwise
-            they are an InputError.
+    make: returns it, given those options of `make_distance` that `options` names.
+    space: "any" for samples of any shape, latents included; "image" for decoded images alone.
+    extractor: True where it compares features, of the extractor that follows its name.
+    min_side: smallest side of an image that it can take without `upsample`.
+    trunk: name of the network in TRUNK_FILES whose weights it reads, if any.
     """
 
-    def __init__(
-        self, net: str = "vgg", trunk: Path | str | None = None, random_trunk: bool = False, upsample: bool = False
-    ) -> None:
-        super().__init__()
-        if net not in MIN_SIDE:
-            raise unknown("LPIPS network", net, list(MIN_SIDE))
-        self.net, self.upsample, self.name = net, upsample, f"lpips-{net}"
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the package still speaks torchvision's older dialect
-            torch.manual_seed(0)
-            # random here in any case: the package's own way to weights is a download
-            self.model = _package().LPIPS(net=net, pnet_rand=True, verbose=False)
-        if not random_trunk:
-            _load_trunk(self.model.net, net, Path(trunk) if trunk is not None else default_trunk(net))
-        self.model.eval().requires_grad_(False)
+    make: Callable[..., Distance]
+    options: tuple[str, ...] = ()
+    space: Literal["any", "image"] = "any"
+    extractor: bool = False
+    min_side: int = 1
+    trunk: str | None = None
 
-    def features(self, x: Tensor) -> list[Tensor]:
-        """Unit channels of every layer, on the trunk's device and in its dtype."""
-        scale = self.model.scaling_layer
-        return [unit_channels(layer) for layer in self.model.net(scale(self._fit(x.to(scale.shift))))]
 
-    def between(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-        """The learned, non-negative weighting of squared differences, averaged over positions, summed over layers."""
-        gaps = [head((f - g.to(f)).square()) for head, f, g in zip(self.model.lins, a, b, strict=True)]  # [B, 1, h, w]
-        return torch.stack([gap.mean((1, 2, 3)) for gap in gaps]).sum(0)
+distances: Registry[DistanceEntry | Callable[..., Any]] = Registry(
+    "distance", ("feature:EXTRACTOR", "python:FILE.py:NAME")
+)
 
-    def train(self, mode: bool = True) -> LPIPS:
-        """Stays in eval mode: the heads have dropout."""
-        super().train(False)
-        return self
+distances.register("l1", DistanceEntry(partial(Elementwise, 1)))
+distances.register("l2", DistanceEntry(partial(Elementwise, 2)))
+distances.register(
+    "feature", DistanceEntry(FeatureDistance, ("extractor",), "image", extractor=True)
+)
+for _net, _side in MIN_SIDE.items():
+    distances.register(
+        f"lpips-{_net}",
+        DistanceEntry(
+            partial(LPIPS, _net),
+            ("trunk", "random_trunk", "upsample"),
+            "image",
+            min_side=_side,
+            trunk=_net,
+        ),
+    )
+distances.register("lpips", distances.get("lpips-vgg"))
 
-    def _fit(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] not in (1, 3):
-            raise InputError(f"{self.name} compares images [B, 1 or 3, H, W], got {tuple(x.shape)}; use l2 or feature")
-        side = min(x.shape[-2:])
-        if side >= MIN_SIDE[self.net]:
-            return x
-        if not self.upsample:
-            raise InputError(
-                f"{self.name} needs images of at least {MIN_SIDE[self.net]} pixels a side, got {tuple(x.shape[-2:])}; "
-                "set upsample: true to enlarge them, or use l2 or feature"
-            )
-        size = [round(length * UPSAMPLED_SIDE / side) for length in x.shape[-2:]]
-        return nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+def distance_entry(name: str) -> DistanceEntry:
+    """The entry of a name; a user's function or factory gets one around it.
+
+    Raises InputError for an unknown name, and for `NAME:EXTRACTOR` where NAME has no extractor.
+    """
+    base, argument = _split(name)
+    found = distances.get(base)
+    if not isinstance(found, DistanceEntry):
+        found = DistanceEntry(partial(_of_user, base, found))
+    if argument and not found.extractor:
+        raise InputError(f"distance {name!r}: nothing follows {base}; write {base!r}")
+    return found
+
+
+def extractor_of_distance(name: str) -> str | None:
+    """The name of the extractor that a distance compares features of; None where it needs none.
+
+    `feature` alone means `feature:auto`, the extractor that the model brings.
+    """
+    return (_split(name)[1] or "auto") if distance_entry(name).extractor else None
 
 
 def make_distance(
     name: str,
-    extractor: Extractor | Callable[[Tensor], Tensor | Sequence[Tensor]] | None = None,
+    extractor: Extractor | HasFeatures | Callable[[Tensor], Any] | None = None,
     trunk: Path | str | None = None,
     random_trunk: bool = False,
     upsample: bool = False,
 ) -> Distance:
-    """A name of DISTANCES -> Distance ("lpips" is lpips-vgg). `extractor` is for "feature", the rest for LPIPS.
+    """The distance of a name.
 
-    Raises InputError for an unknown name, a missing extractor or a trunk file that is missing or not one.
+    Args:
+        extractor: what `feature` compares; see `extractor_of_distance`.
+        trunk, random_trunk, upsample: see `LPIPS`.
+
+    Raises InputError for an unknown name, an extractor that is missing or has no gradient, and a
+    trunk file that is missing or is none.
     """
-    if name in ("l1", "l2"):
-        return Elementwise(int(name[1]))
-    if name == "feature":
-        if extractor is None:
-            raise InputError(
-                "distance 'feature' needs a feature extractor, and this model comes with none; use l2 or lpips"
-            )
-        return FeatureDistance(extractor)
-    if name == "lpips" or name in DISTANCES:
-        return LPIPS(name.partition("-")[2] or "vgg", trunk, random_trunk, upsample)
-    raise unknown("distance", name, DISTANCES)
-
-
-def default_trunk(net: str) -> Path:
-    """Where torchvision keeps the weights of an LPIPS trunk once it has downloaded them."""
-    return Path(torch.hub.get_dir(), "checkpoints", TRUNK_FILES[net])
-
-
-def unit_channels(f: Tensor) -> Tensor:
-    """f [B, C, ...] scaled to unit length along C; zero, with a finite gradient, where f is zero."""
-    return f / (f.square().sum(1, keepdim=True) + EPS).sqrt()
-
-
-def _layer_gap(a: Tensor, b: Tensor) -> Tensor:
-    gap = (a - b).square()
-    return gap.mean(1) if a.ndim == 2 else gap.sum(1).flatten(1).mean(1)
-
-
-def _package() -> Any:
-    try:
-        import lpips
-    except ImportError as error:
-        raise InputError(f"the LPIPS distance cannot be loaded ({error}); pip install lpips torchvision") from error
-    return lpips
-
-
-def _load_trunk(trunk: nn.Module, net: str, file: Path) -> None:
-    """Copy the weights of a torchvision classifier's `features` into the slices that the package cuts it into."""
-    if not file.is_file():
+    entry = distance_entry(name)
+    if entry.extractor and extractor is None:
         raise InputError(
-            f"LPIPS trunk {file}: no such file; download {TRUNK_FILES[net]} from download.pytorch.org/models and "
-            "put it there, or name the file in the experiment (trunk: …)"
+            f"distance {name!r} needs a feature extractor, and there is none for this model; "
+            "name one (feature:EXTRACTOR), or use l2 or lpips"
         )
+    if isinstance(extractor, Extractor):
+        if entry.extractor and not extractor.differentiable:
+            raise InputError(
+                f"distance {name!r}: features of {extractor.name} have no gradient with respect "
+                "to the images, so nothing can be learned from it; use l2 or lpips"
+            )
+        extractor = extractor.compared
+    given = {
+        "extractor": extractor,
+        "trunk": trunk,
+        "random_trunk": random_trunk,
+        "upsample": upsample,
+    }
+    made = entry.make(**{key: given[key] for key in entry.options})
+    if entry.extractor:
+        made.name = name
+    return made
+
+
+def check_distance(
+    distance: Distance, shape: Sequence[int], device: torch.device | str = "cpu"
+) -> None:
+    """Compare two samples of a shape once: for a user's distance, before any work depends on it.
+
+    Raises InputError where the call fails, where the result is not [B] finite numbers, and where
+    it has no gradient with respect to the samples.
+    """
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(2, *shape, generator=generator) * 2 - 1 for _ in range(2))
+    a = a.to(device).requires_grad_()
     try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-        for slice_ in trunk.children():
-            for index, layer in slice_.named_children():
-                prefix = f"features.{index}."
-                layer.load_state_dict({k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)})
-    except Exception as error:  # whatever a wrong or truncated file makes torch raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"LPIPS trunk {file}: not the weights of {TRUNK_FILES[net]} ({reason})") from error
+        found = distance(a, b.to(device))
+    except InputError:
+        raise
+    except Exception as error:  # it is somebody else's code: anything may come
+        raise InputError(
+            f"distance {distance.name}: fails on samples {tuple(a.shape)} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(found, Tensor) or found.shape != (2,):
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(
+            f"distance {distance.name}: made {got} of 2 samples; it must return one number for "
+            "each, [B]"
+        )
+    if not torch.isfinite(found).all():
+        raise InputError(f"distance {distance.name}: returned {found.tolist()}, not finite numbers")
+    gradient = (
+        torch.autograd.grad(found.sum(), a, allow_unused=True)[0] if found.requires_grad else None
+    )
+    if gradient is None:
+        raise InputError(
+            f"distance {distance.name}: has no gradient with respect to the samples, so nothing "
+            "can be learned from it; compute it with differentiable torch operations"
+        )
+
+
+def _of_user(name: str, found: Callable[..., Any]) -> Distance:
+    """A Distance from a plain function of two samples, or from a factory without arguments."""
+    needed = [
+        p
+        for p in inspect.signature(found).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(needed) == 2 and not isinstance(found, type):
+        return Pairwise(name, found)
+    if needed:
+        raise InputError(
+            f"distance {name!r}: takes {', '.join(p.name for p in needed)}; it must be a function "
+            "(a, b) -> [B], or take nothing and return a ld3_dist.core.distance.Distance"
+        )
+    made = found()
+    if not isinstance(made, Distance):
+        raise InputError(
+            f"distance {name!r}: returned {type(made).__name__}; a factory must return a "
+            "ld3_dist.core.distance.Distance"
+        )
+    made.name = name
+    return made
+
+
+def _split(name: str) -> tuple[str, str]:
+    """`feature:EXTRACTOR` -> ("feature", "EXTRACTOR"); a user's name stays whole."""
+    if name.startswith(PREFIX):
+        return name, ""
+    base, _, argument = name.partition(":")
+    return base, argument

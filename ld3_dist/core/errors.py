@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message is all they need to mend it (exit code 2, no traceback)."""
+    """Something the user gave cannot be used; the message is all they need to mend it (exit code 2,
+    no traceback).
+    """
 
 
 def unknown(what: str, value: object, known: list[str] | tuple[str, ...]) -> InputError:

@@ -5,10 +5,9 @@ A grid is what a schedule decides:
     knots   t_0 > t_1 > … > t_N     the integration times, from t_max to t_min          [*K, N+1]
     evals   tau_0 … tau_{E-1}       the time handed to the network at each evaluation   [*K, E]
 
-A coupled grid has evals at the solver's nominal times; LD3 (arXiv 2405.15506, section 3.3) decouples them. Leading
-dimensions *K are members learned side by side. Knots and evals are float64 and live on the CPU unless learning on a
-device that has float64.
-"""
+A coupled grid has evals at the solver's nominal times; LD3 (arXiv 2405.15506, section 3.3)
+decouples them. Leading dimensions *K are members learned side by side. Knots and evals are float64
+and live on the CPU unless learning on a device that has float64."""
 
 from __future__ import annotations
 
@@ -16,7 +15,6 @@ import math
 import re
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,16 +22,17 @@ from .errors import InputError, unknown
 from .noise import NoiseSchedule
 
 SOFT_LAM = math.log(1e3)
-"""Where lam is infinite at an end of the schedule, discretizations uniform in lam start at this |lam| instead."""
+"""Where lam is infinite at an end of the schedule, discretizations uniform in lam start at this
+|lam| instead.
+"""
 
 
 @dataclass(frozen=True)
 class Grid:
     """Integration times and network times; validates itself.
 
-    Raises InputError naming the index and the value for knots that do not decrease strictly, for anything not finite
-    or negative, and for shapes that do not fit.
-    """
+    Raises InputError naming the index and the value for knots that do not decrease strictly, for
+    anything not finite or negative, and for shapes that do not fit."""
 
     knots: Tensor
     evals: Tensor
@@ -41,15 +40,24 @@ class Grid:
     def __post_init__(self) -> None:
         knots, evals = self.knots, self.evals
         if knots.ndim == 0 or knots.shape[-1] < 2:
-            raise InputError(f"knots: need at least two times (one step), got shape {tuple(knots.shape)}")
+            raise InputError(
+                f"knots: need at least two times (one step), got shape {tuple(knots.shape)}"
+            )
         if evals.ndim == 0 or evals.shape[-1] < 1 or evals.shape[:-1] != knots.shape[:-1]:
             raise InputError(
-                f"evals: shape {tuple(evals.shape)} does not fit knots of shape {tuple(knots.shape)}: "
+                f"evals: shape {tuple(evals.shape)} does not fit knots of shape "
+                f"{tuple(knots.shape)}: "
                 "the leading dimensions must agree, with at least one network time"
             )
         for name, times in (("knots", knots), ("evals", evals)):
             _demand(name, times, (times >= 0) & (times < torch.inf), "is not a finite time >= 0")
-        _demand("knots", knots[..., 1:], knots[..., 1:] < knots[..., :-1], "is not below the knot before it", shift=1)
+        _demand(
+            "knots",
+            knots[..., 1:],
+            knots[..., 1:] < knots[..., :-1],
+            "is not below the knot before it",
+            shift=1,
+        )
 
     @property
     def steps(self) -> int:
@@ -83,13 +91,15 @@ def _demand(name: str, values: Tensor, ok: Tensor, complaint: str, shift: int = 
 
 
 def lam_range(noise: NoiseSchedule) -> tuple[float, float]:
-    """lam at t_max and at t_min, softened to ±SOFT_LAM where the schedule ends in pure noise or pure data."""
+    """lam at t_max and at t_min, softened to ±SOFT_LAM where the schedule ends in pure noise or
+    pure data.
+    """
     ends = noise.lam(torch.tensor([noise.t_max, noise.t_min], dtype=torch.float64)).tolist()
     low = -SOFT_LAM if noise.starts_at_pure_noise else ends[0]
     return low, (SOFT_LAM if ends[1] > 15 else ends[1])
 
 
-# --- hand-made discretizations: (noise, u) -> times, u = 0 … 1 in N equal steps -----------------------------------
+# --- hand-made discretizations: (noise, u) -> times, u = 0 … 1 in N equal steps -------------------
 
 
 def _uniform(noise: NoiseSchedule, u: Tensor) -> Tensor:
@@ -97,7 +107,9 @@ def _uniform(noise: NoiseSchedule, u: Tensor) -> Tensor:
 
 
 def _polynomial(noise: NoiseSchedule, u: Tensor, rho: float) -> Tensor:
-    """(t_max^(1/rho) + u (t_min^(1/rho) - t_max^(1/rho)))^rho; rho = 2 is 'quadratic' (Song et al. 2020, DDIM)."""
+    """(t_max^(1/rho) + u (t_min^(1/rho) - t_max^(1/rho)))^rho; rho = 2 is 'quadratic' (Song et al.
+    2020, DDIM).
+    """
     a, b = noise.t_max ** (1 / rho), noise.t_min ** (1 / rho)
     return (a + u * (b - a)) ** rho
 
@@ -121,10 +133,14 @@ def _cosine(noise: NoiseSchedule, u: Tensor) -> Tensor:
 
 
 def _beta(noise: NoiseSchedule, u: Tensor, a: float = 0.6, b: float = 0.6) -> Tensor:
-    """Quantiles of Beta(a, b) in time (Lee et al. 2024, 'Beta Sampling is All You Need', arXiv 2407.12173)."""
+    """Quantiles of Beta(a, b) in time (Lee et al. 2024, 'Beta Sampling is All You Need', arXiv
+    2407.12173).
+    """
     from scipy.special import betaincinv
 
-    return noise.t_min + (noise.t_max - noise.t_min) * torch.as_tensor(betaincinv(a, b, (1 - u).numpy()))
+    return noise.t_min + (noise.t_max - noise.t_min) * torch.as_tensor(
+        betaincinv(a, b, (1 - u).numpy())
+    )
 
 
 AYS = {
@@ -132,28 +148,42 @@ AYS = {
     "ays-sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
     "ays-svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
 }
-"""Align Your Steps (Sabour et al. 2024, arXiv 2404.14507): sigma / alpha of ten steps, for the models in the names."""
+"""Align Your Steps (Sabour et al. 2024, arXiv 2404.14507): sigma / alpha of ten steps, for the
+models in the names.
+"""
 
 
 def _ays(noise: NoiseSchedule, u: Tensor, table: str) -> Tensor:
     """The published table, log-linearly interpolated in sigma / alpha, as its authors prescribe."""
+    import numpy as np
+
     log_sigma = np.log(AYS[table])
-    return noise.inverse(-torch.as_tensor(np.interp(u.numpy(), np.linspace(0, 1, len(log_sigma)), log_sigma)))
+    return noise.inverse(
+        -torch.as_tensor(np.interp(u.numpy(), np.linspace(0, 1, len(log_sigma)), log_sigma))
+    )
 
 
-_RULES = {"uniform": _uniform, "log_snr": _log_snr, "karras": _karras, "cosine": _cosine, "beta": _beta}
+_RULES = {
+    "uniform": _uniform,
+    "log_snr": _log_snr,
+    "karras": _karras,
+    "cosine": _cosine,
+    "beta": _beta,
+}
 DISCRETIZATIONS = (*_RULES, "quadratic", "poly-<rho>", *AYS)
 
 
 def discretize(noise: NoiseSchedule, steps: int, name: str) -> Tensor:
-    """Knots [steps + 1] of a hand-made discretization, float64, from exactly t_max to exactly t_min.
+    """Knots [steps + 1] of a hand-made discretization, float64, from exactly t_max to exactly
+    t_min.
 
     Args:
-        name: uniform, quadratic, poly-<rho> (in time), log_snr, karras, cosine, beta, ays-sd15, ays-sdxl or ays-svd
-            (the last three for the models they were made for).
+        name: uniform, quadratic, poly-<rho> (in time), log_snr, karras, cosine, beta, ays-sd15,
+            ays-sdxl or ays-svd (the last three for the models they were made for).
 
     Raises:
-        InputError: unknown name, steps < 1, or a discretization that does not decrease on this schedule.
+        InputError: unknown name, steps < 1, or a discretization that does not decrease on this
+        schedule.
     """
     if steps < 1:
         raise InputError(f"steps = {steps}: a grid needs at least one step")
@@ -167,17 +197,19 @@ def discretize(noise: NoiseSchedule, steps: int, name: str) -> Tensor:
         knots = _ays(noise, u, name)
     else:
         raise unknown("discretization", name, DISCRETIZATIONS)
-    knots = torch.cat([knots.new_tensor([noise.t_max]), knots[1:-1], knots.new_tensor([noise.t_min])])
+    knots = torch.cat(
+        [knots.new_tensor([noise.t_max]), knots[1:-1], knots.new_tensor([noise.t_min])]
+    )
     return Grid(knots, knots[:1]).within(noise).knots
 
 
 def resample(noise: NoiseSchedule, knots: Tensor, steps: int) -> Tensor:
-    """A grid [N+1] with another number of steps, [steps + 1]: lam over the share of steps, interpolated monotonely.
+    """A grid [N+1] with another number of steps, [steps + 1]: lam over the share of steps,
+    interpolated monotonely.
 
-    Cubic between knots, with the harmonic mean of the slopes on both sides at each (Fritsch and Butland 1984, doi
-    10.1137/0905021). A good grid for N steps is a good start for N + 2. Raises InputError for steps < 1 and for what is
-    no grid of this schedule.
-    """
+    Cubic between knots, with the harmonic mean of the slopes on both sides at each (Fritsch and
+    Butland 1984, doi 10.1137/0905021). A good grid for N steps is a good start for N + 2. Raises
+    InputError for steps < 1 and for what is no grid of this schedule."""
     if steps < 1:
         raise InputError(f"steps = {steps}: a grid needs at least one step")
     start = Grid(knots.double(), knots[:-1].double()).within(noise).knots

@@ -3,26 +3,33 @@
     x_t = alpha(t) x_0 + sigma(t) z,        z ~ N(0, I)
     lam(t) = log(alpha(t) / sigma(t))       half-log-SNR, strictly decreasing in t
 
-A schedule knows alpha, sigma, their time derivatives, lam and the inverse of lam. Everything is ordinary differentiable
-torch code that works in the dtype of its argument (the solvers use float64) and maps times [...] -> [...].
+A schedule knows alpha, sigma, their time derivatives, lam and the inverse of lam. Everything is
+ordinary differentiable torch code that works in the dtype of its argument (the solvers use float64)
+and maps times [...] -> [...].
 
-Times run backwards when sampling, from `t_max` (noise) to `t_min` (data). Where alpha is zero at t_max (flow matching,
-zero-terminal-SNR models) or sigma at t_min, lam is kept finite by flooring both at `FLOOR`; no coefficient of a solver
-then sees an infinity, and the error is of the order of `FLOOR`.
+Times run backwards when sampling, from `t_max` (noise) to `t_min` (data). Where alpha is zero at
+t_max (flow matching, zero-terminal-SNR models) or sigma at t_min, lam is kept finite by flooring
+both at `FLOOR`; no coefficient of a solver then sees an infinity, and the error is of the order of
+`FLOOR`.
 
-Sources: Karras et al. 2022 (arXiv 2206.00364), Song et al. 2021 (2011.13456), Nichol & Dhariwal 2021 (2102.09672),
-Lu et al. 2022 (2206.00927), Lipman et al. 2023 (2210.02747).
-"""
+A noise schedule of one's own is a frozen dataclass that derives from `NoiseSchedule` and whose
+fields are numbers, words, lists of them or tables; `@noise_schedules.register("name")` gives it a
+name that schedule files can hold.
+
+Sources: Karras et al. 2022 (arXiv 2206.00364), Song et al. 2021 (2011.13456), Nichol & Dhariwal
+2021 (2102.09672), Lu et al. 2022 (2206.00927), Lipman et al. 2023 (2210.02747)."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from .registry import Registry
 
 FLOOR = 1e-10
 
@@ -39,7 +46,8 @@ class NoiseSchedule(ABC):
     def __post_init__(self) -> None:
         if not 0.0 <= self.t_min < self.t_max <= self.latest:
             raise ValueError(
-                f"{type(self).__name__}: need 0 <= t_min < t_max <= {self.latest:g}, got {self.t_min} and {self.t_max}"
+                f"{type(self).__name__}: need 0 <= t_min < t_max <= {self.latest:g}, got "
+                f"{self.t_min} and {self.t_max}"
             )
 
     @property
@@ -73,8 +81,14 @@ class NoiseSchedule(ABC):
 
     @cached_property
     def starts_at_pure_noise(self) -> bool:
-        """True where alpha(t_max) is zero, so that x_T carries no signal and noise rules are singular there."""
+        """True where alpha(t_max) is zero, so that x_T carries no signal and noise rules are
+        singular there.
+        """
         return float(self.alpha(torch.tensor(self.t_max, dtype=torch.float64))) < 1e-6
+
+
+noise_schedules: Registry[type[NoiseSchedule]] = Registry("noise schedule")
+"""The kinds of noise schedules, by the names that schedule files hold."""
 
 
 class NoiseIsTime(NoiseSchedule):
@@ -87,6 +101,7 @@ class NoiseIsTime(NoiseSchedule):
         return torch.ones_like(t)
 
 
+@noise_schedules.register("edm")
 @dataclass(frozen=True)
 class EDM(NoiseIsTime):
     """Variance exploding with sigma(t) = t, alpha = 1 (Karras et al. 2022, table 1)."""
@@ -112,6 +127,7 @@ class EDM(NoiseIsTime):
         return torch.exp(-lam)
 
 
+@noise_schedules.register("flow")
 @dataclass(frozen=True)
 class FlowMatching(NoiseIsTime):
     """The straight path alpha = 1 - t, sigma = t of flow matching / rectified flow; alpha(1) = 0."""
@@ -168,6 +184,7 @@ def _log_alpha(lam: Tensor) -> Tensor:
     return -0.5 * torch.logaddexp(-2 * lam, torch.zeros_like(lam))
 
 
+@noise_schedules.register("vp-linear")
 @dataclass(frozen=True)
 class VPLinear(VariancePreserving):
     """beta(t) = beta_0 + (beta_1 - beta_0) t on t in [0, 1] (Song et al. 2021, eq. 32)."""
@@ -181,7 +198,10 @@ class VPLinear(VariancePreserving):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.beta_0 < self.beta_1:
-            raise ValueError(f"VPLinear: need 0 < beta_0 < beta_1, got beta_0={self.beta_0}, beta_1={self.beta_1}")
+            raise ValueError(
+                f"VPLinear: need 0 < beta_0 < beta_1, got beta_0={self.beta_0}, "
+                f"beta_1={self.beta_1}"
+            )
 
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
         span = self.beta_1 - self.beta_0
@@ -193,6 +213,7 @@ class VPLinear(VariancePreserving):
         return s / ((self.beta_0**2 + s).sqrt() + self.beta_0) / span
 
 
+@noise_schedules.register("vp-cosine")
 @dataclass(frozen=True)
 class VPCosine(VariancePreserving):
     """alpha(t) = cos(pi/2 (t+s)/(1+s)) / cos(pi/2 s/(1+s)) (Nichol & Dhariwal 2021); alpha(1) = 0."""
@@ -213,19 +234,23 @@ class VPCosine(VariancePreserving):
         return cos.log() - math.log(math.cos(self.s * self._rate)), -self._rate * angle.sin() / cos
 
     def inverse(self, lam: Tensor) -> Tensor:
-        return torch.acos(_log_alpha(lam).exp() * math.cos(self.s * self._rate)) / self._rate - self.s
+        return (
+            torch.acos(_log_alpha(lam).exp() * math.cos(self.s * self._rate)) / self._rate - self.s
+        )
 
 
+@noise_schedules.register("vp-discrete")
 @dataclass(frozen=True, eq=False)
 class VPDiscrete(VariancePreserving):
     """A schedule given as a table `alphas_cumprod [n]`, alpha_k^2 at network steps k = 0 … n-1.
 
-    Time is t = (k + 1) / n as in DPM-Solver. lam(t) is the monotone rational quadratic interpolant of the table
-    (Gregory & Delbourgo 1982): strictly decreasing, continuously differentiable, and with an inverse in closed form. A
-    linear interpolant would give solvers of order 2 and more a kink every 1/n; a cubic one has no such inverse.
+    Time is t = (k + 1) / n as in DPM-Solver. lam(t) is the monotone rational quadratic interpolant
+    of the table (Gregory & Delbourgo 1982): strictly decreasing, continuously differentiable, and
+    with an inverse in closed form. A linear interpolant would give solvers of order 2 and more a
+    kink every 1/n; a cubic one has no such inverse.
 
-    Raises ValueError when the table is not strictly decreasing inside [0, 1] or has fewer than 3 entries.
-    """
+    Raises ValueError when the table is not strictly decreasing inside [0, 1] or has fewer than 3
+    entries."""
 
     alphas_cumprod: Tensor
     t_min: float = 0.0
@@ -235,19 +260,27 @@ class VPDiscrete(VariancePreserving):
     def __post_init__(self) -> None:
         a2 = torch.as_tensor(self.alphas_cumprod, dtype=torch.float64).detach().cpu()
         if a2.ndim != 1 or len(a2) < 3:
-            raise ValueError(f"VPDiscrete: alphas_cumprod must be a vector of at least 3, got shape {tuple(a2.shape)}")
+            raise ValueError(
+                f"VPDiscrete: alphas_cumprod must be a vector of at least 3, got shape "
+                f"{tuple(a2.shape)}"
+            )
         before = torch.cat([a2.new_tensor([1 + 1e-12]), a2[:-1]])
         bad = (~((a2 < before) & (a2 >= 0))).nonzero()  # true of NaN as well
         if len(bad):
             k = int(bad[0, 0])
-            raise ValueError(f"VPDiscrete: alphas_cumprod[{k}] = {float(a2[k])} breaks 1 >= a_0 > a_1 > … >= 0")
+            raise ValueError(
+                f"VPDiscrete: alphas_cumprod[{k}] = {float(a2[k])} breaks 1 >= a_0 > a_1 > … >= 0"
+            )
         a2 = a2.clamp(FLOOR**2, 1 - FLOOR)
         lam = 0.5 * (a2.log() - torch.log1p(-a2))
         object.__setattr__(self, "alphas_cumprod", a2)
         object.__setattr__(self, "_table", _segments(lam))
         object.__setattr__(self, "t_min", self.t_min or 1.0 / self.steps)
         if not 1.0 / self.steps <= self.t_min < self.t_max <= 1.0:
-            raise ValueError(f"VPDiscrete: need 1/{self.steps} <= t_min < t_max <= 1, got {self.t_min}, {self.t_max}")
+            raise ValueError(
+                f"VPDiscrete: need 1/{self.steps} <= t_min < t_max <= 1, got {self.t_min}, "
+                f"{self.t_max}"
+            )
 
     @property
     def steps(self) -> int:
@@ -271,7 +304,9 @@ class VPDiscrete(VariancePreserving):
 
     def inverse(self, lam: Tensor) -> Tensor:
         table = self._table.to(lam)  # type: ignore[attr-defined]
-        i = (torch.searchsorted(-table[:, 0], -lam.detach().contiguous()) - 1).clamp(0, self.steps - 2)
+        i = (torch.searchsorted(-table[:, 0], -lam.detach().contiguous()) - 1).clamp(
+            0, self.steps - 2
+        )
         start, rise, slope, bend = table[i].unbind(-1)
         down = lam - start
         b = rise * slope - bend * down  # a s^2 + b s - rise down = 0
@@ -282,8 +317,34 @@ class VPDiscrete(VariancePreserving):
 def _segments(y: Tensor) -> Tensor:
     """Start, rise, slope and bend of each segment [n-1, 4] of a strictly monotone table.
 
-    Slopes (per unit index) are harmonic means of neighbouring rises; the bend is both slopes less twice the rise.
-    """
+    Slopes (per unit index) are harmonic means of neighbouring rises; the bend is both slopes less
+    twice the rise."""
     rise = y.diff()
     slope = torch.cat([rise[:1], 2 * rise[1:] * rise[:-1] / (rise[1:] + rise[:-1]), rise[-1:]])
     return torch.stack([y[:-1], rise, slope[:-1], slope[:-1] + slope[1:] - 2 * rise], -1)
+
+
+def same_noise(a: NoiseSchedule, b: NoiseSchedule) -> bool:
+    """True for two noise schedules of one kind with the same parameters: times of one fit the other."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    mine, yours = vars(a), vars(b)
+    names = [field.name for field in fields(a) if field.name != "name"]  # type: ignore[arg-type]
+    return all(_equal(mine[name], yours[name]) for name in names)
+
+
+def describe(noise: NoiseSchedule) -> str:
+    """A noise schedule in words: its name and the parameters that are numbers."""
+    values = {field.name: getattr(noise, field.name) for field in fields(noise)}  # type: ignore[arg-type]
+    numbers = [f"{k} {v:g}" for k, v in values.items() if isinstance(v, int | float)]
+    return f"{noise.name} ({', '.join(numbers)})"
+
+
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-6, atol=1e-9)
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+    return a == b

@@ -1,11 +1,13 @@
-"""The rules of the solvers: each says how states are made from those before, as two matrices (see `solver`).
+"""The rules of the solvers: each says how states are made from those before, as two matrices (see
+`solver`).
 
-    y_{i+1} = sum_{j<=i} carry_ij y_j + inject_ij m_j          carry, inject [K, E, E], lower triangular
+    y_{i+1} = sum_{j<=i} carry_ij y_j + inject_ij m_j          carry, inject [K, E, E], lower
+    triangular
 
-Rules on data write `inject` directly. Rules on noise or velocity weigh eps_j = (y_j - alpha(tau_j) m_j) / sigma(tau_j),
-tau_j the network's own time (for y_0 = x_T the true one), which `on_noise` turns into the two. A rule handles all steps
-and members at once; where a step is too early for its order, its history is padded with ghost knots without weight.
-"""
+Rules on data write `inject` directly. Rules on noise or velocity weigh eps_j = (y_j - alpha(tau_j)
+m_j) / sigma(tau_j), tau_j the network's own time (for y_0 = x_T the true one), which `on_noise`
+turns into the two. A rule handles all steps and members at once; where a step is too early for its
+order, its history is padded with ghost knots without weight."""
 
 from __future__ import annotations
 
@@ -14,19 +16,21 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 from torch.nn.functional import pad
 
 from .errors import InputError
 from .noise import NoiseSchedule
+from .quadrature import gauss_legendre
 
 Step = tuple[Tensor, Tensor]
 """carry, inject."""
 
 
 class Points:
-    """alpha, sigma and lam at the knots t [K, N+1], steps h in lam [K, N], network times tau [K, E]."""
+    """alpha, sigma and lam at the knots t [K, N+1], steps h in lam [K, N], network times tau [K,
+    E].
+    """
 
     def __init__(self, noise: NoiseSchedule, t: Tensor, tau: Tensor) -> None:
         self.noise, self.t, self.tau = noise, t, tau
@@ -36,7 +40,9 @@ class Points:
 
 
 def orders(p: int, N: int, lower_order_final: bool | None) -> list[int]:
-    """Order of each step: 1, 2, … p, and p-1, …, 1 at the end where the method lowers it (None: below 15 steps)."""
+    """Order of each step: 1, 2, … p, and p-1, …, 1 at the end where the method lowers it (None:
+    below 15 steps).
+    """
     lower = N < 15 if lower_order_final is None else lower_order_final
     return [min(p, i + 1, N - i if lower else p) for i in range(N)]
 
@@ -45,12 +51,16 @@ def orders(p: int, N: int, lower_order_final: bool | None) -> list[int]:
 def places(steps: tuple[int, ...], of: tuple[tuple[int, int], ...], ahead: int) -> Tensor:
     """Where in row i a weight of (order, lag) belongs, one-hot [N, J, N]: see `banded`."""
     columns = range(len(steps))
-    found = [[[float(p == o and i + ahead - k == j) for j in columns] for o, k in of] for i, p in enumerate(steps)]
+    found = [
+        [[float(p == o and i + ahead - k == j) for j in columns] for o, k in of]
+        for i, p in enumerate(steps)
+    ]
     return torch.tensor(found, dtype=torch.float64)
 
 
 def banded(steps: list[int], weights: Callable[[int], list[Tensor]], ahead: int = 0) -> Tensor:
-    """Weights as a matrix [K, N, N], each row's by its own order: lag k of step i in column i + ahead - k.
+    """Weights as a matrix [K, N, N], each row's by its own order: lag k of step i in column i +
+    ahead - k.
 
     weights(p) are those of order p at all steps, [K, N] a lag.
     """
@@ -60,24 +70,20 @@ def banded(steps: list[int], weights: Callable[[int], list[Tensor]], ahead: int 
 
 
 def history(u: Tensor, order: int) -> list[Tensor]:
-    """u [K, N+1] at the start of each step and before it: u_i, u_{i-1}, … [K, N]; ghosts before the first knot."""
+    """u [K, N+1] at the start of each step and before it: u_i, u_{i-1}, … [K, N]; ghosts before the
+    first knot.
+    """
     ghosts = u[:, :1] + (u[:, :1] - u[:, 1:2]) * torch.arange(order - 1, 0, -1).to(u)
     past = torch.cat([ghosts, u[:, :-1]], 1)
     return list(past.unfold(1, order, 1).flip(-1).unbind(-1))
 
 
-@cache
-def gauss_legendre(n: int = 32) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1]; 32 are exact to rounding for e^-lam between any two ends of a schedule."""
-    x, w = leggauss(n)
-    return torch.as_tensor((x + 1) / 2), torch.as_tensor(w / 2)
-
-
 def phi(h: Tensor, n: int) -> list[Tensor]:
-    """phi_1 … phi_n of -h, the moments of e^-lam on a step: phi_k = int_0^1 e^{-h (1 - s)} s^{k-1} / (k-1)! ds.
+    """phi_1 … phi_n of -h, the moments of e^-lam on a step: phi_k = int_0^1 e^{-h (1 - s)} s^{k-1}
+    / (k-1)! ds.
 
-    By quadrature: the recurrence phi_{k+1} = (1/k! - phi_k) / h loses k digits of h where steps are small.
-    """
+    By quadrature: the recurrence phi_{k+1} = (1/k! - phi_k) / h loses k digits of h where steps are
+    small."""
     to_end, powers = (v.to(h) for v in exponential_moments(n))
     return list((torch.exp(-h[..., None] * to_end) @ powers).unbind(-1))
 
@@ -86,24 +92,28 @@ def phi(h: Tensor, n: int) -> list[Tensor]:
 def exponential_moments(n: int) -> tuple[Tensor, Tensor]:
     """Of the quadrature: 1 - s at its nodes [q], and weights of phi_1 … phi_n [q, n]."""
     s, w = gauss_legendre()
-    return 1 - s, torch.stack([w * s ** (k - 1) / math.factorial(k - 1) for k in range(1, n + 1)], -1)
+    return 1 - s, torch.stack(
+        [w * s ** (k - 1) / math.factorial(k - 1) for k in range(1, n + 1)], -1
+    )
 
 
-# --- data: linear multistep in lam -----------------------------------------------------------------------------------
+# --- data: linear multistep in lam ----------------------------------------------------------------
 
 
 def dpmpp(points: Points, p: int, lower_order_final: bool | None) -> Step:
-    """DPM-Solver++ multistep (Lu et al. 2022, arXiv 2211.01095, algorithm 2; order 3 from its code).
+    """DPM-Solver++ multistep (Lu et al. 2022, arXiv 2211.01095, algorithm 2; order 3 from its
+    code).
 
-    Order 3 is kept as published and as everybody runs it: its D_2 is half the second derivative that Taylor's formula
-    asks for, so that it converges with order 2.
-    """
+    Order 3 is kept as published and as everybody runs it: its D_2 is half the second derivative
+    that Taylor's formula asks for, so that it converges with order 2."""
     h, lam = points.h, history(points.lam, p)
     r = [(lam[k] - lam[k + 1]) / h for k in range(p - 1)]
     f_1, f_2, f_3 = (h * f for f in phi(h, 3))
 
     def weights(order: int) -> list[Tensor]:
-        """Of m_i, m_{i-1}, …, over alpha: h phi_1 m_i + h phi_2 D_1 + h phi_3 D_2 in divided differences."""
+        """Of m_i, m_{i-1}, …, over alpha: h phi_1 m_i + h phi_2 D_1 + h phi_3 D_2 in divided
+        differences.
+        """
         if order == 1:
             return [f_1]
         if order == 2:
@@ -114,19 +124,24 @@ def dpmpp(points: Points, p: int, lower_order_final: bool | None) -> Step:
         return [f_1 + near, far - near, -far]
 
     carry = torch.diag_embed(points.sigma[:, 1:] / points.sigma[:, :-1])
-    return carry, points.alpha[:, 1:, None] * banded(orders(p, points.N, lower_order_final), weights)
+    return carry, points.alpha[:, 1:, None] * banded(
+        orders(p, points.N, lower_order_final), weights
+    )
 
 
 def unipc(points: Points, p: int, lower_order_final: bool | None, bh1: bool) -> Step:
-    """UniPC (Zhao et al. 2023, arXiv 2302.04867): a predictor, and a corrector that reuses the next evaluation.
+    """UniPC (Zhao et al. 2023, arXiv 2302.04867): a predictor, and a corrector that reuses the next
+    evaluation.
 
-    The network sees the predicted state y_i, and the corrected one is carried on: what the corrector of step i - 1 adds
-    to y_i enters step i. The last step is not corrected, so N steps cost N evaluations. Order 1 of the corrector and
-    order 2 of the predictor use 1/2, as published.
+    The network sees the predicted state y_i, and the corrected one is carried on: what the
+    corrector of step i - 1 adds to y_i enters step i. The last step is not corrected, so N steps
+    cost N evaluations. Order 1 of the corrector and order 2 of the predictor use 1/2, as published.
     """
     h, lam, f = points.h, history(points.lam, p), phi(points.h, p + 1)
     r = [(node - lam[0]) / h for node in lam[1:]]
-    b = [math.factorial(k) * h * f[k] for k in range(p + 1)]  # times the published B(h), which thus drops out …
+    b = [
+        math.factorial(k) * h * f[k] for k in range(p + 1)
+    ]  # times the published B(h), which thus drops out …
     ahead, half = torch.ones_like(h), (h if bh1 else b[0]) / 2  # … but from the fixed halves
 
     def predictor(order: int) -> list[Tensor]:
@@ -159,30 +174,38 @@ def moments(nodes: list[Tensor], b: list[Tensor]) -> list[Tensor]:
     return list(((b[2] - (y + z) * b[1] + y * z * b[0]) / ((x - y) * (x - z))).unbind())
 
 
-# --- noise: linear multistep on eps ----------------------------------------------------------------------------------
+# --- noise: linear multistep on eps ---------------------------------------------------------------
 
-ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
 
 
 def on_noise(points: Points, carry: Tensor, weights: Tensor, inject: Tensor | float = 0.0) -> Step:
     """carry y_j + weights eps_j + inject m_j, with eps_j = (y_j - alpha(tau_j) m_j) / sigma(tau_j)."""
-    # x_T is noise of a level that is known. Taken at a moved network time, an error of eps in proportion to x_T would
-    # drown what the network has to say, and so would its gradient those of all other parameters.
+    # x_T is noise of a level that is known. Taken at a moved network time, an error of eps in
+    # proportion to x_T would drown what the network has to say, and so would its gradient those of
+    # all other parameters.
     tau = torch.cat([points.t[:, :1], points.tau[:, 1:]], 1)
     sigma = points.noise.sigma(tau)
     if sigma.device.type == "cpu" and bool((sigma <= 0).any()):
         k, j = (sigma <= 0).nonzero()[0].tolist()
-        raise InputError(f"evals[{k}, {j}] = {float(tau[k, j])}: no noise there to interpolate; end above t = 0")
+        raise InputError(
+            f"evals[{k}, {j}] = {float(tau[k, j])}: no noise there to interpolate; end above t = 0"
+        )
     weights = weights / sigma[:, None]
     return carry + weights, inject - weights * points.noise.alpha(tau)[:, None]
 
 
 def transfer(points: Points, alpha: Tensor, sigma: Tensor) -> Step:
-    """DDIM's exact step for constant noise, from every knot to (alpha, sigma) [K, N]: factors of y and of eps.
+    """DDIM's exact step for constant noise, from every knot to (alpha, sigma) [K, N]: factors of y
+    and of eps.
 
-    Where alpha(t_0) = 0 the data hidden in x_T cannot be recovered from the noise: the first factor of y is 0 there,
-    and the caller takes the data from m_0.
-    """
+    Where alpha(t_0) = 0 the data hidden in x_T cannot be recovered from the noise: the first factor
+    of y is 0 there, and the caller takes the data from m_0."""
     ratio = alpha / points.alpha[:, :-1]
     if points.noise.starts_at_pure_noise:
         ratio = pad(alpha[:, 1:] / points.alpha[:, 1:-1], (1, 0))
@@ -199,44 +222,54 @@ def noise_multistep(points: Points, weights: Tensor) -> Step:
 
 
 def ipndm(points: Points, p: int, lower_order_final: bool | None) -> Step:
-    """iPNDM (Zhang & Chen 2023, arXiv 2204.13902): DDIM with Adams-Bashforth sums of the noise; p = 1 is DDIM."""
+    """iPNDM (Zhang & Chen 2023, arXiv 2204.13902): DDIM with Adams-Bashforth sums of the noise; p =
+    1 is DDIM.
+    """
     steps = orders(p, points.N, lower_order_final)
-    constant = lambda order: [points.t.new_full((1, points.N), w) for w in ADAMS_BASHFORTH[order - 1]]
+    constant = lambda order: [
+        points.t.new_full((1, points.N), w) for w in ADAMS_BASHFORTH[order - 1]
+    ]
     return noise_multistep(points, banded(steps, constant))
 
 
 def deis(points: Points, p: int, lower_order_final: bool | None, in_lam: bool) -> Step:
-    """DEIS, time-AB (Zhang & Chen 2023): Lagrange polynomials of eps in t, integrated against d(sigma / alpha).
+    """DEIS, time-AB (Zhang & Chen 2023): Lagrange polynomials of eps in t, integrated against
+    d(sigma / alpha).
 
-    in_lam takes the polynomials in lam instead. The quadrature runs in lam: smooth up to the ends of every schedule.
-    """
+    in_lam takes the polynomials in lam instead. The quadrature runs in lam: smooth up to the ends
+    of every schedule."""
     x, w = (v.to(points.t) for v in gauss_legendre(16))
     lam = points.lam[:, :-1, None] + points.h[..., None] * x  # [K, N, q]
     u, at = (points.lam, lam) if in_lam else (points.t, points.noise.inverse(lam))
     measure = w * torch.exp(-points.h[..., None] * x)  # of d(sigma / alpha), up to a factor
     measure = measure / measure.sum(-1, keepdim=True)
     nodes = history(u, p)
-    gaps = [at - node[..., None] for node in nodes]  # Lagrange polynomials are products of these, scaled
+    gaps = [
+        at - node[..., None] for node in nodes
+    ]  # Lagrange polynomials are products of these, scaled
 
     def weights(order: int) -> list[Tensor]:
         c = []
         for k in range(order):
             others = [j for j in range(order) if j != k]
-            scale = math.prod((nodes[k] - nodes[j] for j in others), start=torch.ones_like(points.h))
+            scale = math.prod(
+                (nodes[k] - nodes[j] for j in others), start=torch.ones_like(points.h)
+            )
             c.append(math.prod((gaps[j] for j in others), start=measure).sum(-1) / scale)
         return c
 
     return noise_multistep(points, banded(orders(p, points.N, lower_order_final), weights))
 
 
-# --- singlestep ------------------------------------------------------------------------------------------------------
+# --- singlestep -----------------------------------------------------------------------------------
 
 
 def in_time(points: Points, stages: int) -> Step:
-    """Euler (1) or Heun (2: Karras et al. 2022, algorithm 1) in t on dx/dt = alpha' x_0 + sigma' eps.
+    """Euler (1) or Heun (2: Karras et al. 2022, algorithm 1) in t on dx/dt = alpha' x_0 + sigma'
+    eps.
 
-    For flow matching Euler is x + (t_{i+1} - t_i) velocity. An odd number of evaluations ends Heun on an Euler step.
-    """
+    For flow matching Euler is x + (t_{i+1} - t_i) velocity. An odd number of evaluations ends Heun
+    on an Euler step."""
     dt = points.t.diff(dim=1)[..., None]
     first, second = stage_columns(points, stages)
     carry, weights = first, dt * first
@@ -267,10 +300,13 @@ def interior_times(noise: NoiseSchedule, knots: Tensor, r: float) -> Tensor:
 
 
 def dpm_2(points: Points, r: float) -> Step:
-    """DPM-Solver-2 singlestep (Lu et al. 2022, arXiv 2206.00927, algorithm 4); an odd nfe ends on a DDIM step."""
+    """DPM-Solver-2 singlestep (Lu et al. 2022, arXiv 2206.00927, algorithm 4); an odd nfe ends on a
+    DDIM step.
+    """
     if points.noise.starts_at_pure_noise:
         raise InputError(
-            f"dpm-2 cannot run on {points.noise.name} from t_max = {points.noise.t_max}, where alpha = 0: its first "
+            f"dpm-2 cannot run on {points.noise.name} from t_max = {points.noise.t_max}, where "
+            f"alpha = 0: its first "
             "step is singular there; set t_max a little lower, or use dpmpp-2 or heun"
         )
     s = interior_times(points.noise, points.t, r)
@@ -281,4 +317,6 @@ def dpm_2(points: Points, r: float) -> Step:
     ratio, gain = transfer(points, points.alpha[:, 1:], points.sigma[:, 1:])
     carry = interleave(points, ratio_s[..., None] * first, ratio[..., None] * first)
     slope = first + (second - first) / (2 * r)
-    return on_noise(points, carry, interleave(points, gain_s[..., None] * first, gain[..., None] * slope))
+    return on_noise(
+        points, carry, interleave(points, gain_s[..., None] * first, gain[..., None] * slope)
+    )

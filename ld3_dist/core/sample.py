@@ -15,53 +15,91 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .denoiser import Condition, Denoiser, map_condition
+from .errors import InputError
+from .noise import describe, same_noise
 from .solver import Tableau
 
 
 def sample(
-    denoiser: Denoiser, tableau: Tableau, x_T: Tensor, condition: Condition = None, recompute: bool = False
+    denoiser: Denoiser,
+    tableau: Tableau,
+    x_T: Tensor,
+    condition: Condition = None,
+    recompute: bool = False,
 ) -> Tensor:
     """Integrate from noise to data.
 
     Args:
         tableau: of one schedule, or of K schedules (leading dimension K).
-        x_T: starting noise, prior_scale * unit noise: [B, *shape], or [K, B, *shape] where members start differently.
+        x_T: starting noise, prior_scale * unit noise: [B, *shape], or [K, B, *shape] where members
+            start differently.
         condition: tensors of B rows, or of K * B rows (member-major) where members differ.
-        recompute: keep only the input of every evaluation, and evaluate again when differentiating: the memory of one
-            evaluation instead of E, for a third more time.
+        recompute: keep only the input of every evaluation, and evaluate again when differentiating:
+            the memory of one evaluation instead of E, for a third more time.
 
     Returns:
-        x_0: [B, *shape], or [K, B, *shape] for K schedules: all members go through the network in one call of K*B.
+        x_0: [B, *shape], or [K, B, *shape] for K schedules: all members go through the network in
+        one call of K*B.
+
+    Raises InputError for a table whose times are those of another noise schedule.
     """
     return states(denoiser, tableau, x_T, condition, recompute)[0][-1]
 
 
 def states(
-    denoiser: Denoiser, tableau: Tableau, x_T: Tensor, condition: Condition = None, recompute: bool = False
+    denoiser: Denoiser,
+    tableau: Tableau,
+    x_T: Tensor,
+    condition: Condition = None,
+    recompute: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The whole path: y_0 … y_E and m_0 … m_{E-1}, each of the shape that `sample` returns, from the same arguments."""
+    """The whole path: y_0 … y_E and m_0 … m_{E-1}, each of the shape that `sample` returns, from
+    the same arguments.
+    """
+    if tableau.noise is not None and not same_noise(tableau.noise, denoiser.noise):
+        raise InputError(
+            f"the table's times are those of {describe(tableau.noise)}, the model's noise schedule "
+            f"is {describe(denoiser.noise)}; use a schedule that was made for this model"
+        )
     shape = tuple(denoiser.shape)
     packed = tableau.evals.ndim == 2
     K = tableau.evals.shape[0] if packed else 1
     B = x_T.shape[-len(shape) - 1]
-    table = torch.cat([tableau.state.reshape(K, -1, 1), tableau.outputs.reshape(K, tableau.nfe + 1, -1)], -1)
-    here = lambda numbers: numbers.to(x_T.dtype).to(x_T.device)  # in this order: not every device has float64
+    table = torch.cat(
+        [tableau.state.reshape(K, -1, 1), tableau.outputs.reshape(K, tableau.nfe + 1, -1)], -1
+    )
+    here = lambda numbers: numbers.to(x_T.dtype).to(
+        x_T.device
+    )  # in this order: not every device has float64
     rows = here(table).unbind(1)  # state_i, outputs_i  [K, 1+E] each
     times = here(tableau.evals.reshape(K, -1)).repeat_interleave(B, 0).unbind(1)  # [K*B] each
     if condition is not None and K > 1:
-        condition = map_condition(lambda c: c if len(c) == K * B else c.repeat(K, *[1] * (c.ndim - 1)), condition)
+        condition = map_condition(
+            lambda c: c if len(c) == K * B else c.repeat(K, *[1] * (c.ndim - 1)), condition
+        )
 
-    history = [x_T.reshape(-1, B * torch.Size(shape).numel()).expand(K, -1)]  # x_T, m_0, m_1, …  [K, B*d]
+    history = [
+        x_T.reshape(-1, B * torch.Size(shape).numel()).expand(K, -1)
+    ]  # x_T, m_0, m_1, …  [K, B*d]
     path: list[Tensor] = []  # y_0, y_1, …  [K*B, *shape]
     for i, row in enumerate(rows):
         y = row[:, None, : i + 1] @ torch.stack(history, 1)
         path.append(y.view(K * B, *shape))
         if i < tableau.nfe:
             inputs = (path[i], times[i], condition)
-            out = checkpoint(denoiser, *inputs, use_reentrant=False) if recompute else denoiser(*inputs)
+            out = (
+                checkpoint(denoiser, *inputs, use_reentrant=False)
+                if recompute
+                else denoiser(*inputs)
+            )
             history.append(out.reshape(K, -1).to(y.dtype))
     lead = (K, B) if packed else (B,)
     return [y.view(*lead, *shape) for y in path], [m.view(*lead, *shape) for m in history[1:]]
+
+
+def initial_state(denoiser: Denoiser, z: Tensor) -> Tensor:
+    """x_T = prior_scale * z, from unit noise z [..., *shape]."""
+    return denoiser.noise.prior_scale * z
 
 
 def draw_noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:

@@ -1,45 +1,55 @@
 """Solvers: a solver is a pure function from a time grid to a table of coefficients.
 
-Every solver here is linear in the starting noise x_T and in the network's outputs m_j = D(y_j, evals_j), so a grid
-determines numbers `state` and `outputs` such that (non-stationary solvers, Shaul et al. 2024, arXiv 2403.01329)
+Every solver here is linear in the starting noise x_T and in the network's outputs m_j = D(y_j,
+evals_j), so a grid determines numbers `state` and `outputs` such that (non-stationary solvers,
+Shaul et al. 2024, arXiv 2403.01329)
 
-    y_i = state_i x_T + sum_{j<i} outputs_ij m_j        i = 0 … E,    y_0 = x_T,    y_E = the sample.
+    y_i = state_i x_T + sum_{j<i} outputs_ij m_j        i = 0 … E,    y_0 = x_T,    y_E = the
+    sample.
 
-A rule says how a state is made from those before, y_{i+1} = sum_j carry_ij y_j + inject_ij m_j with lower triangular
-matrices, and one triangular solve turns that into the table. All of it is ordinary torch code in float64 on scalars, so
-autograd gives exact gradients with respect to knots and network times through every coefficient, and K grids are built
-at once.
-"""
+A rule says how a state is made from those before, y_{i+1} = sum_j carry_ij y_j + inject_ij m_j with
+lower triangular matrices, and one triangular solve turns that into the table. All of it is ordinary
+torch code in float64 on scalars, so autograd gives exact gradients with respect to knots and
+network times through every coefficient, and K grids are built at once."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from . import rules
-from .errors import InputError, unknown
+from .errors import InputError
 from .grid import Grid
 from .noise import NoiseSchedule
+from .registry import Registry
 
 
 @dataclass(frozen=True)
 class Tableau:
-    """A solver on a grid: evals [*K, E], state [*K, E+1], outputs [*K, E+1, E] strictly lower triangular."""
+    """A solver on a grid: evals [*K, E], state [*K, E+1], outputs [*K, E+1, E] strictly lower
+    triangular.
+
+    noise: the noise schedule whose times these are; `sample` refuses a denoiser of another one.
+        None where it is not known.
+    """
 
     evals: Tensor
     state: Tensor
     outputs: Tensor
+    noise: NoiseSchedule | None = None
 
     def __post_init__(self) -> None:
         *lead, E = self.evals.shape
         if self.state.shape != (*lead, E + 1) or self.outputs.shape != (*lead, E + 1, E):
             raise InputError(
-                f"tableau: evals {tuple(self.evals.shape)}, state {tuple(self.state.shape)} and outputs "
+                f"tableau: evals {tuple(self.evals.shape)}, state {tuple(self.state.shape)} and "
+                f"outputs "
                 f"{tuple(self.outputs.shape)} do not fit; need [*K, E], [*K, E+1] and [*K, E+1, E]"
             )
 
@@ -50,20 +60,31 @@ class Tableau:
 
     def take(self, members: Tensor | list[int] | slice) -> Tableau:
         """The schedules with these numbers, of K."""
-        index = members if isinstance(members, slice) else torch.as_tensor(members, device=self.evals.device)
-        return Tableau(self.evals[index], self.state[index], self.outputs[index])
+        index = (
+            members
+            if isinstance(members, slice)
+            else torch.as_tensor(members, device=self.evals.device)
+        )
+        return Tableau(self.evals[index], self.state[index], self.outputs[index], self.noise)
 
     def leaf(self, like: Tensor) -> Tableau:
         """The same numbers where `like` lives and in its dtype, to differentiate with respect to."""
-        parts = (self.evals, self.state, self.outputs)
-        return Tableau(*(part.detach().to(like.device, like.dtype, copy=True).requires_grad_() for part in parts))
+        evals, state, outputs = (
+            part.detach().to(like.device, like.dtype, copy=True).requires_grad_()
+            for part in (self.evals, self.state, self.outputs)
+        )
+        return Tableau(evals, state, outputs, self.noise)
 
     def backward(self, leaf: Tableau, members: Tensor, finite: Tensor | None = None) -> None:
-        """Carry gradients that arrived in `leaf`, taken of `members`, on to what this table was built from.
+        """Carry gradients that arrived in `leaf`, taken of `members`, on to what this table was
+        built from.
 
         Members that are not `finite` [K'] and entries that are no number pass on zero.
         """
-        parts = [(getattr(self, name), getattr(leaf, name).grad) for name in ("evals", "state", "outputs")]
+        parts = [
+            (getattr(self, name), getattr(leaf, name).grad)
+            for name in ("evals", "state", "outputs")
+        ]
         parts = [(whole, grad) for whole, grad in parts if whole.requires_grad and grad is not None]
 
         def spread(whole: Tensor, grad: Tensor) -> Tensor:
@@ -84,10 +105,13 @@ class Solver:
     rule: Callable[[rules.Points], rules.Step]
     stages: int = 1
     interior: float = 1.0
-    """Where the second stage of a two-stage step lies, as a fraction of the step in lam (1: at the next knot)."""
+    """Where the second stage of a two-stage step lies, as a fraction of the step in lam (1: at the
+    next knot).
+    """
 
     def steps(self, nfe: int) -> int:
-        """Number of steps that spend exactly nfe evaluations (an odd nfe ends a two-stage solver on one stage).
+        """Number of steps that spend exactly nfe evaluations (an odd nfe ends a two-stage solver on
+        one stage).
 
         Raises InputError for nfe < 1.
         """
@@ -96,7 +120,9 @@ class Solver:
         return -(-nfe // self.stages)
 
     def brackets(self, nfe: int) -> tuple[list[int], list[int]]:
-        """For every evaluation, the knots before and after its nominal time: how far its network time may move."""
+        """For every evaluation, the knots before and after its nominal time: how far its network
+        time may move.
+        """
         N = self.steps(nfe)
         low, high = [], []
         for j in range(nfe):
@@ -112,7 +138,9 @@ class Solver:
         N = knots.shape[-1] - 1
         nfe = self.stages * N if nfe is None else nfe
         if self.steps(nfe) != N:
-            raise InputError(f"{nfe} evaluations of {self.name} take {self.steps(nfe)} steps, the grid has {N}")
+            raise InputError(
+                f"{nfe} evaluations of {self.name} take {self.steps(nfe)} steps, the grid has {N}"
+            )
         if self.stages == 1:
             return knots[..., :-1]
         second = knots[..., 1:]
@@ -125,66 +153,134 @@ class Solver:
         return Grid(knots, self.nominal(noise, knots, nfe))
 
     def recurrence(self, noise: NoiseSchedule, grid: Grid) -> rules.Step:
-        """How each state is made from those before it: carry and inject [*K, E, E], differentiable in knots and evals.
+        """How each state is made from those before it: carry and inject [*K, E, E], differentiable
+        in knots and evals.
 
-        Raises InputError where the grid leaves the schedule's range or its evals do not fit the solver.
-        """
+        Raises InputError where the grid leaves the schedule's range or its evals do not fit the
+        solver."""
         E, N, lead = grid.nfe, grid.steps, grid.knots.shape[:-1]
         if self.steps(E) != N:
-            raise InputError(f"{self.name} on {N} steps makes {self.stages * N} evaluations, the grid has {E}")
+            raise InputError(
+                f"{self.name} on {N} steps makes {self.stages * N} evaluations, the grid has {E}"
+            )
         grid.within(noise)
         points = rules.Points(noise, grid.knots.reshape(-1, N + 1), grid.evals.reshape(-1, E))
-        carry, inject = (part.expand(len(points.t), E, E).reshape(*lead, E, E) for part in self.rule(points))
+        carry, inject = (
+            part.expand(len(points.t), E, E).reshape(*lead, E, E) for part in self.rule(points)
+        )
         return carry, inject
 
     def tableau(self, noise: NoiseSchedule, grid: Grid) -> Tableau:
-        """The coefficients of this solver on this grid; as `recurrence`, unrolled by forward substitution."""
+        """The coefficients of this solver on this grid; as `recurrence`, unrolled by forward
+        substitution.
+        """
         carry, inject = self.recurrence(noise, grid)
         system = torch.eye(grid.nfe + 1).to(carry) - pad(carry, (0, 1, 1, 0))
         start = torch.eye(grid.nfe + 1, 1).to(carry).expand(*inject.shape[:-2], -1, -1)
         rows = torch.cat([start, pad(inject, (0, 0, 1, 0))], -1)
         rows = torch.linalg.solve_triangular(system, rows, upper=False, unitriangular=True)
-        return Tableau(grid.evals, rows[..., 0], rows[..., 1:])
+        return Tableau(grid.evals, rows[..., 0], rows[..., 1:], noise)
 
+
+solvers: Registry[Callable[..., Solver]] = Registry("solver")
+"""Functions of keyword options that return a Solver."""
+
+MULTISTEP = r"(dpmpp|unipc|ipndm|deis)-(\d)(?:-(bh1|lam))?"
+
+
+def make_solver(name: str, **options: Any) -> Solver:
+    """A solver by name, with options in the name or beside it.
+
+    Args:
+        name: euler ddim heun dpm-2 dpmpp-{1,2,3} unipc-{1,2,3}[-bh1|-bh2] ipndm-{1..4}
+            deis-{1,2,3}[-lam], one that somebody registered, or python:FILE.py:NAME. Options may
+            follow a question mark: "dpmpp-3?lower_order_final=false", "dpm-2?interior=0.4".
+        options: lower_order_final (of the multistep solvers): end on lower orders; None is what
+            each method prescribes (dpmpp: below 15 steps; unipc: always; the others never).
+            interior (of dpm-2): where the second evaluation lies, as a fraction of the step in lam.
+
+    Raises:
+        InputError: unknown name (the nearest known one is suggested), an option that the solver
+            does not have, interior outside (0, 1).
+    """
+    plain, _, query = name.partition("?")
+    given = _parse(name, query) | options
+    try:
+        made = solvers.get(plain.removesuffix("-bh2"))(**given)
+    except TypeError as error:
+        raise InputError(
+            f"solver {name!r}: {', '.join(given) or 'no options'} do not suit it ({error})"
+        ) from error
+    if not isinstance(made, Solver):
+        raise InputError(f"solver {name!r}: made a {type(made).__name__}, need a Solver")
+    return replace(made, name=name)
+
+
+def _parse(name: str, query: str) -> dict[str, Any]:
+    """Options behind the question mark of a solver's name: true, false, numbers and words."""
+    words: dict[str, Any] = {"true": True, "false": False, "none": None}
+    found: dict[str, Any] = {}
+    for part in filter(None, query.split("&")):
+        key, mark, text = part.partition("=")
+        if not mark or not key.isidentifier() or key in found:
+            raise InputError(f"solver {name!r}: write options once each, as key=value&key=value")
+        try:
+            found[key] = words[text.lower()] if text.lower() in words else float(text)
+        except ValueError:
+            found[key] = text
+    return found
+
+
+def _multistep(family: str, order: int, variant: str | None) -> Callable[..., Solver]:
+    prescribed = {"dpmpp": None, "unipc": True}.get(family, False)
+
+    def make(lower_order_final: bool | None = None) -> Solver:
+        if lower_order_final not in (None, True, False):
+            raise InputError(
+                f"lower_order_final = {lower_order_final!r} of {family}-{order}: "
+                "must be true, false or none"
+            )
+        final = prescribed if lower_order_final is None else lower_order_final
+        rule = {
+            "dpmpp": lambda p: rules.dpmpp(p, order, final),
+            "unipc": lambda p: rules.unipc(p, order, bool(final), variant == "bh1"),
+            "ipndm": lambda p: rules.ipndm(p, order, final),
+            "deis": lambda p: rules.deis(p, order, final, variant == "lam"),
+        }[family]
+        return Solver(family, order, rule)
+
+    return make
+
+
+def _dpm_2(interior: float = 0.5) -> Solver:
+    if not isinstance(interior, float) or not 0 < interior < 1:
+        raise InputError(f"interior = {interior} of dpm-2: must lie strictly between 0 and 1")
+    return Solver("dpm-2", 2, lambda p: rules.dpm_2(p, interior), 2, interior)
+
+
+def _heun() -> Solver:
+    return Solver("heun", 2, lambda p: rules.in_time(p, 2), 2)
+
+
+def _euler() -> Solver:
+    return Solver("euler", 1, lambda p: rules.in_time(p, 1))
+
+
+def _ddim() -> Solver:
+    return Solver("ddim", 1, lambda p: rules.ipndm(p, 1, False))
+
+
+SINGLESTEP = {"euler": _euler, "ddim": _ddim, "heun": _heun, "dpm-2": _dpm_2}
 
 SOLVERS = (
     "euler", "ddim", "heun", "dpm-2", "dpmpp-1", "dpmpp-2", "dpmpp-3",
     "unipc-1", "unipc-2", "unipc-3", "unipc-1-bh1", "unipc-2-bh1", "unipc-3-bh1",
-    "ipndm-1", "ipndm-2", "ipndm-3", "ipndm-4", "deis-1", "deis-2", "deis-3", "deis-2-lam", "deis-3-lam",
+    "ipndm-1", "ipndm-2", "ipndm-3", "ipndm-4", "deis-1", "deis-2", "deis-3",
+    "deis-2-lam", "deis-3-lam",
 )  # fmt: skip
 
-
-def make_solver(name: str, *, lower_order_final: bool | None = None, interior: float = 0.5) -> Solver:
-    """A solver by name.
-
-    Args:
-        name: euler ddim heun dpm-2 dpmpp-{1,2,3} unipc-{1,2,3}[-bh1|-bh2] ipndm-{1..4} deis-{1,2,3}[-lam].
-        lower_order_final: end on lower orders; None is what each method prescribes (dpmpp: below 15 steps; unipc:
-            always; the others never).
-        interior: where dpm-2 puts its second evaluation, as a fraction of the step in lam.
-
-    Raises:
-        InputError: unknown name (the nearest known one is suggested), interior outside (0, 1).
-    """
-    if not 0 < interior < 1:
-        raise InputError(f"interior = {interior}: must lie strictly between 0 and 1")
-    plain = name.removesuffix("-bh2")
-    if plain not in SOLVERS:
-        raise unknown("solver", name, SOLVERS)
-    family, order = plain, 1
-    if match := re.fullmatch(r"(dpmpp|unipc|ipndm|deis)-(\d)(?:-(bh1|lam))?", plain):
-        family, order, variant = match[1], int(match[2]), match[3]
-        final = {"dpmpp": None, "unipc": True}.get(family, False) if lower_order_final is None else lower_order_final
-        rule = {
-            "dpmpp": lambda p: rules.dpmpp(p, order, final),
-            "unipc": lambda p: rules.unipc(p, order, final, variant == "bh1"),
-            "ipndm": lambda p: rules.ipndm(p, order, final),
-            "deis": lambda p: rules.deis(p, order, final, variant == "lam"),
-        }[family]
-        return Solver(name, order, rule)
-    if family == "dpm-2":
-        return Solver(name, 2, lambda p: rules.dpm_2(p, interior), 2, interior)
-    if family == "heun":
-        return Solver(name, 2, lambda p: rules.in_time(p, 2), 2)
-    rule = (lambda p: rules.in_time(p, 1)) if family == "euler" else (lambda p: rules.ipndm(p, 1, False))
-    return Solver(name, 1, rule)
+for _name in SOLVERS:
+    if _found := re.fullmatch(MULTISTEP, _name):
+        solvers.register(_name, _multistep(_found[1], int(_found[2]), _found[3]))
+    else:
+        solvers.register(_name, SINGLESTEP[_name])

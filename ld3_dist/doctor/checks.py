@@ -1,8 +1,8 @@
 """The checks, area by area: models, distance, metrics, memory, extras, machine, storage.
 
-Nothing is written, and nothing is downloaded: what is only named by a URL or a hub id counts as missing until it is in
-the cache of this machine. Machine and files are those that `doctor` runs on; on a cluster, run it on a node.
-"""
+Nothing is written, and nothing is downloaded: what is only named by a URL or a hub id counts as
+missing until it is in the cache of this machine. Machine and files are those that `doctor` runs on;
+on a cluster, run it on a node."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from typing import Literal
 
 import torch
 
-from ..core.distance import MIN_SIDE, TRUNK_FILES, default_trunk
 from ..core.errors import InputError
-from ..core.objective import free_memory
-from ..core.recipe import CHECKPOINTING
+from ..core.learning.config import CHECKPOINTING
+from ..core.lpips import MIN_SIDE, TRUNK_FILES, default_trunk
+from ..core.memory import free_memory
 from ..experiment.plan import Plan
-from ..experiment.settings import Experiment, Model
+from ..experiment.settings import Experiment, ModelSettings
 from ..metrics.extractors import content_hash, open_extractor, read_reference
-from ..models import LoadedModel
+from ..models import Model
 from ..models.edm.download import cached_path
 from ..models.loaded import read_lines
-from ..tasks.context import distance_of, open_settings
-from ..tasks.space import in_loss_space
+from ..schedule.sampling import in_loss_space
+from ..tasks.opened import distance_of, model_of
 from .footprint import Footprint, footprint, pairs_bytes, readable
-from .place import existing, storage_checks
+from .output_folder import existing, storage_checks
 from .sources import where_from
 
 Status = Literal["ok", "note", "missing"]
@@ -38,7 +38,9 @@ Status = Literal["ok", "note", "missing"]
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the checklist; `remedy` says what to do where it is not ok. A note does not stop an experiment."""
+    """One line of the checklist; `remedy` says what to do where it is not ok. A note does not stop
+    an experiment.
+    """
 
     area: str
     name: str
@@ -48,13 +50,21 @@ class Check:
 
 
 def examine(experiment: Experiment, output: str | None = None) -> Iterator[Check]:
-    """Check an experiment, and where its results are to go; yields each check as soon as it is made."""
-    opened: dict[str, LoadedModel] = {}
+    """Check an experiment, and where its results are to go; yields each check as soon as it is
+    made.
+    """
+    opened: dict[str, Model] = {}
     for model in experiment.models:
         yield from _model(model, opened)
     whole = len(opened) == len(experiment.models)
-    hashes, conditionings = ({n: getattr(o, key) for n, o in opened.items()} for key in ("hash", "conditioning"))
-    plan = Plan(experiment, dict.fromkeys((m.label for m in experiment.models), "unknown") | hashes, conditionings)
+    hashes, conditionings = (
+        {n: getattr(o, key) for n, o in opened.items()} for key in ("hash", "conditioning")
+    )
+    plan = Plan(
+        experiment,
+        dict.fromkeys((m.label for m in experiment.models), "unknown") | hashes,
+        conditionings,
+    )
     fingerprint = plan.fingerprint if whole else "unknown until every model is there"
     yield Check("models", "fingerprint of the experiment", "ok" if whole else "note", fingerprint)
     yield from _distances(experiment, opened)
@@ -66,20 +76,28 @@ def examine(experiment: Experiment, output: str | None = None) -> Iterator[Check
         yield from _storage(output, plan.fingerprint if whole else None)
 
 
-def _model(model: Model, opened: dict[str, LoadedModel]) -> Iterator[Check]:
+def _model(model: ModelSettings, opened: dict[str, Model]) -> Iterator[Check]:
     for key, file in (("prompts", model.prompts), ("classes", model.classes)):
         if file:
             try:
                 lines = len(read_lines(file, key).split("\n" if key == "prompts" else None))
-                yield Check("models", f"{model.label}, {key}", "ok", f"{file}, {lines} lines, {_hash(file)}")
+                yield Check(
+                    "models", f"{model.label}, {key}", "ok", f"{file}, {lines} lines, {_hash(file)}"
+                )
             except InputError as error:
                 yield Check("models", f"{model.label}, {key}", "missing", str(error))
     kind, _, rest = model.model.partition(":")
     try:
-        found = open_settings(_from_cache(model, kind, rest), "cpu")
+        found = model_of(_from_cache(model, kind, rest), "cpu")
     except (InputError, ImportError) as error:
         place = where_from(rest)
-        yield Check("models", model.label, "missing", str(error), "" if place.split(" ")[-1] in str(error) else place)
+        yield Check(
+            "models",
+            model.label,
+            "missing",
+            str(error),
+            "" if place.split(" ")[-1] in str(error) else place,
+        )
         return
     opened[model.label] = replace(found, id=model.model)
     count = found.settings.get("parameters")
@@ -89,37 +107,59 @@ def _model(model: Model, opened: dict[str, LoadedModel]) -> Iterator[Check]:
     yield Check("models", model.label, "ok", ", ".join(facts))
 
 
-def _from_cache(model: Model, kind: str, rest: str) -> Model:
+def _from_cache(model: ModelSettings, kind: str, rest: str) -> ModelSettings:
     """The model as it lies on this machine; InputError where it would have to be downloaded first."""
-    if kind == "edm" and rest.startswith(("http://", "https://")) and not cached_path(rest).is_file():
-        raise InputError(f"{rest} is not in the cache yet; a sweep downloads it, or put it at {cached_path(rest)}")
-    if kind == "diffusers" and not Path(rest).expanduser().is_dir() and not rest.startswith(("/", ".", "~")):
+    if (
+        kind == "edm"
+        and rest.startswith(("http://", "https://"))
+        and not cached_path(rest).is_file()
+    ):
+        raise InputError(
+            f"{rest} is not in the cache yet; a sweep downloads it, or put it at "
+            f"{cached_path(rest)}"
+        )
+    if (
+        kind == "diffusers"
+        and not Path(rest).expanduser().is_dir()
+        and not rest.startswith(("/", ".", "~"))
+    ):
         import huggingface_hub
 
         try:
             folder = huggingface_hub.snapshot_download(rest, local_files_only=True)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"hub id {rest} is not in the cache yet; a sweep downloads it where there is a network, or download it "
+                f"hub id {rest} is not in the cache yet; a sweep downloads it where there is a "
+                f"network, or download it "
                 "elsewhere and give its folder"
             ) from error
         return model.model_copy(update={"model": f"diffusers:{folder}", "name": model.label})
     return model
 
 
-def _distances(experiment: Experiment, opened: dict[str, LoadedModel]) -> Iterator[Check]:
+def _distances(experiment: Experiment, opened: dict[str, Model]) -> Iterator[Check]:
     for name in experiment.distances:
         if not name.startswith("lpips"):
             yield Check("distance", name, "ok", "needs no files")
             continue
         net = name.partition("-")[2] or "vgg"
-        file = Path(experiment.lpips.trunk).expanduser() if experiment.lpips.trunk else default_trunk(net)
+        file = (
+            Path(experiment.lpips.trunk).expanduser()
+            if experiment.lpips.trunk
+            else default_trunk(net)
+        )
         if not file.is_file():
             place = where_from(TRUNK_FILES[net])
-            yield Check("distance", name, "missing", f"its network's weights {file} are not there", place)
+            yield Check(
+                "distance", name, "missing", f"its network's weights {file} are not there", place
+            )
         else:
             digest = content_hash(str(file))
-            known = file.name.rpartition("-")[2].removesuffix(".pth") if file.name in TRUNK_FILES.values() else ""
+            known = (
+                file.name.rpartition("-")[2].removesuffix(".pth")
+                if file.name in TRUNK_FILES.values()
+                else ""
+            )
             if digest.startswith(known):
                 yield Check("distance", name, "ok", f"{file}, sha256 {digest[:12]}…")
             else:
@@ -129,10 +169,16 @@ def _distances(experiment: Experiment, opened: dict[str, LoadedModel]) -> Iterat
             side = min(model.image_shape[-2:])
             if side < MIN_SIDE[net] and not experiment.lpips.upsample:
                 detail = f"{label} makes images of {side} pixels, {name} needs {MIN_SIDE[net]}"
-                yield Check("distance", name, "missing", detail, "set lpips: {upsample: true}, or use distance: l2")
+                yield Check(
+                    "distance",
+                    name,
+                    "missing",
+                    detail,
+                    "set lpips: {upsample: true}, or use distance: l2",
+                )
 
 
-def _metrics(experiment: Experiment, opened: dict[str, LoadedModel]) -> Iterator[Check]:
+def _metrics(experiment: Experiment, opened: dict[str, Model]) -> Iterator[Check]:
     asked = experiment.evaluate
     if not asked.samples:
         yield Check("metrics", "evaluation", "note", "none: evaluate.samples is 0")
@@ -150,8 +196,14 @@ def _metrics(experiment: Experiment, opened: dict[str, LoadedModel]) -> Iterator
     for label, model in opened.items() if size is None else ():
         try:
             extractor = open_extractor(name, model)
-            detail = "none; the distance to the teacher is measured alone" if extractor is None else extractor.name
-            yield Check("metrics", f"extractor of {label}", "note" if extractor is None else "ok", detail)
+            detail = (
+                "none; the distance to the teacher is measured alone"
+                if extractor is None
+                else extractor.name
+            )
+            yield Check(
+                "metrics", f"extractor of {label}", "note" if extractor is None else "ok", detail
+            )
         except InputError as error:
             yield Check("metrics", f"extractor of {label}", "missing", str(error))
     if asked.reference not in ("auto", "teacher"):
@@ -163,10 +215,12 @@ def _metrics(experiment: Experiment, opened: dict[str, LoadedModel]) -> Iterator
         fits = size is None or found == size
         detail = f"{asked.reference}, {found} features, {_hash(asked.reference)}"
         remedy = f"the extractor makes {size}: give statistics of the same extractor"
-        yield Check("metrics", "reference", "ok" if fits else "missing", detail, "" if fits else remedy)
+        yield Check(
+            "metrics", "reference", "ok" if fits else "missing", detail, "" if fits else remedy
+        )
 
 
-def _memory(plan: Plan, opened: dict[str, LoadedModel], output: str | None) -> Iterator[Check]:
+def _memory(plan: Plan, opened: dict[str, Model], output: str | None) -> Iterator[Check]:
     experiment, disk = plan.experiment, 0
     for model in experiment.models:
         if (found := opened.get(model.label)) is None:
@@ -178,9 +232,12 @@ def _memory(plan: Plan, opened: dict[str, LoadedModel], output: str | None) -> I
         except InputError:
             distance = None
         try:
-            size = footprint(in_loss_space(plan, found), distance)
-        except Exception as error:  # noqa: BLE001  # a user's network may do anything that has no shape-only version
-            yield Check("memory", model.label, "note", f"cannot be estimated ({type(error).__name__})")
+            size = footprint(in_loss_space(found, plan.experiment.loss_space), distance)
+        # a user's network may do anything that has no shape-only version
+        except Exception as error:  # noqa: BLE001
+            yield Check(
+                "memory", model.label, "note", f"cannot be estimated ({type(error).__name__})"
+            )
             continue
         without = "" if distance else "; without the distance's network"
         yield _learning_step(plan, model, size, without)
@@ -189,23 +246,36 @@ def _memory(plan: Plan, opened: dict[str, LoadedModel], output: str | None) -> I
         yield from _disk(disk, count, output)
 
 
-def _learning_step(plan: Plan, model: Model, size: Footprint, without: str) -> Check:
-    """What a step of learning takes, with the activations kept or made again as `learn.checkpointing` has it."""
+def _learning_step(plan: Plan, model: ModelSettings, size: Footprint, without: str) -> Check:
+    """What a step of learning takes, with the activations kept or made again as
+    `learn.checkpointing` has it.
+    """
     nfe = max(plan.experiment.nfe)
     cell = next(cell for cell in plan.cells if cell.model == model)
     trials = [plan.trial(cell, point) for point in plan.grid_points()]
-    samples = max(len(trial.members) * min(trial.config.batch, plan.experiment.pairs.train) for trial in trials)
+    samples = max(
+        len(trial.members) * min(trial.config.batch, plan.experiment.pairs.train)
+        for trial in trials
+    )
     asked = {trial.config.checkpointing for trial in trials}
     kept, again = size.step(samples, nfe), size.step(samples, nfe, recomputed=True)
     words = {
-        "off": f"{readable(kept)}, activations kept", "on": f"{readable(again)}, activations made again",
-        "auto": f"{readable(kept)} with activations kept, {readable(again)} where they do not fit and are made again",
-    }  # fmt: skip
-    text = " or ".join(f"{words[mode]} (checkpointing: {mode})" for mode in CHECKPOINTING if mode in asked)
+        "never": f"{readable(kept)}, activations kept",
+        "always": f"{readable(again)}, activations made again",
+        "auto": f"{readable(kept)} with activations kept, {readable(again)} where they do not "
+        f"fit and are made again",
+    }
+    text = " or ".join(
+        f"{words[mode]} (checkpointing: {mode})" for mode in CHECKPOINTING if mode in asked
+    )
     detail = f"weights {readable(size.weights)}; learning {samples} samples at {nfe} evaluations: {text}{without}"
     gpu = torch.cuda.is_available()
-    free = torch.cuda.get_device_properties(0).total_memory if gpu else free_memory(torch.device("cpu"))
-    need = kept if "off" in asked else again
+    free = (
+        torch.cuda.get_device_properties(0).total_memory
+        if gpu
+        else free_memory(torch.device("cpu"))
+    )
+    need = kept if "never" in asked else again
     if need <= free:
         return Check("memory", model.label, "ok", detail)
     here = f"{'the GPU has' if gpu else 'free here are'} {readable(free)}"
@@ -224,7 +294,13 @@ def _disk(need: int, count: str, output: str | None) -> Iterator[Check]:
     free = shutil.disk_usage(existing(Path(output))).free
     fits = free > need
     detail += f"; {readable(free)} are free"
-    yield Check("memory", "pairs on disk", "ok" if fits else "missing", detail, "" if fits else "use another --output")
+    yield Check(
+        "memory",
+        "pairs on disk",
+        "ok" if fits else "missing",
+        detail,
+        "" if fits else "use another --output",
+    )
 
 
 def _extras(experiment: Experiment) -> Iterator[Check]:
@@ -237,14 +313,24 @@ def _extras(experiment: Experiment) -> Iterator[Check]:
     if experiment.evaluate.extractor.startswith("inception:"):
         wanted["torch_fidelity"] = "ld3_dist[metrics]"
     trackers = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
-    wanted |= {trackers[name]: trackers[name] for name in experiment.resources.callbacks if name in trackers}
+    wanted |= {
+        trackers[name]: trackers[name]
+        for name in experiment.resources.callbacks
+        if name in trackers
+    }
     for package, source in wanted.items():
         try:
             found = version(package.replace("_", "-")) if find_spec(package) else None
         except PackageNotFoundError:
             found = "of unknown version"
         status: Status = "ok" if found else "missing"
-        yield Check("extras", package, status, found or "not installed", "" if found else f"pip install '{source}'")
+        yield Check(
+            "extras",
+            package,
+            status,
+            found or "not installed",
+            "" if found else f"pip install '{source}'",
+        )
 
 
 def _machine(experiment: Experiment) -> Iterator[Check]:
@@ -252,11 +338,21 @@ def _machine(experiment: Experiment) -> Iterator[Check]:
     names = ", ".join(sorted({torch.cuda.get_device_name(i) for i in range(count)}))
     wanted = max(float(v) for v in (asked.gpus_per_trial, asked.gpus_per_actor, 0) if v != "auto")
     enough = count >= wanted
-    remedy = "" if enough else f"resources ask for {wanted:g}: run doctor on a node that has them, or ask for less"
-    yield Check("machine", "GPUs", "ok" if enough else "missing", f"{count} {names}".strip(), remedy)
+    remedy = (
+        ""
+        if enough
+        else f"resources ask for {wanted:g}: run doctor on a node that has them, or ask for less"
+    )
+    yield Check(
+        "machine", "GPUs", "ok" if enough else "missing", f"{count} {names}".strip(), remedy
+    )
     cpus, wanted = os.cpu_count() or 1, max(asked.cpus_per_trial, asked.cpus_per_actor)
     enough = cpus >= wanted
-    remedy = "" if enough else f"resources ask for {wanted:g}: run doctor on a node that has them, or ask for less"
+    remedy = (
+        ""
+        if enough
+        else f"resources ask for {wanted:g}: run doctor on a node that has them, or ask for less"
+    )
     yield Check("machine", "CPUs", "ok" if enough else "missing", str(cpus), remedy)
 
 

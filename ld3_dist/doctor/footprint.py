@@ -1,14 +1,15 @@
-"""What learning takes, measured without running a network or allocating anything: memory of a batch, pairs on disk.
+"""What learning takes, measured without running a network or allocating anything: memory of a
+batch, pairs on disk.
 
-A pass over tensors that have shapes but no data (fake tensors) tells which tensors autograd would keep. What it keeps
-for two samples minus what it keeps for one is what a sample costs; weights and constants cancel. A learning step keeps,
-for members x batch samples,
+A pass over tensors that have shapes but no data (fake tensors) tells which tensors autograd would
+keep. What it keeps for two samples minus what it keeps for one is what a sample costs; weights and
+constants cancel. A learning step keeps, for members x batch samples,
 
     NFE evaluations of the network  +  one decoding and the features of the distance
 
-or, where activations are made again (`learn.checkpointing`), what goes into and comes out of every evaluation, and the
-activations of one thing at a time: of an evaluation, or of the decoding with the features.
-"""
+or, where activations are made again (`learn.checkpointing`), what goes into and comes out of every
+evaluation, and the activations of one thing at a time: of an evaluation, or of the decoding with
+the features."""
 
 from __future__ import annotations
 
@@ -23,13 +24,15 @@ from torch import Tensor, nn
 from ..core.denoiser import Condition, map_condition
 from ..core.distance import Distance
 from ..experiment.plan import Plan
-from ..experiment.settings import Model
-from ..models import LoadedModel
+from ..experiment.settings import ModelSettings
+from ..models import Model
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes: of the weights; for one sample, of its state, of what an evaluation keeps, and decoding and distance."""
+    """Bytes: of the weights; for one sample, of its state, of what an evaluation keeps, and
+    decoding and distance.
+    """
 
     weights: int
     state: int
@@ -37,13 +40,15 @@ class Footprint:
     comparison: int
 
     def step(self, samples: int, nfe: int, recomputed: bool = False) -> int:
-        """Of a learning step of so many samples (members x batch) at once; recomputed: with activations made again."""
+        """Of a learning step of so many samples (members x batch) at once; recomputed: with
+        activations made again.
+        """
         kept = nfe * self.evaluation + self.comparison
         again = 2 * nfe * self.state + max(self.evaluation, self.comparison)
         return self.weights + samples * (min(again, kept) if recomputed else kept)
 
 
-def footprint(opened: LoadedModel, distance: Distance | None) -> Footprint:
+def footprint(opened: Model, distance: Distance | None) -> Footprint:
     """Measure a model and a distance; None leaves the distance out.
 
     Raises whatever a model raises that needs values, not shapes (user code may).
@@ -67,7 +72,7 @@ def footprint(opened: LoadedModel, distance: Distance | None) -> Footprint:
     )
 
 
-def pairs_bytes(plan: Plan, model: Model, opened: LoadedModel) -> int:
+def pairs_bytes(plan: Plan, model: ModelSettings, opened: Model) -> int:
     """What the teacher's pairs of a model take on disk, conditions included."""
     samples = sum(stop - start for start, stop in plan.shards())
     shape = opened.denoiser.shape if plan.experiment.loss_space == "latent" else opened.image_shape
@@ -89,19 +94,31 @@ def _bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
-def _per_sample(run: Callable[[Tensor, Condition], Any], shape: tuple[int, ...], condition: Condition) -> int:
+def _per_sample(
+    run: Callable[[Tensor, Condition], Any], shape: tuple[int, ...], condition: Condition
+) -> int:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     def kept(samples: int) -> int:
         found: dict[int, Tensor] = {}
 
         def pack(tensor: Tensor) -> Tensor:
-            found[tensor.untyped_storage()._cdata] = tensor  # holding it keeps its storage's address from being reused
+            found[tensor.untyped_storage()._cdata] = (
+                tensor  # holding it keeps its storage's address from being reused
+            )
             return tensor
 
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.autograd.graph.saved_tensors_hooks(pack, lambda s: s):
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda s: s),
+        ):
             x = torch.empty(samples, *shape, requires_grad=True)
-            run(x, map_condition(lambda c: torch.empty(samples, *c.shape[1:], dtype=c.dtype), condition))
+            run(
+                x,
+                map_condition(
+                    lambda c: torch.empty(samples, *c.shape[1:], dtype=c.dtype), condition
+                ),
+            )
         return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
     return max(0, kept(2) - kept(1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..core.distance import TRUNK_FILES
+from ..core.lpips import TRUNK_FILES
 from ..metrics.inception import FILE as INCEPTION_FILE
 from ..metrics.inception import SOURCE as INCEPTION_SOURCE
 from ..models.edm.opening import PUBLISHED
@@ -23,7 +23,10 @@ FILES: dict[str, str] = {
     **{f"{name}.pkl": f"{PUBLISHED}{name}.pkl" for name in _EDM},
     **{file: f"https://download.pytorch.org/models/{file}" for file in TRUNK_FILES.values()},
     INCEPTION_FILE: INCEPTION_SOURCE,
-    **{f"{name}.npz": f"{_REFERENCES}{name}.npz" for name in ("cifar10-32x32", "ffhq-64x64", "afhqv2-64x64")},
+    **{
+        f"{name}.npz": f"{_REFERENCES}{name}.npz"
+        for name in ("cifar10-32x32", "ffhq-64x64", "afhqv2-64x64")
+    },
     "imagenet-64x64.npz": f"{_REFERENCES}imagenet-64x64.npz",
     "VIRTUAL_lsun_bedroom256.npz": f"{_BATCHES}lsun/bedroom/VIRTUAL_lsun_bedroom256.npz",
     "VIRTUAL_imagenet256_labeled.npz": f"{_BATCHES}imagenet/256/VIRTUAL_imagenet256_labeled.npz",
@@ -33,9 +36,11 @@ FILES: dict[str, str] = {
     "stable-diffusion-3-medium-diffusers": "hub id stabilityai/stable-diffusion-3-medium-diffusers",
     "FLUX.1-dev": "hub id black-forest-labs/FLUX.1-dev",
     "2_rectified_flow_from_sd_1_5": "hub id XCLiu/2_rectified_flow_from_sd_1_5",
-    "ldm-cin256-v2": f"{_LDM}nitro/cin/model.ckpt and {_LDM_CONFIGS}configs/latent-diffusion/cin256-v2.yaml, then: "
+    "ldm-cin256-v2": f"{_LDM}nitro/cin/model.ckpt and "
+    f"{_LDM_CONFIGS}configs/latent-diffusion/cin256-v2.yaml, then: "
     "ld3-dist convert model.ckpt weights/ldm-cin256-v2 --config cin256-v2.yaml",
-    "ldm-lsun-bedroom-256": f"{_LDM}lsun_bedrooms.zip and {_LDM_CONFIGS}models/ldm/lsun_beds256/config.yaml, then: "
+    "ldm-lsun-bedroom-256": f"{_LDM}lsun_bedrooms.zip and "
+    f"{_LDM_CONFIGS}models/ldm/lsun_beds256/config.yaml, then: "
     "ld3-dist convert model.ckpt weights/ldm-lsun-bedroom-256 --config config.yaml",
 }
 """Name of a file or folder -> where it is published."""

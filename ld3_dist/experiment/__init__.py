@@ -1,4 +1,6 @@
-"""A sweep as its user writes it, and what follows from it: cells, trials, keys, ranges of samples, cost."""
+"""A sweep as its user writes it, and what follows from it: cells, trials, keys, ranges of samples,
+cost.
+"""
 
 from .plan import Cell, Plan, TrialSpec
 from .reading import load_experiment, parse_experiment

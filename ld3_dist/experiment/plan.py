@@ -1,9 +1,12 @@
-"""What follows from an experiment: its cells and trials, which samples serve what, keys and fingerprints, cost.
+"""What follows from an experiment: its cells and trials, which samples serve what, keys and
+fingerprints, cost.
 
-Keys are hashes of resolved settings, so the same work has the same name on every machine and in every run. Samples are
-numbered; one range validates all members, one per seed trains, one is kept for the evaluation:
+Keys are hashes of resolved settings, so the same work has the same name on every machine and in
+every run. Samples are numbered; one range validates all members, one per seed trains, one is kept
+for the evaluation:
 
-    [0, V)  validation      [V + s T, V + (s+1) T)  training of seed s      [V + S T, V + S T + E)  evaluation
+    [0, V)  validation      [V + s T, V + (s+1) T)  training of seed s      [V + S T, V + S T + E)
+            evaluation
 """
 
 from __future__ import annotations
@@ -11,14 +14,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..core.learn import LearnConfig
-from ..core.solver import make_solver
-from .settings import Experiment, Model
+from ..core.learning.config import LearnConfig
+from ..core.learning.procedure import make_config, procedures
+from ..core.solver import make_solver, solvers
+from ..core.user_code import PREFIX
+from ..schedule.starts import starts as start_table
+from ..schedule.teaching import Teacher
+from .settings import Experiment, ModelSettings
 
-FORMAT = 1
+FORMAT = 2
+"""Of an output folder; 1 had other keys and presets in the place of procedures."""
 
 
 def digest(value: Any) -> str:
@@ -30,7 +39,7 @@ def digest(value: Any) -> str:
 class Cell:
     """(model, solver, NFE, conditioning): losses of two cells cannot be compared."""
 
-    model: Model
+    model: ModelSettings
     solver: str
     nfe: int
 
@@ -47,7 +56,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One point of a cell's study, resolved: LearnConfig fields, distance, starts and seeds of its members."""
+    """One point of a cell's study, resolved: settings of learning, distance, starts and seeds."""
 
     cell: Cell
     settings: dict[str, Any]
@@ -56,7 +65,7 @@ class TrialSpec:
     @property
     def config(self) -> LearnConfig:
         """How its members learn."""
-        return LearnConfig.of(**self.settings["learn"])
+        return make_config(**self.settings["learn"])
 
     @property
     def members(self) -> list[tuple[int, str]]:
@@ -68,8 +77,8 @@ class TrialSpec:
 class Plan:
     """An experiment with the hashes of its models' weights, from which every name follows.
 
-    conditionings: what the samples of a model are conditioned on (`LoadedModel.conditioning`), by label; the content of
-        prompts and classes files is in it, so that an edited file gives new pairs.
+    conditionings: what the samples of a model are conditioned on (`Model.conditioning`), by label;
+        the content of prompts and classes files is in it, so that an edited file gives new pairs.
     """
 
     experiment: Experiment
@@ -78,8 +87,10 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """What an output folder belongs to: everything that changes results; not the resources, not the name."""
-        settings = self.experiment.model_dump(mode="json", exclude={"resources", "name"})
+        """What an output folder belongs to: everything that changes results; not the resources, not
+        the name.
+        """
+        settings = self.experiment.model_dump(mode="json", exclude={"resources", "name", "report"})
         settings |= {key: _plain_numbers(settings[key]) for key in ("learn", "search")}
         if not self.experiment.search.asha:
             del settings["search"]["asha"]  # folders from before there was such a key go on
@@ -92,17 +103,24 @@ class Plan:
         e = self.experiment
         return [Cell(m, s, n) for m, s, n in itertools.product(e.models, e.solvers, e.nfe)]
 
-    def teacher_meta(self, model: Model) -> dict[str, Any]:
+    def teacher_meta(self, model: ModelSettings) -> dict[str, Any]:
         """What the teacher's pairs depend on."""
         e = self.experiment
         options = model.model_dump(
-            mode="json", exclude={"name", "channels_last", "compile", "recompute"}, exclude_defaults=True
+            mode="json",
+            exclude={"name", "channels_last", "compile", "recompute"},
+            exclude_defaults=True,
         )
         made_by = {"model": digest(options), "hash": self.model_hashes[model.label], "seed": e.seed}
         made_by |= {"conditioning": self.conditionings.get(model.label), "space": e.loss_space}
         return made_by | e.teacher.model_dump()
 
-    def teacher_key(self, model: Model) -> str:
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher of the experiment."""
+        return Teacher(**self.experiment.teacher.model_dump())
+
+    def teacher_key(self, model: ModelSettings) -> str:
         """Folder of the teacher's pairs."""
         return digest(self.teacher_meta(model))
 
@@ -131,38 +149,71 @@ class Plan:
         return ranges
 
     def grid_points(self) -> list[dict[str, Any]]:
-        """Every combination of the grid axes, by their names: the order in the file changes nothing."""
+        """Every combination of the grid axes, by their names: the order in the file changes
+        nothing.
+        """
         axes = dict(sorted(self.experiment.search.grid.items()))
-        return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+        return [
+            dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
+        ]
 
     def trial(self, cell: Cell, values: dict[str, Any]) -> TrialSpec:
         """Resolve the values of the searched axes into a trial."""
         e = self.experiment
         values = dict(values)
-        starts = [values.pop("start")] if "start" in values else list(e.search.members.starts)
-        distance = values.pop("distance", e.distance)
-        own = {"checkpointing": "on"} if cell.model.recompute else {}
-        merged = LearnConfig.of(**{**_typed(e.learn), **_typed(values), **own, "seed": e.seed})
-        learn = {name: getattr(merged, name) for name in LearnConfig.__dataclass_fields__}
-        settings = {"learn": learn, "distance": distance, "starts": starts, "seeds": e.search.members.seeds}
-        settings["distance_options"] = e.distance_options(distance)
-        key = digest({
-            "settings": settings, "solver": cell.solver, "nfe": cell.nfe,
-            "pairs": e.pairs.model_dump(), "teacher": self.teacher_meta(cell.model),
-        })  # fmt: skip
+        start, distance = values.pop("start", None), values.pop("distance", e.distance)
+        own = {"checkpointing": "always"} if cell.model.recompute else {}
+        given: dict[str, Any] = {**e.learn, **values, **own, "seed": e.seed}
+        config = make_config(**given)
+        names = e.search.members.starts or procedures.get(config.procedure).starts
+        settings = {
+            "learn": asdict(config),
+            "distance": distance,
+            "distance_options": e.distance_options(distance),
+            "starts": list(names) if start is None else [start],
+            "seeds": e.search.members.seeds,
+        }
+        versions = {"procedure": procedures.version(config.procedure)}
+        versions |= self._versions(cell, settings["starts"])
+        key = digest(
+            {
+                "settings": settings,
+                "solver": cell.solver,
+                "nfe": cell.nfe,
+                "pairs": e.pairs.model_dump(),
+                "teacher": self.teacher_meta(cell.model),
+                "versions": versions,
+            }
+        )
         return TrialSpec(cell, settings, key)
+
+    def _versions(self, cell: Cell, names: Iterable[str]) -> dict[str, str]:
+        """What keys must know of solvers and starts beside their names: the content of files."""
+        plain = cell.solver.partition("?")[0]
+        found = {name: start_table.version(name) for name in names if name in start_table}
+        found |= {n: start_table.version(n) for n in names if n.startswith(PREFIX)}
+        found |= {"solver": solvers.version(plain) if plain.startswith(PREFIX) else None}
+        return {name: version for name, version in found.items() if version is not None}
 
     def baseline_key(self, cell: Cell) -> str:
         """Key of the baseline rows of a cell."""
         e = self.experiment
-        return "baseline-" + digest({
-            "solver": cell.solver, "nfe": cell.nfe, "starts": e.baselines,
-            "distances": {name: e.distance_options(name) for name in e.distances},
-            "pairs": e.pairs.model_dump(), "teacher": self.teacher_meta(cell.model),
-        })  # fmt: skip
+        return "baseline-" + digest(
+            {
+                "solver": cell.solver,
+                "nfe": cell.nfe,
+                "starts": e.baselines,
+                "distances": {name: e.distance_options(name) for name in e.distances},
+                "pairs": e.pairs.model_dump(),
+                "teacher": self.teacher_meta(cell.model),
+                "versions": self._versions(cell, e.baselines),
+            }
+        )
 
     def cost(self) -> dict[str, int]:
-        """Estimate in network evaluations of one sample, if no member stops early; a backward pass counts as two."""
+        """Estimate in network evaluations of one sample, if no member stops early; a backward pass
+        counts as two.
+        """
         e = self.experiment
         teacher = len(e.models) * sum(b - a for a, b in self.shards()) * e.teacher.nfe
         search = evaluate = 0
@@ -183,9 +234,3 @@ def _plain_numbers(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain_numbers(v) for v in value]
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _typed(values: dict[str, Any]) -> dict[str, Any]:
-    """Numbers in the type LearnConfig has them in, so that 1 and 1.0 are the same setting."""
-    defaults = LearnConfig()
-    return {k: type(getattr(defaults, k))(v) for k, v in values.items()}

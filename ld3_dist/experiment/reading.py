@@ -1,85 +1,195 @@
-"""From a YAML file to an Experiment, or to one message that names file, key, value and remedy."""
+"""From a YAML file to an Experiment, or to messages that name file, key, value and remedy.
+
+The text is read by `core.yaml_text`, its shape compared with the models of `settings` (`shape`),
+and the values checked by the models themselves. This module turns their complaints into sentences:
+it knows the kinds of complaint, not the settings.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from ..core.errors import InputError
+from ..core.yaml_text import load_yaml
 from .settings import Experiment
+from .shape import Place, all_keys, complaints, dotted, known_keys, shown, unknown_key
+
+WHAT = "an experiment's YAML file"
+
+MOST_TOLD = 20
+"""Mistakes that one message names; a file with more of them is no experiment."""
+
+_PLAIN = {
+    "must be float": "must be a number",
+    "must be int": "must be a whole number",
+    "must be bool": "must be true or false",
+    "must be str": "must be a word",
+}
+_NAME = "use letters, digits, dots, dashes and underscores, and begin with a letter or a digit"
 
 
 def load_experiment(path: str | Path) -> Experiment:
     """Read an experiment file. Raises InputError for anything in it that cannot be used."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); give the path of an experiment's YAML file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not text in UTF-8; give the path of an experiment's YAML file") from error
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
-    return parse_experiment(data, str(path))
+    return parse_experiment(load_yaml(path, WHAT), str(path))
 
 
 def parse_experiment(data: Any, source: str = "experiment") -> Experiment:
     """Validate already parsed settings; `source` is what messages call them."""
-    if not isinstance(data, dict):
-        raise InputError(f"{source}: must hold keys like models, solvers and nfe, got {type(data).__name__}")
-    try:
-        return Experiment.model_validate(data)
-    except ValidationError as error:
-        # a list whose only entry is wrong counts as too short as well; the entry's own complaint says it all
-        details = [d for d in error.errors() if d["type"] != "too_short" or not d["input"]]
-        lines = [f"{source}: {_explain(detail)}" for detail in details]
-        raise InputError("\n".join(dict.fromkeys(lines))) from None
-
-
-def _explain(detail: Any) -> str:
-    """One pydantic complaint as: key = value: what is wrong; remedy."""
-    # a union's complaint carries the branch's name in its path; the user wrote only keys and indices
-    place = [part for part in detail["loc"] if isinstance(part, int) or not _is_branch(part)]
-    key = ".".join(map(str, place)) or "experiment"
-    kind, value = detail["type"], detail["input"]
-    if kind == "extra_forbidden":
-        known = _keys_at(place[:-1])
-        near = get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
-        return (
-            f"unknown key {key!r}: "
-            + (f"did you mean {near[0]!r}? " if near else "")
-            + f"known here: {', '.join(known)}"
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise InputError(
+            f"{source}: must hold keys like models, solvers and nfe; "
+            "experiments/quickstart.yaml shows them"
         )
+    told = dict(complaints(Experiment, data))
+    try:
+        found = Experiment.model_validate(data)
+    except ValidationError as error:
+        for place, text in _explained(error, data):
+            if not any(place[: len(known)] == known for known in told):
+                told.setdefault(place, text)
+    except (TypeError, AttributeError, OverflowError, RecursionError) as error:
+        # a check met a value of a shape that it does not expect; the shape is the mistake
+        if not told:
+            raise InputError(f"{source}: a value cannot be used ({error})") from error
+    else:
+        if not told:
+            return found
+    lines = list(dict.fromkeys(f"{source}: {text}" for text in told.values()))
+    if len(lines) > MOST_TOLD:
+        lines[MOST_TOLD:] = [f"{source}: and {len(lines) - MOST_TOLD} more mistakes"]
+    raise InputError("\n".join(lines)) from None
+
+
+@contextlib.contextmanager
+def blamed_on(source: str, key: str) -> Iterator[None]:
+    """Name file and full key in front of the InputErrors of a block: a cause found later.
+
+    A message that names the source already is left as it is.
+    """
+    try:
+        yield
+    except InputError as error:
+        if source in str(error):
+            raise
+        raise InputError(f"{source}: {key}: {error}") from error
+
+
+def _explained(error: ValidationError, data: Any) -> list[tuple[Place, str]]:
+    """One sentence per place, without those that only say that another branch did not fit."""
+    details: list[Any] = [(_place(detail, data), detail) for detail in error.errors()]
+    found: dict[Place, str] = {}
+    for place, detail in details:
+        below = [
+            other for other, one in details if one is not detail and other[: len(place)] == place
+        ]
+        kind = detail["type"]
+        if below and (
+            kind.endswith(("_type", "_parsing")) or (kind == "too_short" and detail["input"])
+        ):
+            continue
+        # a list whose only entry is wrong counts as too short as well; the entry's own says it all
+        text = _explain(place, detail, data)
+        if place not in found or kind == "value_error":
+            found[place] = text
+    return list(found.items())
+
+
+def _place(detail: Any, data: Any) -> Place:
+    """Keys and indices as the user wrote them: a complaint's path holds names of branches too."""
+    place: list[str | int] = []
+    for part in detail["loc"]:
+        among = range(len(data)) if isinstance(data, list | tuple) else data
+        if isinstance(among, dict | range) and part in among:
+            data = data[part]
+        elif not (detail["type"] == "missing" and part == detail["loc"][-1]):
+            continue
+        place.append(part)
+    return tuple(place)
+
+
+def _explain(place: Place, detail: Any, data: Any) -> str:
+    """One complaint of the models as: key = value: what is wrong; remedy."""
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    key = dotted(place)
+    if kind == "extra_forbidden":
+        return unknown_key(Experiment, known_keys(Experiment, place[:-1]), place)
     if kind == "missing":
         return f"key {key!r} is missing; add it"
+    if kind == "value_error":
+        return _own_words(place, value, detail["msg"].removeprefix("Value error, "), data)
+    return f"{key}{shown(value)}: {_sentence(kind, value, context)}"
+
+
+def _sentence(kind: str, value: Any, context: Any) -> str:
+    """What is wrong with a value, and what to write."""
     if kind == "too_short":
-        return f"{key}: is empty; give at least {detail['ctx']['min_length']} value"
-    message = detail["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(value, dict | list | BaseModel) else f" = {value!r}"
-    return f"{key}{shown}: {message[0].lower()}{message[1:]}" if place else message
+        return f"is empty; give at least {context['min_length']} value"
+    if kind == "too_long":
+        return f"holds too many values; give at most {context['max_length']}"
+    bounds = {
+        "greater_than_equal": ("ge", "at least"),
+        "greater_than": ("gt", "above"),
+        "less_than_equal": ("le", "at most"),
+        "less_than": ("lt", "below"),
+    }
+    if kind in bounds:
+        name, word = bounds[kind]
+        return f"must be {word} {context[name]:,}"
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", context["expected"])
+        near = get_close_matches(str(value), choices, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{hint}one of {', '.join(choices)}"
+    if kind == "string_pattern_mismatch":
+        return _NAME
+    if kind == "string_too_long":
+        return f"has too many characters; at most {context['max_length']} are allowed"
+    if kind == "finite_number":
+        return "must be a finite number"
+    if kind.startswith("int_parsing_size"):
+        return "is too large a number"
+    if kind.startswith("int_"):
+        return "must be a whole number"
+    if kind.startswith("float_"):
+        return "must be a number"
+    if kind.startswith("bool_"):
+        return "must be true or false"
+    if kind.startswith("string_"):
+        return "must be a word"
+    if kind in ("tuple_type", "list_type"):
+        return f"must be a list; write [{value}]"
+    return "cannot be used here; look it up in the README"
 
 
-def _is_branch(part: str) -> bool:
-    return part in ("Range", "int", "float", "str", "bool") or "[" in part
+def _own_words(place: Place, value: Any, message: str, data: Any) -> str:
+    """A complaint of our own checks, with the full key in front."""
+    for before, after in _PLAIN.items():
+        message = re.sub(rf"{before}\b", after, message)
+    first = re.match(r"([a-z_]+)(\.[a-z0-9_]+)*(?= = |: )", message)
+    own = first[0] if first else ""
+    if not place:
+        ends = [key for key in _written(data) if own and key.endswith(f".{own}")]
+        if own in data or len(ends) != 1:
+            return message
+        return ends[0].removesuffix(own) + message
+    if own and f"{dotted([p for p in place if isinstance(p, str)])}.{own}" in _full_keys():
+        return f"{dotted(place)}.{message}"
+    return f"{dotted(place)}{shown(value)}: {message[0].lower()}{message[1:]}"
 
 
-def _keys_at(place: list[Any]) -> list[str]:
-    """The known keys of the model at a path of keys and indices."""
-    model: Any = Experiment
-    for part in place:
-        if isinstance(part, str) and part in getattr(model, "model_fields", {}):
-            model = _inner_model(model.model_fields[part].annotation) or model
-    return list(model.model_fields)
+def _written(data: Any, place: Place = ()) -> list[str]:
+    """The full keys that the user wrote."""
+    if not isinstance(data, dict):
+        return [dotted(place)]
+    return [key for name, value in data.items() for key in _written(value, (*place, name))]
 
 
-def _inner_model(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((m for m in map(_inner_model, getattr(annotation, "__args__", ())) if m), None)
+def _full_keys() -> set[str]:
+    return set(all_keys(Experiment))

@@ -1,28 +1,25 @@
-"""The YAML of a sweep as models that validate themselves. Every key has a default but `models`, `solvers` and `nfe`.
+"""The YAML of a sweep as models that validate themselves. Every key has a default but `models`,
+`solvers` and `nfe`.
 
-What is checked here needs no model and no cluster: names, types, signs, duplicates, what a solver needs. The rest
-(does the file exist, are there so many GPUs) is checked when a sweep starts, before it writes anything.
-"""
+What is checked here needs no model and no cluster: names, types, signs, duplicates, what a solver
+needs. The rest (does the file exist, are there so many GPUs) is checked when a sweep starts, before
+it writes anything."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ..core.errors import unknown
-from ..core.learn import LearnConfig
+from ..core.learning.procedure import make_config
 from ..core.solver import make_solver
 from .axes import (
-    LEARN_FIELDS,
-    SEARCHABLE,
     DistanceName,
     SolverName,
     StartName,
     Value,
-    check_axis_value,
-    check_combinations,
-    switches,
+    check_value,
+    is_number,
     unique,
 )
 
@@ -37,10 +34,10 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
-class Model(Strict):
+class ModelSettings(Strict):
     """A model and how it is used. `model` is a name of `ld3_dist.models`; the rest are its options.
 
-    recompute: `learn: {checkpointing: on}` for this model alone.
+    recompute: `learn: {checkpointing: always}` for this model alone.
     """
 
     model: str
@@ -86,8 +83,8 @@ class Teacher(Strict):
 class Lpips(Strict):
     """LPIPS.
 
-    trunk: weights file of its network, by default in torch.hub's folder.  upsample: enlarge images too small for it.
-    """
+    trunk: weights file of its network, by default in torch.hub's folder.  upsample: enlarge images
+    too small for it."""
 
     trunk: str | None = None
     upsample: bool = False
@@ -112,91 +109,89 @@ class Range(Strict):
         if not self.low < self.high:
             raise ValueError(f"low = {self.low:g} must be below high = {self.high:g}")
         if self.low < 0 or (self.log and self.low <= 0):
-            raise ValueError(f"low = {self.low:g}: must be {'positive for log: true' if self.log else 'at least 0'}")
+            raise ValueError(
+                f"low = {self.low:g}: must be "
+                f"{'positive for log: true' if self.log else 'at least 0'}"
+            )
         return self
 
 
 class Members(Strict):
-    """What is packed into one trial: every seed with every start."""
+    """What is packed into one trial: every seed with every start.
+
+    starts: grids that learning begins from; the procedure's own if not given.
+    """
 
     seeds: Count = 3
-    starts: Annotated[tuple[StartName, ...], Field(min_length=1)] = ("log_snr",)
+    starts: Annotated[tuple[StartName, ...], Field(min_length=1)] | None = None
 
     @field_validator("starts")
     @classmethod
-    def _distinct(cls, starts: tuple[str, ...]) -> tuple[str, ...]:
-        return unique("starts", starts)
+    def _distinct(cls, starts: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return starts and unique("starts", starts)
 
 
 class Asha(Strict):
-    """Asynchronous successive halving: after `grace`, grace * reduction, grace * reduction^2 … epochs a trial goes on
-    only while it is among the best 1 / reduction of its cell's trials there; see `ld3_dist.tasks.rungs`."""
+    """Asynchronous successive halving: after `grace`, grace * reduction, grace * reduction^2 …
+    epochs a trial goes on only while it is among the best 1 / reduction of its cell's trials there;
+    see `ld3_dist.tasks.rungs`."""
 
     grace: Count = 8
     reduction: Annotated[int, Field(ge=2)] = 3
 
 
 class Search(Strict):
-    """What is tried in each cell: every point of `grid`, `rounds` times, the `optuna` axes proposed by its sampler.
+    """What is tried in each cell: every point of `grid`, `rounds` times, the `optuna` axes proposed
+    by its sampler.
 
     sampler: tpe, random, or qmc.
-    asha: stop bad trials early. Off by default: which trials stop depends on timing, so that a resumed sweep need not
-        end with the table of an uninterrupted one.
-    """
+    asha: stop bad trials early. Off by default: which trials stop depends on timing, so that a
+        resumed sweep need not end with the table of an uninterrupted one."""
 
-    grid: Annotated[dict[str, Values], AfterValidator(switches)] = {}
-    optuna: Annotated[dict[str, Range | Values], AfterValidator(switches)] = {}
+    grid: dict[str, Values] = {}
+    optuna: dict[str, Range | Values] = {}
     rounds: Count = 1
     sampler: Literal["tpe", "random", "qmc"] = "tpe"
     members: Members = Members()
     asha: Asha | None = None
 
-    @model_validator(mode="after")
-    def _axes(self) -> Search:
-        for place, axes in (("grid", self.grid), ("optuna", self.optuna)):
-            for key, axis in axes.items():
-                if key not in SEARCHABLE:
-                    raise unknown(f"axis of search.{place}", key, SEARCHABLE)
-                if key in self.grid and key in self.optuna:
-                    raise ValueError(f"axis {key!r} stands both in grid and in optuna: keep one")
-                values = [axis.low, axis.high] if isinstance(axis, Range) else list(axis)
-                if not isinstance(axis, Range):
-                    unique(f"{place}.{key}", tuple(axis))
-                if isinstance(axis, Range) and type(getattr(LearnConfig(), key, "")) not in (float, int):
-                    raise ValueError(f"{place}.{key}: low and high fit numbers only; give a list of values")
-                for value in values:
-                    try:
-                        check_axis_value(key, value)
-                    except ValueError as error:
-                        raise ValueError(f"{place}.{key}: {error}") from None
-        return self
-
     @property
-    def listed(self) -> dict[str, tuple[Value, ...]]:
-        """The axes that are lists of values, by their full names."""
-        axes = {f"search.grid.{k}": v for k, v in self.grid.items()}
-        return axes | {f"search.optuna.{k}": v for k, v in self.optuna.items() if not isinstance(v, Range)}
+    def axes(self) -> dict[str, tuple[str, Range | tuple[Value, ...]]]:
+        """Every axis by its short name: its full name in the YAML, and its values or range."""
+        grid = {key: (f"search.grid.{key}", axis) for key, axis in self.grid.items()}
+        return grid | {key: (f"search.optuna.{key}", axis) for key, axis in self.optuna.items()}
 
 
 class Evaluate(Strict):
     """Fresh samples for the best trial and the baselines of every cell.
 
     extractor: "auto" (what the model comes with), "none", or a name of `ld3_dist.metrics`.
-    reference: "auto" (the model's data if it has any, else the teacher), "teacher", or a statistics file.
-    """
+    reference: "auto" (the model's data if it has any, else the teacher), "teacher", or a statistics
+    file."""
 
     samples: Annotated[int, Field(ge=0)] = 1000
     extractor: str = "auto"
     reference: str = "auto"
+    metrics: tuple[str, ...] | None = None
     pictures: Annotated[int, Field(ge=0, le=64)] = 8
 
 
+class Report(Strict):
+    """The page of results.
+
+    figures: names of figures, also python:FILE.py:NAME; all that are registered if not given.
+    """
+
+    figures: tuple[str, ...] | None = None
+
+
 class Resources(Strict):
-    """What a cluster gives: per trial, per teacher and evaluation actor. GPUs may be fractions 1, 1/2, 1/3 …
+    """What a cluster gives: per trial, per teacher and evaluation actor. GPUs may be fractions 1,
+    1/2, 1/3 …
 
     callbacks: trackers that follow the trials.
-    checkpoint_seconds: a trial keeps what it needs to go on at most so often; 0 is after every epoch.
-    """
+    checkpoint_seconds: a trial keeps what it needs to go on at most so often; 0 is after every
+    epoch."""
 
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1
     gpus_per_trial: Scale | Literal["auto"] = "auto"
@@ -217,7 +212,7 @@ class Experiment(Strict):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "sweep"
     seed: Annotated[int, Field(ge=0)] = 0
-    models: Annotated[tuple[Model, ...], Field(min_length=1)]
+    models: Annotated[tuple[ModelSettings, ...], Field(min_length=1)]
     solvers: Annotated[tuple[SolverName, ...], Field(min_length=1)]
     nfe: Annotated[tuple[Count, ...], Field(min_length=1)]
     teacher: Teacher = Teacher()
@@ -225,10 +220,16 @@ class Experiment(Strict):
     distance: DistanceName = "l2"
     lpips: Lpips = Lpips()
     loss_space: Literal["image", "latent"] = "image"
-    learn: Annotated[dict[str, Value], AfterValidator(switches)] = {}
+    learn: dict[str, Value] = {}
     search: Search = Search()
-    baselines: Annotated[tuple[StartName, ...], Field(min_length=1)] = ("uniform", "quadratic", "log_snr", "karras")
+    baselines: Annotated[tuple[StartName, ...], Field(min_length=1)] = (
+        "uniform",
+        "quadratic",
+        "log_snr",
+        "karras",
+    )
     evaluate: Evaluate = Evaluate()
+    report: Report = Report()
     resources: Resources = Resources()
 
     @model_validator(mode="after")
@@ -237,56 +238,99 @@ class Experiment(Strict):
         unique("solvers", self.solvers)
         unique("nfe", self.nfe)
         unique("baselines", self.baselines)
-        for key, value in self.learn.items():
-            if key not in LEARN_FIELDS:
-                raise unknown("key of learn", key, LEARN_FIELDS)
-            if key in self.search.grid or key in self.search.optuna:
-                raise ValueError(f"learn.{key} is fixed to {value!r} and searched as well: keep one")
-            check_axis_value(key, value)
-        check_combinations(self.learn, self.search.listed)
+        self._check_learning()
         self._check_asha()
-        checkpointing = self.learn.get("checkpointing", self.search.listed.get("search.grid.checkpointing", "on"))
-        for i, model in enumerate(self.models):
-            if model.recompute and checkpointing != "on":
-                raise ValueError(f"models.{i}.recompute = true, but learn.checkpointing = {checkpointing!r}: keep one")
+        if any(model.recompute for model in self.models):
+            self._check_recompute()
         for name in self.distances:
             if self.loss_space == "latent" and name not in ("l1", "l2"):
-                raise ValueError(f"loss_space: latent, but {name} compares images: use l2, l1 or loss_space: image")
+                raise ValueError(
+                    f"loss_space: latent, but {name} compares images: use l2, l1 or loss_space: "
+                    f"image"
+                )
         networks = [n for n in self.distances if n.startswith("lpips")]
         if self.lpips.trunk and len(networks) > 1:
             raise ValueError(
-                f"lpips.trunk = {self.lpips.trunk!r}: one file cannot serve {', '.join(networks)}; remove it"
+                f"lpips.trunk = {self.lpips.trunk!r}: one file cannot serve "
+                f"{', '.join(networks)}; remove it"
             )
         for solver in self.solvers:
             for nfe in self.nfe:
                 least = make_solver(solver).stages
                 if nfe < least:
-                    raise ValueError(f"nfe: {nfe} evaluations are too few for {solver}, a step of which takes {least}")
+                    raise ValueError(
+                        f"nfe: {nfe} evaluations are too few for {solver}, a step of which takes "
+                        f"{least}"
+                    )
         return self
+
+    @property
+    def procedures(self) -> tuple[str, ...]:
+        """Every procedure that a trial may use."""
+        fixed = str(self.learn.get("procedure", "default"))
+        _, axis = self.search.axes.get("procedure", ("", (fixed,)))
+        return () if isinstance(axis, Range) else tuple(map(str, axis))
+
+    def _check_learning(self) -> None:
+        """Every setting, fixed or searched, is one of every procedure it may meet."""
+        for procedure in self.procedures:
+            for key, value in self.learn.items():
+                if key in self.search.axes:
+                    other = self.search.axes[key][0]
+                    raise ValueError(
+                        f"learn.{key} is fixed to {value!r} and searched as {other}: keep one"
+                    )
+                check_value(procedure, key, value)
+            for key, (name, axis) in self.search.axes.items():
+                self._check_axis(procedure, key, name, axis)
+
+    def _check_axis(
+        self, procedure: str, key: str, name: str, axis: Range | tuple[Value, ...]
+    ) -> None:
+        if key in self.search.grid and key in self.search.optuna:
+            raise ValueError(
+                f"axis {key!r} stands both in search.grid and in search.optuna: keep one"
+            )
+        if isinstance(axis, Range) and not is_number(procedure, key):
+            raise ValueError(f"{name}: low and high fit numbers only; give a list of values")
+        values = (axis.low, axis.high) if isinstance(axis, Range) else unique(name, axis)
+        for value in values:
+            try:
+                check_value(procedure, key, value)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+
+    def _check_recompute(self) -> None:
+        fixed = self.learn.get("checkpointing", "always")
+        _, axis = self.search.axes.get("checkpointing", ("", (fixed,)))
+        if axis != ("always",):
+            i = [model.recompute for model in self.models].index(True)
+            raise ValueError(
+                f"models.{i}.recompute = true, but learn.checkpointing = {axis!r}: keep one"
+            )
 
     def _check_asha(self) -> None:
         asha, longest = self.search.asha, self._most_epochs()
         if asha and asha.grace >= longest:
             raise ValueError(
-                f"search.asha.grace = {asha.grace}: trials have at most {longest} epochs, so none could be stopped "
-                "early; make it smaller or remove search.asha"
+                f"search.asha.grace = {asha.grace}: trials have at most {longest} epochs, so that "
+                "none could be stopped early; make it smaller or remove search.asha"
             )
 
     def _most_epochs(self) -> int:
         """Epochs of the longest trial."""
-        axes: dict[str, Any] = self.search.grid | self.search.optuna
-        if axis := axes.get("epochs"):
-            return int(axis.high if isinstance(axis, Range) else max(axis))
-        learn: dict[str, Any] = dict(self.learn)
-        presets = axes.get("preset", (learn.pop("preset", "default"),))
-        return max(LearnConfig.of(preset, **learn).epochs for preset in presets)
+        if "epochs" in self.search.axes:
+            _, axis = self.search.axes["epochs"]
+            return int(axis.high if isinstance(axis, Range) else max(map(int, axis)))
+        learn = {key: value for key, value in self.learn.items() if key != "procedure"}
+        return max(make_config(procedure, **learn).epochs for procedure in self.procedures)
 
     @property
     def distances(self) -> tuple[str, ...]:
         """Every distance a trial may use, the experiment's own first."""
-        axes = self.search.grid | self.search.optuna
-        axis = axes.get("distance", ())
-        return tuple(dict.fromkeys([self.distance, *(() if isinstance(axis, Range) else map(str, axis))]))
+        _, axis = self.search.axes.get("distance", ("", ()))
+        searched = () if isinstance(axis, Range) else map(str, axis)
+        return tuple(dict.fromkeys([self.distance, *searched]))
 
     def distance_options(self, name: str) -> dict[str, Any]:
         """What else a distance depends on, for `make_distance` and for keys."""

@@ -1,1 +1,3 @@
-"""Quality of samples, from features alone: Fréchet and kernel distance, precision, recall, density, coverage."""
+"""Quality of samples, from features alone: Fréchet and kernel distance, precision, recall, density,
+coverage.
+"""

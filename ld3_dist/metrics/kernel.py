@@ -1,13 +1,15 @@
-"""The kernel distance KID: unbiased squared maximum mean discrepancy (Binkowski et al. 2018, 1801.01401).
+"""The kernel distance KID: unbiased squared maximum mean discrepancy (Binkowski et al. 2018,
+1801.01401).
 
-    MMD^2 = 1/(m(m-1)) sum_{i != j} k(x_i, x_j) + 1/(m(m-1)) sum_{i != j} k(y_i, y_j) - 2/m^2 sum_{i,j} k(x_i, y_j)
-    k(x, y) = (x . y / F + 1)^3
+    MMD^2 = 1/(m(m-1)) sum_{i != j} k(x_i, x_j) + 1/(m(m-1)) sum_{i != j} k(y_i, y_j)
+            - 2/m^2 sum_{i,j} k(x_i, y_j),            k(x, y) = (x . y / F + 1)^3
 
-as the mean, with the standard deviation, over random subsets of m samples. Unbiased, so it can be slightly negative.
+It is the mean over random subsets of m samples, given with its standard deviation. An unbiased
+estimate can be slightly negative.
 
-A subset is a column w in {0, 1}^n, and its sum over pairs is w^T K w. All subsets share one kernel matrix K, which is
-made in blocks: many times less work than a matrix for every subset. Where there are more than POOL samples, the subsets
-are drawn from POOL random ones of them, which bounds the work.
+A subset is a column w in {0, 1}^n, and its sum over pairs is w^T K w. All subsets share one kernel
+matrix K, made in blocks: many times less work than a matrix for every subset. From more than POOL
+samples the subsets are drawn out of POOL random ones, which bounds the work.
 """
 
 from __future__ import annotations
@@ -40,27 +42,41 @@ def kernel_distance(
 ) -> KernelDistance:
     """KID of features [N, F] and [M, F]; the subsets depend on the seed alone.
 
-    Without a `subset_size` it is SUBSET_SIZE, or all samples of the smaller set where there are fewer. Raises
-    InputError for fewer samples than a subset, or than 2.
-    """
+    Without a `subset_size` it is SUBSET_SIZE, or all samples of the smaller set where there are
+    fewer. Raises InputError for fewer samples than a subset, or than 2."""
     x, y = checked_features(a, "kernel distance", 2), checked_features(b, "kernel distance", 2)
     if x.shape[1] != y.shape[1]:
-        raise InputError(f"cannot compare {x.shape[1]} features with {y.shape[1]}: two different extractors?")
+        raise InputError(
+            f"cannot compare {x.shape[1]} features with {y.shape[1]}: two different extractors?"
+        )
     generator = torch.Generator().manual_seed(seed)
-    x, y = (z[torch.randperm(len(z), generator=generator)[:POOL]] if len(z) > POOL else z for z in (x, y))
+    x, y = (
+        z[torch.randperm(len(z), generator=generator)[:POOL]] if len(z) > POOL else z
+        for z in (x, y)
+    )
     size = min(SUBSET_SIZE, len(x), len(y)) if subset_size is None else subset_size
     if subsets < 1 or not 2 <= size <= min(len(x), len(y)):
         raise InputError(
-            f"kernel distance: {subsets} subsets of {size} samples cannot be drawn from {len(x)} and {len(y)} samples"
+            f"kernel distance: {subsets} subsets of {size} samples cannot be drawn from {len(x)} "
+            f"and {len(y)} samples"
         )
-    values = squared_mmd(x, y, _subsets(len(x), size, subsets, generator), _subsets(len(y), size, subsets, generator))
+    values = squared_mmd(
+        x, y, _subsets(len(x), size, subsets, generator), _subsets(len(y), size, subsets, generator)
+    )
     return KernelDistance(values.mean().item(), values.std(correction=0).item())
 
 
 def squared_mmd(x: Tensor, y: Tensor, w_x: Tensor, w_y: Tensor) -> Tensor:
-    """The unbiased estimate for S subsets of x [N, F] and y [M, F], given as 0/1 columns [N, S] and [M, S] -> [S]."""
+    """The unbiased estimate for S subsets of x [N, F] and y [M, F], given as 0/1 columns [N, S] and
+    [M, S] -> [S].
+    """
     m = w_x.sum(0)
-    within = _pair_sums(x, x, w_x, w_x) - _own_sums(x, w_x) + _pair_sums(y, y, w_y, w_y) - _own_sums(y, w_y)
+    within = (
+        _pair_sums(x, x, w_x, w_x)
+        - _own_sums(x, w_x)
+        + _pair_sums(y, y, w_y, w_y)
+        - _own_sums(y, w_y)
+    )
     return within / (m * (m - 1)) - 2 * _pair_sums(x, y, w_x, w_y) / m**2
 
 

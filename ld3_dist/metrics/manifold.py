@@ -1,15 +1,19 @@
 """Precision, recall, density and coverage: how two sets of features overlap, ball by ball.
 
-B_k(x, X) is the ball around x that reaches to its k-th nearest neighbour among the other points of X.
+B_k(x, X) is the ball around x that reaches to its k-th nearest neighbour among the other points of
+X.
 
-    precision   fraction of samples in at least one B_k(r, real)         (Kynkaanniemi et al. 2019, 1904.06991)
+    precision   fraction of samples in at least one B_k(r, real)
     recall      fraction of real points in at least one B_k(s, samples)
-    density     mean over samples of |{r : s in B_k(r, real)}| / k       (Naeem et al. 2020, 2002.09797)
+    density     mean over samples of |{r : s in B_k(r, real)}| / k
     coverage    fraction of real points r with a sample in B_k(r, real)
 
-Balls are closed for the first two and open for the last two, as in the authors' definitions of each; then a set
-compared with itself scores 1 in all four (density in the mean over a set without ties).
-"""
+Precision and recall are from Kynkaanniemi et al. 2019 (1904.06991), density and coverage from Naeem
+et al. 2020 (2002.09797).
+
+Balls are closed for the first two and open for the last two, as in the authors' definitions of
+each; then a set compared with itself scores 1 in all four (density in the mean over a set without
+ties)."""
 
 from __future__ import annotations
 
@@ -24,7 +28,9 @@ from .statistics import checked_features
 PRECISION_NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
 TIE = 1e-10
-"""Squared distances that differ by less than this fraction are equal: products of blocks round differently."""
+"""Squared distances that differ by less than this fraction are equal: products of blocks round
+differently.
+"""
 
 BLOCK = 1024
 """Rows of the distance matrix held at a time."""
@@ -41,15 +47,26 @@ class Overlap:
 
 
 def overlap(
-    real: Tensor, samples: Tensor, k_precision: int = PRECISION_NEIGHBOURS, k_density: int = DENSITY_NEIGHBOURS
+    real: Tensor,
+    samples: Tensor,
+    k_precision: int = PRECISION_NEIGHBOURS,
+    k_density: int = DENSITY_NEIGHBOURS,
 ) -> Overlap:
-    """Features of real data [N, F] and of samples [M, F] -> Overlap. Raises InputError unless N, M > k."""
+    """Features of real data [N, F] and of samples [M, F] -> Overlap. Raises InputError unless N, M
+    > k.
+    """
     if min(k_precision, k_density) < 1:
         raise InputError(f"need at least 1 neighbour, got {k_precision} and {k_density}")
     need = max(k_precision, k_density) + 1
-    real, samples = checked_features(real, "real features", need), checked_features(samples, "sample features", need)
+    real, samples = (
+        checked_features(real, "real features", need),
+        checked_features(samples, "sample features", need),
+    )
     if real.shape[1] != samples.shape[1]:
-        raise InputError(f"cannot compare {real.shape[1]} features with {samples.shape[1]}: two different extractors?")
+        raise InputError(
+            f"cannot compare {real.shape[1]} features with {samples.shape[1]}: two different "
+            f"extractors?"
+        )
     center = real.mean(0)  # distances do not change, rounding gets smaller
     real, samples = real - center, samples - center
     narrow, wide = neighbour_radii(real, k_precision), neighbour_radii(real, k_density)
@@ -84,7 +101,7 @@ def neighbour_radii(x: Tensor, k: int) -> Tensor:
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """[N, F] x [M, F] -> [N, M] by matrix products; what is below their rounding is exactly zero."""
+    """[N, F] x [M, F] -> [N, M] by matrix products; values below their rounding become zero."""
     scale = x.square().sum(1)[:, None] + y.square().sum(1)[None]
     d2 = scale - 2 * x @ y.T
     return torch.where(d2 > 1e-13 * scale, d2, 0.0)

@@ -1,37 +1,212 @@
-"""All scores of one set of features against another, with the column names of the evaluations table."""
+"""Metrics by name: an entry turns features of samples and a reference into one or several numbers.
+
+    fid                 Fréchet distance to the reference's moments
+    kid                 kernel distance, and its standard deviation `kid_std`
+    precision, recall, density, coverage
+                        overlap with the reference's features, ball by ball
+    inception_score     from the extractor's class scores; needs no reference
+
+A user's own is registered, or named `python:FILE.py:NAME`:
+
+    @metrics.register("mean_gap")
+    def mean_gap(samples: Samples, reference: Reference | None) -> float:
+        if reference is None:
+            raise NotMeasured("there is no reference")
+        return float((samples.features.mean(0) - reference.moments.mean).norm())
+
+Its column is `metric.mean_gap`; one that returns {"a": …, "b": …} fills `metric.mean_gap.a` and
+`metric.mean_gap.b`. The columns of the built-in metrics bear their names alone.
+"""
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
 from torch import Tensor
 
+from ..core.errors import InputError
+from ..core.features import FeatureMoments, Reference
+from ..core.registry import Registry
+from .inception import inception_score
 from .kernel import kernel_distance
-from .manifold import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, overlap
-from .statistics import FeatureMoments as FeatureMoments
+from .manifold import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, Overlap, overlap
 from .statistics import FeatureStatistics, frechet_distance
 
-SCORES = ("fid", "kid", "kid_std", "precision", "recall", "density", "coverage")
+log = logging.getLogger("ld3_dist")
+
+BUILT_IN = ("fid", "kid", "precision", "recall", "density", "coverage", "inception_score")
+SCORES = ("fid", "kid", "kid_std", *BUILT_IN[2:])
+"""The columns of the built-in metrics."""
+
+
+class NotMeasured(Exception):
+    """A metric says why it has no value here; the table then has null."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What a metric is given of the samples.
+
+    features: [M, F], float32 or float64.
+    class_scores: logits [M, classes], where the extractor is a classifier.
+    seed: of random subsets.
+    shared: results that several metrics use, with the reference that they belong to.
+    """
+
+    features: Tensor
+    class_scores: Tensor | None = None
+    seed: int = 0
+    shared: dict[str, tuple[Reference, Overlap]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Values by column, None where there is none, and the reason for every None."""
+
+    values: dict[str, float | None]
+    reasons: dict[str, str]
+
+
+Metric = Callable[[Samples, Reference | None], float | Mapping[str, float]]
+"""(samples, reference) -> a number, or several by name; raises NotMeasured with the reason."""
+
+metrics: Registry[Metric] = Registry("metric", ("python:FILE.py:NAME",))
 
 
 def score(
-    features: Tensor, reference: Tensor | FeatureMoments, seed: int = 0, moments: FeatureMoments | None = None
-) -> dict[str, float | None]:
-    """Features of samples [M, F] against a reference's features [N, F], or its moments -> every one of SCORES.
+    samples: Samples | Tensor,
+    reference: Reference | FeatureMoments | Tensor | None,
+    names: Sequence[str] = BUILT_IN,
+) -> Scores:
+    """The metrics of these names, for samples (or their features [M, F]).
 
-    `moments` are of a larger set that the reference's features are drawn from: the Fréchet distance is to them.
+    A reference is given as such, as moments, or as features [N, F]; None where there is none.
+    A value that is not finite is None. So is a value of a user's metric that raises anything but
+    InputError; that is logged as a warning.
 
-    None is what cannot be measured: all but the Fréchet distance where the reference is moments alone, the overlaps
-    where a set is no larger than the number of neighbours they look at. The kernel distance's subsets depend on `seed`.
-    Raises InputError for fewer than 2 samples and for features that are not finite.
+    Raises InputError for an unknown name, features that are not finite, and too few samples.
     """
-    found: dict[str, float | None] = dict.fromkeys(SCORES)
-    own = FeatureStatistics.of(features).moments
+    given = samples if isinstance(samples, Samples) else Samples(samples)
+    known = as_reference(reference)
+    values: dict[str, float | None] = {}
+    reasons: dict[str, str] = {}
+    for name in names:
+        found, reason = _measure(name, given, known)
+        for column, value in found.items():
+            finite = value is not None and math.isfinite(value)
+            values[column] = value if finite else None
+            if not finite:
+                reasons[column] = reason or f"it is {value}"
+    return Scores(values, reasons)
+
+
+def as_reference(reference: Reference | FeatureMoments | Tensor | None) -> Reference | None:
+    """A Reference from moments alone or from features [N, F]."""
     if isinstance(reference, FeatureMoments):
-        return found | {"fid": frechet_distance(reference, own)}
-    found["fid"] = frechet_distance(moments or FeatureStatistics.of(reference).moments, own)
-    kernel = kernel_distance(reference, features, seed=seed)
-    found |= {"kid": kernel.mean, "kid_std": kernel.std}
-    if min(len(features), len(reference)) > max(PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS):
-        shared = overlap(reference, features)
-        found |= {"precision": shared.precision, "recall": shared.recall}
-        found |= {"density": shared.density, "coverage": shared.coverage}
-    return found
+        return Reference(reference)
+    if isinstance(reference, Tensor):
+        return Reference(FeatureStatistics.of(reference).moments, reference)
+    return reference
+
+
+def metric_columns(name: str) -> tuple[str, ...]:
+    """The columns of a built-in metric; for a user's own, the one that a single number goes to."""
+    if name == "kid":
+        return ("kid", "kid_std")
+    return (name,) if name in BUILT_IN else (f"metric.{_short(name)}",)
+
+
+def _measure(
+    name: str, samples: Samples, reference: Reference | None
+) -> tuple[Mapping[str, float | None], str]:
+    """Values by column, and the reason where they are None."""
+    metric, columns = metrics.get(name), metric_columns(name)
+    try:
+        found = metric(samples, reference)
+        if isinstance(found, Mapping):
+            prefix = "" if name in BUILT_IN else f"{columns[0]}."
+            return {f"{prefix}{key}": float(value) for key, value in found.items()}, ""
+        return {columns[0]: float(found)}, ""
+    except NotMeasured as error:
+        return dict.fromkeys(columns), str(error)
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001, a user's code must not cost the others' values
+        reason = f"{type(error).__name__}: {error}"
+        log.warning("metric %r fails and is left empty (%s)", name, reason)
+        return dict.fromkeys(columns), reason
+
+
+def _short(name: str) -> str:
+    """The last part of `python:FILE.py:NAME`, and any other name as it is."""
+    return name.rpartition(":")[2]
+
+
+@metrics.register("fid")
+def _fid(samples: Samples, reference: Reference | None) -> float:
+    moments = _needed(reference).moments
+    return frechet_distance(moments, FeatureStatistics.of(samples.features).moments)
+
+
+@metrics.register("kid")
+def _kid(samples: Samples, reference: Reference | None) -> Mapping[str, float]:
+    found = kernel_distance(_each(reference), samples.features, seed=samples.seed)
+    return {"kid": found.mean, "kid_std": found.std}
+
+
+@metrics.register("precision")
+def _precision(samples: Samples, reference: Reference | None) -> float:
+    return _overlap(samples, reference).precision
+
+
+@metrics.register("recall")
+def _recall(samples: Samples, reference: Reference | None) -> float:
+    return _overlap(samples, reference).recall
+
+
+@metrics.register("density")
+def _density(samples: Samples, reference: Reference | None) -> float:
+    return _overlap(samples, reference).density
+
+
+@metrics.register("coverage")
+def _coverage(samples: Samples, reference: Reference | None) -> float:
+    return _overlap(samples, reference).coverage
+
+
+@metrics.register("inception_score")
+def _inception_score(samples: Samples, reference: Reference | None) -> float:
+    if samples.class_scores is None:
+        raise NotMeasured("the extractor has no class scores")
+    return inception_score(samples.class_scores)
+
+
+def _overlap(samples: Samples, reference: Reference | None) -> Overlap:
+    given, features = _needed(reference), _each(reference)
+    least = max(PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS) + 1
+    if min(len(samples.features), len(features)) < least:
+        raise NotMeasured(
+            f"it needs {least} samples and as many in the reference, there are "
+            f"{len(samples.features)} and {len(features)}"
+        )
+    kept = samples.shared.get("overlap")
+    if kept is None or kept[0] is not given:
+        kept = samples.shared["overlap"] = given, overlap(features, samples.features)
+    return kept[1]
+
+
+def _needed(reference: Reference | None) -> Reference:
+    if reference is None:
+        raise NotMeasured("there is no reference")
+    return reference
+
+
+def _each(reference: Reference | None) -> Tensor:
+    """Features of the reference's images one by one."""
+    features = _needed(reference).features
+    if features is None:
+        raise NotMeasured("the reference has moments alone; it needs images")
+    return features

@@ -1,21 +1,23 @@
-"""Mean and covariance of features, gathered in pieces, and the Fréchet distance between two Gaussians.
+"""Mean and covariance of features, gathered in pieces, and the Fréchet distance between two
+Gaussians.
 
-Pieces (n_a, m_a, S_a), (n_b, m_b, S_b), with S = sum (x - m)(x - m)^T, merge exactly (Chan et al. 1979):
+Pieces (n_a, m_a, S_a), (n_b, m_b, S_b), with S = sum (x - m)(x - m)^T, merge exactly (Chan et al.
+1979):
 
     n = n_a + n_b,   d = m_b - m_a,   m = m_a + d n_b / n,   S = S_a + S_b + d d^T n_a n_b / n
 
-in float64, without the cancellation of sums of squares. The Fréchet distance (Heusel et al. 2017, 1706.08500):
+in float64, without the cancellation of sums of squares. The Fréchet distance (Heusel et al. 2017,
+1706.08500):
 
-    |m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a C_b)^(1/2),        tr (C_a C_b)^(1/2) = |C_a^(1/2) C_b^(1/2)|_*
+    |m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a C_b)^(1/2)
+    tr (C_a C_b)^(1/2) = |C_a^(1/2) C_b^(1/2)|_*
 
-The trace is taken as a sum of singular values (the nuclear norm): unlike the square root of a product that is nearly
-singular, it is accurate when there are fewer samples than features.
-"""
+The trace is taken as a sum of singular values (the nuclear norm): unlike the square root of a
+product that is nearly singular, it is accurate when there are fewer samples than features."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -24,61 +26,50 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.features import FeatureMoments
 
 
 def checked_features(features: Tensor, what: str = "features", at_least: int = 1) -> Tensor:
-    """features [N, F] as float64 on the CPU; InputError for another shape, too few samples or numbers not finite."""
+    """features [N, F] as float64 on the CPU; InputError for another shape, too few samples or
+    numbers not finite.
+    """
     if features.ndim != 2 or features.shape[1] == 0:
         raise InputError(f"{what}: need [samples, features], got shape {tuple(features.shape)}")
     if len(features) < at_least:
-        raise InputError(f"{what}: {len(features)} samples are too few, need at least {at_least}; draw more samples")
+        raise InputError(
+            f"{what}: {len(features)} samples are too few, need at least {at_least}; draw more "
+            f"samples"
+        )
     bad = ~torch.isfinite(features).all(1)
     if bad.any():
-        raise InputError(f"{what}: sample {int(bad.nonzero()[0, 0])} has features that are not finite")
+        raise InputError(
+            f"{what}: sample {int(bad.nonzero()[0, 0])} has features that are not finite"
+        )
     return features.detach().to("cpu", torch.float64)
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureMoments:
-    """Mean [F] and covariance [F, F] in float64: of features, or read from a reference file (mu, sigma)."""
+def read_moments(path: str | Path) -> FeatureMoments:
+    """Moments from an npz file with `mu` [F] and `sigma` [F, F], as EDM publishes them.
 
-    mean: Tensor
-    covariance: Tensor
-
-    def __post_init__(self) -> None:
-        size = self.mean.numel()
-        if self.mean.shape != (size,) or self.covariance.shape != (size, size):
-            raise InputError(
-                f"moments: mean {tuple(self.mean.shape)} and covariance {tuple(self.covariance.shape)} do not fit; "
-                "need [F] and [F, F]"
-            )
-        for key in ("mean", "covariance"):
-            value = getattr(self, key)
-            if not torch.isfinite(value).all():
-                raise InputError(f"moments: {key} has numbers that are not finite")
-            object.__setattr__(self, key, value.detach().to("cpu", torch.float64))
-
-    @cached_property
-    def root(self) -> Tensor:
-        """Symmetric square root of the covariance: made once for a reference that many sets are compared with."""
-        return _square_root(self.covariance)
-
-    @staticmethod
-    def read(path: str | Path) -> FeatureMoments:
-        """Reference statistics from an npz file with `mu` [F] and `sigma` [F, F]; InputError if it is not one."""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return FeatureMoments(torch.from_numpy(arrays["mu"]), torch.from_numpy(arrays["sigma"]))
-        except FileNotFoundError:
-            raise InputError(f"reference statistics {path}: no such file") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"reference statistics {path}: need an npz with mu and sigma ({reason})") from error
+    Raises InputError for a file that is missing or is none.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return FeatureMoments(torch.from_numpy(arrays["mu"]), torch.from_numpy(arrays["sigma"]))
+    except FileNotFoundError:
+        raise InputError(f"reference statistics {path}: no such file") from None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"reference statistics {path}: need an npz with mu and sigma ({reason})"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """Count, mean [F] and scatter [F, F] of the features seen so far; a value: update and merge make new ones."""
+    """Count, mean [F] and scatter [F, F] of the features seen so far; a value: update and merge
+    make new ones.
+    """
 
     n: int
     mean: Tensor
@@ -100,9 +91,13 @@ class FeatureStatistics:
         )
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-        """Statistics of both sets together. The order of merging shows in the last bits only; merge in a fixed one."""
+        """Statistics of both sets together. The order of merging shows in the last bits only; merge
+        in a fixed one.
+        """
         if self.mean.shape != other.mean.shape:
-            raise InputError(f"cannot merge statistics of {len(self.mean)} and of {len(other.mean)} features")
+            raise InputError(
+                f"cannot merge statistics of {len(self.mean)} and of {len(other.mean)} features"
+            )
         n = self.n + other.n
         if n == 0:
             return self
@@ -118,20 +113,18 @@ class FeatureStatistics:
     def moments(self) -> FeatureMoments:
         """Mean and unbiased covariance; InputError for fewer than 2 samples."""
         if self.n < 2:
-            raise InputError(f"a covariance needs at least 2 samples, got {self.n}; draw more samples")
+            raise InputError(
+                f"a covariance needs at least 2 samples, got {self.n}; draw more samples"
+            )
         return FeatureMoments(self.mean, self.scatter / (self.n - 1))
 
 
 def frechet_distance(a: FeatureMoments, b: FeatureMoments) -> float:
     """Squared Fréchet (2-Wasserstein) distance of the Gaussians with these moments."""
     if a.mean.shape != b.mean.shape:
-        raise InputError(f"cannot compare {len(a.mean)} features with {len(b.mean)}: two different extractors?")
+        raise InputError(
+            f"cannot compare {len(a.mean)} features with {len(b.mean)}: two different extractors?"
+        )
     overlap = torch.linalg.svdvals(a.root @ b.root).sum()
     spread = a.covariance.trace() + b.covariance.trace() - 2 * overlap
     return max(0.0, ((a.mean - b.mean).square().sum() + spread).item())
-
-
-def _square_root(covariance: Tensor) -> Tensor:
-    """Symmetric square root of a positive semi-definite matrix."""
-    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T

@@ -1,49 +1,63 @@
-"""From a name to a denoiser.
+"""From a name to a model.
 
-    digits                     the network and data that come with this package (8x8 handwritten digits)
-    edm:FILE                   an EDM checkpoint: .pkl (nothing in it is executed), URL, or converted .safetensors
-    diffusers:FOLDER           a diffusers pipeline on disk or on the hub: pixel, latent, class, text, flow models
-    analytic:NAME?key=value    distributions with an exact denoiser (`models/analytic_names.py` lists them)
-    python:MODULE:FACTORY      your own
+    digits                     the network and data that come with this package (8x8 handwritten
+                               digits)
+    edm:FILE                   an EDM checkpoint: .pkl (nothing in it is executed), URL, or
+                               converted .safetensors
+    diffusers:FOLDER           a diffusers pipeline on disk or on the hub: pixel, latent, class,
+                               text, flow models
+    analytic:NAME?key=value    distributions with an exact denoiser (`models/analytic/opening.py`
+                               lists them)
+    python:MODULE:FACTORY      your own, also python:FILE.py:FACTORY
 
-`open_model` yields everything a sweep needs (`LoadedModel`), `load_model` the denoiser alone. A loader's module is
-imported when it is asked for: an analytic model needs none of the others' packages.
+A family is an entry of `families`: a function (rest of the name, options) -> Model, which lies in
+`models/<family>/opening.py`. Another package adds one with `@families.register("name")`. A family's
+module is imported when it is asked for: an analytic model needs none of the others' packages.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
+from collections.abc import Callable
 from typing import Any
 
-from ..core.denoiser import Denoiser
-from ..core.errors import InputError, unknown
-from .loaded import LoadedModel, ModelOptions
+from ..core.errors import InputError
+from ..core.registry import Registry
+from .loaded import Model, ModelOptions
 
-__all__ = ["LoadedModel", "ModelOptions", "load_model", "open_model"]
+__all__ = ["Model", "ModelOptions", "families", "load_model", "open_model"]
 
-_LOADERS = {
-    "digits": ("digits_opening", "open_digits"),
-    "edm": ("edm.opening", "open_edm"),
-    "diffusers": ("diffusers.opening", "open_diffusers"),
-    "analytic": ("analytic_names", "open_analytic"),
-    "python": ("user_code", "open_user_code"),
-}
+OpenModel = Callable[[str, ModelOptions], Model]
+"""(what follows "family:", options) -> the model."""
+
+families: Registry[OpenModel] = Registry("model", ("family:NAME",))
+
+for _name, _function in {
+    "digits": "open_digits",
+    "edm": "open_edm",
+    "diffusers": "open_diffusers",
+    "analytic": "open_analytic",
+}.items():
+    families.register(_name, lazily=f"{__name__}.{_name}.opening:{_function}")
+families.register("python", lazily=f"{__name__}.user.opening:open_user_code")
 
 
-def open_model(spec: str, options: ModelOptions | None = None) -> LoadedModel:
-    """Open a model by name.
+def open_model(spec: str, options: ModelOptions | None = None) -> Model:
+    """The model of a name; its network is called once, to see that schedules can be learned for it.
 
-    Raises InputError for an unknown kind, a file that is missing or damaged, and an option the model does not have.
+    Raises InputError for an unknown family, a file that is missing or damaged, an option that the
+    model does not have, and a network that cannot be learned for (see `models.probe`).
     """
-    kind, _, rest = spec.partition(":")
-    if kind not in _LOADERS:
-        raise unknown("model", spec, tuple(_LOADERS))
-    if not rest and kind != "digits":
-        raise InputError(f"model {spec!r}: something must follow the colon; see the list in ld3_dist.models")
-    module, function = _LOADERS[kind]
-    return getattr(import_module(f"{__name__}.{module}"), function)(rest, options or ModelOptions())
+    family, _, rest = spec.partition(":")
+    options = options or ModelOptions()
+    opened = families.get(family)(rest, options)
+    if not isinstance(opened, Model):
+        raise InputError(
+            f"model {spec!r}: its family {family!r} returned {type(opened).__name__}; it must "
+            "return an ld3_dist.models.Model"
+        )
+    return opened.probed(options.device)
 
 
-def load_model(spec: str, **options: Any) -> Denoiser:
-    """The denoiser alone; options are those of ModelOptions, e.g. load_model("digits", guidance=1.5, device="cuda")."""
-    return open_model(spec, ModelOptions(**options)).denoiser
+def load_model(spec: str, **options: Any) -> Model:
+    """`open_model` with the options of ModelOptions by name: load_model("digits", guidance=1.5)."""
+    return open_model(spec, ModelOptions(**options))

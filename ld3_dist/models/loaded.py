@@ -1,15 +1,14 @@
-"""What opening a model yields, what can be asked of it, and how its network is placed on a device.
+"""A model: a denoiser and what belongs to it, the options it is opened with, and its conditions.
 
-A `LoadedModel` is a Denoiser and what a sweep must know about it: an id and a hash for the rows, and the condition of
-sample i, a pure function of (seed, i) like its noise, whatever the batch or the machine.
+The condition of sample i is a pure function of (seed, i), like its noise, whatever the batch or the
+machine. A network is placed on its device by `to_device`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +17,44 @@ from torch import Tensor, nn
 
 from ..core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser
 from ..core.errors import InputError, unknown
+from ..core.features import Extractor, Reference
+from ..core.noise import NoiseSchedule
 from ..core.sample import sample_generator
+from .fingerprint import fingerprint
+from .fingerprint import weights_hash as weights_hash
+from .probe import Probe, check_denoiser, decoded_shape, probe
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 DrawCondition = Callable[[int, Sequence[int]], Condition]
-"""(seed, indices [M]) -> the condition of these samples, batch first, on the CPU; None for an unconditional model."""
+"""(seed, indices [M]) -> the condition of these samples, batch first, on the CPU; None for an
+unconditional model.
+"""
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a model is to be used. What a model cannot do is refused by its loader, naming the option.
+    """How a model is to be used. An option that a model does not have is refused when it is opened.
 
-    device: torch device of the network.  dtype: the network's dtype, one of DTYPES; float32 if not given. States and
-        network times stay in the sampler's dtype.
+    device: torch device of the network.
+    dtype: the network's dtype, one of DTYPES; float32 if not given. States and network times stay
+        in the sampler's dtype.
     conditional: condition on classes or prompts; if not given, as the model was trained.
-    guidance: scale of classifier-free guidance, 1 = none; for guidance-embedded (distilled) models, the embedded value.
-        If not given, 1 (for guidance-embedded models 3.5).
+    guidance: scale of classifier-free guidance, 1 = none; for guidance-embedded (distilled) models,
+        the embedded value. If not given, 1 (for guidance-embedded models 3.5).
     prompts: text file, one prompt a line.  negative_prompt: what guidance moves away from.
-    classes: text file of class numbers, separated by white space; all of the model's classes if not given.
+    classes: text file of class numbers, separated by white space; all of the model's classes if not
+        given.
     size: (height, width) of the image in pixels; the model's own if not given.
     shift: time shift of a flow model's default grid; the pipeline's own if not given.
     channels_last, compile: memory format and torch.compile of the network.
+    variant: which of several sets of weight files a diffusers folder or hub id is loaded from, such
+        as "fp16"; if not given, the plain set, or the only one there is.
     """
 
     device: str = "cpu"
@@ -53,6 +68,7 @@ class ModelOptions:
     shift: float | None = None
     channels_last: bool = False
     compile: bool = False
+    variant: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -60,14 +76,22 @@ class ModelOptions:
         try:
             device = torch.device(self.device)
         except RuntimeError as error:
-            raise InputError(f"model device {self.device!r}: {str(error).splitlines()[0]}") from error
+            raise InputError(
+                f"model device {self.device!r}: {str(error).splitlines()[0]}"
+            ) from error
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             found = torch.cuda.device_count()
-            raise InputError(f"model device {self.device!r}: {found} CUDA devices are visible here; use 'cpu'")
+            raise InputError(
+                f"model device {self.device!r}: {found} CUDA devices are visible here; use 'cpu'"
+            )
         if self.guidance is not None and not 0 <= self.guidance < float("inf"):
-            raise InputError(f"model guidance {self.guidance}: must be a finite number >= 0 (1 = no guidance)")
+            raise InputError(
+                f"model guidance {self.guidance}: must be a finite number >= 0 (1 = no guidance)"
+            )
         if self.prompts and self.classes:
-            raise InputError(f"model prompts {self.prompts!r} and classes {self.classes!r}: give one of the two")
+            raise InputError(
+                f"model prompts {self.prompts!r} and classes {self.classes!r}: give one of the two"
+            )
         if self.size is not None:
             object.__setattr__(self, "size", tuple(self.size))  # YAML knows lists only
             if len(self.size) != 2 or min(self.size) < 1:
@@ -77,7 +101,9 @@ class ModelOptions:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype of the network's weights, and of what a NetworkDenoiser is to convert its inputs to."""
+        """The dtype of the network's weights, and of what a NetworkDenoiser is to convert its
+        inputs to.
+        """
         return DTYPES[self.dtype or "float32"]
 
     @property
@@ -86,26 +112,71 @@ class ModelOptions:
         return self.guidance is not None and self.guidance != 1
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A denoiser and its particulars.
+def no_condition(seed: int, indices: Sequence[int]) -> Condition:
+    """The condition of an unconditional model."""
+    return None
 
-    id: the name it was opened by.  hash: SHA-256 of its weights and configuration, whatever file format they came in.
-    conditioning: "none", or what samples are conditioned on, e.g. "class" or "prompts:<file>:<start of its hash>".
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A denoiser and what belongs to it; `Model(denoiser)` is enough for a network of one's own.
+
+    id: the name it was opened by; the class name of the denoiser if not given.
+    hash: SHA-256 of what determines its samples; of weights, noise schedule and everything else
+        that can be read of the denoiser if not given (see `fingerprint`).
+    conditioning: "none", or what samples are conditioned on, such as "class" or
+        "prompts:<file>:<start of its hash>".
     draw_condition: the condition of samples, a pure function of (seed, indices).
     guidance: scale in use; None where the model is not guided.
-    image_shape: [C, H, W] of a decoded sample (pixels for metrics); equals denoiser.shape for pixel models.
-    settings: facts of interest about the model (parametrisation, latent scaling, shift), for `doctor` and the rows.
+    image_shape: [C, H, W] of a decoded sample; found by decoding zeros once if not given.
+    settings: facts of interest (parametrisation, latent scaling, shift), for `doctor` and the rows.
+    extractor: feature extractor of its images, on the network's device; None where it has none.
+    data: images [M, C, H, W] in [-1, 1] that it was trained on, on the network's device, or None.
+    reference: statistics of such images in features of `extractor`, where the images are too many.
+    version: a name that changes whenever the samples would; asked for where the hash cannot see
+        all that determines them.
+    probe: what calling the network once has shown; None where it has not been called yet.
+
+    Raises InputError for a denoiser that is none, and where a version is needed.
     """
 
     denoiser: Denoiser
-    id: str
-    hash: str
-    conditioning: str
-    draw_condition: DrawCondition
-    guidance: float | None
-    image_shape: tuple[int, ...]
-    settings: Mapping[str, Any]
+    id: str = ""
+    hash: str = ""
+    conditioning: str = "none"
+    draw_condition: DrawCondition = no_condition
+    guidance: float | None = None
+    image_shape: tuple[int, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    extractor: Extractor | None = None
+    data: Tensor | None = None
+    reference: Reference | None = None
+    version: str = ""
+    probe: Probe | None = None
+
+    def __post_init__(self) -> None:
+        name = self.id or type(self.denoiser).__name__
+        check_denoiser(self.denoiser, name)
+        object.__setattr__(self, "id", name)
+        if not self.hash:
+            object.__setattr__(self, "hash", fingerprint(self.denoiser, name, self.version))
+        shape = tuple(self.image_shape) or decoded_shape(self.denoiser, name)
+        object.__setattr__(self, "image_shape", shape)
+        if self.data is not None and tuple(self.data.shape[1:]) != shape:
+            raise InputError(
+                f"model {name!r}: its data are {tuple(self.data.shape)}, its samples {shape} each; "
+                "give data as [M, C, H, W] of the samples' size"
+            )
+
+    @property
+    def noise(self) -> NoiseSchedule:
+        """The noise schedule of the network."""
+        return self.denoiser.noise
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample before it is decoded."""
+        return tuple(self.denoiser.shape)
 
     @property
     def prediction(self) -> str:
@@ -115,10 +186,33 @@ class LoadedModel:
     @property
     def latent(self) -> bool:
         """True where `decode` changes the space."""
-        return tuple(self.denoiser.shape) != tuple(self.image_shape)
+        return self.shape != tuple(self.image_shape)
+
+    @property
+    def time_gradient(self) -> bool:
+        """False where the probe found no gradient with respect to the network's time; network
+        times then cannot be learned.
+        """
+        return self.probe is None or self.probe.time_gradient
+
+    def probed(self, device: torch.device | str | None = None) -> Model:
+        """The model, its network called to see that schedules can be learned for it.
+
+        Args:
+            device: of the network, where it has no parameters that tell.
+
+        Raises InputError for a network that cannot; see `models.probe`.
+        """
+        return self if self.probe is not None else replace(self, probe=probe(self, device))
 
 
-def place(net: nn.Module, options: ModelOptions) -> nn.Module:
+def needs_name(rest: str, family: str, what: str) -> None:
+    """Raise InputError where nothing follows the colon of `family:`."""
+    if not rest:
+        raise InputError(f"model '{family}:': {what} must follow the colon")
+
+
+def to_device(net: nn.Module, options: ModelOptions) -> nn.Module:
     """The network on its device, in its dtype and memory format, compiled as asked; frozen."""
     net = net.eval().requires_grad_(False).to(options.device, options.torch_dtype)
     if options.channels_last:
@@ -128,45 +222,37 @@ def place(net: nn.Module, options: ModelOptions) -> nn.Module:
     return net
 
 
-def weights_hash(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of tensors and a JSON configuration; independent of their order."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def no_condition(seed: int, indices: Sequence[int]) -> Condition:
-    """The condition of an unconditional model."""
-    return None
-
-
 def draw_class(classes: Sequence[int]) -> DrawCondition:
     """Every sample draws one of `classes`, uniformly, from its own generator: int64 [M]."""
     table = torch.tensor(list(classes), dtype=torch.int64)
 
     def draw(seed: int, indices: Sequence[int]) -> Condition:
-        picks = [torch.randint(len(table), (), generator=sample_generator(seed, i, "condition")) for i in indices]
+        picks = [
+            torch.randint(len(table), (), generator=sample_generator(seed, i, "condition"))
+            for i in indices
+        ]
         return table[torch.stack(picks)] if picks else table[:0]
 
     return draw
 
 
 def conditional_on(trained: bool, options: ModelOptions, model: str) -> bool:
-    """Whether to condition; InputError where options ask for what the model was not trained for."""
+    """True where a model is to be conditioned; InputError for options it was not trained for."""
     if not trained:
         for name in ("conditional", "guided", "prompts", "classes"):
             if getattr(options, name):
                 key = "guidance" if name == "guided" else name
                 raise InputError(
-                    f"model {model!r} is unconditional: {key}={getattr(options, key)!r} does not apply to it; remove it"
+                    f"model {model!r} is unconditional: {key}={getattr(options, key)!r} does not "
+                    f"apply to it; remove it"
                 )
         return False
     wanted = options.conditional is not False
     if not wanted and (options.guided or options.prompts or options.classes):
-        raise InputError(f"model {model!r}: conditional=false contradicts guidance, prompts or classes; remove one")
+        raise InputError(
+            f"model {model!r}: conditional=false contradicts guidance, prompts or classes; "
+            f"remove one"
+        )
     return wanted
 
 
@@ -174,7 +260,9 @@ def conditional_on(trained: bool, options: ModelOptions, model: str) -> bool:
 class Conditioning:
     """How a model is conditioned.
 
-    name: for the rows.  draw: what samples draw.  guidance: scale in use, None where there is nothing to guide by.
+    name: for the rows.
+    draw: the condition of each sample.
+    guidance: scale in use; None where there is nothing to guide by.
     null: the condition that stands for none, batch of 1, where guidance needs it given.
     """
 
@@ -187,22 +275,30 @@ class Conditioning:
 def on_classes(count: int, options: ModelOptions, model: str) -> Conditioning:
     """Conditioning of a network trained on `count` classes, 0 for an unconditional one.
 
-    Raises InputError for options that ask for what the model was not trained for, and for classes it does not have.
-    """
+    Raises InputError for options that ask for what the model was not trained for, and for classes
+    it does not have."""
     if not conditional_on(count > 0, options, model):
         return Conditioning("none", no_condition)
     guidance = 1.0 if options.guidance is None else options.guidance
-    return Conditioning(conditioning_name("class", options), draw_class(read_classes(options, count, model)), guidance)
+    return Conditioning(
+        conditioning_name("class", options),
+        draw_class(read_classes(options, count, model)),
+        guidance,
+    )
 
 
 def prediction_of(denoiser: Denoiser) -> str:
-    """What the network inside predicts, one of `core.denoiser.PREDICTIONS`; data, where it is nobody's network."""
+    """What the network inside predicts, one of `core.denoiser.PREDICTIONS`; "data" of a denoiser
+    that is no NetworkDenoiser.
+    """
     inner = denoiser.inner if isinstance(denoiser, Guided) else denoiser
     return inner.prediction if isinstance(inner, NetworkDenoiser) else "data"
 
 
 def conditioning_name(kind: str, options: ModelOptions) -> str:
-    """ "class" or "prompts", and of a file its name and the start of its hash: other prompts are another experiment."""
+    """ "class" or "prompts", and of a file its name and the start of its hash, since other prompts
+    are another experiment.
+    """
     file = options.prompts or options.classes
     if file is None:
         return kind
@@ -211,15 +307,20 @@ def conditioning_name(kind: str, options: ModelOptions) -> str:
 
 
 def read_classes(options: ModelOptions, count: int, model: str) -> list[int]:
-    """The classes to draw from: those of the file options.classes, or all `count` of the model's."""
+    """The classes to draw from: those in the file options.classes, or all `count` of the model."""
     if options.prompts:
-        raise InputError(f"model {model!r} is conditioned on classes: prompts={options.prompts!r} does not apply to it")
+        raise InputError(
+            f"model {model!r} is conditioned on classes: prompts={options.prompts!r} does not "
+            f"apply to it"
+        )
     if options.classes is None:
         return list(range(count))
     words = read_lines(options.classes, "classes").split()
     for word in words:
         if not (word.isdecimal() and int(word) < count):
-            raise InputError(f"{options.classes}: class {word!r} is not a number from 0 to {count - 1}")
+            raise InputError(
+                f"{options.classes}: class {word!r} is not a number from 0 to {count - 1}"
+            )
     return [int(word) for word in words]
 
 
@@ -229,7 +330,9 @@ def read_lines(file: str, what: str) -> str:
         with open(file, encoding="utf-8") as opened:
             text = opened.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{what} file {file!r}: cannot be read ({error}); give a UTF-8 text file") from error
+        raise InputError(
+            f"{what} file {file!r}: cannot be read ({error}); give a UTF-8 text file"
+        ) from error
     if not text.strip():
         raise InputError(f"{what} file {file!r} is empty; write at least one entry into it")
     return text

@@ -1,4 +1,6 @@
-"""Safetensors files that say what they are: one `kind` and one JSON `config` in the header, checked on reading."""
+"""Safetensors files that say what they are: one `kind` and one JSON `config` in the header, checked
+on reading.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,14 @@ def sha256_of(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def save_tensors(file: Path, tensors: dict[str, Tensor], kind: str, config: dict[str, Any] | None = None) -> None:
+def save_tensors(
+    file: Path, tensors: dict[str, Tensor], kind: str, config: dict[str, Any] | None = None
+) -> None:
     """Write atomically: a crash leaves the old file or the new one, never half of one."""
     part = file.with_name(f".{file.name}.part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # safetensors orders header keys at random when there are several, so one key keeps equal weights equal bytes
+    # safetensors orders header keys at random when there are several, so one key keeps equal
+    # weights equal bytes
     header = json.dumps({"kind": kind, "config": config or {}}, sort_keys=True)
     part.write_bytes(save(tensors, metadata={"ld3_dist": header}))
     os.replace(part, file)
@@ -33,28 +38,51 @@ def save_tensors(file: Path, tensors: dict[str, Tensor], kind: str, config: dict
 def read_tensors(file: Path, kind: str, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, config) of a file written by save_tensors with this kind.
 
-    Raises InputError, naming the file and the remedy, when it is missing, truncated or of another kind.
-    """
+    Raises InputError, naming the file and the remedy, when it is missing, truncated or of another
+    kind."""
     if not file.is_file():
         raise InputError(f"{file}: file not found; {remedy}")
     try:
         with safe_open(file, framework="pt") as opened:
             header = json.loads((opened.metadata() or {}).get("ld3_dist", "{}"))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{file}: damaged, or not a safetensors file ({error}); {remedy}") from error
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{file}: damaged, or not a safetensors file ({error}); {remedy}"
+        ) from error
     found = header.get("kind", "no kind") if isinstance(header, dict) else "no kind"
     if found != kind:
         raise InputError(f"{file}: holds {found!r}, expected {kind!r}; {remedy}")
-    return tensors, header["config"]
+    config = header.get("config")
+    if not isinstance(config, dict):
+        raise InputError(f"{file}: its header has no config; {remedy}")
+    return tensors, config
+
+
+def entry(config: dict[str, Any], key: str, kind: type, file: Path, remedy: str) -> Any:
+    """An entry of a file's config; InputError where it is missing or of another type."""
+    value = config.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise InputError(f"{file}: {key} in its header is {value!r}; {remedy}")
+    return value
+
+
+def check_weights(net: nn.Module, tensors: dict[str, Tensor], file: Path, remedy: str) -> None:
+    """Raise InputError that names the first tensor which does not fit a network."""
+    wanted = net.state_dict()
+    for name in sorted(wanted.keys() | tensors.keys()):
+        if name not in wanted:
+            what = "is unexpected"
+        elif name not in tensors:
+            what = "is missing"
+        elif wanted[name].shape != tensors[name].shape:
+            what = f"has shape {tuple(tensors[name].shape)}, not {tuple(wanted[name].shape)}"
+        else:
+            continue
+        raise InputError(f"{file}: tensor {name!r} {what}; {remedy}")
 
 
 def load_weights(net: nn.Module, tensors: dict[str, Tensor], file: Path, remedy: str) -> None:
-    """Strictly load tensors into a network; InputError names the first tensor that does not fit."""
-    wanted = net.state_dict()
-    for name in sorted(wanted.keys() | tensors.keys()):
-        a, b = wanted.get(name), tensors.get(name)
-        if a is None or b is None or a.shape != b.shape:
-            what = "is unexpected" if a is None else "is missing" if b is None else f"has shape {tuple(b.shape)}"
-            raise InputError(f"{file}: tensor {name!r} {what}; {remedy}")
+    """Load tensors into a network strictly; InputError names the first one that does not fit."""
+    check_weights(net, tensors, file, remedy)
     net.load_state_dict(tensors)

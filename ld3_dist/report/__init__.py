@@ -1,14 +1,26 @@
 """Tables, figures and one self-contained page, from the result tables of a sweep alone.
 
-write_report(results, output=None) -> ReportPaths      index.html, summary.md, figures/*.png
-summary_table(frame)               -> DataFrame        one row a cell
-summary_markdown(frame)            -> str
-read_sweep(results)                -> Sweep            tables, failures and experiment of a sweep folder
+write_report(results, output=None, figures=None) -> ReportPaths    index.html, summary.md, figures
+read_sweep_tables(results)         -> SweepTables    tables and experiment of a sweep's folder
+summary_table(frame, evaluations)  -> DataFrame      one row per cell
+summary_markdown(frame)            -> str            the same as Markdown
+
+The columns of the summary are in `columns`, the figures in `figures`.
 """
 
+from .headline import headline
+from .markdown import readme_markdown, summary_markdown
 from .summary import summary_table
-from .sweep import Sweep, read_sweep
-from .wording import headline, summary_markdown
+from .tables import SweepTables, read_sweep_tables
 from .write import ReportPaths, write_report
 
-__all__ = ["ReportPaths", "Sweep", "headline", "read_sweep", "summary_markdown", "summary_table", "write_report"]
+__all__ = [
+    "ReportPaths",
+    "SweepTables",
+    "headline",
+    "read_sweep_tables",
+    "readme_markdown",
+    "summary_markdown",
+    "summary_table",
+    "write_report",
+]

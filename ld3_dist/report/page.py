@@ -1,31 +1,78 @@
-"""The HTML page: one file that needs nothing else, reads well in light, in dark and on paper."""
+"""The HTML page: one file that needs nothing else, reads well in light, in dark and on paper.
+
+`templates/page.html.j2` holds the markup, `templates/page.css` the look. This module holds what
+goes into them, as plain values; the template escapes every text.
+"""
 
 from __future__ import annotations
 
-# A selection from a frame is a union of types to pandas' own annotations:
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from html import escape
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
 
-from .failures import MOST_ROWS
-from .style import Plot, as_svg
-from .stylesheet import STYLESHEET
-from .wording import HEADS, counted, shown_columns, shown_value
+from .columns import Column, Row, shown
+from .figures import Drawing, PlotGroup
+from .formats import DASH, missing, visible
+from .frames import column, records
 
-_TEXT = ("model", "conditioning", "solver", "baseline", "method", "start")
-_GROUPS = {
-    "": ("model", "conditioning", "guidance", "solver", "nfe"), "hand-made": ("baseline", "baseline_loss"),
-    "learned": ("loss", "seeds", "gain", "eval_gain"), "Fréchet distance": ("baseline_fid", "fid", "teacher_fid"),
-    "found with": ("method", "gamma", "start"),
-}  # fmt: skip
-_SHORT = {"baseline": "grid", "baseline_loss": "loss", "loss": "loss", "seeds": "mean ± std over seeds",
-          "eval_gain": "gain, fresh pairs", "baseline_fid": "hand-made", "fid": "learned",
-          "teacher_fid": "teacher"}  # fmt: skip
+TEMPLATES = Path(__file__).with_name("templates")
+
+MOST_ROWS = 30
+"""Rows that did not come out ok are listed up to here."""
+
+_BROKEN = ("cell", "kind", "status", "trial", "start", "gamma", "seed", "message")
+
+
+@dataclass(frozen=True)
+class GroupHead:
+    """A heading over several columns."""
+
+    name: str
+    width: int
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """One heading or value. bar: length of the bar behind it, in percent of the cell."""
+
+    text: str
+    classes: str = ""
+    bar: int | None = None
+
+
+@dataclass(frozen=True)
+class SummaryTable:
+    """The summary of one model as a page shows it."""
+
+    groups: Sequence[GroupHead] = ()
+    heads: Sequence[TableCell] = ()
+    lines: Sequence[Sequence[TableCell]] = ()
+
+
+@dataclass(frozen=True)
+class BrokenRows:
+    """The rows that did not come out ok. note: how many are not listed."""
+
+    heads: Sequence[str] = ()
+    lines: Sequence[Sequence[str]] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Figures that stand together, under a common heading if they have one."""
+
+    title: str
+    text: str
+    drawings: Sequence[Drawing]
 
 
 @dataclass(frozen=True)
@@ -33,152 +80,119 @@ class Section:
     """One model's part of the page."""
 
     title: str
-    table: pd.DataFrame
-    plots: Sequence[Plot] = ()
-    samples: Sequence[Plot] = ()
+    table: SummaryTable
+    blocks: Sequence[Block] = ()
 
 
 @dataclass(frozen=True)
 class Page:
-    """Everything on the page, in its order. facts: (name, value) pairs of the header."""
+    """Everything on the page, in its order.
+
+    Attributes:
+        facts: (name, value) pairs of the header.
+        findings: sentences about what may mislead.
+        status: how many rows came out how, in words.
+    """
 
     name: str
     headline: str
     facts: Sequence[tuple[str, str]]
     sections: Sequence[Section]
     findings: Sequence[str]
-    counts: Sequence[tuple[str, str, int]]
-    broken: pd.DataFrame = field(default_factory=pd.DataFrame)
+    status: str
+    broken: BrokenRows
 
 
 def html_page(page: Page) -> str:
     """The page as one self-contained HTML document."""
-    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in page.facts)
-    several = len(page.sections) > 1
-    toc = "".join(f'<li><a href="#model-{i}">{escape(s.title)}</a></li>' for i, s in enumerate(page.sections))
-    body = "\n".join(_section(section, i, several) for i, section in enumerate(page.sections))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(page.name)}: learned schedules</title>
-<style>
-{STYLESHEET}</style>
-</head>
-<body>
-<header>
-<p class="kicker">Learned time discretizations</p>
-<h1>{escape(page.name)}</h1>
-<p class="headline">{escape(page.headline)}</p>
-<dl class="facts">{facts}</dl>
-{f'<nav aria-label="models"><ul>{toc}</ul></nav>' if several else ""}
-</header>
-<main>
-{body}
-{_failures(page)}
-</main>
-<footer>
-<p>Gain: smallest held-out distance to the teacher of any hand-made grid in the cell, divided by the learned schedule's.
-The learned schedule of a cell is the one with the smallest held-out distance; no other metric takes part in the choice.
-Distances of two cells are comparable only where model, conditioning and distance agree.</p>
-<p>The same numbers in Python: <code>import ld3_dist; ld3_dist.load_results(folder)</code>.</p>
-</footer>
-</body>
-</html>
-"""
+    styles = Markup((TEMPLATES / "page.css").read_text(encoding="utf-8"))
+    return _template().render(page=page, styles=styles)
 
 
-def _section(section: Section, number_: int, several: bool) -> str:
-    name = section.title if several else "Results"
-    parts = [f'<section id="model-{number_}">', f"<h2>{escape(name)}</h2>", summary_html(section.table)]
-    parts += [_figure(plot) for plot in section.plots]
-    if section.samples:
-        parts.append(
-            '<div class="samples"><h3>Samples from the same noise</h3><p>Each column starts from the same noise.</p>'
-        )
-        parts += [_figure(plot, "h4") for plot in section.samples] + ["</div>"]
-    return "\n".join([*parts, "</section>"])
-
-
-def _figure(plot: Plot, heading: str = "h3") -> str:
-    svg = as_svg(plot.figure, plot.name).replace(
-        "<svg ", f'<svg role="img" aria-label="{escape(plot.alt, quote=True)}" ', 1
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_printable,
     )
-    caption = f"<figcaption>{escape(plot.caption)}</figcaption>" if plot.caption else ""
-    return (
-        f"<figure><{heading}>{escape(plot.title)}</{heading}>"
-        f'<div class="drawing" tabindex="0">{svg}</div>{caption}</figure>'
-    )
+    return environment.get_template("page.html.j2")
 
 
-def summary_html(table: pd.DataFrame) -> str:
-    """The summary with grouped headings; a bar behind each gain shows it on a logarithmic scale."""
+def _printable(value: Any) -> Any:
+    """Control characters of a text become visible; markup of the package's own stays as it is."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def blocks_of(drawings: Sequence[Drawing]) -> list[Block]:
+    """Figures in their order; neighbours of one group stand together."""
+    found = []
+    for group, inside in groupby(drawings, key=lambda drawing: drawing.group):
+        title, text = (group.title, group.text) if isinstance(group, PlotGroup) else ("", "")
+        found.append(Block(title, text, list(inside)))
+    return found
+
+
+def summary_view(table: pd.DataFrame) -> SummaryTable:
+    """A summary with grouped headings; a bar behind each gain shows it on a logarithmic scale."""
     if table.empty:
-        return '<p class="empty">There is no row yet.</p>'
-    shown = shown_columns(table)
-    groups = {name: [c for c in columns if c in shown] for name, columns in _GROUPS.items()}
-    groups = {name: columns for name, columns in groups.items() if columns}
-    top = "".join(
-        f'<th colspan="{len(columns)}" scope="colgroup">{escape(name)}</th>' for name, columns in groups.items()
+        return SummaryTable()
+    order: list[tuple[Column, bool]] = []
+    heads = []
+    grouped = {known.group: None for known in shown(table, "page")}
+    for name in grouped:
+        inside = [known for known in shown(table, "page") if known.group == name]
+        heads.append(GroupHead(name, len(inside)))
+        order += [(known, i == 0) for i, known in enumerate(inside)]
+    largest = max([1.01, *(float(gain) for gain in column(table, "gain").dropna())])
+    return SummaryTable(
+        heads,
+        [TableCell(known.short or known.heading, _classes(known, first)) for known, first in order],
+        [
+            [
+                TableCell(known.text(row), _classes(known, first), _bar(row, known, largest))
+                for known, first in order
+            ]
+            for row in records(table)
+        ],
     )
-    order = [(column, i == 0) for columns in groups.values() for i, column in enumerate(columns)]
-    heads = "".join(f'<th scope="col"{_class(c, first)}>{escape(_SHORT.get(c, HEADS[c]))}</th>' for c, first in order)
-    most = float(table["gain"].astype(float).clip(lower=1.01).max()) if table["gain"].notna().any() else 1.01
-    lines = []
-    for row in table.to_dict("records"):
-        values = "".join(
-            f"<td{_class(c, first)}{_bar(row, c, most)}>{escape(shown_value(row, c))}</td>" for c, first in order
-        )
-        lines.append(f"<tr>{values}</tr>")
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="summary">'
-        f'<table><thead><tr class="groups">{top}</tr>'
-        f"<tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
 
 
-def _class(column: str, first: bool) -> str:
-    names = [
-        *(["num"] if column not in _TEXT else []), *(["first"] if first else []),
-        *(["gain"] if column == "gain" else []), *(["learned"] if column in ("loss", "fid") else []),
-    ]  # fmt: skip
-    return f' class="{" ".join(names)}"' if names else ""
+def _classes(known: Column, first: bool) -> str:
+    """The classes of a column's cells; `first` marks the first column of a group."""
+    names = {
+        "num": not known.words,
+        "first": first,
+        "gain": known.name == "gain",
+        "method": known.name == "method",
+        "learned": known.learned,
+    }
+    return " ".join(name for name, holds in names.items() if holds)
 
 
-def _bar(row: dict, column: str, most: float) -> str:
-    if column != "gain" or not row["gain"] > 1:
-        return ""
-    return f' style="--bar: {100 * math.log(row["gain"]) / math.log(max(most, row["gain"])):.0f}%"'
+def _bar(row: Row, known: Column, largest: float) -> int | None:
+    """Length of the bar behind a gain: its logarithm over that of the largest one, in percent."""
+    if known.name != "gain" or missing(row["gain"]) or not row["gain"] > 1:
+        return None
+    return round(100 * math.log(row["gain"]) / math.log(largest))
 
 
-def _failures(page: Page) -> str:
-    parts = ['<section id="failures">', "<h2>Known failures</h2>"]
-    if page.findings:
-        parts.append("<ul>" + "".join(f"<li>{escape(text)}</li>" for text in page.findings) + "</ul>")
-    elif page.counts:
-        parts.append("<p>Every cell improved, and no metric speaks against it.</p>")
-    if page.counts:
-        told = [f"{counted(count, f'{kind} row')} {status}" for kind, status, count in page.counts]
-        parts.append(f"<p>Status: {escape(', '.join(told))}.</p>")
-    if len(page.broken):
-        parts.append(_broken(page.broken))
-    return "\n".join([*parts, "</section>"])
+def broken_view(rows: pd.DataFrame) -> BrokenRows:
+    """The rows that did not come out ok, the first `MOST_ROWS` of them."""
+    note = ""
+    if len(rows) > MOST_ROWS:
+        note = f"The first {MOST_ROWS} of {len(rows)}; the table of results has all."
+    heads = ["γ" if name == "gamma" else name for name in _BROKEN]
+    lines = [[_text(row, name) for name in _BROKEN] for row in records(rows.head(MOST_ROWS))]
+    return BrokenRows(heads, lines, note)
 
 
-def _broken(rows: pd.DataFrame) -> str:
-    columns = ["cell", "kind", "status", "trial", "start", "gamma", "seed", "message"]
-    heads = "".join(f'<th scope="col">{name if name != "gamma" else "γ"}</th>' for name in columns)
-    lines = []
-    for row in rows.head(MOST_ROWS).to_dict("records"):
-        texts = [("–" if pd.isna(row[c]) else f"{row[c]:.3g}" if c == "gamma" else str(row[c])) for c in columns]
-        lines.append("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in texts) + "</tr>")
-    more = (
-        f"<p>The first {MOST_ROWS} of {len(rows)}; the table of results has all.</p>" if len(rows) > MOST_ROWS else ""
-    )
-    return (
-        '<details open><summary>Rows that did not come out ok</summary><div class="scroll" tabindex="0" role="region" '
-        f'aria-label="rows that failed"><table class="plain"><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>{more}</details>"
-    )
+def _text(row: Row, name: str) -> str:
+    value = row[name]
+    if missing(value):
+        return DASH
+    return f"{value:.3g}" if name == "gamma" else str(value)

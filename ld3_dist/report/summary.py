@@ -1,99 +1,136 @@
-"""One row a cell: the best hand-made grid, the best learned schedule, and how far apart they are.
+"""One row per cell: the best hand-made grid, the best learned schedule, and how far apart they are.
 
-    gain       smallest valid_loss of the hand-made grids / valid_loss of the best learned schedule
-    eval_gain  the same on fresh pairs: smallest eval_loss of the hand-made grids / eval_loss of that schedule
-    fid        of that schedule, beside the smallest of any hand-made grid in the cell and the teacher's
-    inception_score   likewise, beside the largest of any hand-made grid
+    baseline   the hand-made grid with the smallest held-out loss in the cell; every column that
+               begins with `baseline_` is a score of this grid
+    loss       smallest held-out loss of a learned schedule; fid, coverage, inception_score and the
+               user's own metrics are scores of this schedule
+    gain       loss of `baseline` / loss
+    eval_gain  smallest loss of any hand-made grid on fresh pairs / that of the learned schedule
+    teacher_…  the same scores of the teacher's own samples
+    lowest_fid smallest Fréchet distance of any hand-made grid, that of `lowest_fid_grid`
 
-The best learned schedule is the one with the smallest hard held-out loss; no metric takes part in the choice. Mean and
-standard deviation over seeds are of the schedules that share its settings (trial and start) and differ in the seed.
+The best learned schedule is the one with the smallest hard held-out loss; no metric takes part in
+the choice. Mean and standard deviation over seeds are of the schedules that share its settings
+(trial and start) and differ in the seed.
 """
 
 from __future__ import annotations
 
-# A selection from a frame is a union of types to pandas' own annotations:
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import pandas as pd
 
-COLUMNS = (
-    "model", "conditioning", "guidance", "solver", "nfe", "cell", "baseline", "baseline_loss", "loss", "seed_mean",
-    "seed_std", "seeds", "gain", "baseline_eval_loss", "eval_loss", "eval_gain", "baseline_fid", "fid", "teacher_fid",
-    "baseline_coverage", "coverage", "teacher_coverage", "baseline_inception_score", "inception_score",
-    "teacher_inception_score", "method", "gamma", "start", "distance", "learned", "ok", "not_ok", "key",
-)  # fmt: skip
-NUMBERS = (
-    "guidance", "baseline_loss", "loss", "seed_mean", "seed_std", "gain", "baseline_eval_loss", "eval_loss",
-    "eval_gain", "baseline_fid", "fid", "teacher_fid", "baseline_coverage", "coverage", "teacher_coverage",
-    "baseline_inception_score", "inception_score", "teacher_inception_score", "gamma",
-)  # fmt: skip
-COUNTS = ("nfe", "seeds", "learned", "ok", "not_ok")
+from .columns import metric_names, with_metrics
+from .formats import missing
+from .frames import best_only, column, groups, numbers, of_kind, records, where
+
+SCORES = ("fid", "coverage", "inception_score")
+"""Scores that a cell's best grid, its best schedule and the teacher all have."""
+
+SETTINGS = ("trial", "start", "gamma", "distance", "coordinate", "procedure", "coefficients")
+"""Learned rows of a cell that agree in these differ in the seed alone."""
+
+Scores = Mapping[str, Mapping[str, Any]]
+"""Teacher key -> the teacher's row of the evaluations."""
 
 
 def summary_table(frame: pd.DataFrame, evaluations: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row per cell, in order of model, conditioning, guidance, solver and NFE; null where nothing was measured.
+    """One row per cell, ordered by model, conditioning, guidance, solver and NFE.
+
+    Values are null where nothing was measured. The columns are those of `columns.COLUMNS` and
+    three for each metric of a user's own.
 
     Args:
         frame: from `load_results`.
-        evaluations: the table of evaluations, for the teachers' own metrics; without it they stay null.
+        evaluations: the table of evaluations, for the teachers' own scores; without it they stay
+            null.
     """
+    metrics = metric_names(frame, *([] if evaluations is None else [evaluations]))
+    columns = with_metrics(metrics)
     teachers = teacher_scores(evaluations)
-    records = [_cell(rows, teachers) for _, rows in frame.groupby("cell", sort=False)]
-    table = pd.DataFrame(records, columns=list(COLUMNS))
-    table = table.astype(dict.fromkeys(NUMBERS, "float64") | dict.fromkeys(COUNTS, "Int64"))
-    return table.sort_values(["model", "conditioning", "guidance", "solver", "nfe", "cell"], ignore_index=True)
+    scores = (*SCORES, *metrics)
+    cells = [_cell(rows, teachers, scores) for _, rows in groups(frame, "cell", sort=False)]
+    table = pd.DataFrame.from_records(cells, columns=[known.name for known in columns])
+    table = table.astype({known.name: known.dtype for known in columns if known.dtype})
+    order = ["model", "conditioning", "guidance", "solver", "nfe", "cell"]
+    return table.sort_values(order, ignore_index=True)
 
 
-def teacher_scores(evaluations: pd.DataFrame | None) -> dict[str, dict[str, object]]:
-    """Teacher key -> its evaluation."""
+def teacher_scores(evaluations: pd.DataFrame | None) -> dict[str, dict[str, Any]]:
+    """Teacher key -> its row of the evaluations."""
     if evaluations is None:
         return {}
-    rows = evaluations[evaluations["kind"] == "teacher"].drop_duplicates("key")
-    return {str(row["key"]).removeprefix("teacher:"): row for row in rows.to_dict("records")}
+    rows = where(evaluations, column(evaluations, "kind") == "teacher").drop_duplicates("key")
+    return {str(row["key"]).removeprefix("teacher:"): row for row in records(rows)}
 
 
-def seed_group(rows: pd.DataFrame, best: pd.Series) -> pd.DataFrame:
-    """The ok learned rows of a cell that share trial, start and gamma with `best`: they differ in the seed."""
-    same = (rows["kind"] == "learned") & (rows["status"] == "ok")
-    for column in ("trial", "start", "gamma", "distance", "coordinate", "preset", "coefficients"):
-        value = best[column]
-        same &= rows[column].isna() if pd.isna(value) else (rows[column] == value).fillna(False).astype(bool)
-    return rows[same]
+def seed_group(rows: pd.DataFrame, best: Mapping[str, Any]) -> pd.DataFrame:
+    """The ok learned rows of a cell that have the settings of `best`: they differ in the seed."""
+    same = of_kind(rows, "learned", "ok")
+    for name in SETTINGS:
+        values = column(same, name)
+        same = where(same, values.isna() if missing(best[name]) else values == best[name])
+    return same
 
 
-def best_row(rows: pd.DataFrame) -> pd.Series | None:
+def best_row(rows: pd.DataFrame) -> dict[str, Any] | None:
     """The best learned row of a cell, or None."""
-    best = rows[rows["best"].astype(bool)]
-    return None if best.empty else best.iloc[0]
+    best = records(best_only(rows).head(1))
+    return best[0] if best else None
 
 
-def _cell(rows: pd.DataFrame, teachers: dict[str, dict[str, object]]) -> dict[str, object]:
-    first = rows.iloc[0]
-    record: dict[str, object] = {
-        name: first[name] for name in ("model", "conditioning", "guidance", "solver", "nfe", "cell")
-    }
-    learned = rows[rows["kind"] == "learned"]
-    baselines = rows[(rows["kind"] == "baseline") & (rows["status"] == "ok")]
-    ok = learned["status"] == "ok"
-    record |= {"learned": len(learned), "ok": int(ok.sum()), "not_ok": int((~ok).sum()), "distance": first["distance"]}
-    if baselines["valid_loss"].notna().any():
-        baseline = baselines.loc[baselines["valid_loss"].astype(float).idxmin()]
-        record |= {"baseline": baseline["start"], "baseline_loss": baseline["valid_loss"]}
-        record |= {"baseline_eval_loss": baselines["eval_loss"].min(), "baseline_fid": baselines["fid"].min()}
-        record |= {f"baseline_{name}": baselines[name].max() for name in ("coverage", "inception_score")}
-    scores = teachers.get(str(first["teacher"]), {})
-    record |= {f"teacher_{name}": scores.get(name) for name in ("fid", "coverage", "inception_score")}
+def best_baseline(rows: pd.DataFrame, score: str = "valid_loss") -> dict[str, Any] | None:
+    """The ok hand-made grid of a cell with the smallest loss (or other score), or None."""
+    grids = of_kind(rows, "baseline", "ok")
+    ranked = where(grids, column(grids, score).notna()).sort_values(score, kind="stable")
+    return records(ranked.head(1))[0] if len(ranked) else None
+
+
+def _cell(rows: pd.DataFrame, teachers: Scores, scores: Sequence[str]) -> dict[str, Any]:
+    """The summary's row of one cell."""
+    first = records(rows.head(1))[0]
+    shared = ("model", "conditioning", "guidance", "solver", "nfe", "cell", "distance")
+    learned, ok = of_kind(rows, "learned"), of_kind(rows, "learned", "ok")
+    found = {name: first[name] for name in shared}
+    found |= {"learned": len(learned), "ok": len(ok), "not_ok": len(learned) - len(ok)}
+    found |= _hand_made(rows, scores)
+    teacher = teachers.get(str(first["teacher"]), {})
+    found |= {f"teacher_{name}": teacher.get(name) for name in scores}
     best = best_row(rows)
-    if best is not None:
-        losses = seed_group(rows, best)["valid_loss"].astype(float)
-        record |= {
-            "loss": best["valid_loss"],
-            "seed_mean": losses.mean(),
-            "seed_std": losses.std(),
-            "seeds": len(losses),
-        }
-        record |= {name: best[name] for name in
-                   ("gain", "eval_loss", "eval_gain", "fid", "coverage", "inception_score", "gamma", "start",
-                    "distance", "key")}  # fmt: skip
-        record["method"] = f"{best['preset']}{' + coefficients' if best['coefficients'] else ''}"
-    return record
+    return found if best is None else found | _learned(rows, best, scores)
+
+
+def _hand_made(rows: pd.DataFrame, scores: Sequence[str]) -> dict[str, Any]:
+    """The best hand-made grid of a cell with its own scores, and the lowest Fréchet distance."""
+    found: dict[str, Any] = {}
+    baseline = best_baseline(rows)
+    if baseline is not None:
+        found |= {"baseline": baseline["start"], "baseline_loss": baseline["valid_loss"]}
+        found |= {"baseline_eval_loss": baseline["eval_loss"]}
+        found |= {f"baseline_{name}": baseline.get(name) for name in scores}
+    lowest = best_baseline(rows, "fid")
+    if lowest is not None:
+        found |= {"lowest_fid": lowest["fid"], "lowest_fid_grid": lowest["start"]}
+    return found
+
+
+def _learned(rows: pd.DataFrame, best: dict[str, Any], scores: Sequence[str]) -> dict[str, Any]:
+    """The best learned schedule of a cell with its own scores, and the spread over its seeds."""
+    losses = numbers(seed_group(rows, best), "valid_loss")
+    same = ("gain", "eval_loss", "eval_gain", "gamma", "start", "distance", "key")
+    return {
+        "loss": best["valid_loss"],
+        "seed_mean": losses.mean(),
+        "seed_std": losses.std(),
+        "seeds": len(losses),
+        "method": _method(best),
+        **{name: best[name] for name in same},
+        **{name: best.get(name) for name in scores},
+    }
+
+
+def _method(row: Mapping[str, Any]) -> str:
+    """How a schedule was learned, in a few words."""
+    corrected = not missing(row["coefficients"]) and bool(row["coefficients"])
+    return f"{row['procedure']}{' + coefficients' if corrected else ''}"

@@ -2,111 +2,152 @@
 
 from __future__ import annotations
 
-# A selection from a frame is a union of types to pandas' own annotations:
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+import logging
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
+from ..core.errors import InputError
 from ..store.storage import Storage, open_storage
-from .curves import convergence_plot, gamma_plot
-from .failures import broken_rows, findings, status_counts
-from .grids import grids_plot
-from .page import Page, Section, html_page
-from .quality import FRECHET, LOSS, quality_plot
-from .samples import samples_plots
-from .style import Plot, as_png, styled
+from .figures import FigureData, FigureFunction
+from .figures import figures as registered
+from .figures.draw import Drawn, draw
+from .findings import broken_rows, findings, status_counts
+from .formats import counted
+from .frames import column, count, distinct, of_kind, where
+from .headline import headline
+from .markdown import table_markdown
+from .page import Page, Section, blocks_of, broken_view, html_page, summary_view
 from .summary import summary_table, teacher_scores
-from .sweep import Sweep, read_sweep
-from .wording import counted, headline, missing, table_markdown
+from .tables import SweepTables, read_sweep_tables
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """Where the files of a report are: paths, or URLs."""
+    """The files of a report, as paths or URLs. warnings: what could not be drawn, and why."""
 
     html: str
     markdown: str
     figures: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def write_report(
-    results: str | os.PathLike[str] | Storage, output: str | os.PathLike[str] | Storage | None = None
+    results: str | os.PathLike[str] | Storage,
+    output: str | os.PathLike[str] | Storage | None = None,
+    figures: Sequence[str] | None = None,
 ) -> ReportPaths:
     """Write the report of a sweep; the same tables give the same bytes.
 
     Args:
         results: the sweep's output folder or URL.
         output: where the report goes; the folder `report` of the results if not given.
+        figures: names of registered figures, or `python:FILE.py:NAME`, in the order in which they
+            are shown. If not given, those that the experiment's settings name, else all that are
+            registered.
+
+    A figure that fails is named on the page and in the log, and left out.
 
     Raises:
-        InputError: there are no results at that place, or they are of a newer format.
+        InputError: there are no results at that place, they are of a newer format, or `figures`
+            holds a name that is not known.
     """
-    sweep = read_sweep(results)
+    drawn = Drawn()
+    chosen = None if figures is None else {name: registered.get(name) for name in figures}
+    sweep = read_sweep_tables(results)
+    if chosen is None:
+        chosen = _of_settings(sweep, drawn)
     out = sweep.storage.child("report") if output is None else open_storage(output)
     table = summary_table(sweep.results, sweep.evaluations)
-    with styled():
-        sections = [_section(sweep, table, str(model), i) for i, model in enumerate(table["model"].unique())]
-        plots = [plot for section in sections for plot in (*section.plots, *section.samples)]
-        counts = status_counts(sweep.results)
-        page = Page(
-            sweep.name, headline(table), _facts(sweep, table), sections, findings(sweep, table), counts,
-            broken_rows(sweep.results),
-        )  # fmt: skip
-        out.write_bytes("index.html", html_page(page).encode())
-        out.write_bytes("summary.md", table_markdown(table).encode())
-        names = [f"figures/{plot.name}.png" for plot in plots]
-        for name, plot in zip(names, plots, strict=True):
-            out.write_bytes(name, as_png(plot.figure))
-    return ReportPaths(out.address("index.html"), out.address("summary.md"), tuple(map(out.address, names)))
-
-
-def _section(sweep: Sweep, table: pd.DataFrame, model: str, number: int) -> Section:
-    frame = sweep.results[sweep.results["model"] == model]
-    prefix = f"{_slug(model)}-{number}" if number else _slug(model)
-    teachers = teacher_scores(sweep.evaluations)
-    drawn: list[Plot | None] = [
-        quality_plot(frame, LOSS, f"{prefix}-distance", teachers),
-        quality_plot(frame, FRECHET, f"{prefix}-frechet", teachers),
-        grids_plot(frame, f"{prefix}-grids", sweep.noise_of(frame)),
-        gamma_plot(frame, f"{prefix}-gamma"),
-        convergence_plot(frame, f"{prefix}-convergence"),
+    sections = [
+        _section(sweep, table, model, i, chosen, drawn)
+        for i, model in enumerate(dict.fromkeys(column(table, "model")))
     ]
-    plots = [plot for plot in drawn if plot is not None]
-    rows = table[table["model"] == model].reset_index(drop=True)
-    return Section(model, rows, plots, samples_plots(sweep, frame, f"{prefix}-samples"))
+    page = Page(
+        sweep.name,
+        headline(table),
+        _facts(sweep, table),
+        sections,
+        [*findings(sweep, table), *drawn.warnings],
+        status_counts(sweep.results),
+        broken_view(broken_rows(sweep.results)),
+    )
+    out.write_bytes("index.html", html_page(page).encode())
+    out.write_bytes("summary.md", table_markdown(table).encode())
+    for drawing in drawn.drawings:
+        out.write_bytes(f"figures/{drawing.name}.png", drawing.png)
+    names = [out.address(f"figures/{drawing.name}.png") for drawing in drawn.drawings]
+    return ReportPaths(
+        out.address("index.html"), out.address("summary.md"), tuple(names), tuple(drawn.warnings)
+    )
 
 
-def _facts(sweep: Sweep, table: pd.DataFrame) -> list[tuple[str, str]]:
+def _of_settings(sweep: SweepTables, drawn: Drawn) -> dict[str, FigureFunction]:
+    """The figures that the settings name, else all; a name that is not known is warned about.
+
+    The settings may name a file of another machine, and that must not cost the report.
+    """
+    found = {}
+    for name in registered if sweep.figures is None else sweep.figures:
+        try:
+            found[name] = registered.get(name)
+        except InputError as error:
+            drawn.warnings.append(f"A figure could not be drawn: {error}.")
+            log.warning("a figure could not be drawn: %s", error)
+    return found
+
+
+def _section(
+    sweep: SweepTables,
+    table: pd.DataFrame,
+    model: str,
+    index: int,
+    figures: dict[str, FigureFunction],
+    drawn: Drawn,
+) -> Section:
+    frame = where(sweep.results, column(sweep.results, "model") == model)
+    prefix = f"{_slug(model)}-{index}" if index else _slug(model)
+    teachers = teacher_scores(sweep.evaluations)
+    data = FigureData(model, frame, teachers, sweep.noise_of(frame), prefix, sweep.images)
+    rows = where(table, column(table, "model") == model).reset_index(drop=True)
+    return Section(model, summary_view(rows), blocks_of(draw(figures, data, drawn)))
+
+
+def _facts(sweep: SweepTables, table: pd.DataFrame) -> list[tuple[str, str]]:
     """Header facts: what ran, with which versions, how much of it worked."""
     frame = sweep.results
-    learned = frame[frame["kind"] == "learned"]
-    ok = int((learned["status"] == "ok").sum())
+    learned, ok = len(of_kind(frame, "learned")), len(of_kind(frame, "learned", "ok"))
+    commits = [commit[:10] for commit in distinct(frame, "git_commit")]
+    fingerprint = sweep.experiment.get("fingerprint") or _values(frame, "experiment")[:16]
+    hosts = distinct(frame, "host")
     facts = [
-        ("fingerprint", str(sweep.experiment.get("fingerprint") or _values(frame, "experiment")[:16])),
+        ("fingerprint", str(fingerprint)),
         ("cells", str(len(table))),
-        ("learned schedules", f"{ok:,} ok, {len(learned) - ok:,} not ok"),
-        ("hand-made grids", f"{int((frame['kind'] == 'baseline').sum()):,}"),
-        ("network evaluations", f"{frame['network_evals'].sum():,}"),
+        ("learned schedules", f"{ok:,} ok, {learned - ok:,} not ok"),
+        ("hand-made grids", f"{count(column(frame, 'kind') == 'baseline'):,}"),
+        ("network evaluations", f"{column(frame, 'network_evals').sum():,}"),
         ("distance", _values(frame, "distance")),
         ("features", _values(frame, "extractor")),
         ("samples evaluated", _values(frame, "samples")),
         ("ld3_dist", _values(frame, "version")),
         ("PyTorch", _values(frame, "torch_version")),
-        ("commit", ", ".join(commit[:10] for commit in sorted(frame["git_commit"].dropna().unique())[:3])),
+        ("commit", ", ".join(commits[:3])),
         ("device", _values(frame, "device")),
-        ("machines", counted(frame["host"].nunique(), "machine") if frame["host"].notna().any() else ""),
+        ("machines", counted(len(hosts), "machine") if hosts else ""),
     ]
     return [(name, value) for name, value in facts if value]
 
 
-def _values(frame: pd.DataFrame, column: str, most: int = 4) -> str:
+def _values(frame: pd.DataFrame, name: str, most: int = 4) -> str:
     """The different values of a column, in order, as text."""
-    values = sorted(str(value) for value in frame[column].unique() if not missing(value))
-    return ", ".join(values[:most]) + (f" and {len(values) - most} more" if len(values) > most else "")
+    values = distinct(frame, name)
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(values[:most]) + more
 
 
 def _slug(model: str) -> str:

@@ -1,1 +1,1 @@
-"""Where things are kept: pair shards, result tables, schedule files, and the lock of an output folder."""
+"""Storage of pair shards, result tables and schedule files, and the lock of an output folder."""

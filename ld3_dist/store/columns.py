@@ -4,20 +4,25 @@
     evaluations  what samples of a row's schedule, of a teacher, or the data themselves score
     failures     every attempt that went wrong, also those whose retry went well
 
-Null means "not measured" (or not a finite number: see `status`); no NaN and no infinity is ever written. The
-schemas are explicit because inferred ones depend on what happens to be null in the first file.
-"""
+Null means "not measured" (or not a finite number: see `status`); no NaN and no infinity is ever
+written. The schemas are explicit because inferred ones depend on what happens to be null in the
+first file."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import pyarrow as pa
 
 from ..core.errors import unknown
+from ..core.learning.procedure import procedures
 
 FORMAT = 1
 """Version of the tables; readers refuse a newer one."""
 
-_FLOATS = pa.list_(pa.field("element", pa.float64()))  # Parquet's own name, so that the schema survives the file
+_FLOATS = pa.list_(
+    pa.field("element", pa.float64())
+)  # Parquet's own name, so that the schema survives the file
 
 
 def _field(name: str, kind: pa.DataType, doc: str, required: bool = False) -> pa.Field:
@@ -30,6 +35,7 @@ def _schema(name: str, fields: list[pa.Field]) -> pa.Schema:
 
 _WHERE = [
     _field("host", pa.string(), "machine that did the work"),
+    _field("address", pa.string(), "its IP address; hosts of containers may share a name"),
     _field("device", pa.string(), "device that did the work, e.g. cpu or cuda: NVIDIA A100"),
 ]
 
@@ -39,13 +45,33 @@ _VERSIONS = [
     _field("git_commit", pa.string(), "commit of the working copy, null outside one"),
 ]
 
+_KINDS = {bool: pa.bool_(), int: pa.int32(), float: pa.float64(), str: pa.string()}
+
+
+def _learning() -> list[pa.Field]:
+    """A column for every setting of learning that any procedure has."""
+    found: dict[str, pa.Field] = {}
+    for procedure in procedures:
+        for setting in dataclasses.fields(procedures.get(procedure).Config):
+            kind = _KINDS[type(setting.default)]
+            meaning = str(setting.metadata["meaning"])
+            found.setdefault(setting.name, _field(setting.name, kind, meaning))
+    del found["seed"]  # rows have the member's
+    return list(found.values())
+
+
 ROWS = _schema(
     "rows",
     [
         _field("key", pa.string(), "hash of the resolved settings of this row", required=True),
         _field("experiment", pa.string(), "fingerprint of the experiment"),
         _field("kind", pa.string(), "learned or baseline (a hand-made grid)", required=True),
-        _field("cell", pa.string(), "model/conditioning/guidance/solver/NFE; losses of two cells do not compare", True),
+        _field(
+            "cell",
+            pa.string(),
+            "model/conditioning/guidance/solver/NFE; losses of two cells do not compare",
+            True,
+        ),
         _field("trial", pa.int32(), "number of the trial in its cell; null for baselines"),
         _field("generation", pa.int32(), "generation of the study that proposed the trial"),
         _field("member", pa.int32(), "number of the member in its trial"),
@@ -56,31 +82,40 @@ ROWS = _schema(
         _field("solver", pa.string(), "solver, e.g. unipc-3"),
         _field("nfe", pa.int32(), "network evaluations of one sample"),
         _field("steps", pa.int32(), "solver steps N; the grid has N + 1 knots"),
-        _field("start", pa.string(), "hand-made grid that learning started from, or the baseline itself"),
-        _field("coordinate", pa.string(), "coordinate of learning: lambda or time"),
-        _field("gamma", pa.float64(), "radius of the noise ball as r = gamma d / NFE^2; 0 is hard teacher forcing"),
+        _field(
+            "start",
+            pa.string(),
+            "hand-made grid that learning started from, or the baseline itself",
+        ),
+        *_learning(),
         _field("radius", pa.float64(), "r itself, in unit-variance noise"),
         _field("distance", pa.string(), "distance that train_loss and valid_loss are in"),
-        _field("preset", pa.string(), "named set of learning settings"),
-        _field("coefficients", pa.bool_(), "were the solver's coefficients learned too"),
-        _field("lr", pa.float64(), "learning rate of the gap logits"),
-        _field("lr_times", pa.float64(), "learning rate of the network times' offsets"),
-        _field("lr_noise", pa.float64(), "step size of the moves inside the noise ball"),
         _field("seed", pa.int64(), "seed of the member"),
         _field("train_pairs", pa.int32(), "teacher pairs learned from"),
         _field("valid_pairs", pa.int32(), "held-out teacher pairs"),
-        _field("batch", pa.int32(), "pairs of one optimisation step"),
-        _field("epochs", pa.int32(), "budget of epochs"),
         _field("teacher", pa.string(), "key of the teacher, the folder of its pairs"),
         _field("settings", pa.string(), "every resolved setting, as JSON"),
-        _field("status", pa.string(), "ok, diverged (not finite), collapsed (knots fell together) or failed", True),
-        _field("message", pa.string(), "what happened, where status is not ok or the trial was stopped early"),
+        _field(
+            "status",
+            pa.string(),
+            "ok, diverged (not finite), collapsed (knots fell together) or failed",
+            True,
+        ),
+        _field(
+            "message",
+            pa.string(),
+            "what happened, where status is not ok or the trial was stopped early",
+        ),
         _field("knots", _FLOATS, "integration times t_0 > … > t_N"),
         _field("evals", _FLOATS, "network times, one an evaluation"),
         _field("min_gap", pa.float64(), "smallest knot gap as a fraction of the range of lambda"),
         _field("start_loss", pa.float64(), "hard held-out loss of the start"),
         _field("train_loss", pa.float64(), "training loss of the last epoch"),
-        _field("valid_loss", pa.float64(), "best hard held-out loss: mean distance to the teacher, r = 0"),
+        _field(
+            "valid_loss",
+            pa.float64(),
+            "best hard held-out loss: mean distance to the teacher, r = 0",
+        ),
         _field("best_epoch", pa.int32(), "epoch of the best held-out loss, 0 is the start"),
         _field("epochs_run", pa.int32(), "epochs done when the budget, patience or ASHA ended it"),
         _field("network_evals", pa.int64(), "work spent: samples times network evaluations"),
@@ -97,20 +132,41 @@ ROWS = _schema(
 EVALUATIONS = _schema(
     "evaluations",
     [
-        _field("key", pa.string(), "key of the row; teacher:<teacher key> of a teacher, data:<hash> of the data", True),
-        _field("kind", pa.string(), "learned, baseline, teacher or data (one half against the other)", True),
+        _field(
+            "key",
+            pa.string(),
+            "key of the row; teacher:<teacher key> of a teacher, data:<hash> of the data",
+            True,
+        ),
+        _field(
+            "kind",
+            pa.string(),
+            "learned, baseline, teacher or data (one half against the other)",
+            True,
+        ),
         _field("cell", pa.string(), "cell of the row"),
         _field("samples", pa.int64(), "samples drawn"),
         _field("eval_loss", pa.float64(), "mean distance to the teacher on fresh pairs"),
         _field("eval_loss_sem", pa.float64(), "standard error of that mean"),
         _field("fid", pa.float64(), "Fréchet distance of the features to the reference"),
-        _field("kid", pa.float64(), "kernel distance: unbiased squared MMD of the features to the reference"),
+        _field(
+            "kid",
+            pa.float64(),
+            "kernel distance: unbiased squared MMD of the features to the reference",
+        ),
         _field("kid_std", pa.float64(), "standard deviation of the kernel distance over subsets"),
-        _field("inception_score", pa.float64(), "Inception score of the samples, where the extractor is Inception-v3"),
-        _field("precision", pa.float64(), "fraction of the samples inside the reference's manifold"),
+        _field(
+            "inception_score",
+            pa.float64(),
+            "Inception score of the samples, where the extractor is Inception-v3",
+        ),
+        _field(
+            "precision", pa.float64(), "fraction of the samples inside the reference's manifold"
+        ),
         _field("recall", pa.float64(), "fraction of the reference inside the samples' manifold"),
         _field("density", pa.float64(), "mean number of reference balls around a sample, over k"),
         _field("coverage", pa.float64(), "fraction of reference balls that hold a sample"),
+        _field("own_metrics", pa.string(), "values of metrics that are not built in, as JSON"),
         _field("extractor", pa.string(), "feature extractor"),
         _field("extractor_hash", pa.string(), "hash of the extractor's weights"),
         _field("reference", pa.string(), "the reference set"),
@@ -152,6 +208,8 @@ def describe(table: str | None = None) -> str:
         for field in schema_of(name):
             doc = (field.metadata or {})[b"doc"].decode()
             kind = str(field.type).replace("element: ", "").replace("item: ", "")
-            lines.append(f"| `{field.name}` | {kind} | {'yes' if field.nullable else 'no'} | {doc} |")
+            lines.append(
+                f"| `{field.name}` | {kind} | {'yes' if field.nullable else 'no'} | {doc} |"
+            )
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"

@@ -1,17 +1,22 @@
 """One driver per output folder: OUT/lock.json names the process that works in it.
 
-The lock holds host, pid, the process's start and a heartbeat. A second driver is refused with that host and pid. A lock
-is stale, and taken over, when its process is gone: on the same machine that is seen at once (no such pid, or the pid
-belongs to a later process); on another machine, when the heartbeat is older than `stale_after` seconds (the clocks of
-the machines must agree to within a fraction of that).
+The lock holds host, pid, the process's start and a heartbeat. A second driver is refused with that
+host and pid. A lock is stale, and taken over, when its process is gone. On the same machine that is
+seen at once: there is no such pid, or the pid belongs to a later process. On another machine it is
+assumed when the heartbeat is older than `stale_after` seconds. The clocks of the machines must
+agree to within a fraction of that; a heartbeat in the future shows that they do not, and then the
+age of the file by the storage's own clock decides.
 
-On a local or shared folder checking and taking are one step (an advisory lock on the folder around both). An object
-store offers no such thing here: the lock is written, and read back after a moment, and of two drivers started in the
-same instant the one that wrote last wins; a driver that finds its lock replaced has `lost`.
-"""
+On a local or shared folder, checking and taking are one step (an advisory lock on the folder around
+both). An object store has no such step: the lock is written and read back after a moment, and of
+two drivers started in the same instant the one that wrote last wins.
+
+A driver can lose its lock all the same, for instance while its process is stopped for longer than
+`stale_after`. `Lock.check` then raises LockLost, and the driver must stop writing."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -38,6 +43,10 @@ class LockHeld(InputError):
         self.holder = holder
 
 
+class LockLost(RuntimeError):
+    """Another driver has taken the folder over; the message names it."""
+
+
 @dataclass
 class Lock:
     """A held lock; a context manager that releases it. Make one with `acquire`."""
@@ -45,10 +54,25 @@ class Lock:
     storage: Storage
     owner: Process
     heartbeat: float
-    lost: bool = False
-    """True once another driver was found in our place; whoever holds the lock should then stop."""
+    usurper: Process | None = None
+    """The driver that was found in our place."""
+    _looked: float = field(default_factory=time.monotonic, repr=False)
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
     _thread: threading.Thread | None = field(default=None, repr=False)
+
+    def check(self) -> None:
+        """Raise LockLost if another driver has taken the folder over; cheap to call often.
+
+        Where no heartbeat has been made for a while (the process was stopped, or the machine
+        asleep), the lock is read first: the thread may not have had its turn yet."""
+        if time.monotonic() - self._looked > 2 * self.heartbeat:
+            self._beat_once()
+        if self.usurper is not None:
+            raise LockLost(
+                f"process {self.usurper.pid} on {self.usurper.host} has taken over "
+                f"{self.storage.url}, because this driver gave no sign of life for too long; this "
+                f"driver ends and leaves the folder to the other. Everything finished is kept"
+            )
 
     def release(self) -> None:
         """Stop the heartbeat and remove the lock, if it is still ours."""
@@ -64,30 +88,39 @@ class Lock:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.release()
 
     def _beat(self) -> None:
-        while not self._stop.wait(self.heartbeat):
-            try:
-                found = read_lock(self.storage)
-                if found is not None and found[0] != self.owner:
-                    self.lost = True
-                    return
+        while self.usurper is None and not self._stop.wait(self.heartbeat):
+            self._beat_once()
+
+    def _beat_once(self) -> None:
+        """Write the heartbeat, unless the lock is another's by now."""
+        self._looked = time.monotonic()
+        # a full disk or a lost connection may pass; the next beat tries again
+        with contextlib.suppress(OSError):
+            found = read_lock(self.storage)
+            if found is not None and found[0] != self.owner:
+                self.usurper = found[0]
+            else:
                 _write(self.storage, self.owner)
-            except OSError:  # a full disk or a lost connection may pass; the next beat tries again
-                continue
 
 
-def acquire(storage: Storage, heartbeat: float = HEARTBEAT, stale_after: float = STALE_AFTER) -> Lock:
+def acquire(
+    storage: Storage, heartbeat: float = HEARTBEAT, stale_after: float = STALE_AFTER
+) -> Lock:
     """Take the folder for this process and keep the lock fresh from a thread.
 
     Raises LockHeld, naming host and pid, while another driver has it.
     """
     me = this_process()
     with storage.exclusive():
-        _refuse_if_held(storage, stale_after)
+        refuse_if_held(storage, stale_after)
         _write(storage, me)
     if storage.local_path is None:
         time.sleep(SETTLE)
@@ -101,33 +134,57 @@ def acquire(storage: Storage, heartbeat: float = HEARTBEAT, stale_after: float =
 
 
 def read_lock(storage: Storage) -> tuple[Process, float] | None:
-    """The holder and the time of its last heartbeat, or None if there is no lock (or none that can be read)."""
+    """The holder and the time of its last heartbeat, or None if there is no lock (or none that can
+    be read).
+    """
     try:
         body = json.loads(storage.read_bytes(LOCK))
-        return Process(str(body["host"]), int(body["pid"]), str(body["start"])), float(body["heartbeat"])
+        return Process(str(body["host"]), int(body["pid"]), str(body["start"])), float(
+            body["heartbeat"]
+        )
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None
 
 
-def is_stale(holder: Process, beat: float, stale_after: float = STALE_AFTER) -> bool:
-    """Is the holder gone? (See the top of this file.)"""
-    if holder.alive is None:
-        return time.time() - beat > stale_after
-    return not holder.alive
-
-
-def _refuse_if_held(storage: Storage, stale_after: float) -> None:
+def refuse_if_held(storage: Storage, stale_after: float = STALE_AFTER) -> None:
+    """Raise LockHeld if a driver that may be alive holds the folder; write nothing."""
     found = read_lock(storage)
-    if found is not None and not is_stale(*found, stale_after):
+    if found is not None and not _is_stale(storage, *found, stale_after):
         raise _held(storage, *found, stale_after)
 
 
+def _is_stale(storage: Storage, holder: Process, beat: float, stale_after: float) -> bool:
+    if holder.alive is None:
+        return _silence(storage, beat) > stale_after
+    return not holder.alive
+
+
+def _silence(storage: Storage, beat: float) -> float:
+    """Seconds since the holder's last sign of life.
+
+    A heartbeat in the future was made by a clock that is ahead of ours. The storage's own clock
+    then says how old the file is; where the storage keeps no times, the holder counts as gone."""
+    silence = time.time() - beat
+    if silence >= 0:
+        return silence
+    try:
+        age = storage.age(LOCK)
+    except FileNotFoundError:  # released a moment ago
+        age = None
+    return float("inf") if age is None else max(age, 0.0)
+
+
 def _held(storage: Storage, holder: Process, beat: float, stale_after: float) -> LockHeld:
-    age = max(0.0, time.time() - beat)
-    known = "" if holder.here else f"; if that machine is gone, try again in {max(0.0, stale_after - age):.0f} s"
+    silence = _silence(storage, beat)
+    known = (
+        ""
+        if holder.here
+        else f"; if that machine is gone, try again in {max(0.0, stale_after - silence):.0f} s"
+    )
     return LockHeld(
-        f"{storage.url} is in use by process {holder.pid} on {holder.host} (last sign of life {age:.0f} s ago). "
-        f"Wait until it is done, stop it, or give another output folder{known}",
+        f"{storage.url} is in use by process {holder.pid} on {holder.host} (last sign of life "
+        f"{silence:.0f} s ago). Wait until it is done, stop it, or give another output folder"
+        f"{known}",
         holder,
     )
 

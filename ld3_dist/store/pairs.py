@@ -4,11 +4,11 @@
     target    [n, ...]     the teacher's decoded sample of it
     condition [n, ...]     if any; several named ones as condition.<name>
 
-Shard [start, stop) is the file shard-<start>-<stop>.safetensors. Each carries a digest of its own tensors and metadata
-in its header, so it can be judged alone, whatever else is there; the manifest, written last, adds the hash and length
-of every whole file. The bytes of a shard depend on its content alone: any number of actors writes the same files.
-(safetensors shuffles the order of metadata keys, therefore all of ours sit in one.)
-"""
+Shard [start, stop) is the file shard-<start>-<stop>.safetensors. Each carries a digest of its own
+tensors and metadata in its header, so it can be judged alone, whatever else is there; the manifest,
+written last, adds the hash and length of every whole file. The bytes of a shard depend on its
+content alone: any number of actors writes the same files. (safetensors shuffles the order of
+metadata keys, therefore all of ours sit in one.)"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..core.denoiser import Condition
 from ..core.errors import InputError
-from .storage import Storage, fault
+from .storage import Storage
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -39,7 +39,9 @@ _NAME = re.compile(r"^shard-(\d+)-(\d+)\.safetensors$")
 
 
 class BadShard(RuntimeError):
-    """A shard that must be made again: `name` and `reason`. It pickles, so that it can come back from a worker."""
+    """A shard that must be made again: `name` and `reason`. It pickles, so that it can come back
+    from a worker.
+    """
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)
@@ -61,7 +63,9 @@ class ShardRecord:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:
-            raise ValueError(f"shard {self.name}: need 0 <= start < stop, got [{self.start}, {self.stop})")
+            raise ValueError(
+                f"shard {self.name}: need 0 <= start < stop, got [{self.start}, {self.stop})"
+            )
 
 
 def shard_name(start: int, stop: int) -> str:
@@ -69,11 +73,14 @@ def shard_name(start: int, stop: int) -> str:
     return f"shard-{start:05d}-{stop:05d}.safetensors"
 
 
-def write_shard(storage: Storage, start: int, stop: int, tensors: Mapping[str, Tensor], meta: Meta) -> ShardRecord:
-    """Write the samples [start, stop) atomically; `meta` says whose they are (teacher key, seed, …).
+def write_shard(
+    storage: Storage, start: int, stop: int, tensors: Mapping[str, Tensor], meta: Meta
+) -> ShardRecord:
+    """Write the samples [start, stop) atomically; `meta` says whose they are (teacher key, seed,
+    …).
 
-    Raises BadShard, and writes nothing, when a tensor has the wrong length or a number that is not finite.
-    """
+    Raises BadShard, and writes nothing, when a tensor has the wrong length or a number that is not
+    finite."""
     name = shard_name(start, stop)
     # cloned, because safetensors refuses tensors that share memory, such as slices of one batch
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
@@ -90,9 +97,8 @@ def read_shard(
 ) -> tuple[ShardRecord, dict[str, Tensor]]:
     """The record and the tensors of a shard, verified: digest, index range, shapes, finite numbers.
 
-    Given a record, length and hash of the file must match it too; given `meta`, the shard's must equal it. Raises
-    BadShard with the file and the reason, also when the file is missing.
-    """
+    Given a record, length and hash of the file must match it too; given `meta`, the shard's must
+    equal it. Raises BadShard with the file and the reason, also when the file is missing."""
     name = shard if isinstance(shard, str) else shard.name
     try:
         data = storage.read_bytes(name)
@@ -101,7 +107,9 @@ def read_shard(
     where = storage.address(name)
     header, tensors = _parse(where, data)
     if header["format"] > FORMAT:
-        raise InputError(f"{where}: written by a newer version (format {header['format']}); update ld3_dist")
+        raise InputError(
+            f"{where}: written by a newer version (format {header['format']}); update ld3_dist"
+        )
     if shard_name(header["start"], header["stop"]) != name:
         raise BadShard(where, f"holds the samples [{header['start']}, {header['stop']})")
     if header["digest"] != content_digest(header, tensors):
@@ -117,7 +125,9 @@ def read_shard(
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a complete set of pairs consists of; the last file written. Ranges may have gaps, not overlaps."""
+    """Everything a complete set of pairs consists of; the last file written. Ranges may have gaps,
+    not overlaps.
+    """
 
     meta: Meta
     shards: tuple[ShardRecord, ...]
@@ -131,10 +141,12 @@ class Manifest:
 
     def save(self, storage: Storage) -> None:
         """Write it, atomically."""
-        body = {"format": FORMAT, "meta": dict(self.meta), "shards": [asdict(shard) for shard in self.shards]}
-        fault("manifest.before")
+        body = {
+            "format": FORMAT,
+            "meta": dict(self.meta),
+            "shards": [asdict(shard) for shard in self.shards],
+        }
         storage.write_bytes(MANIFEST, (json.dumps(body, indent=2, sort_keys=True) + "\n").encode())
-        fault("manifest.after")
 
     @staticmethod
     def load(storage: Storage) -> Manifest | None:
@@ -142,18 +154,25 @@ class Manifest:
         try:
             body = json.loads(storage.read_bytes(MANIFEST))
             if body["format"] > FORMAT:
-                raise InputError(f"{storage.address(MANIFEST)}: format {body['format']} is newer; update ld3_dist")
+                raise InputError(
+                    f"{storage.address(MANIFEST)}: format {body['format']} is newer; update "
+                    f"ld3_dist"
+                )
             return Manifest(body["meta"], tuple(ShardRecord(**shard) for shard in body["shards"]))
         except FileNotFoundError:
             return None
         except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             where = storage.address(MANIFEST)
-            raise InputError(f"{where}: not a manifest of teacher pairs ({error}); remove it and run again") from error
+            raise InputError(
+                f"{where}: not a manifest of teacher pairs ({error}); remove it and run again"
+            ) from error
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What is there of the wanted ranges: good shards, ranges to make (again), and why present files are bad."""
+    """What is there of the wanted ranges: good shards, ranges to make (again), and why present
+    files are bad.
+    """
 
     good: tuple[ShardRecord, ...]
     missing: tuple[tuple[int, int], ...]
@@ -185,7 +204,8 @@ def missing_ranges(
 
 
 def load_pairs(storage: Storage, start: int, stop: int) -> dict[str, Tensor]:
-    """The samples [start, stop), every tensor [stop - start, ...]; reads only the shards that hold them.
+    """The samples [start, stop), every tensor [stop - start, ...]; reads only the shards that hold
+    them.
 
     Raises InputError where samples were never made, BadShard where a shard does not verify.
     """
@@ -201,10 +221,15 @@ def load_pairs(storage: Storage, start: int, stop: int) -> dict[str, Tensor]:
         if high <= at or at >= stop:  # a shorter shard of an older plan over the same samples
             continue
         _, tensors = read_shard(storage, shard)
-        parts.append({key: value[at - low : min(high, stop) - low] for key, value in tensors.items()})
+        parts.append(
+            {key: value[at - low : min(high, stop) - low] for key, value in tensors.items()}
+        )
         at = min(high, stop)
     if at < stop or start >= stop:
-        raise InputError(f"{storage.url}: holds no teacher pairs for samples [{at}, {stop}); run the teach stage first")
+        raise InputError(
+            f"{storage.url}: holds no teacher pairs for samples [{at}, {stop}); run the teach "
+            f"stage first"
+        )
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
@@ -221,7 +246,11 @@ def unpack_condition(tensors: Mapping[str, Tensor]) -> Condition:
     """The condition among the tensors of a shard, in the structure it was packed from."""
     if "condition" in tensors:
         return tensors["condition"]
-    named = {key.partition(".")[2]: value for key, value in tensors.items() if key.startswith("condition.")}
+    named = {
+        key.partition(".")[2]: value
+        for key, value in tensors.items()
+        if key.startswith("condition.")
+    }
     return named or None
 
 
@@ -242,7 +271,9 @@ def _record(name: str, start: int, stop: int, data: bytes) -> ShardRecord:
 
 
 def content_digest(header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over the header without its digest, then name, dtype, shape and bytes of every tensor in order of name."""
+    """sha256 over the header without its digest, then name, dtype, shape and bytes of every tensor
+    in order of name.
+    """
     rest = {key: value for key, value in header.items() if key != "digest"}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for key in sorted(tensors):
@@ -261,7 +292,9 @@ def _parse(where: str, data: bytes) -> tuple[dict, dict[str, Tensor]]:
             header[key]
         return header, tensors
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise BadShard(where, f"is truncated or not a shard ({type(error).__name__}: {error})") from error
+        raise BadShard(
+            where, f"is truncated or not a shard ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _check(where: str, start: int, stop: int, tensors: Mapping[str, Tensor]) -> None:
@@ -274,5 +307,9 @@ def _check(where: str, start: int, stop: int, tensors: Mapping[str, Tensor]) -> 
         if value.ndim == 0 or len(value) != stop - start:
             raise BadShard(where, f"{key} has shape {tuple(value.shape)}, not [{stop - start}, …]")
         if value.is_floating_point() and not torch.isfinite(value).all():
-            index = int((~torch.isfinite(value)).flatten(1).any(1).nonzero()[0, 0]) if value.ndim > 1 else 0
+            index = (
+                int((~torch.isfinite(value)).flatten(1).any(1).nonzero()[0, 0])
+                if value.ndim > 1
+                else 0
+            )
             raise BadShard(where, f"{key} of sample {start + index} is not finite")

@@ -1,9 +1,9 @@
-"""Who wrote this file, and does that process still live?
+"""Names of processes and machines, and whether a named process still lives.
 
-A process is named by (host, pid, start): the start is what tells it from a later process under the same number, and
-holds the boot it belongs to. Temporary files and the lock of an output folder carry this name, so that what a killed
-process left behind can be told from what a living one is working on.
-"""
+A process is named by (host, pid, start): the start is what tells it from a later process under the
+same number, and holds the boot it belongs to. Temporary files and the lock of an output folder
+carry this name, so that what a killed process left behind can be told from what a living one is
+working on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Process:
-    """A process of one machine; `start` is an opaque string, equal for the same process and for no other."""
+    """A process of one machine; `start` is an opaque string, equal for the same process and for no
+    other.
+    """
 
     host: str
     pid: int
@@ -30,7 +32,9 @@ class Process:
 
     @property
     def alive(self) -> bool | None:
-        """True or False for a process of this machine (a zombie is dead), None where that cannot be known."""
+        """True or False for a process of this machine (a zombie is dead), None where that cannot be
+        known.
+        """
         return _start_of(self.pid) == self.start if self.here else None
 
 
@@ -46,11 +50,48 @@ def _this(pid: int) -> Process:
 
 def host_name() -> str:
     """The machine's name, without characters that a file name could stumble over."""
-    return "".join(c if c.isalnum() or c in "-." else "-" for c in socket.gethostname()) or "localhost"
+    return (
+        "".join(c if c.isalnum() or c in "-." else "-" for c in socket.gethostname()) or "localhost"
+    )
+
+
+def node_address() -> str:
+    """The IP address by which the other machines know this one.
+
+    Host names of containers may coincide; addresses within a cluster do not. Unless
+    `set_node_address` said otherwise, it is the address of the route to the outside."""
+    return _address[-1] if _address else _outward_address()
+
+
+def node_name() -> str:
+    """Host name and address of this machine, as records of failures name it."""
+    return f"{host_name()} ({node_address()})"
+
+
+def set_node_address(address: str) -> None:
+    """Set the address under which a cluster knows this machine."""
+    _address[:] = [address]
+
+
+_address: list[str] = []
+
+
+@lru_cache(maxsize=1)
+def _outward_address() -> str:
+    for family, outside in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect((outside, 9))  # chooses a route; sends nothing
+                return str(probe.getsockname()[0])
+        except OSError:
+            continue
+    return "127.0.0.1"
 
 
 def _start_of(pid: int) -> str | None:
-    """When the process began, or None if there is none; on Linux ticks since boot, elsewhere what ps prints."""
+    """The time at which the process began, as an opaque string; None if there is no such process.
+
+    On Linux it counts ticks since boot; elsewhere it is what ps prints."""
     if Path("/proc/self/stat").exists():
         try:
             # the second field, the name in parentheses, may itself hold spaces and parentheses
@@ -58,7 +99,9 @@ def _start_of(pid: int) -> str | None:
         except OSError:
             return None
         return None if fields[0] in "ZX" else f"{_boot()}-{fields[19]}"
-    shown = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    shown = subprocess.run(
+        ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
     state, _, start = shown.stdout.strip().partition(" ")
     return None if not start or state.startswith("Z") else "".join(c for c in start if c.isalnum())
 

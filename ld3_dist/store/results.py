@@ -1,4 +1,5 @@
-"""The results of a sweep as one pandas frame: rows joined with their evaluations, and what follows from both.
+"""The results of a sweep as one pandas frame: rows joined with their evaluations, and what follows
+from both.
 
 best_baseline   smallest valid_loss among the cell's hand-made grids
 gain            best_baseline / valid_loss          above 1: better than every hand-made grid
@@ -21,17 +22,19 @@ ORDER = ["cell", "kind", "trial", "member", "start", "key"]
 
 
 def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
-    """Every learned schedule and baseline of a sweep folder (path or URL), one row each, in a fixed order.
+    """Every learned schedule and baseline of a sweep folder (path or URL), one row each, in a fixed
+    order.
 
-    Columns are those of the tables `rows` and `evaluations` (host, device, seconds and versions of the evaluation
-    end in _eval) and the four above. Files that cannot be read are left out, warned about and named in
-    `frame.attrs["unreadable"]`. Raises InputError where there is no sweep.
-    """
+    Columns are those of the tables `rows` and `evaluations` (host, device, seconds and versions of
+    the evaluation end in _eval) and the four above. Files that cannot be read are left out, warned
+    about and named in `frame.attrs["unreadable"]`. Raises InputError where there is no sweep."""
     storage = open_storage(place)
     if not storage.exists():
         raise InputError(f"{storage.url}: no such folder; give the output folder of a sweep")
     if not storage.exists("rows") and not storage.exists("experiment.json"):
-        raise InputError(f"{storage.url}: holds no results (no rows/); give the output folder of a sweep")
+        raise InputError(
+            f"{storage.url}: holds no results (no rows/); give the output folder of a sweep"
+        )
     rows = read_table(storage, "rows")
     evaluations = read_table(storage, "evaluations")
     frame = _derive(_join(rows, evaluations))
@@ -40,7 +43,9 @@ def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
 
 
 def _join(rows: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:
-    """Left join on key. A key met twice (a trial that ran twice) counts once: same settings, same result."""
+    """Left join on key. A key met twice (a trial that ran twice) counts once: same settings, same
+    result.
+    """
     rows = rows.sort_values(ORDER, kind="stable", na_position="first").drop_duplicates("key")
     scores = evaluations.drop_duplicates("key").drop(columns=["kind", "cell"])
     return rows.merge(scores, on="key", how="left", suffixes=("", "_eval")).reset_index(drop=True)
@@ -57,7 +62,9 @@ def _derive(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _best_baseline(frame: pd.DataFrame, column: str) -> np.ndarray:
-    """The smallest value of a column among the hand-made grids of each row's cell; NaN where there is none."""
+    """The smallest value of a column among the hand-made grids of each row's cell; NaN where there
+    is none.
+    """
     baselines = frame.query("status == 'ok' and kind == 'baseline'")
     smallest = {cell: group[column].min() for cell, group in baselines.groupby("cell")}
     return np.array([smallest.get(cell, np.nan) for cell in frame["cell"]], dtype=np.float64)

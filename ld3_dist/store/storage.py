@@ -1,72 +1,49 @@
-"""Where files are kept: a folder, or a prefix of an object store, behind the same few verbs.
+"""Storage of files: a folder, or a prefix of an object store, behind the same few verbs.
 
 A name is a relative path such as "rows/1f3a.parquet". Two promises hold for every storage:
 
-  - a file is there whole or not at all. Locally: a temporary sibling whose name starts with a dot (readers ignore it),
-    flush, fsync, rename over the final name, fsync of the folder. On an object store: one upload to the final key,
-    which becomes visible when it is complete;
-  - a Storage is a small value: it pickles, costs nothing to make, and opens its connection at the first use.
+  - a file is there whole or not at all. Locally: a temporary sibling whose name starts with a dot
+    (readers ignore it), flush, fsync, rename over the final name, fsync of the folder. On an object
+    store: one upload to the final key, which becomes visible when it is complete;
+  - a Storage is a small value: it pickles, costs nothing to make, and opens its connection at the
+  first use.
 
-URLs: a path, file://…, s3://bucket/prefix, gs://bucket/prefix, or any scheme that an installed fsspec package knows.
-Options of S3 ride in the query: s3://bucket/prefix?endpoint_override=http://127.0.0.1:9000&region=us-east-1&anonymous=true;
-credentials come from the environment, as with any other S3 client.
-
-`fault(point)` marks the places where a crash would hurt. It does nothing unless LD3_DIST_FAULT asks for a kill there.
-"""
+URLs: a path, file://…, s3://bucket/prefix, gs://bucket/prefix, or any scheme that an installed
+fsspec package knows.
+Options of S3 ride in the query:
+s3://bucket/prefix?endpoint_override=http://127.0.0.1:9000&region=us-east-1&anonymous=true;
+credentials come from the environment, as with any other S3 client, and are refused in a URL."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import os
 import re
-import signal
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from ..core.errors import InputError
 from .process import Process, this_process
 
-WRITE_POINTS = ("write.before", "write.half", "write.written", "write.synced", "write.renamed", "write.after")
-"""Fault points every write passes, in order; an object store passes the first, second and last."""
-
 FOREIGN_AGE = 3600.0
-"""Seconds after which a temporary file of another machine, whose processes cannot be seen, counts as left behind."""
+"""Age in seconds at which a temporary file of another machine counts as left behind: whether its
+writer lives cannot be seen from here.
+"""
 
 _TEMPORARY = re.compile(r"^\.tmp~(?P<host>[^~]+)~(?P<pid>\d+)~(?P<start>[^~]+)~\d+~")
 _serial = itertools.count()
-_passed: Counter[str] = Counter()
-
-
-def fault(point: str, name: str = "") -> None:
-    """Kill this process (SIGKILL) if LD3_DIST_FAULT says so; without the variable this does nothing.
-
-    The variable is "point", "point:n" (at its n-th passing) or "point@part:n" (counting files whose name holds `part`).
-    "full point@part:n" is a disk that is full from then on: OSError instead.
-    """
-    asked = os.environ.get("LD3_DIST_FAULT")
-    if not asked:
-        return
-    full = asked.startswith("full ")
-    target, _, count = asked.removeprefix("full ").partition(":")
-    wanted, _, part = target.partition("@")
-    if point != wanted or part not in name:
-        return
-    _passed[asked] += 1
-    if full and _passed[asked] >= int(count or 1):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if _passed[asked] == int(count or 1):
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Storage(ABC):
-    """A place for files. Names are relative; reading a missing one raises FileNotFoundError with its full address."""
+    """A place for files. Names are relative; reading a missing one raises FileNotFoundError with
+    its full address.
+    """
 
     @property
     @abstractmethod
@@ -84,7 +61,7 @@ class Storage(ABC):
 
     @abstractmethod
     def exists(self, name: str = "") -> bool:
-        """Is there such a file (or folder, or, on an object store, anything below that prefix)?"""
+        """True if there is such a file or folder; on an object store, anything below it."""
 
     @abstractmethod
     def read_bytes(self, name: str) -> bytes:
@@ -96,7 +73,9 @@ class Storage(ABC):
 
     @abstractmethod
     def list(self, folder: str = "", recursive: bool = False) -> list[str]:
-        """Sorted names of the files in `folder`, relative to this storage; what starts with . or _ is left out."""
+        """Sorted names of the files in `folder`, relative to this storage; what starts with . or _
+        is left out.
+        """
 
     @abstractmethod
     def remove(self, name: str) -> None:
@@ -106,12 +85,30 @@ class Storage(ABC):
     def exclusive(self) -> contextlib.AbstractContextManager[None]:
         """Keep other processes out of this method's block, as far as the storage can."""
 
+    @abstractmethod
+    def modified(self, name: str) -> float | None:
+        """Time of the last write, in seconds by the storage's own clock; None if unknown."""
+
+    def age(self, name: str) -> float | None:
+        """Seconds since the file was last written; None if the storage keeps no times.
+
+        A file written now is compared with it, so that only the storage's own clock counts. Raises
+        FileNotFoundError if there is no such file."""
+        written = self.modified(name)
+        probe = temporary_name("clock")
+        self.write_bytes(probe, b"ld3_dist")
+        try:
+            now = self.modified(probe)
+        finally:
+            self.remove(probe)
+        return None if now is None or written is None else now - written
+
     def sweep_temporary(self, foreign_age: float = FOREIGN_AGE) -> list[str]:
         """Remove temporary files whose writer is dead and return their names.
 
-        Another machine's processes cannot be seen: its files go when older than `foreign_age` seconds. Object stores
-        keep no temporary files (an unfinished upload is invisible; let the bucket's lifecycle rule expire it).
-        """
+        Another machine's processes cannot be seen: its files go when older than `foreign_age`
+        seconds. Object stores keep no temporary files (an unfinished upload is invisible; let the
+        bucket's lifecycle rule expire it)."""
         return []
 
     def address(self, name: str) -> str:
@@ -119,15 +116,24 @@ class Storage(ABC):
         return f"{self.url}/{checked(name)}" if name else self.url
 
     def check_writable(self) -> None:
-        """Raise InputError, naming the address and the cause, unless a file can be written and removed here."""
-        probe = f".tmp~{this_process().host}~{os.getpid()}~probe~0~writable"
+        """Raise InputError, naming the address and the cause, unless a file can be written and
+        removed here.
+        """
+        probe = temporary_name("writable")
         try:
             self.write_bytes(probe, b"ld3_dist")
             self.remove(probe)
         except (OSError, ImportError) as error:
             raise InputError(
-                f"cannot write to {self.url}: {error}. Give an output folder or URL that you may write to"
+                f"cannot write to {self.url}: {error}. Give an output folder or URL that you may "
+                f"write to"
             ) from error
+
+
+def temporary_name(name: str) -> str:
+    """A hidden name for a file of this process; swept away if the process is killed."""
+    me = this_process()
+    return f".tmp~{me.host}~{me.pid}~{me.start}~{next(_serial)}~{name}"
 
 
 def checked(name: str) -> str:
@@ -139,13 +145,13 @@ def checked(name: str) -> str:
 
 
 def hidden(name: str) -> bool:
-    """Does any part of the path start with a dot or an underscore (temporary, scratch, not data)?"""
+    """True if any part of the path starts with a dot or an underscore (temporary, not data)."""
     return any(part[0] in "._" for part in PurePosixPath(name).parts)
 
 
 def open_storage(place: str | os.PathLike[str] | Storage) -> Storage:
-    """A path or URL -> Storage; touches neither disk nor network. A relative path is made absolute now, because workers
-    run in other folders."""
+    """A path or URL -> Storage; touches neither disk nor network. A relative path is made absolute
+    now, because workers run in other folders."""
     if isinstance(place, Storage):
         return place
     text = os.fspath(place)
@@ -153,7 +159,7 @@ def open_storage(place: str | os.PathLike[str] | Storage) -> Storage:
         raise InputError("an empty output folder was given; name a folder or a URL")
     scheme = urlsplit(text).scheme if "://" in text else ""
     if scheme and scheme != "file":
-        from .objects import ObjectStorage
+        from .object_store import ObjectStorage
 
         return ObjectStorage(text)
     return LocalStorage(str(Path(text.removeprefix("file://")).expanduser().absolute()))
@@ -177,7 +183,7 @@ class LocalStorage(Storage):
         return Path(self.root, checked(name))
 
     def child(self, name: str) -> LocalStorage:
-        return LocalStorage(str(self._path(name)))
+        return replace(self, root=str(self._path(name)))
 
     def exists(self, name: str = "") -> bool:
         return self._path(name).exists()
@@ -186,34 +192,36 @@ class LocalStorage(Storage):
         return self._path(name).read_bytes()
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        path, me = self._path(name), this_process()
-        temporary = path.with_name(f".tmp~{me.host}~{me.pid}~{me.start}~{next(_serial)}~{path.name}")
+        path = self._path(name)
+        temporary = path.with_name(temporary_name(path.name))
         try:
-            fault("write.before", name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._write_temporary(temporary, name, data)
-            os.replace(temporary, path)
+            with open(temporary, "wb") as file:
+                self._put(file, data)
+                self._sync(file)
+            self._rename(temporary, path)
         except BaseException as error:  # a full disk or Ctrl-C leaves no half file behind
             with contextlib.suppress(OSError):
                 temporary.unlink()
             if isinstance(error, OSError):
                 raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
             raise
-        fault("write.renamed", name)
         _sync_folder(path.parent)
-        fault("write.after", name)
 
-    def _write_temporary(self, temporary: Path, name: str, data: bytes) -> None:
-        with open(temporary, "wb") as file:
-            half = len(data) // 2
-            file.write(data[:half])
-            file.flush()
-            fault("write.half", name)
-            file.write(data[half:])
-            file.flush()
-            fault("write.written", name)
-            os.fsync(file.fileno())
-        fault("write.synced", name)
+    # The steps of a write, one method each, so that a subclass can stop between any two of them.
+
+    def _put(self, file: BinaryIO, data: bytes) -> None:
+        file.write(data)
+        file.flush()
+
+    def _sync(self, file: BinaryIO) -> None:
+        os.fsync(file.fileno())
+
+    def _rename(self, temporary: Path, path: Path) -> None:
+        os.replace(temporary, path)
+
+    def modified(self, name: str) -> float | None:
+        return self._path(name).stat().st_mtime
 
     def list(self, folder: str = "", recursive: bool = False) -> list[str]:
         names = (path.relative_to(self.root).as_posix() for path in self._walk(folder, recursive))
@@ -229,7 +237,9 @@ class LocalStorage(Storage):
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """An advisory lock on the folder itself: no lock file to leave behind. Not every network file system has it."""
+        """An advisory lock on the folder itself: no lock file to leave behind. Not every network
+        file system has it.
+        """
         folder = Path(self.root)
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -253,7 +263,9 @@ class LocalStorage(Storage):
                 continue
             writer = Process(found["host"], int(found["pid"]), found["start"])
             with contextlib.suppress(FileNotFoundError):  # its writer may just be renaming it
-                foreign_dead = writer.alive is None and time.time() - path.stat().st_mtime > foreign_age
+                foreign_dead = (
+                    writer.alive is None and time.time() - path.stat().st_mtime > foreign_age
+                )
                 if writer.alive is False or foreign_dead:
                     path.unlink()
                     swept.append(path.relative_to(self.root).as_posix())
@@ -261,7 +273,9 @@ class LocalStorage(Storage):
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable; some file systems cannot, and then there is nothing more to do."""
+    """Make the rename itself durable; some file systems cannot, and then there is nothing more to
+    do.
+    """
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,14 +1,15 @@
-"""Checkpoints inside a trial: OUT/checkpoints/<trial key>.safetensors, from which a killed trial goes on.
+"""Checkpoints inside a trial: OUT/checkpoints/<trial key>.safetensors, from which a killed trial
+goes on.
 
     state.<name>           the run's snapshot after an epoch (`Progress.snapshot`)
     train, valid [n, K]    the curves so far
 
-What else is needed stands in the header: the epoch, when the trial began and the seconds it has taken, a fingerprint of
-the trial and of the program, a digest of all of it. A row learned with interruptions equals one learned without, so a
-checkpoint serves only the trial and the version that wrote it; whatever cannot be read or is another's is left alone,
-and the trial begins anew. One file a trial, replaced whole, written through the sweep's own storage: Tune's is scratch
-of the driver's machine.
-"""
+What else is needed stands in the header: the epoch, when the trial began and the seconds it has
+taken, a fingerprint of the trial and of the program, a digest of all of it. A row learned with
+interruptions equals one learned without, so a checkpoint serves only the trial and the version that
+wrote it; whatever cannot be read or is another's is left alone, and the trial begins anew. One file
+a trial, replaced whole, written through the sweep's own storage: Tune's is scratch of the driver's
+machine."""
 
 from __future__ import annotations
 
@@ -25,12 +26,12 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.learn import Progress
+from ..core.learning.learn import Progress
 from ..experiment.plan import TrialSpec, digest
+from ..schedule.provenance import now, provenance
 from ..store.pairs import content_digest
 from ..store.storage import Storage
 from ..store.tables import read_records
-from .context import now, provenance
 
 FOLDER = "checkpoints"
 FORMAT = 1
@@ -43,7 +44,8 @@ Note = Callable[[str], None]
 class Course:
     """What a trial has behind it.
 
-    seconds: of the processes before this one.  train, valid: losses [K] of every epoch, the start's first.
+    seconds: of the processes before this one.  train, valid: losses [K] of every epoch, the start's
+        first.
     state: the run's snapshot after the last of them; None where there is nothing to go on from.
     """
 
@@ -70,7 +72,8 @@ class Course:
 
 
 class Checkpoints:
-    """The checkpoint of one trial. A storage that cannot take it costs the trial nothing but the checkpoint.
+    """The checkpoint of one trial. A storage that cannot take it costs the trial nothing but the
+    checkpoint.
 
     every: seconds between two writes; 0 is after every epoch.  note: told what a log should know.
     """
@@ -92,7 +95,9 @@ class Checkpoints:
         except FileNotFoundError:
             return Course()
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            self.note(f"{self.storage.address(self.name)} is not used: {error}; the trial begins anew")
+            self.note(
+                f"{self.storage.address(self.name)} is not used: {error}; the trial begins anew"
+            )
             return Course()
 
     def keep(self, course: Course, progress: Progress) -> None:
@@ -105,7 +110,11 @@ class Checkpoints:
         tensors = {f"state.{name}": value.contiguous() for name, value in state.items()}
         tensors |= {"train": torch.stack(course.train), "valid": torch.stack(course.valid)}
         header = {"format": FORMAT, "fingerprint": self.fingerprint, "digest": ""}
-        header |= {"epoch": progress.epoch, "started": course.started, "seconds": self.elapsed(course)}
+        header |= {
+            "epoch": progress.epoch,
+            "started": course.started,
+            "seconds": self.elapsed(course),
+        }
         header["digest"] = content_digest(header, tensors)
         try:
             self.storage.write_bytes(self.name, save_tensors(tensors, {_KEY: json.dumps(header)}))
@@ -124,7 +133,9 @@ class Checkpoints:
         return time.monotonic() - self.last < self.every
 
     def _parse(self, data: bytes) -> Course:
-        """Raises InputError, or what safetensors and JSON raise, for anything but a checkpoint of this trial."""
+        """Raises InputError, or what safetensors and JSON raise, for anything but a checkpoint of
+        this trial.
+        """
         tensors = load_tensors(data)
         header = json.loads(_metadata(data)[_KEY])
         if header["format"] != FORMAT:
@@ -133,11 +144,21 @@ class Checkpoints:
             raise InputError("it belongs to another trial or another version")
         if header["digest"] != content_digest({**header, "digest": ""}, tensors):
             raise InputError("its content does not match its digest")
-        state = {name.removeprefix("state."): v for name, v in tensors.items() if name.startswith("state.")}
+        state = {
+            name.removeprefix("state."): v
+            for name, v in tensors.items()
+            if name.startswith("state.")
+        }
         train, valid = list(tensors["train"]), list(tensors["valid"])
         seconds = float(header["seconds"])
-        if len(valid) != header["epoch"] + 1 or len(train) != len(valid) or not math.isfinite(seconds):
-            raise InputError(f"it ends after epoch {header['epoch']} but has curves of {len(valid)} epochs")
+        if (
+            len(valid) != header["epoch"] + 1
+            or len(train) != len(valid)
+            or not math.isfinite(seconds)
+        ):
+            raise InputError(
+                f"it ends after epoch {header['epoch']} but has curves of {len(valid)} epochs"
+            )
         return Course(str(header["started"]), seconds, train, valid, state)
 
 
@@ -147,7 +168,8 @@ def name_of(key: str) -> str:
 
 
 def remove_finished(storage: Storage) -> list[str]:
-    """Remove the checkpoints of trials that have their rows (their process died in between); the names.
+    """Remove the checkpoints of trials that have their rows (their process died in between); the
+    names.
 
     A trial that failed has rows, too, which say so: it is tried again, from its checkpoint.
     """

@@ -1,27 +1,31 @@
-"""Asynchronous successive halving (ASHA, arXiv 1810.05934, its stopping variant): bad trials end early, with rows.
+"""Asynchronous successive halving (ASHA, arXiv 1810.05934, its stopping variant): bad trials end
+early, with rows.
 
-At the rungs, after e = grace, grace * reduction, grace * reduction^2 … epochs, a trial notes its log gain
+At the rungs, after e = grace, grace * reduction, grace * reduction^2 … epochs, a trial notes its
+log gain
 
-    g = log(best hand-made loss of the cell, in the trial's distance) - mean over seeds of log(best loss so far),
+    g = log(best hand-made loss of the cell, in the trial's distance) - mean over seeds of log(best
+    loss so far),
 
-looks at the g of all n trials of its cell that have come to this rung, and goes on if fewer than n / reduction of them
-are better. Cells have rungs of their own, because a gain that is large in one is small in another.
+looks at the g of all n trials of its cell that have come to this rung, and goes on if fewer than n
+/ reduction of them are better. Cells have rungs of their own, because a gain that is large in one
+is small in another.
 
-The trial itself decides, so that it ends like any other: its rows hold the best schedules it found. A note is an empty
-file, OUT/rungs/<cell>/<epoch>/<trial key>~<g>: listing a folder reads them all, on any storage and without a process
-that would have to survive. A trial that is killed and comes back makes the same note again, and counts once.
+The trial itself decides, so that it ends like any other: its rows hold the best schedules it found.
+A note is an empty file, OUT/rungs/<cell>/<epoch>/<trial key>~<g>: listing a folder reads them all,
+on any storage and without a process that would have to survive. A trial that is killed and comes
+back makes the same note again, and counts once.
 
-Who is there already when a trial comes to a rung depends on timing. So does, therefore, which trials stop, what their
-studies hear, and what those propose next: with ASHA two runs of a sweep, or a run and a resumed one, may differ.
-Finished trials are never done again, stopped or not.
-"""
+Who is there already when a trial comes to a rung depends on timing. So does, therefore, which
+trials stop, what their studies hear, and what those propose next: with ASHA two runs of a sweep, or
+a run and a resumed one, may differ. Finished trials are never done again, stopped or not."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from ..core.learn import Progress
+from ..core.learning.learn import Progress
 from ..experiment.plan import Plan, TrialSpec, digest
 from ..store.storage import Storage
 from ..store.tables import read_records
@@ -67,12 +71,16 @@ class Rungs:
 
     def _best_baseline(self) -> float | None:
         rows = read_records(self.storage, "rows", self.plan.baseline_key(self.spec.cell)) or []
-        mine = [row["valid_loss"] for row in rows if row["distance"] == self.spec.settings["distance"]]
+        mine = [
+            row["valid_loss"] for row in rows if row["distance"] == self.spec.settings["distance"]
+        ]
         return min((loss for loss in mine if loss), default=None)
 
 
 def log_loss(seeds: Sequence[int], losses: Sequence[float]) -> float:
-    """Log geometric mean over seeds of the best member's loss, of those that have a finite one; inf if none has."""
+    """Log geometric mean over seeds of the best member's loss, of those that have a finite one; inf
+    if none has.
+    """
     best: dict[int, float] = {}
     for seed, loss in zip(seeds, losses, strict=True):
         best[seed] = min(loss, best.get(seed, math.inf))

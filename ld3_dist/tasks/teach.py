@@ -1,73 +1,81 @@
-"""A shard of teacher pairs: noise of fixed samples, and what the teacher makes of it."""
+"""The teacher's pairs of a model, a shard at a time."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from ..core.denoiser import map_condition
 from ..core.errors import InputError
-from ..core.learn import Pairs
-from ..core.sample import draw_noise
 from ..experiment.plan import Plan
-from ..experiment.settings import Model
-from ..models import LoadedModel
+from ..experiment.settings import ModelSettings
+from ..schedule.teaching import teach
 from ..store.pairs import Manifest, ShardRecord, pack_condition, survey, write_shard
 from ..store.storage import Storage
-from .context import make_samples, open_settings, teacher_tableau
-from .space import in_loss_space
+from .opened import model_of
 
 
 def make_shard(
-    plan: Plan, model: Model, storage: Storage, start: int, stop: int, device: str | None = None
+    plan: Plan,
+    settings: ModelSettings,
+    storage: Storage,
+    start: int,
+    stop: int,
+    device: str | None = None,
 ) -> ShardRecord:
     """Generate and write the pairs of the samples [start, stop).
 
-    Raises BadShard where the teacher produced something that is not finite.
+    Raises Diverged where the teacher produced something that is not finite, and InputError for a
+    model or prompts that are not the driver's.
     """
-    opened = in_loss_space(plan, open_settings(model, device))
-    if opened.hash != plan.model_hashes[model.label]:
+    model, e = model_of(settings, device), plan.experiment
+    if model.hash != plan.model_hashes[settings.label]:
         raise InputError(
-            f"model {model.label}: its weights here are not those of the driver; install the same everywhere"
+            f"model {settings.label}: its weights here are not those of the driver; "
+            "install the same everywhere"
         )
-    if opened.conditioning != plan.conditionings.get(model.label, opened.conditioning):
+    if model.conditioning != plan.conditionings.get(settings.label, model.conditioning):
         raise InputError(
-            f"model {model.label}: its prompts or classes here are not the driver's; copy the same file everywhere"
+            f"model {settings.label}: its prompts or classes here are not the driver's; "
+            "copy the same file everywhere"
         )
-    place = storage.child(f"pairs/{plan.teacher_key(model)}")
-    seed, indices = plan.experiment.seed, range(start, stop)
-    noise = draw_noise(seed, indices, tuple(opened.denoiser.shape))
-    condition = opened.draw_condition(seed, indices)
-    home = device or next_device(opened)
-    tableau = teacher_tableau(plan, opened)
-    pairs = Pairs(noise, torch.empty(len(noise)), condition).to(home)
-    target = make_samples(opened, tableau, pairs, plan.experiment.resources.batch)
-    tensors = {"noise": noise, "target": target.float(), **pack_condition(map_condition(lambda c: c.cpu(), condition))}
-    return write_shard(place, start, stop, tensors, plan.teacher_meta(model))
+    pairs = teach(
+        model,
+        seed=e.seed,
+        teacher=plan.teacher,
+        space=e.loss_space,
+        batch=e.resources.batch,
+        indices=range(start, stop),
+    ).to("cpu")
+    tensors = {"noise": pairs.noise, "target": pairs.target.float()}
+    tensors |= pack_condition(map_condition(lambda c: c.cpu(), pairs.condition))
+    folder = storage.child(f"pairs/{plan.teacher_key(settings)}")
+    return write_shard(folder, start, stop, tensors, plan.teacher_meta(settings))
 
 
-def next_device(opened: LoadedModel) -> str:
-    """The device a model's tensors live on."""
-    module = opened.denoiser
-    tensor = next(iter([*getattr(module, "parameters", list)(), *getattr(module, "buffers", list)()]), None)
-    return "cpu" if tensor is None else str(tensor.device)
+def missing_shards(
+    plan: Plan, settings: ModelSettings, storage: Storage
+) -> tuple[list[tuple[int, int]], list[str]]:
+    """Ranges still to make, and why present files were rejected.
 
-
-def missing_shards(plan: Plan, model: Model, storage: Storage) -> tuple[list[tuple[int, int]], list[str]]:
-    """Ranges still to make, and why present files were rejected. Empty: write or check the manifest with `seal`."""
-    place = storage.child(f"pairs/{plan.teacher_key(model)}")
-    found = survey(place, plan.shards(), plan.teacher_meta(model))
+    Where nothing is missing, write or check the manifest with `seal`.
+    """
+    folder = storage.child(f"pairs/{plan.teacher_key(settings)}")
+    found = survey(folder, plan.shards(), plan.teacher_meta(settings))
     return list(found.missing), [str(bad) for bad in found.bad]
 
 
-def seal(plan: Plan, model: Model, storage: Storage) -> dict[str, Any]:
-    """Write the manifest of a complete set of pairs, from the files themselves."""
-    place = storage.child(f"pairs/{plan.teacher_key(model)}")
-    found = survey(place, plan.shards(), plan.teacher_meta(model))
+def seal(plan: Plan, settings: ModelSettings, storage: Storage) -> dict[str, Any]:
+    """Write the manifest of a complete set of pairs, from the files themselves.
+
+    Raises InputError where shards are missing.
+    """
+    folder = storage.child(f"pairs/{plan.teacher_key(settings)}")
+    found = survey(folder, plan.shards(), plan.teacher_meta(settings))
     if found.missing:
-        raise InputError(f"{place.url}: shards {found.missing} are missing; run the teach stage again")
-    manifest = Manifest(plan.teacher_meta(model), found.good)
-    if Manifest.load(place) != manifest:
-        manifest.save(place)
+        raise InputError(
+            f"{folder.url}: shards {found.missing} are missing; run the teach stage again"
+        )
+    manifest = Manifest(plan.teacher_meta(settings), found.good)
+    if Manifest.load(folder) != manifest:
+        manifest.save(folder)
     return {"shards": len(found.good), "bytes": sum(shard.bytes for shard in found.good)}

@@ -1,8 +1,10 @@
 """Discretizations that are computed rather than learned or written down.
 
-    dmn             from the schedule alone: the weights that a multistep solver gives to the network's errors
+    dmn             from the schedule alone: the weights that a multistep solver gives to the
+                    network's errors
     gits            from teacher trajectories: the path of least curvature, by dynamic programming
-    optimal-steps   from teacher trajectories: the student that stays nearest to them, by dynamic programming
+    optimal-steps   from teacher trajectories: the student that stays nearest to them, by dynamic
+                    programming
 
 They serve as baselines and as starts of LD3.
 """
@@ -19,8 +21,8 @@ from ..core.solver import Solver
 
 TRAINING_FREE = ("dmn", "gits", "optimal-steps")
 SAMPLES = {"gits": 64, "optimal-steps": 32}
-"""Trajectories used at most: both programmes average over them and change little beyond a few dozen. optimal-steps
-evaluates its own anew in each of N rounds, so it looks at fewer."""
+"""Trajectories used at most: both programmes average over them and change little beyond a few
+dozen. optimal-steps evaluates its own anew in each of N rounds, so it looks at fewer."""
 
 
 def find_knots(
@@ -38,8 +40,8 @@ def find_knots(
         name: one of TRAINING_FREE.
         model: a denoiser; dmn takes a bare noise schedule as well.
         solver, nfe: what the knots are for; N = solver.steps(nfe).
-        x_T: starting noise of the trajectories, prior_scale * unit noise [B, *shape], of which the first SAMPLES
-            are used; drawn from seed 0 where not given.
+        x_T: starting noise of the trajectories, prior_scale * unit noise [B, *shape], of which the
+            first SAMPLES are used; drawn from seed 0 where not given.
         condition: of the trajectories, B rows.
 
     Raises:
@@ -54,7 +56,8 @@ def find_knots(
         return dmn(model if isinstance(model, NoiseSchedule) else model.noise, steps)
     if isinstance(model, NoiseSchedule):
         raise InputError(
-            f"{name} follows teacher trajectories: it needs a denoiser, not the schedule {model.name} alone"
+            f"{name} follows teacher trajectories: it needs a denoiser, not the schedule "
+            f"{model.name} alone"
         )
     from ..core.denoiser import map_condition
     from .gits import gits

@@ -1,13 +1,14 @@
 """GITS: the steps that cut the fewest corners (Chen et al. 2024, arXiv 2405.11326).
 
-Trajectories of a diffusion model bend in the same places whatever the sample. With cost[i, j] what one step from knot i
-to knot j of a fine teacher trajectory loses, the schedule is the shortest path of N steps,
+Trajectories of a diffusion model bend in the same places whatever the sample. With cost[i, j] what
+one step from knot i to knot j of a fine teacher trajectory loses, the schedule is the shortest path
+of N steps,
 
     V_1[i] = cost[i, n],        V_k[i] = min_{i < j < n} cost[i, j] + coefficient * V_{k-1}[j],
 
-where a coefficient above 1 makes up for errors that grow on the way. The cost is how much further the step ends from
-the chord x_T to x_0 than the teacher does (`deviation`, as published), or its distance to the teacher (`l2`).
-"""
+where a coefficient above 1 makes up for errors that grow on the way. The cost is how much further
+the step ends from the chord x_T to x_0 than the teacher does (`deviation`, as published), or its
+distance to the teacher (`l2`)."""
 
 from __future__ import annotations
 
@@ -48,7 +49,11 @@ def costs(trajectory: Trajectory, metric: str) -> Tensor:
     teacher = trajectory.y[1:] / trajectory.alpha[1:]  # [n, B, d]; in the variance-exploding frame
     end = teacher[-1]
     # where alpha(t_max) = 0 that frame has no start; the chord's direction is then the noise itself
-    chord = trajectory.y[0] if trajectory.noise.starts_at_pure_noise else trajectory.y[0] / trajectory.alpha[0] - end
+    chord = (
+        trajectory.y[0]
+        if trajectory.noise.starts_at_pure_noise
+        else trajectory.y[0] / trajectory.alpha[0] - end
+    )
     chord = chord / chord.norm(dim=-1, keepdim=True).clamp_min(1e-30)
 
     def deviation(x: Tensor) -> Tensor:
@@ -58,12 +63,18 @@ def costs(trajectory: Trajectory, metric: str) -> Tensor:
     eps = trajectory.eps(trajectory.y[:-1], trajectory.m)
     for j in range(1, n + 1):
         made, aim = trajectory.step(trajectory.m[:j], eps[:j], j), teacher[j - 1]
-        cost[:j, j] = (made - aim).norm(dim=-1).mean(-1) if metric == "l2" else deviation(made) - deviation(aim)
+        cost[:j, j] = (
+            (made - aim).norm(dim=-1).mean(-1)
+            if metric == "l2"
+            else deviation(made) - deviation(aim)
+        )
     return cost
 
 
 def shortest_path(cost: Tensor, steps: int, coefficient: float) -> tuple[list[int], float]:
-    """The path 0 = i_0 < … < i_steps = n that minimises sum_k coefficient^k cost[i_k, i_{k+1}], and that sum."""
+    """The path 0 = i_0 < … < i_steps = n that minimises sum_k coefficient^k cost[i_k, i_{k+1}], and
+    that sum.
+    """
     n = cost.shape[0]
     value = torch.full((n + 1,), torch.inf, dtype=torch.float64)
     value[n] = 0.0  # of what is left to go, with no step left

@@ -1,1 +1,3 @@
-"""diffusers pipelines, pixel and latent, class- and text-conditional, diffusion and flow, as denoisers."""
+"""diffusers pipelines, pixel and latent, class- and text-conditional, diffusion and flow, as
+denoisers.
+"""

@@ -1,14 +1,17 @@
 """diffusers networks behind one signature, net(x [B, *shape], time [B], condition) -> [B, *shape].
 
-Times stay floating point all the way to the embedding, so a network can be asked at step 417.3. Outputs that predict
-a variance as well are cut to their first half. Conditions, batch first:
+Times stay floating point all the way to the embedding, so a network can be asked at step 417.3. A
+variance that is predicted as well is cut off, for all of them in `DiffusersNetwork`. Conditions,
+batch first:
 
     class     int64 labels [B]
-    text      {"prompt": [B, tokens, width]}, with "pooled" [B, width] for SDXL, SD3 and FLUX-type networks
+    text      {"prompt": [B, tokens, width]}, with "pooled" [B, width] for SDXL, SD3 and FLUX-type
+              networks
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,52 +20,69 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...core.denoiser import Condition
+from .network_outputs import without_variance
 
 
 def texts(condition: Condition, *names: str) -> list[Tensor]:
     """The named tensors of a text condition; ValueError where they are not there."""
     if not isinstance(condition, Mapping) or any(name not in condition for name in names):
-        raise ValueError(f"a text-conditional network needs the condition's {names}: take it from draw_condition")
+        raise ValueError(
+            f"a text-conditional network needs the condition's {names}: take it from draw_condition"
+        )
     return [condition[name] for name in names]
 
 
 def labels(condition: Condition) -> Tensor:
     """The labels of a class condition; ValueError where there are none."""
     if not isinstance(condition, Tensor):
-        raise ValueError("a class-conditional network needs labels [B]: take them from draw_condition")
+        raise ValueError(
+            "a class-conditional network needs labels [B]: take them from draw_condition"
+        )
     return condition
 
 
-class PixelNetwork(nn.Module):
+class DiffusersNetwork(nn.Module):
+    """A network of diffusers; a subclass says in `predict` how it is called."""
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
+        """The prediction, in the shape of x [B, *shape]."""
+        return without_variance(self.predict(x, time, condition), x)
+
+    @abstractmethod
+    def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """What the network gives for x [B, *shape] at time [B] in its own steps."""
+
+
+class PixelNetwork(DiffusersNetwork):
     """UNet2DModel, unconditional or with class embeddings; also of latents."""
 
     def __init__(self, inner: nn.Module, classes: bool) -> None:
         super().__init__()
         self.inner, self.classes = inner, classes
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
+    def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """condition: labels [B] or None."""
         label = labels(condition) if self.classes else None
-        return self.inner(x, time, class_labels=label).sample[:, : x.shape[1]]
+        return self.inner(x, time, class_labels=label).sample
 
 
-class ClassTransformer(nn.Module):
+class ClassTransformer(DiffusersNetwork):
     """DiT."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
+    def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """condition: labels [B]."""
-        return self.inner(x, timestep=time, class_labels=labels(condition)).sample[:, : x.shape[1]]
+        return self.inner(x, timestep=time, class_labels=labels(condition)).sample
 
 
-class TextUNet(nn.Module):
+class TextUNet(DiffusersNetwork):
     """UNet2DConditionModel of Stable Diffusion 1.x, 2.x and XL.
 
-    size_ids: the six sizes SDXL is told (original height and width, crop, target), None for the others.
-    """
+    size_ids: the six sizes SDXL is told (original height and width, crop, target), None for the
+    others."""
 
     size_ids: Tensor | None
 
@@ -70,9 +90,11 @@ class TextUNet(nn.Module):
         super().__init__()
         self.inner = inner
         # as integers: a half-precision network must not round the sizes
-        self.register_buffer("size_ids", None if size_ids is None else size_ids.long(), persistent=False)
+        self.register_buffer(
+            "size_ids", None if size_ids is None else size_ids.long(), persistent=False
+        )
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
+    def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """condition: "prompt", and "pooled" for SDXL."""
         if self.size_ids is None:
             (prompt,) = texts(condition, "prompt")
@@ -82,7 +104,7 @@ class TextUNet(nn.Module):
         return self.inner(x, time, encoder_hidden_states=prompt, added_cond_kwargs=added).sample
 
 
-class ClassUNet(nn.Module):
+class ClassUNet(DiffusersNetwork):
     """UNet2DConditionModel that attends to one token, the embedding of a class.
 
     table: embeddings [classes + 1, width], the last one for no class.
@@ -95,7 +117,7 @@ class ClassUNet(nn.Module):
         self.inner = inner
         self.register_buffer("table", table)
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
+    def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """condition: labels [B]."""
         token = functional.embedding(labels(condition), self.table)[:, None]  # [B, 1, width]
         return self.inner(x, time, encoder_hidden_states=token).sample
@@ -113,21 +135,24 @@ class Reversed(nn.Module):
         return -self.net(x, time, condition)
 
 
-class FlowTransformer(nn.Module):
+class FlowTransformer(DiffusersNetwork):
     """SD3Transformer2DModel."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
+    def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """condition: "prompt" and "pooled"."""
         prompt, pooled = texts(condition, "prompt", "pooled")
-        return self.inner(x, encoder_hidden_states=prompt, pooled_projections=pooled, timestep=time).sample
+        return self.inner(
+            x, encoder_hidden_states=prompt, pooled_projections=pooled, timestep=time
+        ).sample
 
 
-class PackedTransformer(nn.Module):
-    """FluxTransformer2DModel: latents [B, C, h, w] enter as h w / 4 tokens of 4 C numbers; guidance may be an input.
+class PackedTransformer(DiffusersNetwork):
+    """FluxTransformer2DModel: latents [B, C, h, w] enter as h w / 4 tokens of 4 C numbers; guidance
+    may be an input.
 
     Args:
         guidance: the embedded guidance scale; None for a network that has no such input.
@@ -137,17 +162,22 @@ class PackedTransformer(nn.Module):
         super().__init__()
         self.inner, self.guidance = inner, guidance
         self._time: Tensor | None = None
-        # the network casts its time to its own dtype before embedding it: in bfloat16 that leaves 8 bits of it
+        # the network casts its time to its own dtype before embedding it: in bfloat16 that leaves 8
+        # bits of it
         inner.time_text_embed.register_forward_pre_hook(self._exact_time)  # type: ignore[union-attr]
 
     def _exact_time(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self._time, *arguments[1:])
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
+    def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """condition: "prompt" and "pooled"; time in steps, as for every other network."""
         prompt, pooled = texts(condition, "prompt", "pooled")
         b, c, h, w = x.shape
-        tokens = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
+        tokens = (
+            x.reshape(b, c, h // 2, 2, w // 2, 2)
+            .permute(0, 2, 4, 1, 3, 5)
+            .reshape(b, h * w // 4, 4 * c)
+        )
         rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
         places = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).to(x)
         self._time = time
@@ -164,7 +194,8 @@ class PackedTransformer(nn.Module):
 
 
 class LatentDecoder(nn.Module):
-    """Latents z [B, C, h, w] -> images [B, 3, H, W], about [-1, 1]: the autoencoder of scale z + shift, in float32.
+    """Latents z [B, C, h, w] -> images [B, 3, H, W], about [-1, 1]: the autoencoder of scale z +
+    shift, in float32.
 
     scale and shift invert how latents were normalised for training: [1] or [C].
     """
@@ -180,7 +211,9 @@ class LatentDecoder(nn.Module):
         factor = float(getattr(config, "scaling_factor", None) or 1.0)
         scale = torch.tensor([1.0] if mean is None or std is None else std) / factor
         shift = torch.tensor(
-            [float(getattr(config, "shift_factor", None) or 0.0)] if mean is None or std is None else mean
+            [float(getattr(config, "shift_factor", None) or 0.0)]
+            if mean is None or std is None
+            else mean
         )
         self.register_buffer("scale", scale[:, None, None], persistent=False)
         self.register_buffer("shift", shift[:, None, None], persistent=False)

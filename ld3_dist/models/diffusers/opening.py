@@ -2,18 +2,22 @@
 
 What it is follows from its parts, not from its name:
 
-    unet UNet2DModel                              pixels, or latents with a vae or vqvae; classes, if it embeds any
-    unet UNet2DConditionModel + text_encoder      Stable Diffusion 1.x, 2.x; XL where there is a text_encoder_2;
-                                                  InstaFlow where the pipeline is a RectifiedFlowPipeline
-    the same + CLASS_EMBEDDING                    latent diffusion on classes (`original.py` converts it)
-    transformer DiT                               latents, classes
-    transformer SD3, Flux                         latents, text, flow matching
+    unet UNet2DModel                    pixels, or latents with a vae or vqvae; classes, if the
+                                        network embeds any
+    unet UNet2DConditionModel           with a text_encoder: Stable Diffusion 1.x and 2.x; XL where
+                                        there is a text_encoder_2; InstaFlow where the pipeline is a
+                                        RectifiedFlowPipeline. With CLASS_EMBEDDING: latent
+                                        diffusion on classes (`latent_diffusion` converts it)
+    transformer DiT                     latents, classes
+    transformer SD3, Flux               latents, text, flow matching
 
-Nothing of the pipeline runs but its networks, its autoencoder and its text encoders.
+Nothing of the pipeline runs but its networks, its autoencoder and its text encoders. `parts` says
+which pipelines are refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,15 +29,17 @@ from ...core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser
 from ...core.errors import InputError, unknown
 from ..loaded import (
     Conditioning,
-    LoadedModel,
+    Model,
     ModelOptions,
     conditional_on,
     conditioning_name,
     draw_class,
+    needs_name,
     on_classes,
-    place,
+    to_device,
     weights_hash,
 )
+from .latent_diffusion import CLASS_EMBEDDING, read_class_embedding
 from .networks import (
     ClassTransformer,
     ClassUNet,
@@ -44,10 +50,11 @@ from .networks import (
     Reversed,
     TextUNet,
 )
-from .original import CLASS_EMBEDDING, read_class_embedding
+from .parametrisation import Parametrisation, read_parametrisation
+from .parts import check_parts, sample_size
 from .pipelines import load_pipeline
-from .process import Process, read_process
 from .prompts import Prompts, prompt_lines
+from .scheduler_options import underlying
 
 NETWORKS = {
     "UNet2DModel": "unet",
@@ -59,32 +66,36 @@ NETWORKS = {
 }
 
 
-def open_diffusers(rest: str, options: ModelOptions) -> LoadedModel:
+def open_diffusers(rest: str, options: ModelOptions) -> Model:
     """The model behind `diffusers:{rest}`."""
+    needs_name(rest, "diffusers", "a folder or hub id")
     spec = f"diffusers:{rest}"
-    pipeline, rectified = load_pipeline(rest)
+    pipeline, rectified = load_pipeline(rest, options.variant)
     inner = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
     kind = NETWORKS.get(type(inner).__name__)
     if inner is None or kind is None:
         raise unknown(f"network of {spec}", type(inner).__name__, tuple(NETWORKS))
     vae = getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
+    check_parts(pipeline, inner, kind, vae, spec)
     shape = _shape(inner, kind, vae, options, spec)
     table = read_class_embedding(Path(rest).expanduser()) if kind == "text unet" else None
     if kind == "text unet":
         kind = _text_kind(pipeline, table, spec)
-    process = read_process(pipeline.scheduler, spec, shape[1] * shape[2] // 4, options.shift, rectified)
+    process = read_parametrisation(
+        pipeline.scheduler, spec, shape[1] * shape[2] // 4, options.shift, rectified
+    )
     conditioning = _conditioning(pipeline, inner, kind, spec, options, table)
-    digest = _hash(inner, vae, pipeline.scheduler, table, rectified)
+    digest = _hash(inner, vae, pipeline.scheduler, table, rectified, spec)
     embedded = kind == "flux" and bool(inner.config.guidance_embeds)
     guidance = options.guidance if options.guidance is not None else 3.5 if embedded else 1.0
     image_shape = _image_shape(shape, vae)
     net = _network(inner, kind, image_shape, guidance if embedded else None, table)
-    net = place(Reversed(net) if process.prediction == "-velocity" else net, options)
+    net = to_device(Reversed(net) if process.prediction == "-velocity" else net, options)
     decoder = None if vae is None else LatentDecoder(vae).to(options.device)
     denoiser = _denoiser(net, process, shape, decoder, options)
     if guidance != 1 and not embedded and conditioning.null is not None:
         denoiser = Guided(denoiser, guidance, Null(conditioning.null))
-    return LoadedModel(
+    return Model(
         denoiser=denoiser,
         id=spec,
         hash=digest,
@@ -111,18 +122,16 @@ def _shape(
     channels = config.in_channels // 4 if kind == "flux" else config.in_channels
     if vae is None and (kind != "unet" or channels not in (1, 3)):
         raise InputError(
-            f"model {spec!r} has {channels}-channel latents but no decoder: its model_index.json needs a vae or vqvae"
+            f"model {spec!r} has {channels}-channel latents but no decoder: its model_index.json "
+            f"needs a vae or vqvae"
         )
-    size = 128 if kind == "flux" else getattr(config, "sample_size", None)
     factor = 1 if vae is None else _factor(vae)
     if options.size is not None:
         step = factor * (2 if kind in ("flux", "sd3") else 1)
         if options.size[0] % step or options.size[1] % step:
             raise InputError(f"model {spec!r}: size={options.size} must be multiples of {step}")
         return channels, options.size[0] // factor, options.size[1] // factor
-    if size is None:
-        raise InputError(f"model {spec!r} states no image size (sample_size); give size: [height, width]")
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = (128, 128) if kind == "flux" else sample_size(inner, spec)
     return channels, height, width
 
 
@@ -131,22 +140,31 @@ def _factor(vae: Any) -> int:
 
 
 def _image_shape(shape: tuple[int, int, int], vae: Any) -> tuple[int, ...]:
-    return shape if vae is None else (vae.config.out_channels, shape[1] * _factor(vae), shape[2] * _factor(vae))
+    return (
+        shape
+        if vae is None
+        else (vae.config.out_channels, shape[1] * _factor(vae), shape[2] * _factor(vae))
+    )
 
 
 def _text_kind(pipeline: Any, table: Tensor | None, spec: str) -> str:
     """Which of the UNet2DConditionModels it is, by what stands beside it."""
     if table is not None:
         return "class unet"
-    if getattr(pipeline, "text_encoder", None) is None and getattr(pipeline, "text_encoder_2", None) is None:
+    if (
+        getattr(pipeline, "text_encoder", None) is None
+        and getattr(pipeline, "text_encoder_2", None) is None
+    ):
         raise InputError(
-            f"model {spec!r} attends to a condition, but has neither a text_encoder nor {CLASS_EMBEDDING}: convert the "
-            "original checkpoint with ld3-dist convert"
+            f"model {spec!r} attends to a condition, but has neither a text_encoder nor "
+            f"{CLASS_EMBEDDING}: convert the original checkpoint with ld3-dist convert"
         )
     return "sdxl" if getattr(pipeline, "text_encoder_2", None) is not None else "sd"
 
 
-def _network(inner: Any, kind: str, image: tuple[int, ...], guidance: float | None, table: Tensor | None) -> nn.Module:
+def _network(
+    inner: Any, kind: str, image: tuple[int, ...], guidance: float | None, table: Tensor | None
+) -> nn.Module:
     if kind == "unet":
         return PixelNetwork(inner, _class_count(inner) > 0)
     if kind == "dit":
@@ -159,11 +177,17 @@ def _network(inner: Any, kind: str, image: tuple[int, ...], guidance: float | No
         assert table is not None
         return ClassUNet(inner, table)
     height, width = image[1:]
-    return TextUNet(inner, torch.tensor([height, width, 0, 0, height, width]) if kind == "sdxl" else None)
+    return TextUNet(
+        inner, torch.tensor([height, width, 0, 0, height, width]) if kind == "sdxl" else None
+    )
 
 
 def _denoiser(
-    net: nn.Module, process: Process, shape: tuple[int, ...], decoder: nn.Module | None, options: ModelOptions
+    net: nn.Module,
+    process: Parametrisation,
+    shape: tuple[int, ...],
+    decoder: nn.Module | None,
+    options: ModelOptions,
 ) -> Denoiser:
     return NetworkDenoiser(
         net,
@@ -184,19 +208,19 @@ def _conditioning(
     lines = prompt_lines(options, spec)
     if options.conditional is False and options.guided:
         conditional_on(True, options, spec)
-    if getattr(inner.config, "time_cond_proj_dim", None):
-        raise InputError(f"model {spec!r} is a consistency-distilled network (time_cond_proj_dim), not supported here")
     prompts = Prompts(pipeline, kind, lines, options)
     name = "none" if options.conditional is False else conditioning_name("prompts", options)
     # encoded only where it is used: text encoders are large
     return Conditioning(name, prompts.draw, null=prompts.null() if options.guided else None)
 
 
-def _class_conditioning(inner: Any, kind: str, spec: str, options: ModelOptions, table: Tensor | None) -> Conditioning:
+def _class_conditioning(
+    inner: Any, kind: str, spec: str, options: ModelOptions, table: Tensor | None
+) -> Conditioning:
     """The last embedding stands for no class: that of a UNet2DModel only where it is guided.
 
-    A UNet2DModel does not say whether it was trained with a null class; guiding it says that it was.
-    """
+    A UNet2DModel does not say whether it was trained with a null class; guiding it says that it
+    was."""
     if kind == "unet":
         count = _class_count(inner)
         null = count - 1
@@ -223,16 +247,26 @@ class Null:
         """Same structure, batch, device and dtype as `condition`."""
         if isinstance(condition, Tensor) and isinstance(self.null, Tensor):
             return self.null.to(condition).expand_as(condition)
-        assert condition is not None
-        assert self.null is not None
-        return {name: self.null[name].to(value).expand_as(value) for name, value in condition.items()}  # type: ignore
+        assert isinstance(condition, Mapping)
+        assert isinstance(self.null, Mapping)
+        null = self.null
+        return {name: null[name].to(value).expand_as(value) for name, value in condition.items()}
 
 
-def _hash(inner: nn.Module, vae: nn.Module | None, scheduler: Any, table: Tensor | None, rectified: bool) -> str:
+def _hash(
+    inner: nn.Module,
+    vae: nn.Module | None,
+    scheduler: Any,
+    table: Tensor | None,
+    rectified: bool,
+    spec: str,
+) -> str:
     tensors = {f"network.{name}": tensor for name, tensor in inner.state_dict().items()}
     if vae is not None:
         tensors.update({f"decoder.{name}": tensor for name, tensor in vae.state_dict().items()})
     if table is not None:
         tensors["classes"] = table
-    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    base, reversed_flow = underlying(scheduler, spec)
+    config = {key: value for key, value in base.config.items() if not key.startswith("_")}
+    rectified = rectified or reversed_flow
     return weights_hash(tensors, {"scheduler": config} | ({"rectified": True} if rectified else {}))

@@ -1,91 +1,262 @@
-"""A diffusers pipeline from a folder, from the hub, or from the hub's cache where the network is away.
+"""A diffusers pipeline from a folder, from the hub, or from the hub's cache where the network is
+away.
 
-What can be missing is found out before anything is loaded, and quickly: a folder's parts are compared with its index,
-and the hub is asked once.
+What can be missing is found out before anything is loaded, and quickly: a folder's parts are
+compared with its index, and the hub is asked once. No code of a folder is ever executed: parts are
+classes of diffusers and transformers, and weights are read from safetensors files, or from pickles
+with `weights_only`.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
+import logging
 import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import InputError
+from ...core.text import parse_json, read_text
+
+log = logging.getLogger("ld3_dist")
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 OPTIONAL = ("text_encoder_3", "tokenizer_3")
 RECTIFIED = "RectifiedFlowPipeline"
-"""Stable Diffusion's parts, a network of rectified flow (InstaFlow, Liu et al. 2023): see `process.py`."""
+"""Stable Diffusion's parts with a network of rectified flow (InstaFlow, Liu et al. 2023): see
+`parametrisation`.
+"""
+NETWORKS = (
+    "unet", "transformer", "vae", "vqvae", "text_encoder", "text_encoder_2", "text_encoder_3"
+)  # fmt: skip
+"""Parts that have weights."""
+LIBRARIES = ("diffusers", "transformers", "ld3_dist.integrations.diffusers")
+"""Libraries that a part's class may come from, beside the modules of diffusers' pipelines."""
+MOST_LAYERS, LARGEST = 1000, 100_000_000
+"""Largest number of layers, and any other number, in a network's configuration."""
+MOST_STEPS = 1_000_000
+"""Largest num_train_timesteps of a scheduler."""
 
 
-def load_pipeline(name: str) -> tuple[Any, bool]:
-    """(pipeline of a folder or hub id, on the CPU; whether it is InstaFlow's, a class that diffusers does not have).
+def load_pipeline(name: str, variant: str | None = None) -> tuple[Any, bool]:
+    """(pipeline of a folder or hub id, on the CPU; whether it is InstaFlow's, a class that
+    diffusers does not have).
+
+    Args:
+        variant: which set of weight files, such as "fp16"; see ModelOptions.
 
     Raises InputError where it is not one, or cannot be had.
     """
     try:
         import diffusers
     except ImportError as error:
-        raise InputError("diffusers models need the extra 'diffusers': pip install 'ld3_dist[diffusers]'") from error
+        raise InputError(
+            "diffusers models need the extra 'diffusers': pip install 'ld3_dist[diffusers]'"
+        ) from error
     folder = Path(name).expanduser()
     absent: dict[str, None] = {}
     if folder.is_dir():
         absent = _check_folder(folder)
+        variant = _choose_variant(folder, variant, [*absent])
     elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise InputError(f"diffusers model {name!r}: there is no such folder")
     place, silence = (str(folder), None) if folder.is_dir() else (name, unreachable(name))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            cached = {"local_files_only": silence is not None}
+            cached: dict[str, Any] = {"local_files_only": silence is not None}
             index: Any = diffusers.DiffusionPipeline.load_config(place, **cached)
             rectified = index.get("_class_name") == RECTIFIED
             kind = diffusers.StableDiffusionPipeline if rectified else diffusers.DiffusionPipeline
-            return kind.from_pretrained(place, **cached, **absent), rectified
-    except Exception as error:  # network, authentication, files: each library layer has its own exceptions
-        reason = textwrap.shorten(silence or str(error), 160, placeholder=" …") or type(error).__name__
+            told = {} if variant is None else {"variant": variant}
+            pipeline = kind.from_pretrained(place, **cached, **absent, **told)
+    # Network, authentication, files: each layer of the library has exceptions of its own.
+    except Exception as error:
+        reason = silence or str(error) or type(error).__name__
+        reason = textwrap.shorten(reason, 300, placeholder=" …")
         if folder.is_dir():
-            raise InputError(f"diffusers model {name!r}: its folder cannot be loaded: {reason}") from error
+            raise InputError(
+                f"diffusers model {name!r}: its folder cannot be loaded: {reason}"
+            ) from error
+        more = "" if variant is None else f", variant {variant!r}"
         raise InputError(
-            f"diffusers model {name!r}: no such folder here, and the hub could not deliver it ({reason}); "
-            "download it where there is a network and give the folder"
+            f"diffusers model {name!r}{more}: no such folder here, and the hub could not deliver "
+            f"it ({reason}); download it where there is a network and give the folder"
         ) from error
+    for part in NETWORKS:  # variants have halves, in which not every CPU computes
+        if getattr(pipeline, part, None) is not None:
+            getattr(pipeline, part).float()
+    return pipeline, rectified
 
 
 def unreachable(name: str) -> str | None:
-    """Why the hub does not answer, found out in one attempt; what is in the cache still serves. None where it does.
+    """Why the hub does not answer, found out in one attempt; what is in the cache still serves.
+    None where it does.
 
-    The library itself tries six times, half a minute. Its environment counts: HF_HUB_OFFLINE, HF_ENDPOINT,
-    HF_HUB_ETAG_TIMEOUT.
-    """
+    The library itself tries six times, half a minute. Its environment counts: HF_HUB_OFFLINE,
+    HF_ENDPOINT, HF_HUB_ETAG_TIMEOUT."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        get_hf_file_metadata(hf_hub_url(name, "model_index.json"), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        get_hf_file_metadata(
+            hf_hub_url(name, "model_index.json"), timeout=constants.HF_HUB_ETAG_TIMEOUT
+        )
     except HfHubHTTPError:  # an answer; what it says is the loader's business
         return None
-    except Exception as error:  # noqa: BLE001  # of the HTTP library, the operating system, the hub's offline mode
+    # of the HTTP library, the operating system, the hub's offline mode
+    except Exception as error:  # noqa: BLE001
         return str(error) or type(error).__name__
     return None
 
 
 def _check_folder(folder: Path) -> dict[str, None]:
-    """Parts to load as None: those that never matter here, and optional text encoders that the folder does without."""
+    """Parts to load as None: those that never matter here, and optional text encoders that the
+    folder does without.
+    """
     import diffusers
 
     index = folder / "model_index.json"
-    try:
-        parts = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{index}: missing or not JSON ({error}); give the folder of a whole pipeline") from error
-    listed = [part for part, value in parts.items() if isinstance(value, list) and value[:1] != [None]]
+    parts = _read_object(index, "give the folder of a whole pipeline")
+    listed = [
+        part for part, value in parts.items() if isinstance(value, list) and value[:1] != [None]
+    ]
     for part in listed:
-        if part not in UNUSED and not (folder / part).is_dir():
-            raise InputError(f"{index}: lists {part!r}, but {folder / part} does not exist; download it too")
-    name = "StableDiffusionPipeline" if parts.get("_class_name") == RECTIFIED else str(parts.get("_class_name"))
-    expected = inspect.signature(getattr(diffusers, name, object)).parameters
-    return {part: None for part in expected if part in UNUSED or (part in OPTIONAL and part not in listed)}
+        if part in UNUSED:
+            continue
+        _check_library(index, part, parts[part])
+        if not (folder / part).is_dir():
+            raise InputError(
+                f"{index}: lists {part!r}, but {folder / part} does not exist; download it too"
+            )
+        if part in NETWORKS:
+            _check_numbers(folder / part / "config.json")
+    if "scheduler" in listed:
+        _check_steps(folder / "scheduler" / "scheduler_config.json")
+    said = parts.get("_class_name")
+    name = "StableDiffusionPipeline" if said == RECTIFIED else said
+    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not isinstance(kind, type):
+        raise InputError(
+            f"{index}: _class_name is {said!r}, which is no pipeline of diffusers "
+            f"{diffusers.__version__}; update diffusers, or give another folder"
+        )
+    expected = inspect.signature(kind).parameters
+    return {
+        part: None
+        for part in expected
+        if part in UNUSED or (part in OPTIONAL and part not in listed)
+    }
+
+
+def _check_library(index: Path, part: str, named: list[Any]) -> None:
+    """Refuse a part whose class would have to be imported from anywhere else than these libraries.
+
+    The loader imports whatever module an index names; a folder must not choose code to run.
+    """
+    import diffusers
+
+    library = named[0] if len(named) == 2 and isinstance(named[0], str) else None
+    known = library in LIBRARIES or (library and hasattr(diffusers.pipelines, library))
+    if not known or not isinstance(named[1], str):
+        raise InputError(
+            f"{index}: the part {part!r} is {named!r}; only classes of {', '.join(LIBRARIES)} are "
+            f"loaded, and nothing was executed"
+        )
+
+
+def _check_numbers(file: Path) -> None:
+    """Refuse a network's configuration whose numbers would make building it endless."""
+
+    def check(key: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                check(name, inner)
+        elif isinstance(value, list):
+            for inner in value[:MOST_LAYERS]:
+                check(key, inner)
+            if len(value) > MOST_LAYERS and "block" in key:
+                raise InputError(f"{file}: {key} lists {len(value)} blocks, at most {MOST_LAYERS}")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            most = MOST_LAYERS if "layers" in key or "blocks" in key else LARGEST
+            if abs(value) > most:
+                raise InputError(f"{file}: {key} is {value}, at most {most:,} is built")
+
+    if file.is_file():
+        check("", _read_object(file, "download it again"))
+
+
+def _check_steps(file: Path) -> None:
+    """Refuse a number of steps for which the library would fill the memory."""
+    steps = _read_object(file, "download it too").get("num_train_timesteps", 1000)
+    if type(steps) is not int or not 1 <= steps <= MOST_STEPS:
+        raise InputError(
+            f"{file}: num_train_timesteps is {steps!r}; it must be a whole number from 1 to "
+            f"{MOST_STEPS:,}"
+        )
+
+
+def _read_object(file: Path, remedy: str) -> dict[str, Any]:
+    try:
+        content = parse_json(read_text(file, "the file of a pipeline"))
+    except InputError as error:
+        text = str(error)
+        where = "" if str(file) in text else f"{file}: "
+        raise InputError(f"{where}{text}; {remedy}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: holds no JSON object; {remedy}")
+    return content
+
+
+def _choose_variant(folder: Path, asked: str | None, absent: list[str]) -> str | None:
+    """The variant to load: the one asked for, or the only one where a part has no plain weights.
+
+    Raises InputError naming the part that has no weights, or not those asked for.
+    """
+    found = {
+        part: variants_of(folder / part)
+        for part in NETWORKS
+        if (folder / part).is_dir() and part not in absent
+    }
+    chosen: set[str] = set()
+    for part, variants in found.items():
+        if not variants:
+            raise InputError(
+                f"{folder / part}: holds no weights (*.safetensors or *.bin); download them too"
+            )
+        if asked is not None and asked not in variants and None not in variants:
+            have = ", ".join(sorted(repr(v) for v in variants if v))
+            raise InputError(
+                f"{folder / part}: has no weights of variant {asked!r}, only {have}; give one of "
+                f"them as variant"
+            )
+        if asked is None and None not in variants:
+            chosen |= {v for v in variants if v}
+    if asked is not None:
+        if not any(asked in variants for variants in found.values()):
+            raise InputError(f"{folder}: no part has weights of variant {asked!r}; remove variant")
+        return asked
+    if len(chosen) > 1:
+        raise InputError(
+            f"{folder}: has weights in the variants {', '.join(map(repr, sorted(chosen)))} and no "
+            f"plain ones; give one of them as variant"
+        )
+    for variant in chosen:
+        log.info("%s: has no plain weights; its variant %s is used", folder, variant)
+        return variant
+    return None
+
+
+def variants_of(part: Path) -> set[str | None]:
+    """Variants of the weight files in a part's folder, None for the plain ones.
+
+    "model.fp16.safetensors" and "model.fp16-00001-of-00002.safetensors" are of variant fp16.
+    """
+    found: set[str | None] = set()
+    for file in part.iterdir():
+        if file.suffix not in (".safetensors", ".bin"):
+            continue
+        _, _, variant = file.stem.partition(".")
+        found.add(variant.partition("-")[0] or None)
+    return found

@@ -1,4 +1,6 @@
-"""Text conditions: each sample draws a line of the prompts file, encoded once, by the pipeline's own encoders."""
+"""Text conditions: each sample draws a line of the prompts file, encoded once, by the pipeline's
+own encoders.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,15 @@ class Prompts:
         lines: to draw from, uniformly; [""] for an unconditional use.
     """
 
-    def __init__(self, pipeline: Any, kind: str, lines: Sequence[str], options: ModelOptions) -> None:
-        self.pipeline, self.kind, self.lines, self.device = pipeline, kind, list(lines), options.device
+    def __init__(
+        self, pipeline: Any, kind: str, lines: Sequence[str], options: ModelOptions
+    ) -> None:
+        self.pipeline, self.kind, self.lines, self.device = (
+            pipeline,
+            kind,
+            list(lines),
+            options.device,
+        )
         self.negative = options.negative_prompt
         self._known: dict[str, dict[str, Tensor]] = {}
 
@@ -35,7 +44,9 @@ class Prompts:
 
     def pick(self, seed: int, index: int) -> int:
         """Number of the line that sample `index` draws."""
-        return int(torch.randint(len(self.lines), (), generator=sample_generator(seed, index, "condition")))
+        return int(
+            torch.randint(len(self.lines), (), generator=sample_generator(seed, index, "condition"))
+        )
 
     def encode(self, line: str) -> dict[str, Tensor]:
         """Embeddings of one prompt, batch of 1."""
@@ -44,7 +55,9 @@ class Prompts:
         return self._known[line]
 
     def null(self) -> dict[str, Tensor]:
-        """Embeddings of the negative prompt, batch of 1; the empty one as the pipeline would encode it."""
+        """Embeddings of the negative prompt, batch of 1; the empty one as the pipeline would encode
+        it.
+        """
         return self._call("")[1]
 
     @torch.no_grad()
@@ -55,14 +68,23 @@ class Prompts:
             if getattr(pipeline, name, None) is not None:
                 getattr(pipeline, name).to(self.device)
         if self.kind == "sd":
-            prompt, null = pipeline.encode_prompt(line, self.device, 1, True, negative_prompt=negative)
+            prompt, null = pipeline.encode_prompt(
+                line, self.device, 1, True, negative_prompt=negative
+            )
             return _named(prompt), _named(null)
         if self.kind == "flux":
-            both = [pipeline.encode_prompt(text, None, device=self.device) for text in (line, self.negative)]
+            both = [
+                pipeline.encode_prompt(text, None, device=self.device)
+                for text in (line, self.negative)
+            ]
             return _named(*both[0][:2]), _named(*both[1][:2])
         rest = (None,) if self.kind == "sdxl" else (None, None)
         prompt, null, pooled, null_pooled = pipeline.encode_prompt(
-            line, *rest, device=self.device, do_classifier_free_guidance=True, negative_prompt=negative
+            line,
+            *rest,
+            device=self.device,
+            do_classifier_free_guidance=True,
+            negative_prompt=negative,
         )
         return _named(prompt, pooled), _named(null, null_pooled)
 
@@ -75,12 +97,18 @@ def _named(prompt: Tensor, pooled: Tensor | None = None) -> dict[str, Tensor]:
 def prompt_lines(options: ModelOptions, model: str) -> list[str]:
     """The prompts to draw from; InputError where a text model has none, or classes instead."""
     if options.classes:
-        raise InputError(f"model {model!r} is conditioned on text: classes={options.classes!r} does not apply to it")
+        raise InputError(
+            f"model {model!r} is conditioned on text: classes={options.classes!r} does not apply "
+            f"to it"
+        )
     if options.conditional is False:
         return [""]
     if not options.prompts:
         raise InputError(
-            f"model {model!r} is conditioned on text: give prompts (a text file, one prompt a line), or "
+            f"model {model!r} is conditioned on text: give prompts (a text file, one prompt a "
+            f"line), or "
             "conditional: false"
         )
-    return [line.strip() for line in read_lines(options.prompts, "prompts").splitlines() if line.strip()]
+    return [
+        line.strip() for line in read_lines(options.prompts, "prompts").splitlines() if line.strip()
+    ]

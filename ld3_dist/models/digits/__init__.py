@@ -1,15 +1,15 @@
-"""The embedded model `digits`: an 8x8 class-conditional diffusion model, its data and its classifier, in 4 MB.
+"""The embedded model `digits`: an 8x8 class-conditional diffusion model, its data and its
+classifier, in 4 MB.
 
-python -m ld3_dist.models.digits              trains the network (14 minutes on two shared CPU cores)
-python -m ld3_dist.models.digits classifier   trains the classifier
-python -m ld3_dist.models.digits evaluate     measures the model's quality
-python -m ld3_dist.models.digits data         writes the packaged copy of the data
+    python -m ld3_dist.models.digits              trains the network (14 minutes on two CPU cores)
+    python -m ld3_dist.models.digits classifier   trains the classifier
+    python -m ld3_dist.models.digits evaluate     measures the model's quality
+    python -m ld3_dist.models.digits data         writes the packaged copy of the data
 """
 
 from .classifier import DigitsClassifier, classifier_hash, load_digits_classifier
 from .data import data_hash, digits_reference, halves, held_out
-from .network import NULL_LABEL, DigitsNetwork, NetworkConfig
-from .opening import (
+from .denoiser import (
     digits_denoiser,
     digits_hash,
     draw_condition,
@@ -17,6 +17,7 @@ from .opening import (
     load_digits_network,
     null_labels,
 )
+from .network import NULL_LABEL, DigitsNetwork, NetworkConfig
 
 __all__ = [
     "NULL_LABEL",

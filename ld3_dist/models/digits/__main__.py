@@ -1,4 +1,6 @@
-"""Training and measuring the embedded model: `python -m ld3_dist.models.digits [classifier | evaluate | data]`."""
+"""Training and measuring the embedded model: `python -m ld3_dist.models.digits [classifier |
+evaluate | data]`.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,23 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import nn
 
 from ...core.errors import InputError
 from ..weights import save_tensors, sha256_of
 from .classifier import CLASSIFIER_FILE, CLASSIFIER_KIND
 from .data import data_hash, digits_reference, write_data
+from .denoiser import NETWORK_FILE, NETWORK_KIND
 from .evaluate import EvaluateConfig, evaluate
 from .network import NetworkConfig
-from .opening import NETWORK_FILE, NETWORK_KIND
 from .train import TrainConfig, measure_sigma_data, settings, train_network
 from .train_classifier import ClassifierConfig, train_classifier
 
@@ -40,7 +49,14 @@ def _device(name: str) -> str:
     return torch.cuda.get_device_name(torch.device(name))
 
 
-def _keep(net: nn.Module, file: Path, kind: str, config: dict[str, Any], record: dict[str, Any], device: str) -> None:
+def _keep(
+    net: nn.Module,
+    file: Path,
+    kind: str,
+    config: dict[str, Any],
+    record: dict[str, Any],
+    device: str,
+) -> None:
     """Write the weights and, beside them, where they come from."""
     save_tensors(file, dict(net.state_dict()), kind, config)
     record = {
@@ -49,7 +65,8 @@ def _keep(net: nn.Module, file: Path, kind: str, config: dict[str, Any], record:
         "sha256": sha256_of(file),
         "bytes": file.stat().st_size,
         "parameters": sum(p.numel() for p in net.parameters()),
-        "data": "8x8 handwritten digits (Alpaydin & Kaynak, UCI 1998), 1797 images, scaled to [-1, 1]",
+        "data": "8x8 handwritten digits (Alpaydin & Kaynak, UCI 1998), 1797 images, scaled to "
+        "[-1, 1]",
         "data_sha256": data_hash(),
         **record,
         "device": _device(device),
@@ -72,10 +89,16 @@ def network(
     batch: Annotated[int, typer.Option(help="Images per step.")] = TrainConfig.batch,
     lr: Annotated[float, typer.Option(help="Peak learning rate of Adam.")] = TrainConfig.lr,
     ema: Annotated[float, typer.Option(help="Decay of the weight average.")] = TrainConfig.ema,
-    dropout: Annotated[float, typer.Option(help="Probability of the null label.")] = TrainConfig.dropout,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order, labels and noise.")] = TrainConfig.seed,
+    dropout: Annotated[
+        float, typer.Option(help="Probability of the null label.")
+    ] = TrainConfig.dropout,
+    seed: Annotated[
+        int, typer.Option(help="Seed of weights, order, labels and noise.")
+    ] = TrainConfig.seed,
     device: Annotated[str, typer.Option(help="Torch device.")] = TrainConfig.device,
-    out: Annotated[Path, typer.Option(help="Weights file to write; a .json goes beside it.")] = NETWORK_FILE,
+    out: Annotated[
+        Path, typer.Option(help="Weights file to write; a .json goes beside it.")
+    ] = NETWORK_FILE,
 ) -> None:
     """Train the digits network (without a subcommand)."""
     if context.invoked_subcommand:
@@ -90,41 +113,74 @@ def network(
     sigma_data = measure_sigma_data(digits_reference()[0])
     facts = {"command": COMMAND, "settings": settings(config, sizes), "sigma_data": sigma_data}
     facts |= {"loss": round(last.loss, 5), "seconds": round(last.seconds, 1)}
-    _keep(last.average, out, NETWORK_KIND, {"network": asdict(sizes), "sigma_data": sigma_data}, facts, device)
+    _keep(
+        last.average,
+        out,
+        NETWORK_KIND,
+        {"network": asdict(sizes), "sigma_data": sigma_data},
+        facts,
+        device,
+    )
 
 
 @app.command()
 def classifier(
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = ClassifierConfig.epochs,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.")] = ClassifierConfig.seed,
+    epochs: Annotated[
+        int, typer.Option(help="Passes over the training images.")
+    ] = ClassifierConfig.epochs,
+    seed: Annotated[
+        int, typer.Option(help="Seed of weights, order and noise.")
+    ] = ClassifierConfig.seed,
     device: Annotated[str, typer.Option(help="Torch device.")] = ClassifierConfig.device,
-    out: Annotated[Path, typer.Option(help="Weights file to write; a .json goes beside it.")] = CLASSIFIER_FILE,
+    out: Annotated[
+        Path, typer.Option(help="Weights file to write; a .json goes beside it.")
+    ] = CLASSIFIER_FILE,
 ) -> None:
     """Train the classifier on four fifths of the digits; the rest gives its accuracy."""
     config, last = ClassifierConfig(epochs=epochs, seed=seed, device=device), None
     bar, task = _progress("accuracy", epochs)
     with bar:
         for last in train_classifier(config):
-            bar.update(task, completed=last.epoch, description=f"held-out accuracy {last.accuracy:.4f}")
+            bar.update(
+                task, completed=last.epoch, description=f"held-out accuracy {last.accuracy:.4f}"
+            )
     assert last is not None
-    facts = {"command": f"{COMMAND} classifier", "settings": asdict(config), "loss": round(last.loss, 5)}
+    facts = {
+        "command": f"{COMMAND} classifier",
+        "settings": asdict(config),
+        "loss": round(last.loss, 5),
+    }
     facts |= {"held_out_accuracy": round(last.accuracy, 5), "seconds": round(last.seconds, 1)}
-    _keep(last.network, out, CLASSIFIER_KIND, {"channels": list(last.network.channels)}, facts, device)
+    _keep(
+        last.network, out, CLASSIFIER_KIND, {"channels": list(last.network.channels)}, facts, device
+    )
 
 
 @app.command(name="evaluate")
 def evaluate_command(
-    samples: Annotated[int, typer.Option(help="Class-conditional samples.")] = EvaluateConfig.samples,
-    nfe: Annotated[int, typer.Option(help="Network evaluations of the teacher.")] = EvaluateConfig.nfe,
+    samples: Annotated[
+        int, typer.Option(help="Class-conditional samples.")
+    ] = EvaluateConfig.samples,
+    nfe: Annotated[
+        int, typer.Option(help="Network evaluations of the teacher.")
+    ] = EvaluateConfig.nfe,
     solver: Annotated[str, typer.Option(help="Solver of the teacher.")] = EvaluateConfig.solver,
-    guidance: Annotated[float, typer.Option(help="Guidance scale, 1 = none.")] = EvaluateConfig.guidance,
+    guidance: Annotated[
+        float, typer.Option(help="Guidance scale, 1 = none.")
+    ] = EvaluateConfig.guidance,
     seed: Annotated[int, typer.Option(help="Seed of noise and labels.")] = EvaluateConfig.seed,
     device: Annotated[str, typer.Option(help="Torch device.")] = EvaluateConfig.device,
     file: Annotated[Path, typer.Option(help="Weights file to measure.")] = NETWORK_FILE,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write, e.g. results/models/digits.json.")] = None,
-    record: Annotated[bool, typer.Option(help="Also write the figures into the weights' provenance file.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file to write, e.g. results/models/digits.json.")
+    ] = None,
+    record: Annotated[
+        bool, typer.Option(help="Also write the figures into the weights' provenance file.")
+    ] = False,
 ) -> None:
-    """Measure the model: samples classified as asked, Fréchet distance to the data against that of two halves of it."""
+    """Measure the model: samples classified as asked, Fréchet distance to the data against that of
+    two halves of it.
+    """
     config = EvaluateConfig(samples, nfe, solver, guidance=guidance, seed=seed, device=device)
     figures = {"command": " ".join([COMMAND, *sys.argv[1:]]), **evaluate(config, file)}
     print(json.dumps(figures, indent=1))

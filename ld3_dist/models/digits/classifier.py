@@ -1,9 +1,10 @@
-"""The digits classifier: feature extractor of the Fréchet, kernel and perceptual distances on the embedded model.
+"""The digits classifier: feature extractor of the Fréchet, kernel and perceptual distances on the
+embedded model.
 
-Three convolutions and two linear layers with SiLU, averages instead of maxima: smooth, no norms, no roots, so gradients
-are finite everywhere. Penultimate features [B, 64] feed distribution distances; the maps of the convolutions feed a
-perceptual distance. Trained on four fifths of the digits; accuracy on the held-out fifth: see `classifier.json`.
-"""
+Three convolutions and two linear layers with SiLU, averages instead of maxima: smooth, no norms, no
+roots, so gradients are finite everywhere. Penultimate features [B, 64] feed distribution distances;
+the maps of the convolutions feed a perceptual distance. Trained on four fifths of the digits;
+accuracy on the held-out fifth: see `classifier.json`."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..weights import load_weights, read_tensors, sha256_of
+from ...core.errors import InputError
+from ..weights import entry, load_weights, read_tensors, sha256_of
+from .network import LARGEST
 
 CLASSIFIER_FILE = Path(__file__).with_name("classifier.safetensors")
 CLASSIFIER_KIND = "ld3_dist digits classifier 1"
@@ -61,7 +64,13 @@ def load_digits_classifier(
     """
     file = CLASSIFIER_FILE if file is None else Path(file)
     tensors, config = read_tensors(file, CLASSIFIER_KIND, REMEDY)
-    net = DigitsClassifier(tuple(config["channels"]))
+    channels = tuple(entry(config, "channels", list, file, REMEDY))
+    if len(channels) != 3 or not all(isinstance(c, int) and 1 <= c <= LARGEST for c in channels):
+        raise InputError(
+            f"{file}: channels in its header are {channels}, not three from 1 to {LARGEST}; "
+            f"{REMEDY}"
+        )
+    net = DigitsClassifier(channels)
     load_weights(net, tensors, file, REMEDY)
     return net.to(device, dtype).eval().requires_grad_(False)
 

@@ -2,10 +2,9 @@
 
     image = count / 8 - 1,   count in 0 … 16
 
-The data set is the test part of Alpaydin & Kaynak's "Optical Recognition of Handwritten Digits" (UCI, 1998), the one
-that scikit-learn ships as `load_digits`. A copy lies beside this file (uint8, safetensors), so that nothing but
-training needs scikit-learn.
-"""
+The data set is the test part of Alpaydin & Kaynak's "Optical Recognition of Handwritten Digits"
+(UCI, 1998), the one that scikit-learn ships as `load_digits`. A copy lies beside this file (uint8,
+safetensors), so that nothing but training needs scikit-learn."""
 
 from __future__ import annotations
 
@@ -21,11 +20,15 @@ from ..weights import read_tensors, save_tensors, sha256_of
 SHAPE = (1, 8, 8)
 DATA_FILE = Path(__file__).with_name("data.safetensors")
 DATA_KIND = "ld3_dist digits data 1"
-REMEDY = "reinstall ld3_dist, or write it anew with `python -m ld3_dist.models.digits data` (needs scikit-learn)"
+REMEDY = (
+    "reinstall ld3_dist, or write it anew with `python -m ld3_dist.models.digits data` (needs "
+    "scikit-learn)"
+)
 
 
 def digits_reference() -> tuple[Tensor, Tensor]:
-    """All images [1797, 1, 8, 8] float32 in [-1, 1] and their labels [1797] int64; the caller owns the tensors.
+    """All images [1797, 1, 8, 8] float32 in [-1, 1] and their labels [1797] int64; the caller owns
+    the tensors.
 
     Raises InputError when the packaged file is missing, truncated or another file.
     """
@@ -46,11 +49,12 @@ def data_hash() -> str:
 
 
 def held_out() -> Tensor:
-    """Boolean mask [1797]: the held-out fifth of the classifier, stratified by label and the same for ever.
+    """Boolean mask [1797]: the held-out fifth of the classifier, stratified by label and the same
+    for ever.
 
-    Every fifth image of each class in file order. The file keeps the writers together, so neighbours of a held-out
-    image may come from the same hand: accuracies are those of known writers.
-    """
+    Every fifth image of each class in file order. The file keeps the writers together, so
+    neighbours of a held-out image may come from the same hand: accuracies are those of known
+    writers."""
     labels = digits_reference()[1]
     mask = torch.zeros(len(labels), dtype=torch.bool)
     for c in labels.unique():
@@ -60,7 +64,9 @@ def held_out() -> Tensor:
 
 
 def halves(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Indices of two disjoint random halves of the data (898 and 898; one image is left out): the Fréchet yardstick."""
+    """Indices of two disjoint random halves of the data (898 and 898; one image is left out): the
+    Fréchet yardstick.
+    """
     images = digits_reference()[0]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     half = len(images) // 2
@@ -68,11 +74,19 @@ def halves(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def write_data(file: Path = DATA_FILE) -> None:
-    """Write the data file from scikit-learn's copy; ImportError names the extra when scikit-learn is absent."""
+    """Write the data file from scikit-learn's copy; ImportError names the extra when scikit-learn
+    is absent.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("writing the digits data needs scikit-learn: pip install 'ld3_dist[dev]'") from error
+        raise ImportError(
+            "writing the digits data needs scikit-learn: pip install 'ld3_dist[dev]'"
+        ) from error
     digits: Any = load_digits()  # a Bunch, which type checkers take for a tuple
     images = torch.as_tensor(digits.images).to(torch.uint8)
-    save_tensors(file, {"images": images, "labels": torch.as_tensor(digits.target).to(torch.uint8)}, DATA_KIND)
+    save_tensors(
+        file,
+        {"images": images, "labels": torch.as_tensor(digits.target).to(torch.uint8)},
+        DATA_KIND,
+    )

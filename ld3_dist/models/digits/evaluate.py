@@ -1,13 +1,14 @@
 """How good the embedded model is: measured, with a teacher of many evaluations, and written down.
 
-    agreement    share of class-conditional samples that the classifier reads as the label that was asked for
+    agreement    share of class-conditional samples that the classifier reads as the label that was
+                 asked for
     Fréchet      |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^{1/2}) on the classifier's 64 features
                  (Dowson & Landau 1982)
 
-The Fréchet distance of finite samples is biased upwards, the more so the fewer samples. So the distance of samples to
-data is also given at exactly the sizes of the yardstick, the distance between two disjoint halves of the data (898
-against 898), averaged over the same random splits. Nearest-neighbour distances tell memory from invention.
-"""
+The Fréchet distance of finite samples is biased upwards, the more so the fewer samples. So the
+distance of samples to data is also given at exactly the sizes of the yardstick, the distance
+between two disjoint halves of the data (898 against 898), averaged over the same random splits.
+Nearest-neighbour distances tell memory from invention."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from ...core.solver import make_solver
 from ..weights import sha256_of
 from .classifier import DigitsClassifier, classifier_hash, load_digits_classifier
 from .data import SHAPE, data_hash, digits_reference, halves
-from .opening import NETWORK_FILE, draw_condition, load_digits_denoiser
+from .denoiser import NETWORK_FILE, draw_condition, load_digits_denoiser
 
 SPLITS = 10
 
@@ -46,7 +47,9 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.batch < 1:
-            raise ValueError(f"samples and batch must be at least 1, got {self.samples} and {self.batch}")
+            raise ValueError(
+                f"samples and batch must be at least 1, got {self.samples} and {self.batch}"
+            )
 
 
 @torch.no_grad()
@@ -59,7 +62,9 @@ def teacher_samples(denoiser: Denoiser, config: EvaluateConfig) -> tuple[Tensor,
     parts = []
     for index in torch.arange(config.samples).split(config.batch):
         x_T = denoiser.noise.prior_scale * draw_noise(config.seed, index.tolist(), SHAPE)
-        parts.append(sample(denoiser, tableau, x_T.to(config.device), labels[index].to(config.device)).cpu())
+        parts.append(
+            sample(denoiser, tableau, x_T.to(config.device), labels[index].to(config.device)).cpu()
+        )
     return torch.cat(parts), labels
 
 
@@ -74,12 +79,16 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 
 def frechet_figures(samples: Tensor, data: Tensor) -> dict[str, float]:
-    """Fréchet distances of features of samples [M, F] and data [N, F]; the ratios are to the yardstick."""
+    """Fréchet distances of features of samples [M, F] and data [N, F]; the ratios are to the
+    yardstick.
+    """
     between, same_size = [], []
     for seed in range(SPLITS):
         first, second = (data[index] for index in halves(seed))
         between.append(frechet(first, second))
-        some = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[: len(first)]
+        some = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[
+            : len(first)
+        ]
         same_size.append(frechet(samples[some], second))
     whole, yardstick, same = frechet(samples, data), sum(between) / SPLITS, sum(same_size) / SPLITS
     return {
@@ -100,7 +109,9 @@ def nearest(a: Tensor, b: Tensor) -> Tensor:
 
 
 def evaluate(config: EvaluateConfig, file: Path | None = None) -> dict[str, Any]:
-    """Measure the packaged network (or one in `file`); the flat record that is written under results/."""
+    """Measure the packaged network (or one in `file`); the flat record that is written under
+    results/.
+    """
     file = NETWORK_FILE if file is None else Path(file)
     start = time.perf_counter()
     denoiser = load_digits_denoiser(config.guidance, device=config.device, file=file)
@@ -114,7 +125,10 @@ def evaluate(config: EvaluateConfig, file: Path | None = None) -> dict[str, Any]
         "model_sha256": sha256_of(file),
         "classifier_sha256": classifier_hash(),
         "data_sha256": data_hash(),
-        "teacher": {name: getattr(config, name) for name in ("solver", "grid", "nfe", "guidance", "samples", "seed")},
+        "teacher": {
+            name: getattr(config, name)
+            for name in ("solver", "grid", "nfe", "guidance", "samples", "seed")
+        },
         "agreement": float(hit.mean()),
         "agreement_worst_class": min(float(hit[asked == c].mean()) for c in asked.unique()),
         "agreement_of_data": float((classifier(images).argmax(1) == labels).double().mean()),

@@ -1,15 +1,17 @@
-"""The digits network: a small U-Net F(x, time, label), the raw network inside EDM's preconditioning.
+"""The digits network: a small U-Net F(x, time, label), the raw network inside EDM's
+preconditioning.
 
-    x [B, 1, 8, 8] = c_in * noisy image,   time [B] = ln(sigma) / 4,   label [B] in 0 … 9, or NULL_LABEL = 10
+    x [B, 1, 8, 8] = c_in * noisy image,   time [B] = ln(sigma) / 4,   label [B] in 0 … 9, or
+                                           NULL_LABEL = 10
 
-Two resolutions, 8x8 and 4x4. A block is GroupNorm -> SiLU -> conv -> GroupNorm -> FiLM -> SiLU -> conv, plus a skip;
-FiLM (Perez et al. 2018) scales and shifts channels by a function of time and label. Everything is smooth (SiLU, no
-ReLU, no max-pooling): LD3 differentiates through the network with respect to its input and its time. No layer mixes
-samples of a batch, so that several schedules can share one call.
+Two resolutions, 8x8 and 4x4. A block is GroupNorm -> SiLU -> conv -> GroupNorm -> FiLM -> SiLU ->
+conv, plus a skip; FiLM (Perez et al. 2018) scales and shifts channels by a function of time and
+label. Everything is smooth (SiLU, no ReLU, no max-pooling): LD3 differentiates through the network
+with respect to its input and its time. No layer mixes samples of a batch, so that several schedules
+can share one call.
 
-Learning a schedule calls this network thousands of times, on a laptop: most work sits at 4x4, where a convolution is a
-quarter of the price, and the wide maps of 8x8 are kept narrow.
-"""
+Learning a schedule calls this network thousands of times, on a laptop: most work sits at 4x4, where
+a convolution is a quarter of the price, and the wide maps of 8x8 are kept narrow."""
 
 from __future__ import annotations
 
@@ -23,15 +25,17 @@ from torch.nn import functional
 
 CLASSES = 10
 NULL_LABEL = CLASSES
+LARGEST = 1024
+"""Largest size that a weights file may ask for: a file must not say how much memory is taken."""
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
     """Sizes of the U-Net; stored with the weights.
 
-    channels: channels at 8x8 and at 4x4; blocks: residual blocks on the way down at 8x8 and at 4x4 (the way up has as
-    many at 8x8); embedding: width of the time and label embedding; frequencies: sine/cosine pairs of the time.
-    """
+    channels: channels at 8x8 and at 4x4; blocks: residual blocks on the way down at 8x8 and at 4x4
+    (the way up has as many at 8x8); embedding: width of the time and label embedding; frequencies:
+    sine/cosine pairs of the time."""
 
     channels: tuple[int, int] = (48, 128)
     blocks: tuple[int, int] = (1, 2)
@@ -40,15 +44,25 @@ class NetworkConfig:
     groups: int = 8
 
     def __post_init__(self) -> None:
-        if min(*self.channels, *self.blocks, self.embedding, self.frequencies, self.groups) < 1:
-            raise ValueError(f"NetworkConfig: every size must be at least 1, got {self}")
+        sizes = (*self.channels, *self.blocks, self.embedding, self.frequencies, self.groups)
+        if not all(isinstance(size, int) and 1 <= size <= LARGEST for size in sizes):
+            raise ValueError(
+                f"NetworkConfig: every size must be an integer from 1 to {LARGEST}, got {self}"
+            )
+        if len(self.channels) != 2 or len(self.blocks) != 2:
+            raise ValueError(f"NetworkConfig: two channels and two blocks are needed, got {self}")
         if any(c % self.groups for c in self.channels):
-            raise ValueError(f"NetworkConfig: channels {self.channels} must be multiples of groups = {self.groups}")
+            raise ValueError(
+                f"NetworkConfig: channels {self.channels} must be multiples of groups = "
+                f"{self.groups}"
+            )
 
     @classmethod
     def from_json(cls, sizes: dict[str, Any]) -> NetworkConfig:
         """From the JSON of a weights file, where tuples are lists."""
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()}
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()
+        }
         return cls(**fields)
 
 
@@ -59,9 +73,14 @@ class Block(nn.Module):
         super().__init__()
         self.norm_1, self.conv_1 = nn.GroupNorm(groups, c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.film = nn.Linear(embedding, 2 * c_out)
-        self.norm_2, self.conv_2 = nn.GroupNorm(groups, c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.norm_2, self.conv_2 = (
+            nn.GroupNorm(groups, c_out),
+            nn.Conv2d(c_out, c_out, 3, padding=1),
+        )
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
-        nn.init.zeros_(self.conv_2.weight)  # every block starts as its skip, which steadies early training
+        nn.init.zeros_(
+            self.conv_2.weight
+        )  # every block starts as its skip, which steadies early training
         nn.init.zeros_(self.conv_2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -73,7 +92,9 @@ class Block(nn.Module):
 
 
 class DigitsNetwork(nn.Module):
-    """net(x [B, 1, 8, 8], time [B], label [B] int64 or None) -> [B, 1, 8, 8]; None is the null label."""
+    """net(x [B, 1, 8, 8], time [B], label [B] int64 or None) -> [B, 1, 8, 8]; None is the null
+    label.
+    """
 
     frequencies: Tensor
 
@@ -81,8 +102,11 @@ class DigitsNetwork(nn.Module):
         super().__init__()
         self.config = c = config or NetworkConfig()
         (wide, deep), (n_wide, n_deep), e = c.channels, c.blocks, c.embedding
-        # time spans [-1.6, 1.1]; up to one period over ~0.4 of it: finer features would only roughen d/dtime
-        self.register_buffer("frequencies", torch.logspace(0, math.log2(16), c.frequencies, base=2), persistent=False)
+        # time spans [-1.6, 1.1]; up to one period over ~0.4 of it: finer features would only
+        # roughen d/dtime
+        self.register_buffer(
+            "frequencies", torch.logspace(0, math.log2(16), c.frequencies, base=2), persistent=False
+        )
         self.time = nn.Linear(2 * c.frequencies, e)
         self.label = nn.Embedding(CLASSES + 1, e)
         self.mix = nn.Linear(e, e)
@@ -98,7 +122,9 @@ class DigitsNetwork(nn.Module):
 
     def embed(self, time: Tensor, label: Tensor | None) -> Tensor:
         """time [B], label [B] or None -> [B, e]."""
-        angle = time[:, None].to(self.time.weight.dtype) * self.frequencies.to(self.time.weight.dtype)
+        angle = time[:, None].to(self.time.weight.dtype) * self.frequencies.to(
+            self.time.weight.dtype
+        )
         if label is None:
             label = torch.full(time.shape, NULL_LABEL, dtype=torch.int64, device=time.device)
         hidden = self.time(torch.cat([angle.sin(), angle.cos()], dim=1)) + self.label(label)

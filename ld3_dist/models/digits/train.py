@@ -1,12 +1,13 @@
-"""Training of the digits network: EDM's denoising loss (Karras et al. 2022, eq. 8), label dropout, weight averaging.
+"""Training of the digits network: EDM's denoising loss (Karras et al. 2022, eq. 8), label dropout,
+weight averaging.
 
-    L = E_{x_0, sigma, z} (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 |D(x_0 + sigma z, sigma) - x_0|^2
-      = E |F(c_in x, ln(sigma) / 4) - target|^2,      ln sigma ~ N(p_mean, p_std^2)
+    L = E_{x_0, sigma, z} (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 |D(x_0 + sigma z, sigma) -
+      x_0|^2 = E |F(c_in x, ln(sigma) / 4) - target|^2,      ln sigma ~ N(p_mean, p_std^2)
 
-The weight makes the loss on F unweighted, so F is trained directly. ln sigma is stratified over the batch (one draw per
-quantile), which removes most of the loss's variance over noise levels. Labels become the null label with probability
-`dropout` (Ho & Salimans 2022). The averaged weights (EMA) are what is kept.
-"""
+The weight makes the loss on F unweighted, so F is trained directly. ln sigma is stratified over the
+batch (one draw per quantile), which removes most of the loss's variance over noise levels. Labels
+become the null label with probability `dropout` (Ho & Salimans 2022). The averaged weights (EMA)
+are what is kept."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from .network import NULL_LABEL, DigitsNetwork, NetworkConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the network is trained; lr falls from its value to zero as a cosine after `warmup` steps."""
+    """How the network is trained; after `warmup` steps lr falls to zero as a cosine."""
 
     steps: int = 6000
     batch: int = 256
@@ -49,7 +50,9 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """One training step: its number, the running mean of the loss, seconds so far, the averaged network."""
+    """One training step: its number, the running mean of the loss, seconds so far, the averaged
+    network.
+    """
 
     step: int
     loss: float
@@ -65,11 +68,17 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 def draw_sigma(config: TrainConfig, generator: torch.Generator) -> Tensor:
     """Log-normal noise levels [batch], one per quantile of the batch."""
-    quantile = (torch.arange(config.batch) + torch.rand(config.batch, generator=generator)) / config.batch
-    return (config.p_mean + config.p_std * torch.special.ndtri(quantile.clamp(1e-6, 1 - 1e-6))).exp()
+    quantile = (
+        torch.arange(config.batch) + torch.rand(config.batch, generator=generator)
+    ) / config.batch
+    return (
+        config.p_mean + config.p_std * torch.special.ndtri(quantile.clamp(1e-6, 1 - 1e-6))
+    ).exp()
 
 
-def denoising_loss(net: nn.Module, x_0: Tensor, sigma: Tensor, z: Tensor, label: Tensor, sigma_data: float) -> Tensor:
+def denoising_loss(
+    net: nn.Module, x_0: Tensor, sigma: Tensor, z: Tensor, label: Tensor, sigma_data: float
+) -> Tensor:
     """Mean squared error of F against its target, over a batch x_0 [B, 1, 8, 8], sigma [B]."""
     s = sigma[:, None, None, None]
     total = s**2 + sigma_data**2
@@ -78,8 +87,12 @@ def denoising_loss(net: nn.Module, x_0: Tensor, sigma: Tensor, z: Tensor, label:
     return (net(x / total.sqrt(), sigma.log() / 4, label) - target).square().mean()
 
 
-def train_network(config: TrainConfig, sizes: NetworkConfig | None = None) -> Iterator[TrainProgress]:
-    """Train from scratch, yielding after every step. The same seed, device kind and torch version give the same run."""
+def train_network(
+    config: TrainConfig, sizes: NetworkConfig | None = None
+) -> Iterator[TrainProgress]:
+    """Train from scratch, yielding after every step. The same seed, device kind and torch version
+    give the same run.
+    """
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     images, labels = digits_reference()
@@ -97,7 +110,10 @@ def train_network(config: TrainConfig, sizes: NetworkConfig | None = None) -> It
         position += config.batch
         label = labels[index].clone()
         label[torch.rand(config.batch, generator=generator) < config.dropout] = NULL_LABEL
-        sigma, z = draw_sigma(config, generator), torch.randn(config.batch, *images.shape[1:], generator=generator)
+        sigma, z = (
+            draw_sigma(config, generator),
+            torch.randn(config.batch, *images.shape[1:], generator=generator),
+        )
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         batch = [tensor.to(config.device) for tensor in (images[index], sigma, z, label)]

@@ -1,8 +1,8 @@
-"""Training of the digits classifier: cross-entropy on four fifths of the data, with shifts of a pixel and noise.
+"""Training of the digits classifier: cross-entropy on four fifths of the data, with shifts of a
+pixel and noise.
 
-Noise of a random strength makes the features vary smoothly around the data, which is what a distance between an image
-and its slightly wrong copy needs.
-"""
+Noise of a random strength makes the features vary smoothly around the data, which is what a
+distance between an image and its slightly wrong copy needs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class ClassifierConfig:
 
 @dataclass(frozen=True)
 class ClassifierProgress:
-    """One epoch: its number, mean training loss, accuracy on the held-out fifth, seconds so far, the network."""
+    """One epoch: its number, mean training loss, accuracy on the held-out fifth, seconds so far,
+    the network.
+    """
 
     epoch: int
     loss: float
@@ -55,7 +57,9 @@ def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def augment(images: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """Shift the batch by up to one pixel (background enters), a third of it, and add noise of uniform strength."""
+    """Shift the batch by up to one pixel (background enters), a third of it, and add noise of
+    uniform strength.
+    """
     moved = images.clone()
     dx, dy = (int(v) for v in torch.randint(-1, 2, (2,), generator=generator))
     some = torch.rand(len(images), generator=generator) < 1 / 3
@@ -88,4 +92,6 @@ def train_classifier(config: ClassifierConfig) -> Iterator[ClassifierProgress]:
             optimizer.step()
             losses.append(float(loss.detach()))
         held = accuracy(net.eval(), test_images, test_labels)
-        yield ClassifierProgress(epoch + 1, sum(losses) / len(losses), held, time.perf_counter() - start, net)
+        yield ClassifierProgress(
+            epoch + 1, sum(losses) / len(losses), held, time.perf_counter() - start, net
+        )

@@ -1,1 +1,3 @@
-"""EDM checkpoints (Karras et al. 2022): read without executing them, and run in networks of our own."""
+"""EDM checkpoints (Karras et al. 2022): read without executing them, and run in networks of our
+own.
+"""

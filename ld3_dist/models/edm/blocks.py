@@ -1,11 +1,13 @@
 """The parts of EDM's U-Nets: resampling convolutions, the residual block, embeddings of time.
 
-A block is   h = conv1(silu(affine(norm1(conv0(silu(norm0(x)))))))   with the embedding e [B, E] entering as a shift
-(DDPM++, NCSN++) or as a scale and a shift (ADM), then  s (h + skip(x)),  then, where there is attention,
+A block is   h = conv1(silu(affine(norm1(conv0(silu(norm0(x)))))))   with the embedding e [B, E]
+             entering as a shift
+(DDPM++, NCSN++) or as a scale and a shift (ADM), then  s (h + skip(x)),  then, where there is
+attention,
 s (x + proj(attention(qkv(norm2(x))))).  Dropout does nothing when sampling and is left out.
 
-Names of parameters are those of the published checkpoints (Karras et al. 2022), which load strictly.
-"""
+Names of parameters are those of the published checkpoints (Karras et al. 2022), which load
+strictly."""
 
 from __future__ import annotations
 
@@ -42,19 +44,25 @@ class Conv(nn.Module):
         super().__init__()
         self.resample, self.filter_last = resample, filter_last
         if kernel:
-            self.weight = nn.Parameter(torch.randn(c_out, c_in, kernel, kernel) / math.sqrt(c_in * kernel**2))
+            self.weight = nn.Parameter(
+                torch.randn(c_out, c_in, kernel, kernel) / math.sqrt(c_in * kernel**2)
+            )
             self.bias = nn.Parameter(torch.zeros(c_out))
         self.kernel = kernel
         if resample:
             line = torch.tensor(taps, dtype=torch.float32)
-            self.register_buffer("resample_filter", torch.outer(line, line)[None, None] / line.sum() ** 2)
+            self.register_buffer(
+                "resample_filter", torch.outer(line, line)[None, None] / line.sum() ** 2
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Filter, then convolve (or the other way round)."""
         pad = self.kernel // 2
         if self.filter_last:
             margin = (self.resample_filter.shape[-1] - 1) // 2
-            return self._filter(functional.conv2d(x, self.weight, self.bias, padding=pad + margin), margin=0)
+            return self._filter(
+                functional.conv2d(x, self.weight, self.bias, padding=pad + margin), margin=0
+            )
         if self.resample:
             x = self._filter(x, margin=(self.resample_filter.shape[-1] - 1) // 2)
         return functional.conv2d(x, self.weight, self.bias, padding=pad) if self.kernel else x
@@ -63,7 +71,9 @@ class Conv(nn.Module):
         channels = x.shape[1]
         kernel = self.resample_filter.to(x.dtype).expand(channels, 1, -1, -1)
         if self.resample == "up":
-            return functional.conv_transpose2d(x, 4 * kernel, groups=channels, stride=2, padding=margin)
+            return functional.conv_transpose2d(
+                x, 4 * kernel, groups=channels, stride=2, padding=margin
+            )
         return functional.conv2d(x, kernel, groups=channels, stride=2, padding=margin)
 
 
@@ -86,10 +96,12 @@ class SwappedLinear(nn.Linear):
 class BlockStyle:
     """What distinguishes the blocks of the two families.
 
-    embedding: width of e.  head: channels per attention head, 0 for one head of all.  scale: factor s after each
-    residual sum.  eps: of the normalisations.  adaptive: e enters as scale and shift, not as shift alone.
-    project: resampled skips have a 1x1 convolution even when the number of channels stays.  taps: resampling filter.
-    """
+    embedding: width of e.  head: channels per attention head, 0 for one head of all.  scale: factor
+                            s after each
+    residual sum.  eps: of the normalisations.  adaptive: e enters as scale and shift, not as shift
+                   alone.
+    project: resampled skips have a 1x1 convolution even when the number of channels stays.  taps:
+    resampling filter."""
 
     embedding: int
     head: int
@@ -103,7 +115,9 @@ class BlockStyle:
 class Block(nn.Module):
     """Residual block x [B, c_in, h, w], e [B, E] -> [B, c_out, h', w']."""
 
-    def __init__(self, c_in: int, c_out: int, style: BlockStyle, resample: str = "", attention: bool = False) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, style: BlockStyle, resample: str = "", attention: bool = False
+    ) -> None:
         super().__init__()
         self.c_in, self.c_out, self.style = c_in, c_out, style
         self.norm0 = Norm(c_in, style.eps)
@@ -113,7 +127,9 @@ class Block(nn.Module):
         self.conv1 = Conv(c_out, c_out, 3)
         self.skip: Conv | None = None
         if c_in != c_out or resample:
-            self.skip = Conv(c_in, c_out, 1 if style.project or c_in != c_out else 0, resample, style.taps)
+            self.skip = Conv(
+                c_in, c_out, 1 if style.project or c_in != c_out else 0, resample, style.taps
+            )
         self.heads = (c_out // style.head if style.head else 1) if attention else 0
         if self.heads:
             self.norm2 = Norm(c_out, style.eps)

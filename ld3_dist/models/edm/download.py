@@ -1,4 +1,6 @@
-"""Checkpoints by URL: downloaded once, into $LD3_DIST_CACHE or ~/.cache/ld3_dist, under the hash of the URL."""
+"""Checkpoints by URL: downloaded once, into $LD3_DIST_CACHE or ~/.cache/ld3_dist, under the hash of
+the URL.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,17 @@
-"""`edm:FILE`: an EDM checkpoint as a Denoiser. FILE is a .pkl, a .safetensors written by `convert`, or an http(s) URL.
+"""`edm:FILE`: an EDM checkpoint as a Denoiser. FILE is a .pkl, a .safetensors written by `convert`,
+or an http(s) URL.
 
-A checkpoint's outermost class says what its network F predicts, in the variance-exploding frame x = x_0 + sigma z:
+A checkpoint's outermost class says what its network F predicts, in the variance-exploding frame x =
+x_0 + sigma z:
 
     EDMPrecond   D = c_skip x + c_out F(c_in x, ln(sigma) / 4)                 sigma in [0.002, 80]
-    VPPrecond    D = x - sigma F(x / sqrt(sigma^2 + 1), (M - 1) t)       sigma(t) of VPLinear(beta_min, + beta_d)
+    VPPrecond    D = x - sigma F(x / sqrt(sigma^2 + 1), (M - 1) t)       sigma(t) of
+                 VPLinear(beta_min, + beta_d)
     VEPrecond    D = x + sigma F(x, ln(sigma / 2))                             sigma in [0.02, 100]
 
-(Karras et al. 2022, table 1). The second is a noise predictor of a variance-preserving process in t, and is sampled as
-such; in the third -F predicts the noise. Labels are int64 [B]; NO_LABEL stands for no class, a vector of zeros.
-"""
+(Karras et al. 2022, table 1). The second is a noise predictor of a variance-preserving process in
+t, and is sampled as such; in the third -F predicts the noise. Labels are int64 [B]; NO_LABEL stands
+for no class, a vector of zeros."""
 
 from __future__ import annotations
 
@@ -25,13 +28,7 @@ from torch.nn import functional
 from ...core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser, map_condition
 from ...core.errors import InputError, unknown
 from ...core.noise import EDM, NoiseSchedule, VPLinear
-from ..loaded import (
-    LoadedModel,
-    ModelOptions,
-    on_classes,
-    place,
-    weights_hash,
-)
+from ..loaded import Model, ModelOptions, needs_name, on_classes, to_device, weights_hash
 from ..weights import load_weights, read_tensors, save_tensors
 from .download import fetch
 from .unet import DhariwalUNet, SongUNet, UNetConfig
@@ -40,11 +37,25 @@ from .unpickle import Checkpoint, read_pickle
 KIND = "edm"
 PUBLISHED = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 NO_LABEL = -1
-NETWORKS: dict[str, type[SongUNet] | type[DhariwalUNet]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+NETWORKS: dict[str, type[SongUNet] | type[DhariwalUNet]] = {
+    "SongUNet": SongUNet,
+    "DhariwalUNet": DhariwalUNet,
+}
 # what a constructor assumes where the checkpoint does not say
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "EDMPrecond": {"model_type": "DhariwalUNet", "sigma_min": 0.0, "sigma_max": math.inf, "sigma_data": 0.5},
-    "VPPrecond": {"model_type": "SongUNet", "beta_d": 19.9, "beta_min": 0.1, "M": 1000, "epsilon_t": 1e-5},
+    "EDMPrecond": {
+        "model_type": "DhariwalUNet",
+        "sigma_min": 0.0,
+        "sigma_max": math.inf,
+        "sigma_data": 0.5,
+    },
+    "VPPrecond": {
+        "model_type": "SongUNet",
+        "beta_d": 19.9,
+        "beta_min": 0.1,
+        "M": 1000,
+        "epsilon_t": 1e-5,
+    },
     "VEPrecond": {"model_type": "SongUNet", "sigma_min": 0.02, "sigma_max": 100.0},
 }
 UNET_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -56,11 +67,17 @@ UNET_DEFAULTS: dict[str, dict[str, Any]] = {
         "attn_resolutions": (32, 16, 8),
     },
 }
-IGNORED = ("dropout", "label_dropout", "use_fp16")  # of no effect when sampling (the dtype is an option here)
+IGNORED = (
+    "dropout",
+    "label_dropout",
+    "use_fp16",
+)  # of no effect when sampling (the dtype is an option here)
 
 
 class EDMNetwork(nn.Module):
-    """The U-Net as a NetworkDenoiser calls it: labels become one-hot vectors, the sign is that of the prediction."""
+    """The U-Net as a NetworkDenoiser calls it: labels become one-hot vectors, the sign is that of
+    the prediction.
+    """
 
     def __init__(self, model: SongUNet | DhariwalUNet, sign: float = 1.0) -> None:
         super().__init__()
@@ -70,9 +87,14 @@ class EDMNetwork(nn.Module):
         """x [B, C, h, w], time [B], condition int64 [B] or None -> [B, C, h, w]."""
         vector = None
         if self.label_dim:
-            label = torch.full((len(x),), NO_LABEL, device=x.device) if condition is None else condition
+            label = (
+                torch.full((len(x),), NO_LABEL, device=x.device) if condition is None else condition
+            )
             if not isinstance(label, Tensor):
-                raise TypeError(f"an EDM network's condition is an int64 tensor of classes, got {type(label).__name__}")
+                raise TypeError(
+                    f"an EDM network's condition is an int64 tensor of classes, got "
+                    f"{type(label).__name__}"
+                )
             # NO_LABEL becomes class 0 of label_dim + 1, and that column is cut off
             vector = functional.one_hot(label + 1, self.label_dim + 1)[:, 1:].to(x.dtype)
         out = self.model(x, time, vector)
@@ -84,7 +106,9 @@ def read_checkpoint(file: Path) -> Checkpoint:
     if not file.is_file():
         published = file.name.startswith("edm-") and file.suffix == ".pkl"
         url = f", edm:{PUBLISHED}{file.name}" if published else ""
-        raise InputError(f"edm checkpoint {file}: file not found; download it, or give its URL{url}")
+        raise InputError(
+            f"edm checkpoint {file}: file not found; download it, or give its URL{url}"
+        )
     if file.suffix == ".safetensors":
         tensors, config = read_tensors(file, KIND, "convert the .pkl again")
         return Checkpoint(config["class_name"], config["arguments"], tensors)
@@ -97,7 +121,12 @@ def convert(source: Path, target: Path) -> None:
     The network is built and filled first, so that what is written loads.
     """
     checkpoint = read_checkpoint(source)
-    load_weights(build_network(checkpoint, source), checkpoint.tensors, source, "the checkpoint is of another network")
+    load_weights(
+        build_network(checkpoint, source),
+        checkpoint.tensors,
+        source,
+        "the checkpoint is of another network",
+    )
     config = {"class_name": checkpoint.class_name, "arguments": _plain(checkpoint.arguments)}
     save_tensors(target, checkpoint.tensors, KIND, config)
 
@@ -110,21 +139,32 @@ def build_network(checkpoint: Checkpoint, file: Path) -> EDMNetwork:
         raise unknown(f"network (model_type) of {file}", name, tuple(NETWORKS))
     names = {field.name for field in fields(UNetConfig)}
     given = {key: value for key, value in checkpoint.arguments.items() if key in names}
-    extra = set(checkpoint.arguments) - names - set(DEFAULTS[checkpoint.class_name]) - {*IGNORED, "img_channels"}
+    extra = (
+        set(checkpoint.arguments)
+        - names
+        - set(DEFAULTS[checkpoint.class_name])
+        - {*IGNORED, "img_channels"}
+    )
     if extra:
         raise InputError(
-            f"{file}: argument {min(extra)!r} of {checkpoint.class_name} is not known; an older file format?"
+            f"{file}: argument {min(extra)!r} of {checkpoint.class_name} is not known; an older "
+            f"file format?"
         )
     channels = known["img_channels"]
     try:
-        config = UNetConfig(**{**UNET_DEFAULTS[name], **given, "in_channels": channels, "out_channels": channels})
+        config = UNetConfig(
+            **{**UNET_DEFAULTS[name], **given, "in_channels": channels, "out_channels": channels}
+        )
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
-    return EDMNetwork(NETWORKS[name](config), sign=-1.0 if checkpoint.class_name == "VEPrecond" else 1.0)
+    return EDMNetwork(
+        NETWORKS[name](config), sign=-1.0 if checkpoint.class_name == "VEPrecond" else 1.0
+    )
 
 
-def open_edm(rest: str, options: ModelOptions) -> LoadedModel:
+def open_edm(rest: str, options: ModelOptions) -> Model:
     """The model behind `edm:{rest}`."""
+    needs_name(rest, "edm", "a file or URL")
     file = fetch(rest) if rest.startswith(("http://", "https://")) else Path(rest).expanduser()
     spec = f"edm:{rest}"
     checkpoint = read_checkpoint(file)
@@ -135,22 +175,32 @@ def open_edm(rest: str, options: ModelOptions) -> LoadedModel:
     noise, prediction, time = _process(checkpoint.class_name, known)
     shape = (known["img_channels"], known["img_resolution"], known["img_resolution"])
     denoiser: Denoiser = NetworkDenoiser(
-        place(net, options), noise, shape, prediction, time, known.get("sigma_data", 0.5), dtype=options.torch_dtype
+        to_device(net, options),
+        noise,
+        shape,
+        prediction,
+        time,
+        known.get("sigma_data", 0.5),
+        dtype=options.torch_dtype,
     )
     label_dim = int(known.get("label_dim", 0))
     conditioning = on_classes(label_dim, options, spec)
     conditional = conditioning.guidance is not None
     if label_dim and not known.get("label_dropout") and (options.guided or not conditional):
         raise InputError(
-            f"model {spec!r} was trained with label_dropout=0 and never saw a sample without its class: "
-            f"guidance={options.guidance}, conditional={options.conditional} do not apply to it; remove them"
+            f"model {spec!r} was trained with label_dropout=0 and never saw a sample without its "
+            f"class: "
+            f"guidance={options.guidance}, conditional={options.conditional} do not apply to it; "
+            f"remove them"
         )
     if conditional and options.guided:
         denoiser = Guided(denoiser, float(options.guidance or 0), _no_label)
-    return LoadedModel(
+    return Model(
         denoiser=denoiser,
         id=spec,
-        hash=weights_hash(checkpoint.tensors, {"class": checkpoint.class_name, **_plain(checkpoint.arguments)}),
+        hash=weights_hash(
+            checkpoint.tensors, {"class": checkpoint.class_name, **_plain(checkpoint.arguments)}
+        ),
         conditioning=conditioning.name,
         draw_condition=conditioning.draw,
         guidance=conditioning.guidance,
@@ -167,29 +217,45 @@ def _load(net: EDMNetwork, tensors: dict[str, Tensor], file: Path) -> None:
     wanted = net.state_dict()
     for name in wanted:
         if name not in tensors:
-            raise InputError(f"{file}: tensor {name!r} is missing; the file is damaged or of another architecture")
+            raise InputError(
+                f"{file}: tensor {name!r} is missing; the file is damaged or of another "
+                f"architecture"
+            )
     for name, tensor in tensors.items():
         if name in wanted and wanted[name].shape != tensor.shape:
             need, found = tuple(wanted[name].shape), tuple(tensor.shape)
-            raise InputError(f"{file}: tensor {name!r} has shape {found}, the architecture it names needs {need}")
+            raise InputError(
+                f"{file}: tensor {name!r} has shape {found}, the architecture it names needs {need}"
+            )
         if name not in wanted:
-            raise InputError(f"{file}: tensor {name!r} has no place in the architecture the file names")
+            raise InputError(
+                f"{file}: tensor {name!r} has no place in the architecture the file names"
+            )
     net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
 
 
 def _settings(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
-    """Arguments over defaults; InputError for a class that is not one of EDM's, or arguments that are missing."""
+    """Arguments over defaults; InputError for a class that is not one of EDM's, or arguments that
+    are missing.
+    """
     if checkpoint.class_name not in DEFAULTS:
         raise unknown(f"preconditioning of {file}", checkpoint.class_name, tuple(DEFAULTS))
     known = {**DEFAULTS[checkpoint.class_name], **checkpoint.arguments}
     for key in ("img_resolution", "img_channels"):
         if not isinstance(known.get(key), int) or known[key] < 1:
-            raise InputError(f"{file}: argument {key}={known.get(key)!r} of {checkpoint.class_name} is not a size")
+            raise InputError(
+                f"{file}: argument {key}={known.get(key)!r} of {checkpoint.class_name} is not a "
+                f"size"
+            )
     return known
 
 
-def _process(name: str, known: dict[str, Any]) -> tuple[NoiseSchedule, str, Callable[[Tensor], Tensor] | None]:
-    """(noise schedule, kind of prediction, network time). Ends of the range are those the published samplers use."""
+def _process(
+    name: str, known: dict[str, Any]
+) -> tuple[NoiseSchedule, str, Callable[[Tensor], Tensor] | None]:
+    """(noise schedule, kind of prediction, network time). Ends of the range are those the published
+    samplers use.
+    """
     if name == "EDMPrecond":
         return EDM(max(0.002, known["sigma_min"]), min(80.0, known["sigma_max"])), "edm", None
     if name == "VPPrecond":
@@ -204,4 +270,7 @@ def _no_label(condition: Condition) -> Condition:
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments as JSON keeps them, so that a converted file hashes as its source."""
-    return {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in arguments.items()}
+    return {
+        key: list(value) if isinstance(value, (list, tuple)) else value
+        for key, value in arguments.items()
+    }

@@ -1,12 +1,13 @@
 """The two U-Net families of EDM's checkpoints, as F(x [B, C, h, w], time [B], class vector [B, L]).
 
-    SongUNet       DDPM++ (positional time, plain encoder) and NCSN++ (Fourier time, and a residual path that feeds a
-                   filtered, convolved copy of the input into every resolution); Song et al. 2021, arXiv 2011.13456
+    SongUNet       DDPM++ (positional time, plain encoder) and NCSN++ (Fourier time, and a residual
+                   path that feeds a filtered, convolved copy of the input into every resolution);
+                   Song et al. 2021, arXiv 2011.13456
     DhariwalUNet   ADM; Dhariwal & Nichol 2021, arXiv 2105.05233
 
-Both walk down the resolutions and up again, a list of skips between them. Each step of the walk is a module of `enc` or
-`dec`, named `{resolution}x{resolution}_{step}` in the checkpoints, and so here.
-"""
+Both walk down the resolutions and up again, a list of skips between them. Each step of the walk is
+a module of `enc` or `dec`, named `{resolution}x{resolution}_{step}` in the checkpoints, and so
+here."""
 
 from __future__ import annotations
 
@@ -54,11 +55,13 @@ class UNetConfig:
                 raise unknown(f"{key} of a SongUNet", getattr(self, key), known)
         if self.img_resolution >> (len(self.channel_mult) - 1) < 1 or not self.channel_mult:
             raise InputError(
-                f"U-Net: resolution {self.img_resolution} is too small for {len(self.channel_mult)} levels"
+                f"U-Net: resolution {self.img_resolution} is too small for "
+                f"{len(self.channel_mult)} levels"
             )
         if self.model_channels < 4 or self.model_channels % 4 or self.num_blocks < 1:
             raise InputError(
-                f"U-Net: model_channels={self.model_channels}, num_blocks={self.num_blocks} make no network"
+                f"U-Net: model_channels={self.model_channels}, num_blocks={self.num_blocks} make "
+                f"no network"
             )
 
     @property
@@ -74,15 +77,25 @@ class SongUNet(nn.Module):
         super().__init__()
         self.config = c = config
         taps = tuple(c.resample_filter)
-        style = BlockStyle(c.embedding, 0, math.sqrt(0.5), 1e-6, adaptive=False, project=True, taps=taps)
+        style = BlockStyle(
+            c.embedding, 0, math.sqrt(0.5), 1e-6, adaptive=False, project=True, taps=taps
+        )
         width = c.model_channels * c.channel_mult_noise
         self.map_noise = (
-            Positional(width, endpoint=True, sine_first=True) if c.embedding_type == "positional" else Fourier(width)
+            Positional(width, endpoint=True, sine_first=True)
+            if c.embedding_type == "positional"
+            else Fourier(width)
         )
         self.map_label = SwappedLinear(c.label_dim, width) if c.label_dim else None
-        # trained on augmented images, sampled without: the zero label adds nothing, its weights are only carried along
-        self.map_augment = SwappedLinear(c.augment_dim, width, bias=False) if c.augment_dim else None
-        self.map_layer0, self.map_layer1 = SwappedLinear(width, c.embedding), SwappedLinear(c.embedding, c.embedding)
+        # trained on augmented images, sampled without: the zero label adds nothing, its weights are
+        # only carried along
+        self.map_augment = (
+            SwappedLinear(c.augment_dim, width, bias=False) if c.augment_dim else None
+        )
+        self.map_layer0, self.map_layer1 = (
+            SwappedLinear(width, c.embedding),
+            SwappedLinear(c.embedding, c.embedding),
+        )
         first = c.model_channels
         self.enc, skips, channels = _encoder(c, style, first, residual=c.encoder_type == "residual")
         self.dec, channels = _decoder(c, style, skips, channels, attend_all=False)
@@ -91,7 +104,9 @@ class SongUNet(nn.Module):
         self.dec[f"{top}_aux_conv"] = Conv(channels, c.out_channels, 3)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """x [B, C, h, w], time [B], label [B, label_dim] (one-hot; zeros for no class) -> [B, C', h, w]."""
+        """x [B, C, h, w], time [B], label [B, label_dim] (one-hot; zeros for no class) -> [B, C',
+        h, w].
+        """
         e = self.map_noise(time)
         if self.map_label is not None:
             assert label is not None
@@ -121,9 +136,16 @@ class DhariwalUNet(nn.Module):
         style = BlockStyle(c.embedding, 64, 1.0, 1e-5, adaptive=True, project=False, taps=(1, 1))
         width = c.model_channels
         self.map_noise = Positional(width, endpoint=False, sine_first=False)
-        self.map_augment = SwappedLinear(c.augment_dim, width, bias=False) if c.augment_dim else None
-        self.map_layer0, self.map_layer1 = SwappedLinear(width, c.embedding), SwappedLinear(c.embedding, c.embedding)
-        self.map_label = SwappedLinear(c.label_dim, c.embedding, bias=False) if c.label_dim else None
+        self.map_augment = (
+            SwappedLinear(c.augment_dim, width, bias=False) if c.augment_dim else None
+        )
+        self.map_layer0, self.map_layer1 = (
+            SwappedLinear(width, c.embedding),
+            SwappedLinear(c.embedding, c.embedding),
+        )
+        self.map_label = (
+            SwappedLinear(c.label_dim, c.embedding, bias=False) if c.label_dim else None
+        )
         self.enc, skips, channels = _encoder(c, style, width * c.channel_mult[0], residual=False)
         self.dec, channels = _decoder(c, style, skips, channels, attend_all=True)
         self.out_norm, self.out_conv = Norm(channels, 1e-5), Conv(channels, c.out_channels, 3)
@@ -148,7 +170,9 @@ def _join(block: nn.Module, x: Tensor, skips: list[Tensor], e: Tensor) -> Tensor
     return block(x if x.shape[1] == block.c_in else cat([x, skips.pop()], dim=1), e)
 
 
-def _encoder(c: UNetConfig, style: BlockStyle, first: int, residual: bool) -> tuple[nn.ModuleDict, list[int], int]:
+def _encoder(
+    c: UNetConfig, style: BlockStyle, first: int, residual: bool
+) -> tuple[nn.ModuleDict, list[int], int]:
     """(modules in the order of the walk, channels of the skips they leave, channels at the end)."""
     enc = nn.ModuleDict()
     skips, channels, side = [first], first, c.in_channels
@@ -161,11 +185,15 @@ def _encoder(c: UNetConfig, style: BlockStyle, first: int, residual: bool) -> tu
             enc[f"{at}_down"] = Block(channels, channels, style, "down")
             skips.append(channels)
             if residual:
-                enc[f"{at}_aux_residual"] = Conv(side, channels, 3, "down", style.taps, filter_last=True)
+                enc[f"{at}_aux_residual"] = Conv(
+                    side, channels, 3, "down", style.taps, filter_last=True
+                )
                 side = channels
         for i in range(c.num_blocks):
             width = c.model_channels * mult
-            enc[f"{at}_block{i}"] = Block(channels, width, style, attention=size in c.attn_resolutions)
+            enc[f"{at}_block{i}"] = Block(
+                channels, width, style, attention=size in c.attn_resolutions
+            )
             channels = width
             skips.append(channels)
     return enc, skips, channels

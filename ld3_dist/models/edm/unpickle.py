@@ -1,14 +1,15 @@
 """Reading an EDM checkpoint without running anything in it.
 
-Such a file is a pickle whose objects carry the source text of their own classes, to be executed on loading. What is
-worth having are the class's name, its constructor's arguments and its tensors, and for these nothing has to run:
+Such a file is a pickle whose objects carry the source text of their own classes, to be executed on
+loading. What is worth having are the class's name, its constructor's arguments and its tensors, and
+for these nothing has to run:
 
-    every name the pickle refers to is answered from the table below, by functions of ours that only remember what they
-    are given; no module is ever imported by name; a name that is not in the table ends the reading with an error.
+    every name the pickle refers to is answered from the table below, by functions of ours that only
+    remember what they are given; no module is ever imported by name; a name that is not in the
+    table ends the reading with an error.
 
-A tensor lies in the pickle as bytes of an inner file, read by `torch.load(weights_only=True)`, which holds to the same
-rule. The tree of remembered modules is then flattened to a state dict.
-"""
+A tensor lies in the pickle as bytes of an inner file, read by `torch.load(weights_only=True)`,
+which holds to the same rule. The tree of remembered modules is then flattened to a state dict."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ INERT_PREFIXES = ("torch.nn.modules.", "torch_utils.", "training.", "dnnlib.")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file says: the class of the outermost module, its constructor's arguments, and its tensors by name."""
+    """What a file says: the class of the outermost module, its constructor's arguments, and its
+    tensors by name.
+    """
 
     class_name: str
     arguments: dict[str, Any]
@@ -37,13 +40,17 @@ class Checkpoint:
 
 
 class Remembered:
-    """An object of the pickle: what it was called, built from and filled with. Nothing of its class is loaded."""
+    """An object of the pickle: what it was called, built from and filled with. Nothing of its class
+    is loaded.
+    """
 
     origin = ""
     state: dict[str, Any]
 
     def __new__(cls, *_: Any) -> Remembered:
-        """A pickle may fill an object that it never initialises, so there is a state from the first."""
+        """A pickle may fill an object that it never initialises, so there is a state from the
+        first.
+        """
         made = super().__new__(cls)
         made.state = {}
         return made
@@ -108,9 +115,15 @@ def _storage(data: bytes) -> Any:
     return storage
 
 
-def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+def _tensor(
+    storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> Tensor:
     untyped = storage._untyped_storage  # the public spelling warns of its own deprecation
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if all(size) else offset - 1
+    last = (
+        offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+        if all(size)
+        else offset - 1
+    )
     if min(offset, *size, *stride, 0) < 0 or (last + 1) * storage.dtype.itemsize > untyped.nbytes():
         raise pickle.UnpicklingError(f"a tensor of size {tuple(size)} reaches beyond its storage")
     return torch.empty(0, dtype=storage.dtype).set_(untyped, offset, tuple(size), tuple(stride))
@@ -139,7 +152,10 @@ ALLOWED: dict[str, Any] = {
     "_codecs.encode": _bytes_from_text,
     "torch.Size": tuple,
     "torch.device": Remembered,
-    **{f"torch.{name}": getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64", "int64")},
+    **{
+        f"torch.{name}": getattr(torch, name)
+        for name in ("float16", "bfloat16", "float32", "float64", "int64")
+    },
 }
 
 
@@ -163,27 +179,34 @@ class Forbidden(Exception):
 def read_pickle(file: Path) -> Checkpoint:
     """The averaged ("ema") network of an EDM pickle.
 
-    Raises InputError, naming the file: it refers to something no such checkpoint needs (nothing was executed), is
-    truncated or no pickle, or holds no network.
-    """
+    Raises InputError, naming the file: it refers to something no such checkpoint needs (nothing was
+    executed), is truncated or no pickle, or holds no network."""
     try:
         with file.open("rb") as opened:
             content = _Reader(opened).load()
     except Forbidden as error:
         raise InputError(
-            f"{file}: this pickle refers to {error}, which no EDM checkpoint needs and which could run code; nothing "
-            "in it was executed. Get the file from its publisher again, or have its owner convert it to safetensors"
+            f"{file}: this pickle refers to {error}, which no EDM checkpoint needs and which "
+            f"could run code; nothing "
+            "in it was executed. Get the file from its publisher again, or have its owner "
+            "convert it to safetensors"
         ) from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error})") from error
     except (EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{file}: truncated, or not an EDM pickle ({error}); download it again") from error
+        raise InputError(
+            f"{file}: truncated, or not an EDM pickle ({error}); download it again"
+        ) from error
     except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
-        raise InputError(f"{file}: damaged, or not an EDM pickle ({type(error).__name__}: {error})") from error
+        raise InputError(
+            f"{file}: damaged, or not an EDM pickle ({type(error).__name__}: {error})"
+        ) from error
     root = content.get("ema", content.get("net")) if isinstance(content, dict) else content
     if not isinstance(root, Remembered) or not root.origin:
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{file}: holds no network under 'ema' (found: {found}); give a network snapshot")
+        raise InputError(
+            f"{file}: holds no network under 'ema' (found: {found}); give a network snapshot"
+        )
     tensors: dict[str, Tensor] = {}
     _flatten(root, "", tensors)
     return Checkpoint(root.origin, _arguments(root, file), tensors)
@@ -193,9 +216,14 @@ def _arguments(root: Remembered, file: Path) -> dict[str, Any]:
     names = ("img_resolution", "img_channels", "label_dim", "use_fp16")
     positional, named = root.state.get("_init_args"), root.state.get("_init_kwargs")
     if positional is None or named is None:
-        raise InputError(f"{file}: the network's constructor arguments (_init_args, _init_kwargs) are missing")
+        raise InputError(
+            f"{file}: the network's constructor arguments (_init_args, _init_kwargs) are missing"
+        )
     if len(positional) > len(names):
-        raise InputError(f"{file}: {len(positional)} positional constructor arguments; at most {len(names)} are known")
+        raise InputError(
+            f"{file}: {len(positional)} positional constructor arguments; at most {len(names)} "
+            f"are known"
+        )
     return {**dict(zip(names, positional, strict=False)), **named}
 
 

@@ -1,0 +1,284 @@
+"""`ld3-dist`: sweeps, single schedules, reports.
+
+Exit codes: 0 done, 1 something failed and is recorded, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..core.errors import InputError
+from .console import console
+from .learn import learn
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Learn where a few-step diffusion solver should put its steps. "
+    "`sweep` does it on a cluster, `learn` for one model.",
+)
+ExperimentFile = Annotated[
+    Path,
+    typer.Argument(help="YAML of the experiment; experiments/quickstart.yaml is a commented one."),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Folder or object-store URL that keeps everything; runs/<name> if not given.",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray cluster to join, from one of its machines: auto, HOST:PORT. Else Ray runs on "
+        "this machine."
+    ),
+]
+
+
+@app.command()
+def sweep(experiment: ExperimentFile, output: Output = None, address: Address = None) -> None:
+    """Run a whole experiment: teach, search, evaluate, report.
+
+    Every stage does only what is not there yet: interrupt it however you like and run the same
+    command again. Exits with 1 if something failed (it is in the failures table), 2 if the
+    experiment cannot be run as written."""
+    _stages(experiment, output, address, ("teach", "search", "evaluate"))
+
+
+@app.command()
+def teach(experiment: ExperimentFile, output: Output = None, address: Address = None) -> None:
+    """Generate the teacher's pairs only (noise, precise sample), in parallel, in verified shards."""
+    _stages(experiment, output, address, ("teach",))
+
+
+@app.command()
+def evaluate(experiment: ExperimentFile, output: Output = None, address: Address = None) -> None:
+    """Sample the best schedules and the baselines of a finished search and score them."""
+    _stages(experiment, output, address, ("teach", "evaluate"))
+
+
+def _stages(
+    experiment: Path, output: str | None, address: str | None, stages: tuple[str, ...]
+) -> None:
+    from ..cluster.sweep import Sweep
+    from ..experiment import load_experiment
+    from ..store.storage import open_storage
+    from .display import show as show_events
+
+    settings = load_experiment(experiment)
+    place = output or f"runs/{settings.name}"
+    run = Sweep(settings, open_storage(place), address, stages)
+    again = " ".join(["ld3-dist", *sys.argv[1:]])
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        show_events(run.run(), console)
+    except KeyboardInterrupt:
+        console.print(
+            f"\nInterrupted; everything finished is kept in {place}. Go on with:\n  {again}",
+            highlight=False,
+            markup=False,
+        )
+        raise typer.Exit(1) from None
+    except RuntimeError as error:
+        console.print(
+            f"[red]Stopped:[/red] {escape(str(error))}\nGo on with:\n  {escape(again)}",
+            highlight=False,
+        )
+        raise typer.Exit(1) from None
+    lost = _finish(place) if "evaluate" in stages or "search" in stages else []
+    if run.failures:
+        console.print(
+            f"[yellow]{run.failures} tasks failed[/yellow]: see {place}/failures; the same "
+            f"command tries them again"
+        )
+    if run.failures or lost:
+        raise typer.Exit(1)
+
+
+def _finish(place: str) -> list[str]:
+    from ..report import write_report
+    from .display import print_summary
+
+    lost = print_summary(place, console)
+    paths = write_report(place)
+    console.print(f"Report: {paths.html}", highlight=False, soft_wrap=True)
+    return lost
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@app.command()
+def report(
+    results: Annotated[str, typer.Argument(help="Output folder (or URL) of a sweep.")],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", help="Where to write the page; <results>/report if not given."
+        ),
+    ] = None,
+) -> None:
+    """Write the HTML page, figures and Markdown table of a sweep from its result tables alone."""
+    from ..report import write_report
+    from .display import print_summary
+
+    print_summary(results, console)
+    paths = write_report(results, output) if output else write_report(results)
+    console.print(f"Report: {paths.html}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def show(experiment: ExperimentFile) -> None:
+    """Show a resolved experiment: its cells, trials and members, and what it costs in network
+    evaluations.
+    """
+    import yaml
+
+    from ..experiment import load_experiment
+    from ..tasks.planning import plan_as_far_as_known
+    from .display import print_learning
+
+    settings = load_experiment(experiment)
+    plan, absent = plan_as_far_as_known(settings)
+    fingerprint = "unknown until the weights are there" if absent else plan.fingerprint
+    console.print(
+        yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False),
+        highlight=False,
+    )
+    points, rounds = plan.grid_points(), settings.search.rounds
+    members = len(plan.trial(plan.cells[0], points[0]).members)
+    table = Table(title=f"{settings.name}: {len(plan.cells)} cells, fingerprint {fingerprint}")
+    for column in ("cell", "steps", "trials", "members each"):
+        table.add_column(column, justify="left" if column == "cell" else "right")
+    for cell in plan.cells:
+        table.add_row(cell.id, str(cell.steps), str(len(points) * rounds), str(members))
+    console.print(table)
+    print_learning(plan, console)
+    for reason in absent:
+        console.print(
+            f"[yellow]Not there yet:[/yellow] {escape(reason)}", highlight=False, soft_wrap=True
+        )
+    cost = plan.cost()
+    console.print(
+        "Network evaluations (of one sample): "
+        + ", ".join(f"{k} {v:,}" for k, v in cost.items())
+        + f"; all {sum(cost.values()):,}"
+    )
+
+
+app.command("learn")(learn)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="EDM .pkl, or latent-diffusion .ckpt; nothing in it is executed.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(help="Safetensors file to write; for latent diffusion a folder.")
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML of a latent-diffusion checkpoint, e.g. its project's cin256-v2.yaml."
+        ),
+    ] = None,
+) -> None:
+    """Convert an EDM checkpoint to safetensors, or an original latent-diffusion one to a diffusers
+    folder.
+
+    Averaged (EMA) weights are taken where there are any.
+    """
+    if config is None and source.suffix == ".ckpt":
+        raise InputError(
+            f"{source}: a latent-diffusion checkpoint needs its YAML; name it with --config"
+        )
+    if config is None:
+        from ..models.edm.opening import convert as convert_edm
+
+        convert_edm(source, target)
+    else:
+        from ..models.diffusers.latent_diffusion import convert_original
+
+        convert_original(source, config, target)
+    kind = "edm" if config is None else "diffusers"
+    console.print(f"{target}: use it as --model {kind}:{target}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    experiment: ExperimentFile,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="Also check this folder or URL for results."),
+    ] = None,
+) -> None:
+    """Check everything an experiment needs (weights, extras, memory, GPUs, storage) before anything
+    runs.
+
+    Writes and downloads nothing. Exits with 2 if something is missing, and says where to get it.
+    """
+    from ..doctor import examine, print_checks
+    from ..experiment import load_experiment
+
+    if print_checks(examine(load_experiment(experiment), output), console):
+        raise typer.Exit(2)
+
+
+@app.command()
+def export(
+    schedule: Annotated[
+        str, typer.Argument(help="Schedule file (path or URL), as `learn` or a sweep writes it.")
+    ],
+    form: Annotated[
+        str, typer.Option("--format", help="sigmas, timesteps, comfyui or diffusers.")
+    ] = "sigmas",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File, or folder; stdout if not given.")
+    ] = None,
+    pipeline: Annotated[
+        str | None, typer.Option(help="For diffusers: folder or id, if not the model's own.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+) -> None:
+    """Give a schedule to another tool: a plain list of sigmas or timesteps, a line for ComfyUI, a
+    diffusers scheduler.
+
+    A list carries neither network times nor learned coefficients: what exactly is lost is said on
+    stderr. The diffusers format is a folder for `LD3Scheduler.from_pretrained`, and loses nothing.
+    """
+    from ..integrations.export import export as export_as
+
+    found = export_as(schedule, form, out, pipeline, force)
+    typer.echo(f"Written: {out}" if out else found.text)
+    for sentence in found.lost:
+        typer.echo(f"Warning: {sentence}", err=True)
+
+
+def main() -> None:
+    """Entry point: turns bad input into one message and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        Console(stderr=True).print(
+            f"[red]Error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

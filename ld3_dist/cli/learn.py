@@ -1,0 +1,292 @@
+"""`ld3-dist learn`: one schedule for one model, its file, and a picture beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core.errors import InputError
+from .console import console, say, warn
+
+if TYPE_CHECKING:
+    from ..core.learning.pairs import Pairs
+    from ..models import Model
+    from ..schedule.file import Schedule
+
+PICTURES = 8
+"""Samples in the picture."""
+
+
+def learn(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="digits, edm:FILE, diffusers:FOLDER, analytic:NAME or python:FILE.py:NAME."
+        ),
+    ],
+    nfe: Annotated[int, typer.Option(help="Network evaluations of a sample.")],
+    out: Annotated[Path, typer.Option(help="Schedule file to write (JSON).")],
+    solver: Annotated[
+        str | None, typer.Option(help="Student solver; ipndm-3 if not given.")
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option(help="Teacher pairs to learn from; as many again are held out.")
+    ] = 50,
+    teacher: Annotated[
+        str | None, typer.Option(help="Teacher as solver/NFE/grid; unipc-3/20/karras.")
+    ] = None,
+    distance: Annotated[
+        str | None, typer.Option(help="l2 (if not given), l1, feature, lpips-vgg, -alex, -squeeze.")
+    ] = None,
+    procedure: Annotated[
+        str | None, typer.Option(help="default, or paper: the published procedure.")
+    ] = None,
+    gamma: Annotated[
+        float | None,
+        typer.Option(help="Radius of the noise ball, r = gamma d / NFE^2; 0 is hard forcing."),
+    ] = None,
+    coefficients: Annotated[
+        bool | None,
+        typer.Option("--coefficients", help="Learn corrections to the coefficients too."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
+    checkpointing: Annotated[
+        str | None,
+        typer.Option(help="Make activations again instead of keeping them: auto, always, never."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other setting of the procedure, as name=value."),
+    ] = None,
+    start: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Grid to start from, by name, or a schedule file (.json) of the same model with "
+            "any number of evaluations. Several may be given; the best result is kept. The "
+            "procedure's own if not given."
+        ),
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, mps; the GPU if there is one.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of noise and batches.")] = 0,
+    prompts: Annotated[
+        str | None, typer.Option(help="Text file of prompts, one a line, for text models.")
+    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Text file of class numbers to draw.")] = None,
+    trunk: Annotated[str | None, typer.Option(help="Weights file of the network of lpips.")] = None,
+    upsample: Annotated[
+        bool, typer.Option("--upsample", help="Enlarge images too small for lpips.")
+    ] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the network: float32, bfloat16, float16, float64.")
+    ] = None,
+) -> None:
+    """Learn one schedule for one model, here and now (no Ray), and write it and a picture.
+
+    Exits with 1 where learning found nothing better than the best hand-made grid, which is then
+    what the file holds.
+    """
+    from ..schedule.teaching import Diverged
+
+    settings = _given(
+        procedure=procedure,
+        gamma=gamma,
+        coefficients=coefficients,
+        epochs=epochs,
+        checkpointing=checkpointing,
+    )
+    options = _given(
+        device=device, guidance=guidance, prompts=prompts, classes=classes, dtype=dtype
+    )
+    try:
+        schedule = _learn(
+            model,
+            out,
+            pairs,
+            options,
+            lpips=_given(trunk=trunk, upsample=upsample or None),
+            starts=tuple(start or ()),
+            cell=_given(solver=solver, nfe=nfe),
+            how=_given(teacher=teacher, distance=distance),
+            settings=settings | _parsed(setting or []) | {"seed": seed},
+        )
+    except Diverged as error:
+        warn("Diverged", str(error), "red")
+        raise typer.Exit(1) from None
+    if schedule.procedure is None:
+        raise typer.Exit(1)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given; the others keep their one home's default."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _parsed(settings: list[str]) -> dict[str, Any]:
+    """`--set name=value`, with true, false and numbers read as such."""
+    import yaml
+
+    found = {}
+    for text in settings:
+        name, mark, value = text.partition("=")
+        if not mark or not name.isidentifier():
+            raise InputError(f"--set {text!r}: write it as name=value, e.g. --set lr=0.1")
+        try:
+            found[name] = float(value) if _is_float(value) else yaml.safe_load(value)
+        except yaml.YAMLError:
+            found[name] = value
+    return found
+
+
+def _is_float(text: str) -> bool:
+    try:
+        return not text.lstrip("+-").isdigit() and float(text) is not None
+    except ValueError:
+        return False
+
+
+def _learn(
+    spec: str,
+    out: Path,
+    count: int,
+    options: dict[str, Any],
+    *,
+    lpips: dict[str, Any],
+    starts: tuple[str, ...],
+    cell: dict[str, Any],
+    how: dict[str, Any],
+    settings: dict[str, Any],
+) -> Schedule:
+    from ..core.learning.procedure import make_config
+    from ..models import load_model
+    from ..schedule.distances import open_distance
+    from ..schedule.learning import check_student, learn
+    from ..schedule.noise import check_writable
+    from ..schedule.provenance import default_device
+    from ..schedule.starts import check_start
+    from ..schedule.teaching import Teacher, teach
+
+    if count < 2:
+        raise InputError(f"--pairs {count}: at least 2 are needed")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: its folder does not exist; create it or name another")
+    config = make_config(**settings)
+    check_student(cell.get("solver", "ipndm-3"), cell["nfe"])
+    teacher = Teacher.parse(how.get("teacher", str(Teacher())))
+    for name in starts:
+        check_start(name)
+    options.setdefault("device", default_device())
+    model = load_model(spec, **options)
+    check_writable(model.noise)
+    name = how.get("distance", "l2")
+    distance = open_distance(name, model, options["device"], **lpips)
+    with console.status("teacher pairs"):
+        pairs = teach(model, 2 * count, seed=config.seed, teacher=teacher)
+    with _Bar(config.epochs, name) as bar:
+        schedule = learn(
+            model,
+            **cell,
+            pairs=pairs,
+            starts=starts,
+            distance=distance,
+            teacher=teacher,
+            on_progress=bar,
+            **settings,
+        )
+    schedule.save(out)
+    _report(schedule, name, out)
+    if picture := draw(model, schedule, pairs[:PICTURES], teacher, name, out.with_suffix(".png")):
+        say(f"Picture: {picture}")
+    return schedule
+
+
+class _Bar:
+    """A progress bar over epochs with the best held-out loss so far."""
+
+    def __init__(self, epochs: int, distance: str) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("learning"),
+            BarColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+        )
+        self.distance = distance
+        self.progress = Progress(*columns, console=console)
+        self.task = self.progress.add_task("learning", total=epochs, state="")
+
+    def __enter__(self) -> _Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, progress: Any) -> None:
+        loss = progress.best_valid.min().item()
+        state = f"held-out {self.distance} {loss:.4g}"
+        self.progress.update(self.task, completed=progress.epoch, state=state)
+
+
+def _report(schedule: Schedule, distance: str, out: Path) -> None:
+    """Say what was learned, against the best hand-made grid."""
+    losses = {n: b["valid_loss"] for n, b in schedule.baselines.items()}
+    usable = {n: loss for n, loss in losses.items() if loss is not None}
+    loss = schedule.losses["valid_loss"] or 0.0
+    text = f"{schedule.solver}, {schedule.nfe} evaluations: held-out {distance} {loss:.4g}"
+    if schedule.procedure is not None:
+        text += f" (started from {schedule.start})"
+    if usable:
+        name, base = min(usable.items(), key=lambda item: item[1])
+        text += f", best hand-made grid ({name}) {base:.4g}: {_verdict(base / max(loss, 1e-300))}"
+    say(text)
+    if schedule.procedure is None:
+        say(
+            f"Learning found nothing better, so {out} holds the hand-made grid {schedule.start}. "
+            f"Try --start {schedule.start}, more --epochs, more --pairs, or --set lr=0.05.",
+            style="bold yellow",
+        )
+    say(f"Schedule: {out}")
+
+
+def _verdict(ratio: float) -> str:
+    if ratio >= 1.05:
+        return f"{ratio:.1f}x better"
+    return "no better" if ratio > 0.95 else f"{1 / ratio:.1f}x worse"
+
+
+def draw(
+    model: Model, schedule: Schedule, few: Pairs, teacher: object, distance: str, picture: Path
+) -> Path | None:
+    """A picture of the same noise: teacher, best hand-made grid, this schedule.
+
+    None where the samples are no images.
+    """
+    from ..core.solver import make_solver
+    from ..report.figures.samples import write_strip
+    from ..schedule.baselines import hand_made
+    from ..schedule.sampling import make_samples
+
+    if len(model.image_shape) != 3 or model.image_shape[0] not in (1, 3):
+        return None
+    losses = {n: b["valid_loss"] for n, b in schedule.baselines.items()}
+    usable = {n: loss for n, loss in losses.items() if loss is not None}
+    name = min(usable, key=lambda n: usable[n], default="log_snr")
+    table = hand_made(name, model, make_solver(schedule.solver), schedule.nfe)[1]
+    rows = {
+        "teacher": few.target,
+        "baseline": make_samples(model, table, few.noise, few.condition),
+        "learned": make_samples(model, schedule.table_for(model), few.noise, few.condition),
+    }
+    notes = {"teacher": str(teacher)}
+    values = {"baseline": usable.get(name), "learned": schedule.losses["valid_loss"]}
+    for kind, value in values.items():
+        notes[kind] = f"{schedule.solver}, {schedule.nfe} NFE\n{distance} {value or 0.0:.3g}"
+    strips = {key: value.float().cpu() for key, value in rows.items()}
+    write_strip(strips, name, picture, notes)
+    return picture

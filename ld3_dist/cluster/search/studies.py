@@ -1,0 +1,101 @@
+"""The studies of all cells as one file that optuna-dashboard opens: OUT/studies.journal, in
+Optuna's journal format.
+
+    optuna-dashboard OUT/studies.journal
+
+It holds finished trials only, and is never read by a sweep: the truth are the rows, from which a
+resumed run makes the file anew, so that nothing can stand in it twice. The file is replaced as a
+whole, so that on every storage it is there complete whenever the driver is killed. A rewrite costs
+time in proportion to the trials so far; between two of them passes at least `EVERY` times what the
+last one took."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import BaseJournalBackend
+from optuna.trial import TrialState, create_trial
+
+from ...store.storage import Storage
+from .searcher import Proposal
+
+NAME = "studies.journal"
+SECONDS = 10.0
+EVERY = 50.0
+
+
+class _Memory(BaseJournalBackend):
+    """The lines of a journal, kept until they are written."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, Any]] = []
+
+    def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
+        return self.logs[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        self.logs.extend(json.loads(json.dumps(logs)))  # as they would come back from a file
+
+
+class StudyMirror:
+    """Copies of the cells' studies, on their way into the file."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage, self.memory = storage, _Memory()
+        self.journal = JournalStorage(self.memory)
+        self.studies: dict[str, optuna.Study] = {}
+        self.new = False
+        self.next = time.monotonic() + SECONDS
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher for a restore we never do."""
+        return {}
+
+    def __call__(self, proposal: Proposal, new: bool) -> None:
+        """A finished trial; `new` if it finished in this run. Writes the file when it is time."""
+        outcome, asked, cell = proposal.outcome, proposal.asked, proposal.spec.cell.id
+        assert outcome is not None
+        numbers = {"trial": proposal.number, "generation": proposal.generation}
+        if cell not in self.studies:
+            self.studies[cell] = optuna.create_study(
+                study_name=cell, direction="minimize", storage=self.journal
+            )
+        good = math.isfinite(outcome.objective)
+        losses = [loss if math.isfinite(loss) else None for loss in outcome.valid]
+        self.studies[cell].add_trial(
+            create_trial(
+                state=TrialState.COMPLETE if good else TrialState.FAIL,
+                value=outcome.objective if good else None,
+                params=asked.params,
+                distributions=asked.distributions,
+                user_attrs={
+                    "key": outcome.key,
+                    "status": outcome.status,
+                    "valid_losses": losses,
+                    **numbers,
+                },
+            )
+        )
+        self.new = self.new or new
+        if time.monotonic() >= self.next:
+            self.write()
+
+    def write(self) -> None:
+        """Replace the file, unless it has it all; a file that cannot be written is merely out of
+        date.
+        """
+        if not self.new and self.storage.exists(NAME):
+            return
+        clock = time.monotonic()
+        body = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in self.memory.logs)
+        with contextlib.suppress(OSError):
+            self.storage.write_bytes(NAME, body.encode())
+            self.new = False
+        self.next = time.monotonic() + max(SECONDS, EVERY * (time.monotonic() - clock))

@@ -1,0 +1,99 @@
+"""Features of images, and the statistics of the images that samples are compared with.
+
+A model may bring its own feature extractor, and its data or statistics of it; metrics and
+distances use them. The types are here so that models and metrics need not import each other.
+
+    m = E f,   C = E (f - m)(f - m)^T        of features f = f(image), [F] and [F, F]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A function from images [B, C, H, W] in [-1, 1] to features [B, F].
+
+    name: for the rows.  hash: of everything that determines the features (the network's weights).
+    features: images -> [B, F], on the images' device.
+    maps: images -> the tensors that a feature distance compares, each [B, F] or [B, C, H, W]; the
+        features alone if not given.
+    differentiable: False where these have no gradient with respect to the images, as of an
+        extractor that rounds them to bytes; it then serves metrics, but no distance.
+    class_scores: features [B, F] -> logits [B, classes] of a classifier, for an Inception score.
+    """
+
+    name: str
+    hash: str
+    features: Callable[[Tensor], Tensor]
+    maps: Callable[[Tensor], Sequence[Tensor]] | None = None
+    class_scores: Callable[[Tensor], Tensor] | None = None
+    differentiable: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("name", "hash"):
+            if not getattr(self, name):
+                raise InputError(f"extractor: {name} is empty; rows are known by it, so give one")
+
+    def compared(self, x: Tensor) -> list[Tensor]:
+        """Images [B, C, H, W] -> the tensors that a feature distance compares."""
+        return [self.features(x)] if self.maps is None else list(self.maps(x))
+
+    def features_of(self, images: Tensor, batch: int = 500) -> Tensor:
+        """Features of images [M, C, H, W] in batches -> [M, F], float32 on the CPU, no gradient."""
+        with torch.no_grad():
+            return torch.cat([self.features(part).float().cpu() for part in images.split(batch)])
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMoments:
+    """Mean [F] and covariance [F, F] of features, float64 on the CPU.
+
+    Raises InputError for sizes that do not fit and for numbers that are not finite.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+    def __post_init__(self) -> None:
+        size = self.mean.numel()
+        if self.mean.shape != (size,) or self.covariance.shape != (size, size):
+            raise InputError(
+                f"moments: mean {tuple(self.mean.shape)} and covariance "
+                f"{tuple(self.covariance.shape)} do not fit; need [F] and [F, F]"
+            )
+        for key in ("mean", "covariance"):
+            value = getattr(self, key)
+            if not torch.isfinite(value).all():
+                raise InputError(f"moments: {key} has numbers that are not finite")
+            object.__setattr__(self, key, value.detach().to("cpu", torch.float64))
+
+    @cached_property
+    def root(self) -> Tensor:
+        """Symmetric square root of the covariance, made once: many sets are compared with one
+        reference.
+        """
+        values, vectors = torch.linalg.eigh((self.covariance + self.covariance.T) / 2)
+        return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Statistics of the images that samples are compared with.
+
+    moments: of all of them.
+    features: [N, F] of as many of them as are known one by one; None where the moments are all.
+    name: for the rows.
+    """
+
+    moments: FeatureMoments
+    features: Tensor | None = None
+    name: str = ""

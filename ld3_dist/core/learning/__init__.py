@@ -1,0 +1,1 @@
+"""Learning a schedule: settings, parameters, objective, and the procedures that move them."""

@@ -1,0 +1,52 @@
+"""LD3: gradient descent on the grid of a solver (arXiv 2405.15506), for K members at once.
+
+With the teacher Psi* and the student Psi_xi, soft teacher forcing in unit-variance noise minimises
+
+    L(xi) = E_{x_T} min_{x' in Ball(x_T, r)} d( Psi_xi(x'), Psi*(x_T) ),    r = gamma d / NFE^2
+
+(section 3.2). `learn` runs a procedure and yields after every epoch: the caller logs, stops, plots,
+or keeps a snapshot to go on from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from .config import LearnConfig
+from .objective import Objective
+from .pairs import Pairs
+from .procedure import Problem, Progress, make_config, procedures
+
+__all__ = ["LearnConfig", "Pairs", "Problem", "Progress", "learn", "make_config"]
+
+
+def learn(
+    problem: Problem,
+    config: LearnConfig | None = None,
+    *,
+    objective: Objective | None = None,
+    resume: tuple[int, dict[str, Tensor]] | None = None,
+) -> Iterator[Progress]:
+    """Learn K schedules; yields after every epoch, first the start itself.
+
+    Args:
+        config: settings of one procedure, from `make_config`; the default procedure's if not given.
+        objective: another loss than the procedure's own.
+        resume: (epoch, snapshot) of a run with the same arguments; learning goes on after that
+            epoch, to the same end.
+
+    Raises InputError for a start that is no grid of the model's noise schedule, bad settings, and a
+    snapshot of another run.
+    """
+    config = config or make_config()
+    run = procedures.get(config.procedure)(problem, config, objective)
+    if resume is None:
+        yield run.validate(0)
+        yield from run.run(1)
+    else:
+        epoch, state = resume
+        run.restore(state)
+        if run.active:
+            yield from run.run(epoch + 1)

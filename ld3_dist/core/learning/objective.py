@@ -1,0 +1,186 @@
+"""The loss of K students on pairs, and its gradients with respect to their tableaux and their
+noise, in bounded memory.
+
+A step differentiates through E network evaluations and the decoder. Kept whole, their activations
+grow with E; recomputed, every evaluation stores its input only and runs twice, so the peak is that
+of one evaluation. Samples are independent, so a call that does not fit is split into micro-batches
+whose gradients add up to the same numbers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..denoiser import Denoiser, map_condition
+from ..distance import Distance
+from ..errors import InputError
+from ..memory import free_memory, out_of_memory
+from ..sample import initial_state, sample
+from ..solver import Tableau
+from .pairs import Pairs
+
+SAFE = 0.8
+"""Share of the free memory that activations may fill before they are recomputed."""
+
+log = logging.getLogger("ld3_dist")
+
+
+class Objective:
+    """Distances of students to the teacher on rows of `pairs`.
+
+    Args:
+        checkpointing: "on" recomputes activations in the backward pass, "off" keeps them, "auto"
+            measures one sample's activations at the first step and recomputes where those of a
+            whole step would not fit into free memory.
+    """
+
+    def __init__(self, denoiser: Denoiser, distance: Distance, checkpointing: str = "auto") -> None:
+        self.denoiser, self.distance = denoiser, distance
+        self.free_to_choose = checkpointing == "auto"
+        self.recompute = None if self.free_to_choose else checkpointing == "on"
+        self.most = 2**62  # rows in one call; halved when memory runs out
+        self.network_evals = 0
+
+    def losses(
+        self, tableau: Tableau, x: Tensor, pairs: Pairs, features: list[Tensor], rows: Tensor
+    ) -> Tensor:
+        """Distances [K, b] from unit-variance noise x [K, b, *shape] to the targets of `rows` [K,
+        b]; no gradients.
+        """
+        with torch.no_grad():
+            while True:
+                try:
+                    out = x.new_empty(rows.shape)
+                    for k, b in self.blocks(rows):
+                        out[k, b] = self._forward(
+                            tableau.take(k), x[k, b], pairs, features, rows[k, b], False
+                        ).to(out)
+                    return out
+                except RuntimeError as error:
+                    self._halve(error, rows)
+
+    def gradients(
+        self, tableau: Tableau, x: Tensor, pairs: Pairs, features: list[Tensor], rows: Tensor
+    ) -> Tensor:
+        """Distances [K, b]; the gradients of each member's mean are left in the leaves `tableau`
+        and, if it asks, x.
+
+        Those of a member with a distance that is not finite need not be finite either; the others'
+        are their own."""
+        while True:
+            try:
+                if self.recompute is None:
+                    self.recompute = True  # should even measuring be too much
+                    self.recompute = self._decide(tableau, x, pairs, features, rows)
+                out = x.new_empty(rows.shape).detach()
+                for k, b in self.blocks(rows):
+                    loss = self._forward(
+                        tableau.take(k), x[k, b], pairs, features, rows[k, b], self.recompute
+                    )
+                    loss.sum().div(rows.shape[1]).backward()
+                    out[k, b] = loss.detach().to(out)
+                return out
+            except RuntimeError as error:
+                self._halve(error, rows)
+                for leaf in (tableau.evals, tableau.state, tableau.outputs, x):
+                    leaf.grad = None
+
+    def _forward(
+        self, tableau, x, pairs: Pairs, features: list[Tensor], rows: Tensor, recompute: bool
+    ) -> Tensor:
+        flat = rows.flatten()
+        condition = map_condition(lambda c: c[flat.to(c.device)], pairs.condition)
+        x_0 = sample(self.denoiser, tableau, initial_state(self.denoiser, x), condition, recompute)
+        images = x_0.flatten(0, 1)
+        decode = lambda z: self.distance.features(self.denoiser.decode(z))
+        made = checkpoint(decode, images, use_reentrant=False) if recompute else decode(images)
+        self.network_evals += len(flat) * tableau.nfe
+        return self.distance.between(made, [f[flat.to(f.device)] for f in features]).view(
+            rows.shape
+        )
+
+    def blocks(self, rows: Tensor) -> Iterator[tuple[slice, slice]]:
+        """Members and positions that go through the network together: samples are split before
+        members are.
+        """
+        K, b = rows.shape
+        members, samples = min(K, self.most), max(1, self.most // K)
+        for k in range(0, K, members):
+            for i in range(0, b, samples):
+                yield slice(k, k + members), slice(i, i + samples)
+
+    def _halve(self, error: RuntimeError, rows: Tensor) -> None:
+        """After an out-of-memory: half as many rows at once. Any other error, or no row left to
+        spare, goes on.
+        """
+        if not out_of_memory(error):
+            raise error
+        before = min(self.most, rows.numel())
+        if before < 2 and self.free_to_choose and not self.recompute:
+            self.recompute = True
+            log.warning("out of memory with one sample: its activations are recomputed")
+            return
+        if before < 2:
+            raise InputError(
+                f"one sample does not fit into memory ({str(error).splitlines()[0]}); use a "
+                f"smaller model dtype, "
+                "learn.checkpointing: on, or a device with more memory"
+            ) from error
+        self.most = before // 2
+        torch.cuda.empty_cache()
+        log.warning("out of memory with %d samples at once: going on with %d", before, self.most)
+
+    def _decide(
+        self, tableau: Tableau, x: Tensor, pairs: Pairs, features: list[Tensor], rows: Tensor
+    ) -> bool:
+        """Whether a whole step's activations, extrapolated from one sample's, are too much for the
+        free memory.
+
+        Where even those of a single evaluation are, rows go through in micro-batches that fit.
+        """
+        free, spent = SAFE * free_memory(x.device), self.network_evals
+        one = Tableau(tableau.evals[:1, :1], tableau.state[:1, :2], tableau.outputs[:1, :2, :1])
+
+        def kept(count: int) -> int:
+            """Bytes that differentiating one evaluation of so many samples needs, weights included."""
+            sizes: dict[int, int] = {}
+
+            def pack(saved: Tensor) -> Tensor:
+                sizes[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+                return saved
+
+            same = torch.zeros(1, count, dtype=torch.long, device=rows.device)
+            with (
+                torch.enable_grad(),
+                torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved),
+            ):
+                self._forward(one, x[:1, same[0]], pairs, features, rows[:1, same[0]], False)
+            return sum(sizes.values())
+
+        each = kept(2) - kept(1)
+        self.network_evals = spent
+        needed = each * tableau.nfe * rows.numel()
+        recompute = needed > free
+        if recompute:
+            self.most = max(1, min(self.most, int(free // max(each, 1))))
+        log.log(
+            logging.WARNING if recompute else logging.INFO,
+            "activations of a step: %.2f GiB at most, %.2f GiB free: %s%s",
+            needed / 2**30, free / 2**30, "recomputed" if recompute else "kept",
+            f", {self.most} samples at once" if self.most < rows.numel() else "",
+        )  # fmt: skip
+        return recompute
+
+
+def clipped(gradient: Tensor | None, most: float) -> Tensor:
+    """Each member's gradient [K, …] with a norm of at most `most`; what is not finite counts as
+    zero.
+    """
+    assert gradient is not None
+    gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+    norm = gradient.flatten(1).norm(dim=1).clamp_min(1e-30)
+    return gradient * (most / norm).clamp_max(1.0).view(-1, *[1] * (gradient.ndim - 1))

@@ -1,0 +1,40 @@
+"""Teacher pairs: unit noise and what the teacher made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Condition, map_condition
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What the teacher made: unit-variance noise [M, *shape], decoded outputs [M, …], conditions of M rows."""
+
+    noise: Tensor
+    target: Tensor
+    condition: Condition = None
+
+    def __post_init__(self) -> None:
+        if len(self.noise) != len(self.target):
+            raise InputError(f"pairs: {len(self.noise)} noises but {len(self.target)} targets")
+
+    def __len__(self) -> int:
+        return len(self.noise)
+
+    def __getitem__(self, index: Tensor | slice) -> Pairs:
+        return Pairs(
+            self.noise[index], self.target[index], map_condition(lambda c: c[index], self.condition)
+        )
+
+    def to(self, device: torch.device | str) -> Pairs:
+        """The same pairs on a device."""
+        return Pairs(
+            self.noise.to(device),
+            self.target.to(device),
+            map_condition(lambda c: c.to(device), self.condition),
+        )

@@ -1,0 +1,313 @@
+"""One run of learning: K members (start grids, seeds) that share every network call, and the best
+of each so far.
+
+Member k draws its batches from a generator of its own and has its own optimiser state, so packing
+changes nothing but the speed. Selection uses the *hard* loss (r = 0) on held-out pairs, and counts
+the start as a candidate: what is learned is never worse than what it started from. How parameters
+and noise move is the business of the procedures: `Descent` (ours) and `Published`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Denoiser
+from ..distance import Distance
+from ..errors import InputError, unknown
+from ..grid import Grid
+from ..registry import Registry
+from ..sample import sample_generator
+from ..solver import Solver, Tableau
+from .config import LearnConfig
+from .learnable import LearnableGrid
+from .objective import Objective
+from .pairs import Pairs
+
+Settings = TypeVar("Settings", bound=LearnConfig)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State after an epoch (0: the start). Losses [K]; best grid and tableau [K, …] by held-out
+    hard loss.
+    """
+
+    epoch: int
+    train: Tensor
+    valid: Tensor
+    best_valid: Tensor
+    best_epoch: Tensor
+    best: Grid
+    tableau: Tableau
+    network_evals: int
+    """Network evaluations spent so far, in samples."""
+    snapshot: Callable[[], dict[str, Tensor]]
+    """The run's whole state at this point, to `learn(…, resume=…)` from; valid until the next epoch
+    begins.
+    """
+
+
+@dataclass(frozen=True)
+class Problem:
+    """K students of one solver, the pairs they are to match, and how samples are compared.
+
+    Args:
+        knots: start grids as times [K, N+1] ([N+1] for one member), from t_max to t_min.
+        train, valid: teacher pairs; member k trains on train[subsets[k]].
+        nfe: network evaluations; 0: the solver's stages times N.
+        seeds: one seed a member, for the order of its batches.
+        subsets: indices into train [K, M]; all pairs for every member if not given.
+
+    Raises InputError for fewer than two training pairs, no held-out pair, and sizes that do not fit.
+    """
+
+    denoiser: Denoiser
+    solver: Solver
+    knots: Tensor
+    train: Pairs
+    valid: Pairs
+    distance: Distance
+    nfe: int = 0
+    seeds: Sequence[int] = ()
+    subsets: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.train) < 2 or len(self.valid) < 1:
+            found = f"{len(self.train)} and {len(self.valid)}"
+            raise InputError(f"learning needs at least 2 training and 1 held-out pair, got {found}")
+        object.__setattr__(self, "knots", self.knots.reshape(-1, self.knots.shape[-1]))
+        K, steps = len(self.knots), self.knots.shape[1] - 1
+        if self.seeds and len(self.seeds) != K:
+            raise InputError(f"{len(self.seeds)} seeds for {K} members: need one each")
+        object.__setattr__(self, "nfe", self.nfe or self.solver.stages * steps)
+        pool, count = self.subsets, len(self.train)
+        pool = torch.arange(count).expand(K, -1) if pool is None else pool
+        fits = pool.ndim == 2 and len(pool) == K
+        if not fits or int(pool.min()) < 0 or int(pool.max()) >= count:
+            raise InputError(
+                f"subsets {list(pool.shape)}: need [{K}, M] of indices below {count}, "
+                "a row per member"
+            )
+        object.__setattr__(self, "subsets", pool)
+
+
+class Procedure(Generic[Settings]):
+    """One run: parameters, moved noise, batches, validation, the best so far, and a state to keep.
+
+    A procedure derives from it and says in `epoch` how parameters and noise move. Beside that it
+    has four attributes:
+
+        Config   its settings, a LearnConfig
+        version  a number that enters the keys of result rows: raise it when results change
+        starts   names of the start grids that are used where none are asked for
+        Grid     what is learned, a LearnableGrid
+
+    Args:
+        objective: the loss and its gradients; `make_objective` makes it where it is not given.
+    """
+
+    Config: ClassVar[type[LearnConfig]] = LearnConfig
+    version: ClassVar[int] = 1
+    starts: ClassVar[tuple[str, ...]] = ("log_snr",)
+    Grid: ClassVar[type[LearnableGrid]] = LearnableGrid
+    learns_coefficients = False
+
+    def __init__(
+        self, problem: Problem, config: Settings, objective: Objective | None = None
+    ) -> None:
+        self.problem, self.config, self.nfe = problem, config, problem.nfe
+        self.train, self.valid = problem.train, problem.valid
+        K, self.device = len(problem.knots), problem.train.noise.device
+        self.radius = config.radius(tuple(problem.denoiser.shape), self.nfe)
+        # scalars in float64 are cheap on the CPU and on CUDA
+        home = self.device if self.device.type == "cuda" else torch.device("cpu")
+        self.grids = self.Grid(
+            problem.denoiser.noise,
+            problem.solver,
+            problem.knots,
+            self.nfe,
+            config.coordinate,
+            config.offset_window,
+            self.learns_coefficients,
+            home,
+        )
+        self.objective = objective or self.make_objective(problem, config)
+        seeds = problem.seeds or [config.seed] * K
+        self.generators = [sample_generator(seed, 0, "batches") for seed in seeds]
+        assert problem.subsets is not None
+        self.pool = problem.subsets.to(self.device)
+        self.moved = self.train.noise[self.pool]  # [K, M, *shape], x' in unit-variance noise
+        self.train_features = problem.distance.features(self.train.target)
+        self.valid_features = problem.distance.features(self.valid.target)
+        self.active = list(range(K))
+        self.train_loss = torch.full((K,), math.nan, dtype=torch.float64)
+        self.best: dict[str, Tensor] = {}
+        self.state: dict[str, Tensor] = {}  # the procedure's own: all it needs to go on
+
+    @classmethod
+    def make_objective(cls, problem: Problem, config: LearnConfig) -> Objective:
+        """The loss of the procedure; override it for another one."""
+        return Objective(problem.denoiser, problem.distance, config.checkpointing)
+
+    def run(self, first: int = 1) -> Iterator[Progress]:
+        """The epochs from `first` on."""
+        for epoch in range(first, self.config.epochs + 1):
+            self.epoch(epoch)
+            yield self.validate(epoch)
+            if not self.active:
+                return
+
+    def epoch(self, epoch: int) -> None:
+        """Every pair of every active member once."""
+        raise TypeError(f"{type(self).__name__} does not say what an epoch is")
+
+    def batches(self) -> Iterator[Tensor]:
+        """Positions [K, b] into each member's pairs, every pair once an epoch."""
+        M = self.pool.shape[1]
+        order = torch.stack([torch.randperm(M, generator=g) for g in self.generators])
+        yield from order.to(self.device).split(min(self.config.batch, M), dim=1)
+
+    def members(self) -> Tensor:
+        """The active members' numbers, on the device."""
+        return torch.tensor(self.active, device=self.device)
+
+    @torch.no_grad()
+    def hard_loss(self, tableau: Tableau, rows: Tensor | None = None) -> Tensor:
+        """Mean distance [K] to the teacher on held-out pairs (all, or `rows`), each from its own
+        noise.
+        """
+        rows = torch.arange(len(self.valid), device=self.device) if rows is None else rows
+        total = torch.zeros(len(tableau.evals), dtype=torch.float64)
+        for chunk in rows.split(max(1, self.config.batch * 5)):
+            index = chunk.expand(len(total), -1)
+            loss = self.objective.losses(
+                tableau, self.valid.noise[index], self.valid, self.valid_features, index
+            )
+            total += loss.sum(1).double().cpu()
+        return torch.nan_to_num(total / len(rows), nan=math.inf, posinf=math.inf)
+
+    def validate(self, epoch: int) -> Progress:
+        """Hard loss of the present grids on the held-out pairs; keeps the best of every active
+        member.
+        """
+        with torch.no_grad():
+            grid, tableau = self.grids.tableau()
+        valid = torch.full((len(grid.knots),), math.inf, dtype=torch.float64)
+        valid[self.active] = self.hard_loss(tableau.take(self.active))
+        self.keep(epoch, valid, grid, tableau)
+        stalled = epoch - self.best["epoch"] >= self.config.patience
+        self.active = [k for k in self.active if not stalled[k]]
+        return self.progress(epoch, valid)
+
+    def keep(self, epoch: int, valid: Tensor, grid: Grid, tableau: Tableau) -> Tensor:
+        """Record the members [K] whose held-out loss is the best they had; says which."""
+        now = {
+            "knots": grid.knots,
+            "evals": grid.evals,
+            "state": tableau.state,
+            "outputs": tableau.outputs,
+        }
+        now = {name: value.detach().cpu() for name, value in now.items()}
+        if not self.best:
+            self.best = {name: value.clone() for name, value in now.items()}
+            self.best |= {
+                "valid": valid.clone(),
+                "epoch": torch.zeros(len(valid), dtype=torch.long),
+            }
+        better = valid < self.best["valid"]
+        for name, value in now.items():
+            self.best[name][better] = value[better]
+        self.best["valid"][better] = valid[better]
+        self.best["epoch"][better] = epoch
+        return better
+
+    def progress(self, epoch: int, valid: Tensor) -> Progress:
+        """What the caller sees after an epoch."""
+        best = {name: value.clone() for name, value in self.best.items()}
+        return Progress(
+            epoch,
+            self.train_loss.clone(),
+            valid,
+            best["valid"],
+            best["epoch"],
+            Grid(best["knots"], best["evals"]),
+            Tableau(best["evals"], best["state"], best["outputs"], self.problem.denoiser.noise),
+            self.objective.network_evals,
+            self.snapshot,
+        )
+
+    # what a killed run needs to go on exactly: tensors only, so that it is kept without pickling
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """The whole state after an epoch as CPU tensors by name."""
+        made = {f"grids.{name}": value for name, value in self.grids.state_dict().items()}
+        made |= {f"best.{name}": value for name, value in self.best.items()}
+        made |= {f"generator.{k}": g.get_state() for k, g in enumerate(self.generators)}
+        made |= {f"own.{name}": value for name, value in self.state.items()}
+        made |= {
+            "moved": self.moved,
+            "train_loss": self.train_loss,
+            "active": torch.tensor(self.active),
+        }
+        made["network_evals"] = torch.tensor(self.objective.network_evals)
+        return {name: value.detach().cpu().clone() for name, value in made.items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take over a snapshot of the same run."""
+        part = lambda prefix: {
+            n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)
+        }
+        try:
+            self.grids.load_state_dict(part("grids."))
+            for k, generator in enumerate(self.generators):
+                generator.set_state(state[f"generator.{k}"])
+            own = part("own.")
+            self.state = {name: own[name].to(value) for name, value in self.state.items()}
+            self.best, self.active = (
+                {n: v.clone() for n, v in part("best.").items()},
+                state["active"].tolist(),
+            )
+            self.moved = state["moved"].to(self.moved)
+            self.train_loss, self.objective.network_evals = (
+                state["train_loss"].clone(),
+                int(state["network_evals"]),
+            )
+        except (KeyError, RuntimeError) as error:
+            raise InputError(
+                f"this state does not belong to this run of learning: {error}"
+            ) from error
+
+
+procedures: Registry[type[Procedure[Any]]] = Registry("procedure")
+"""Procedures of learning: classes that derive from Procedure."""
+
+procedures.register("default", lazily="ld3_dist.core.learning.descent:Descent")
+procedures.register("paper", lazily="ld3_dist.core.learning.published:Published")
+
+
+def make_config(procedure: str = "default", **settings: Any) -> LearnConfig:
+    """The settings of a procedure, some of them changed.
+
+    Raises InputError for an unknown procedure, a setting it does not have, and a bad value.
+    """
+    kind = procedures.get(procedure).Config
+    for name in settings:
+        if name not in kind.__dataclass_fields__:
+            raise no_such_setting(procedure, name)
+    return kind(procedure=procedure, **settings)
+
+
+def no_such_setting(procedure: str, name: str) -> InputError:
+    """The error for a setting that a procedure does not have; says which procedures have it."""
+    have = [other for other in procedures if name in procedures.get(other).Config.searchable()]
+    if have:
+        return InputError(
+            f"learn.{name}: procedure {procedure} has no such setting; "
+            f"use procedure: {' or '.join(have)}, or remove it"
+        )
+    return unknown("key of learn", name, procedures.get(procedure).Config.searchable())

@@ -1,0 +1,74 @@
+"""As much at once as memory holds: work on many samples, in parts that get smaller when an
+allocation fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from .errors import InputError
+
+Made = TypeVar("Made")
+log = logging.getLogger("ld3_dist")
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+"""What a RuntimeError of MPS, of the CPU's allocator, of a CUDA library says when there is none
+left.
+"""
+
+
+def in_parts(count: int, batch: int, run: Callable[[slice], Made], name: str) -> list[Made]:
+    """`run(part)` for slices of at most `batch` of `count` samples, in order; without gradients.
+
+    Where memory runs out, half as many go on at once. Raises InputError, about `name`, where one
+    sample does not fit."""
+    made: list[Made] = []
+    done = 0
+    while done < count:
+        part = slice(done, min(done + batch, count))
+        try:
+            with torch.no_grad():
+                made.append(run(part))
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not out_of_memory(error):
+                raise
+            here = part.stop - part.start
+            if here < 2:
+                raise InputError(
+                    f"{name}: not even one sample fits into memory: use a smaller dtype"
+                ) from error
+            batch = here // 2
+            log.warning("out of memory with %d samples at once: going on with %d", here, batch)
+            continue
+        done = part.stop
+    return made
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Does an error say that an allocation failed?"""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        sign in str(error) for sign in OUT_OF_MEMORY
+    )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device: what the driver has left and what the
+    allocator holds unused.
+    """
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(
+                int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")
+            )
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,0 +1,149 @@
+"""Objects from a user's own file or module: `python:FILE.py:NAME`, `python:MODULE:NAME`.
+
+Importing a file runs it: these names are the one kind of input whose content is trusted. The
+folder of the file is on the import path while it runs, so that it finds its neighbours. What it
+changes of PyTorch (default dtype, grad mode, seed, threads) is put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from .errors import InputError, unknown
+
+PREFIX = "python:"
+
+_modules: dict[str, tuple[str, ModuleType]] = {}
+
+
+def import_name(spec: str, kind: str) -> Any:
+    """The object behind `python:FILE.py:NAME` or `python:MODULE:NAME`.
+
+    Args:
+        kind: what it is to be, for messages.
+
+    Raises InputError for a spec of another form, a file or module that is not there or fails while
+    it is imported, and a name that is not in it.
+    """
+    place, name = split(spec, kind)
+    module = import_place(place, f"{kind} {spec!r}")
+    if not hasattr(module, name):
+        known = tuple(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
+        raise unknown(f"name in {kind} {spec!r}:", name, known or ("(nothing callable in it)",))
+    return getattr(module, name)
+
+
+def split(spec: str, kind: str) -> tuple[str, str]:
+    """`python:PLACE:NAME` -> (PLACE, NAME); InputError for anything else."""
+    place, _, name = spec.removeprefix(PREFIX).rpartition(":")
+    if not place or not name:
+        raise InputError(f"{kind} {spec!r}: write python:FILE.py:NAME or python:MODULE:NAME")
+    return place, name
+
+
+def import_place(place: str, what: str) -> ModuleType:
+    """The module of a file (ends in .py) or of a dotted name; a changed file is imported again.
+
+    Raises InputError, which begins with `what`, where it cannot be imported.
+    """
+    if not place.endswith(".py"):
+        try:
+            with left_as_found():
+                return importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            if error.name and place.startswith(error.name):
+                raise InputError(
+                    f"{what}: no module {error.name!r}; install it, add its folder to PYTHONPATH, "
+                    "or give the file: python:FILE.py:NAME"
+                ) from error
+            raise _failed(what, error) from error
+        except Exception as error:
+            raise _failed(what, error) from error
+    file = Path(place).expanduser().resolve()
+    if not file.is_file():
+        raise InputError(f"{what}: file {str(file)!r} not found")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if str(file) in _modules and _modules[str(file)][0] == digest:
+        return _modules[str(file)][1]
+    name = f"ld3_dist_user_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    found = importlib.util.spec_from_file_location(name, file)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # dataclasses and pickling look their module up by name
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    try:
+        with left_as_found():
+            found.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise _failed(what, error) from error
+    _modules[str(file)] = (digest, module)
+    return module
+
+
+def content_of(spec: str) -> str:
+    """A hash of what `python:PLACE:NAME` runs: the file and its neighbours that it imported.
+
+    Of a module of an installed package it is the hash of the module's own file.
+    """
+    place, name = split(spec, "name")
+    module = import_place(place, spec)
+    digest = hashlib.sha256(name.encode())
+    for file in sources(module):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def sources(module: ModuleType) -> list[Path]:
+    """The Python file of a module and those in its folder that are imported, sorted by name."""
+    if not module.__file__:
+        return []
+    own = Path(module.__file__).resolve()
+    files = {own}
+    for other in list(sys.modules.values()):
+        file = getattr(other, "__file__", None)
+        if not file or not file.endswith(".py") or not Path(file).is_file():
+            continue  # some modules of PyTorch bear names of files that do not exist
+        if Path(file).resolve().parent == own.parent:
+            files.add(Path(file).resolve())
+    return sorted(files)
+
+
+@contextlib.contextmanager
+def left_as_found() -> Iterator[None]:
+    """Put back PyTorch's default dtype, grad mode, seed and threads, and Python's seed."""
+    dtype, grad, threads = (
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+    )
+    seed, python_seed = torch.get_rng_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+        torch.set_rng_state(seed)
+        random.setstate(python_seed)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
+def _failed(what: str, error: Exception) -> InputError:
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):
+        text = f"line {error.lineno}: {error.msg}"
+    return InputError(f"{what}: fails while it is imported ({text}); repair the file")

@@ -1,0 +1,41 @@
+"""The checklist as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.markup import escape
+
+from .checks import Check
+
+MARKS = {
+    "ok": "[green]ok     [/green]",
+    "note": "[yellow]note   [/yellow]",
+    "missing": "[red]missing[/red]",
+}
+
+
+def print_checks(checks: Iterable[Check], console: Console) -> int:
+    """Print every check as it comes, under the heading of its area; returns how many are missing."""
+    area, missing, seen = "", 0, 0
+    for check in checks:
+        if check.area != area:
+            area = check.area
+            console.print(f"[bold]{escape(area)}[/bold]")
+        mark, seen = MARKS[check.status], seen + 1
+        console.print(
+            f"  {mark} {escape(check.name)}: {escape(check.detail)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if check.remedy and check.status != "ok":
+            console.print(f"          -> {escape(check.remedy)}", highlight=False, soft_wrap=True)
+        missing += check.status == "missing"
+    verdict = (
+        f"[red]{missing} of {seen} checks failed[/red]"
+        if missing
+        else f"[green]all {seen} checks passed[/green]"
+    )
+    console.print(verdict, highlight=False)
+    return missing

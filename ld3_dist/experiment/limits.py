@@ -1,0 +1,119 @@
+"""Bounds and the rule for names of an experiment's settings, as types for its models.
+
+A bound is far above any sensible use and below what hangs: it turns a slip of the keyboard into a
+message. `check_size` bounds what the settings multiply to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from ..core.errors import InputError
+from ..core.text import control_character
+
+LONGEST_NAME = 100
+"""Characters of a name that a user chooses."""
+
+LONGEST_LABEL = 300
+"""Characters of a model's own name: a path may be in it."""
+
+MOST_POINTS = 10_000
+"""Points of a grid search."""
+
+MOST_TRIALS = 1_000_000
+"""Trials of a sweep: cells x points x rounds."""
+
+
+def check_name(name: str) -> str:
+    """A name as it is, for a sweep, a model, a cell.
+
+    Raises InputError for an empty or long name, blanks at its ends, and characters that a
+    terminal, a page or a file name would read as something else: square and angle brackets,
+    backslashes, quotes, control characters, line separators.
+    """
+    if not name.strip():
+        raise InputError("is empty; give it at least one letter")
+    if name != name.strip():
+        raise InputError("has blanks at an end; remove them")
+    if len(name) > LONGEST_NAME:
+        raise InputError(f"has {len(name)} characters; use at most {LONGEST_NAME}")
+    return check_label(name)
+
+
+def check_label(label: str) -> str:
+    """The name that a model has in cells and tables, which may hold a path.
+
+    Raises InputError naming the first character that no name may hold.
+    """
+    if len(label) > LONGEST_LABEL:
+        raise InputError(
+            f"{label[:40]!r}… has {len(label)} characters, at most {LONGEST_LABEL} are shown in "
+            "tables; give the model a name: key"
+        )
+    control = control_character(label) or ("a line's end" if re.search(r"[\n\r\t]", label) else "")
+    found = re.search(r"[\[\]<>\\\"'`|*?\u2028\u2029]", label)
+    if control or found:
+        what = control or repr(found[0]) if found else control
+        raise InputError(
+            f"{label[:80]!r} holds {what}, which names must not; use letters, digits, blanks and "
+            "any of . _ - + : / = ( ) @ ,  (a model with such a path needs a name: key)"
+        )
+    return label
+
+
+def _number_only(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise InputError(f"is {str(value).lower()}; must be a number")
+    if isinstance(value, str):
+        raise InputError(f"is the word {value!r}; must be a number, without quotes")
+    return value
+
+
+OnlyNumber = BeforeValidator(_number_only)
+"""Refuses switches and words where a number belongs; a model alone reads true as 1."""
+
+Name = Annotated[str, AfterValidator(check_name)]
+Count = Annotated[int, OnlyNumber, Field(ge=1, le=10_000_000)]
+"""Pairs, samples, epochs, batches."""
+CountOrNone = Annotated[int, OnlyNumber, Field(ge=0, le=10_000_000)]
+Nfe = Annotated[int, OnlyNumber, Field(ge=1, le=1000)]
+SeedCount = Annotated[int, OnlyNumber, Field(ge=1, le=1000)]
+"""Seeds packed into one trial."""
+Seed = Annotated[int, OnlyNumber, Field(ge=0, lt=2**63)]
+"""A seed of a random generator, which holds 63 bits."""
+Rounds = Annotated[int, OnlyNumber, Field(ge=1, le=100_000)]
+Pixels = Annotated[int, OnlyNumber, Field(ge=1, le=16_384)]
+Retries = Annotated[int, OnlyNumber, Field(ge=0, le=1000)]
+Number = Annotated[float, OnlyNumber, Field(allow_inf_nan=False)]
+NotNegative = Annotated[float, OnlyNumber, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, OnlyNumber, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, OnlyNumber, Field(gt=0, le=10_000_000, allow_inf_nan=False)]
+
+
+def check_size(cells: int, grid: Mapping[str, Sequence[Any]], rounds: int = 1) -> None:
+    """Refuse a search of more points or trials than a sweep can list.
+
+    Args:
+        cells: number of cells.  grid: values of each axis.  rounds: how often each point is tried.
+
+    Raises InputError naming the axes and their numbers of values.
+    """
+    points = 1
+    for values in grid.values():
+        points *= len(values)
+    if points > MOST_POINTS:
+        axes = " x ".join(f"{len(values):,} of {name}" for name, values in grid.items())
+        raise InputError(
+            f"search.grid: {axes} are {points:,} points, at most {MOST_POINTS:,} are possible; "
+            "give fewer values, or move axes to search.optuna"
+        )
+    if cells * points * rounds > MOST_TRIALS:
+        raise InputError(
+            f"search.rounds = {rounds:,}: {cells:,} cells x {points:,} points x {rounds:,} rounds "
+            f"are {cells * points * rounds:,} trials, at most {MOST_TRIALS:,} are possible; "
+            "make it smaller"
+        )

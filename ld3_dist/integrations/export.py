@@ -1,0 +1,107 @@
+"""Schedules for other tools as files: plain lists, or a folder for `LD3Scheduler`.
+
+    sigmas, timesteps, comfyui    one file of text each, see `schedule.export`
+    diffusers                     a folder with the scheduler_config.json of an `LD3Scheduler`:
+                                  nothing is lost
+
+Everything that can be refused is refused before anything is written or returned to be printed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import InputError, unknown
+from ..schedule import export as lists
+from ..schedule.export import Exported
+from ..schedule.file import Schedule, load_schedule
+from ..store.outputs import check_output, write_output
+
+FORMATS = (*lists.FORMATS, "diffusers")
+
+
+def export(
+    schedule: str | os.PathLike[str] | Schedule,
+    form: str,
+    out: str | os.PathLike[str] | None = None,
+    pipeline: str | None = None,
+    force: bool = False,
+) -> Exported:
+    """Give a schedule (path, URL or Schedule) to another tool.
+
+    Args:
+        form: one of FORMATS.
+        out: file to write, a folder for diffusers; a list need not be written.
+        pipeline: for diffusers, folder or hub id of the pipeline it is for; if not given, the model
+            that the schedule was learned on.
+        force: replace what is there. The schedule that is read is never replaced.
+
+    Returns the text of a list or the path of the folder, with what the format cannot carry.
+
+    Raises InputError for an unknown format, an output that cannot be written or exists, and what
+    the format cannot express; nothing is written then.
+    """
+    if form not in FORMATS:
+        raise unknown("--format", form, FORMATS)
+    kind = "folder" if form == "diffusers" else "file"
+    if out is None and form == "diffusers":
+        raise InputError("--format diffusers writes a folder; name it with --out")
+    if pipeline is not None and form != "diffusers":
+        raise InputError(
+            f"--pipeline {pipeline}: does not apply to --format {form}; remove it, or use --format "
+            "diffusers"
+        )
+    read = {} if isinstance(schedule, Schedule) else {"the command": schedule}
+    place = None if out is None else check_output(out, kind, force, inputs=read)
+    given = schedule if isinstance(schedule, Schedule) else load_schedule(schedule)
+    if form == "diffusers":
+        assert place is not None
+        return Exported(str(export_diffusers(given, place, pipeline)))
+    found = lists.export_text(given, form)
+    if place is not None:
+        write_output(place, f"{found.text}\n")
+    return found
+
+
+def export_diffusers(schedule: Schedule, folder: Path, pipeline: str | None = None) -> Path:
+    """Write the LD3Scheduler of a schedule into a folder; `LD3Scheduler.from_pretrained` reads it.
+
+    Args:
+        pipeline: folder or hub id of the pipeline it is for; if not given, the model that the
+            schedule was learned on.
+
+    Raises InputError without the extra 'diffusers', without a pipeline, and where the pipeline is
+    not the schedule's.
+    """
+    name = pipeline or schedule.model.removeprefix("diffusers:")
+    if pipeline is None and name == schedule.model:
+        raise InputError(
+            f"model {schedule.model!r} is no diffusers pipeline; name the one it is for with "
+            "--pipeline"
+        )
+    try:
+        import diffusers
+
+        from .diffusers import LD3Scheduler
+    except ImportError as error:
+        raise InputError(
+            "--format diffusers needs the extra 'diffusers': pip install 'ld3_dist[diffusers]'"
+        ) from error
+    try:
+        config: Any = LD3Scheduler.load_config(name, subfolder="scheduler")
+        scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    except (OSError, KeyError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"pipeline {name!r}: its scheduler/scheduler_config.json cannot be read; "
+            "give the folder of a whole pipeline with --pipeline"
+        ) from error
+    made = LD3Scheduler.from_schedule(schedule, scheduler)
+    try:
+        made.save_pretrained(folder)
+    except OSError as error:
+        raise InputError(
+            f"--out {folder}: cannot be written ({error.strerror}); name another folder"
+        ) from error
+    return folder

@@ -1,0 +1,224 @@
+"""Names of analytic models: `analytic:NAME?key=value&key=value`.
+
+    analytic:gaussian?shape=3x4x4&std=0.5          N(mean, std^2 I)
+    analytic:mixture-1d                            three components on a line
+    analytic:mixture-2d?components=8&std=0.1       components on a circle
+    analytic:mixture?means=-1,0;1,0.5&stds=0.2,0.3&weights=0.4,0.6
+    analytic:random-mixture?shape=64&components=5&std=0.25&seed=0
+    analytic:heavy-tails?shape=2&df=3&std=0.5&components=32
+    analytic:empirical?data=FILE&std=0             .npy, or .safetensors with `data` and perhaps
+                                                   `labels`
+
+Each takes noise=edm (default), vp-linear, vp-cosine or flow, and the parameters of that schedule
+(t_min, t_max, …).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TypeVar
+from urllib.parse import parse_qsl
+
+import torch
+from torch import Tensor
+
+from ...core.denoiser import Condition, Denoiser, Guided, map_condition
+from ...core.errors import InputError, unknown
+from ...core.noise import EDM, FlowMatching, NoiseSchedule, VPCosine, VPLinear
+from ..loaded import (
+    Model,
+    ModelOptions,
+    conditional_on,
+    conditioning_name,
+    draw_class,
+    needs_name,
+    no_condition,
+    read_classes,
+    weights_hash,
+)
+from . import mixture as analytic
+
+SCHEDULES = {"edm": EDM, "vp-linear": VPLinear, "vp-cosine": VPCosine, "flow": FlowMatching}
+T = TypeVar("T")
+NAMES = (
+    "gaussian",
+    "mixture",
+    "mixture-1d",
+    "mixture-2d",
+    "random-mixture",
+    "heavy-tails",
+    "empirical",
+)
+
+
+class Parameters:
+    """The key=value pairs of a name; a pair that no distribution takes is an error."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = f"analytic:{name}"
+        self.values = dict(parse_qsl(text, keep_blank_values=True))
+        self.taken: list[str] = []
+
+    def take(self, key: str, read: Callable[[str], T], default: T) -> T:
+        """The value of a key, read; InputError names the key and the value where it cannot be."""
+        self.taken.append(key)
+        if key not in self.values:
+            return default
+        text = self.values.pop(key)
+        try:
+            return read(text)
+        except ValueError as error:
+            raise InputError(
+                f"model {self.name!r}: {key}={text!r} is not understood ({error})"
+            ) from error
+
+    def finish(self) -> None:
+        """Raise InputError for keys that mean nothing."""
+        for key in self.values:
+            raise unknown(f"parameter of {self.name}", key, self.taken)
+
+
+def open_analytic(rest: str, options: ModelOptions) -> Model:
+    """The model behind `analytic:{rest}`."""
+    needs_name(rest, "analytic", "the name of a distribution")
+    name, _, query = rest.partition("?")
+    if name not in NAMES:
+        raise unknown("analytic model", name, NAMES)
+    if options.dtype not in (None, "float64"):
+        raise InputError(
+            f"model analytic:{name}: dtype={options.dtype!r} does not apply, it computes in float64"
+        )
+    parameters = Parameters(name, query)
+    noise = _schedule(parameters)
+    try:
+        mixture = _build(name, noise, parameters)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"model analytic:{rest}: {error}") from error
+    parameters.finish()
+    digest = weights_hash(dict(mixture.state_dict()), {"noise": repr(noise)})
+    return _loaded(
+        mixture.requires_grad_(False).to(options.device), f"analytic:{rest}", digest, options
+    )
+
+
+def _loaded(mixture: analytic.Mixture, model: str, digest: str, options: ModelOptions) -> Model:
+    classes = [] if mixture.labels is None else sorted(set(mixture.labels.tolist()))
+    # several components are one distribution, so its classes are used only when asked for
+    wanted = bool(options.conditional or options.guided or options.classes or options.prompts)
+    conditional = wanted and conditional_on(bool(classes), options, model)
+    denoiser: Denoiser = mixture
+    if conditional and options.guided:
+        denoiser = Guided(mixture, float(options.guidance or 0), _no_label)
+    return Model(
+        denoiser=denoiser,
+        id=model,
+        hash=digest,
+        conditioning=conditioning_name("class", options) if conditional else "none",
+        draw_condition=draw_class(read_classes(options, max(classes) + 1, model))
+        if conditional
+        else no_condition,
+        guidance=options.guidance if conditional else None,
+        image_shape=mixture.shape,
+        settings={"noise": mixture.noise.name, "components": len(mixture.means)},
+    )
+
+
+def _no_label(condition: Condition) -> Condition:
+    return map_condition(lambda c: torch.full_like(c, analytic.ANY_LABEL), condition)
+
+
+def _schedule(parameters: Parameters) -> NoiseSchedule:
+    name = parameters.take("noise", str, "edm")
+    if name not in SCHEDULES:
+        raise unknown(f"noise schedule of {parameters.name}", name, tuple(SCHEDULES))
+    schedule = SCHEDULES[name]
+    given = {
+        f.name: parameters.take(f.name, float, f.default)
+        for f in fields(schedule)
+        if f.name != "name"
+    }
+    try:
+        return schedule(**given)
+    except ValueError as error:
+        raise InputError(f"model {parameters.name!r}: {error}") from error
+
+
+def _build(name: str, noise: NoiseSchedule, parameters: Parameters) -> analytic.Mixture:
+    take = parameters.take
+    if name == "mixture-1d":
+        return analytic.mixture_1d(noise)
+    if name == "mixture-2d":
+        return analytic.mixture_2d(noise, take("components", int, 8), take("std", float, 0.1))
+    if name == "mixture":
+        means, stds, weights = (
+            take("means", _rows, None),
+            take("stds", _row, None),
+            take("weights", _row, None),
+        )
+        if means is None or stds is None:
+            raise InputError(
+                "model analytic:mixture needs means=… and stds=…, e.g. "
+                "?means=-1,0;1,0.5&stds=0.2,0.3"
+            )
+        return analytic.Mixture(noise, means, stds, weights, torch.arange(len(means)))
+    if name == "empirical":
+        data, labels = _data(take("data", str, ""))
+        return analytic.empirical(noise, data, labels, take("std", float, 0.0))
+    shape = take("shape", _shape, (1,))
+    if name == "gaussian":
+        mean, std = take("mean", float, 0.0), take("std", float, 0.5)
+        return analytic.gaussian(noise, torch.full(shape, mean), torch.full(shape, std))
+    if name == "random-mixture":
+        count, std, seed = (
+            take("components", int, 5),
+            take("std", float, 0.25),
+            take("seed", int, 0),
+        )
+        return analytic.random_mixture(noise, shape, count, std, seed)
+    df, std, count = take("df", float, 3.0), take("std", float, 0.5), take("components", int, 32)
+    return analytic.heavy_tails(noise, shape, df, std, count)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(word) for word in text.split("x"))
+    if min(sizes) < 1:
+        raise ValueError("sizes must be at least 1, e.g. 3x32x32")
+    return sizes
+
+
+def _row(text: str) -> Tensor | None:
+    return torch.tensor([float(word) for word in text.split(",")], dtype=torch.float64)
+
+
+def _rows(text: str) -> Tensor | None:
+    return torch.tensor(
+        [[float(word) for word in row.split(",")] for row in text.split(";")], dtype=torch.float64
+    )
+
+
+def _data(file: str) -> tuple[Tensor, Tensor | None]:
+    if not file:
+        raise InputError(
+            "model analytic:empirical needs data=FILE (.npy, or .safetensors with a tensor 'data')"
+        )
+    try:
+        if file.endswith(".npy"):
+            import numpy
+
+            return torch.as_tensor(numpy.load(file, allow_pickle=False)).double(), None
+        from safetensors.torch import load_file
+
+        tensors = load_file(file)
+    except Exception as error:  # each reader has its own exceptions for a damaged file
+        raise InputError(
+            f"data file {file!r} of analytic:empirical cannot be read: {error}"
+        ) from error
+    if "data" not in tensors:
+        raise InputError(
+            f"data file {file!r} of analytic:empirical has no tensor 'data'; it has "
+            f"{sorted(tensors)}"
+        )
+    return tensors["data"].double(), tensors.get("labels")

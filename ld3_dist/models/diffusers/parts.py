@@ -1,0 +1,150 @@
+"""The parts of a pipeline must fit each other, and the network must need nothing that is not given.
+
+A network can be sampled from noise alone if it takes as many channels as it gives, and no condition
+but classes or text. Networks for inpainting, editing, upscaling, super-resolution, depth or control
+get an image beside the sample; they are refused by what is written in their configuration.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ...core.errors import InputError
+
+EXTRA = ("controlnet", "adapter", "t2i_adapter", "prior_prior", "depth_estimator", "unet_2")
+"""Parts that give the network another condition."""
+
+LARGEST = 65_536
+"""Largest side of a sample in a configuration."""
+
+
+def check_parts(pipeline: Any, inner: Any, kind: str, vae: Any, spec: str) -> None:
+    """Refuse a pipeline whose network needs more than noise, a time, and classes or text.
+
+    Args:
+        inner: the network.  kind: which of `opening.NETWORKS` it is.  vae: the autoencoder or None.
+
+    Raises InputError naming the part, the option and its value.
+    """
+    for part in EXTRA:
+        if getattr(pipeline, part, None) is not None:
+            raise InputError(
+                f"model {spec!r}: its part {part!r} gives the network a condition beside text; "
+                f"give the pipeline without it"
+            )
+    _check_channels(inner, kind, vae, spec)
+    if vae is not None:
+        _check_latent_scale(vae, spec)
+    part = "transformer" if getattr(pipeline, "transformer", None) is inner else "unet"
+    for key, allowed in _ALLOWED.get(kind, {}).items():
+        value = getattr(inner.config, key, None)
+        if value not in allowed:
+            raise InputError(
+                f"model {spec!r}: {part}/config.json has {key}: {value!r}: its network needs an "
+                f"input that is not known here; only pipelines from noise and text, or noise and "
+                f"classes, can be opened"
+            )
+    if kind == "dit" and not isinstance(getattr(inner.config, "num_embeds_ada_norm", None), int):
+        raise InputError(
+            f"model {spec!r}: {part}/config.json has no num_embeds_ada_norm: its network is no DiT "
+            f"with classes"
+        )
+    if getattr(pipeline, "text_encoder_2", None) is not None and kind == "text unet":
+        _check_sizes_of_xl(pipeline, inner, spec)
+
+
+_ALLOWED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "unet": {
+        "class_embed_type": (None,),
+        "time_embedding_type": ("positional", None),
+    },
+    "text unet": {
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "addition_embed_type": (None, "text_time"),
+        "encoder_hid_dim": (None,),
+        "encoder_hid_dim_type": (None,),
+        "time_cond_proj_dim": (None,),
+    },
+    "dit": {"norm_type": ("ada_norm_zero", None)},
+}
+
+
+def _check_channels(inner: Any, kind: str, vae: Any, spec: str) -> None:
+    takes = inner.config.in_channels
+    gives = getattr(inner.config, "out_channels", None) or takes
+    whole = isinstance(takes, int) and isinstance(gives, int) and takes > 0
+    if not whole or gives not in (takes, 2 * takes):
+        raise InputError(
+            f"model {spec!r}: its network takes {takes} channels and gives {gives}; networks for "
+            f"inpainting, editing, upscaling or super-resolution, which get an image beside the "
+            f"sample, cannot be opened"
+        )
+    latents = None if vae is None else getattr(vae.config, "latent_channels", None)
+    channels = takes // 4 if kind == "flux" else takes
+    if latents is not None and latents != channels:
+        raise InputError(
+            f"model {spec!r}: its network has samples of {channels} channels, its autoencoder "
+            f"latents of {latents}: the parts are of two models"
+        )
+
+
+def _check_latent_scale(vae: Any, spec: str) -> None:
+    """Refuse an autoencoder whose numbers for scaling latents are none."""
+    config = vae.config
+    for key, lowest in (("scaling_factor", 0.0), ("shift_factor", -math.inf)):
+        value = getattr(config, key, None)
+        if value is not None and not (_is_number(value) and value > lowest):
+            raise InputError(
+                f"model {spec!r}: {key} of its autoencoder is {value!r}; it must be a finite "
+                f"number{' above 0' if lowest == 0 else ''}"
+            )
+    for key in ("latents_mean", "latents_std"):
+        value = getattr(config, key, None)
+        good = isinstance(value, (list, tuple)) and all(map(_is_number, value))
+        if value is not None and not (good and len(value) in (1, config.latent_channels)):
+            raise InputError(
+                f"model {spec!r}: {key} of its autoencoder is {value!r}; it must be a list of "
+                f"{config.latent_channels} finite numbers"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _check_sizes_of_xl(pipeline: Any, inner: Any, spec: str) -> None:
+    """SDXL's network gets six sizes and a pooled embedding; its refiner gets five numbers."""
+    config, encoder = inner.config, pipeline.text_encoder_2
+    pooled = getattr(encoder.config, "projection_dim", 0)
+    wanted = 6 * (config.addition_time_embed_dim or 0) + pooled
+    if config.addition_embed_type != "text_time" or (
+        config.projection_class_embeddings_input_dim != wanted
+    ):
+        raise InputError(
+            f"model {spec!r}: its network does not take the six sizes of SDXL "
+            f"(projection_class_embeddings_input_dim="
+            f"{config.projection_class_embeddings_input_dim}, need {wanted}); a refiner cannot be "
+            f"opened, give the base model"
+        )
+
+
+def sample_size(inner: Any, spec: str) -> tuple[int, int]:
+    """(height, width) of what the network was trained on, before packing.
+
+    Raises InputError where the configuration does not say, or says nonsense.
+    """
+    size = getattr(inner.config, "sample_size", None)
+    if size is None:
+        raise InputError(
+            f"model {spec!r} states no image size (sample_size); give size: [height, width]"
+        )
+    pair = [size, size] if isinstance(size, int) else size
+    good = isinstance(pair, (list, tuple)) and len(pair) == 2
+    if not good or not all(type(side) is int and 0 < side <= LARGEST for side in pair):
+        raise InputError(
+            f"model {spec!r}: sample_size={size!r} of its network is no size; give size: "
+            f"[height, width]"
+        )
+    return pair[0], pair[1]

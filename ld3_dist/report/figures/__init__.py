@@ -1,0 +1,110 @@
+"""The figures of a report: a table of functions that anyone can add to.
+
+    @figures.register("my-figure")
+    def my_figure(data: FigureData) -> Plot | None: ...
+
+A figure takes the results of one model and returns a `Plot`, a list of them, or None where it has
+nothing to show. A report draws all registered figures in the order of their registration, or those
+that are named, `python:FILE.py:NAME` included. Nothing here loads matplotlib: the module of a
+figure does, when it is drawn first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from ...core.noise import NoiseSchedule
+from ...core.registry import Registry
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """The results of one model, as a figure sees them.
+
+    Attributes:
+        model: the model's name.
+        frame: its learned schedules and hand-made grids, one row each, as `load_results` gives
+            them.
+        teachers: key of a teacher (column `teacher` of the frame) -> scores of the teacher's own
+            samples, with the names of the evaluations' columns.
+        noise: the model's noise schedule; None where no schedule file of the sweep names it.
+        prefix: what names of plots begin with, so that two models' plots differ.
+        images: cell -> sample images from the same noise, `teacher`, `baseline` and `learned`,
+            each [n, C, H, W] in [-1, 1]; empty where none were kept.
+    """
+
+    model: str
+    frame: pd.DataFrame
+    teachers: Mapping[str, Mapping[str, Any]]
+    noise: NoiseSchedule | None
+    prefix: str
+    images: Callable[[str], Mapping[str, np.ndarray]]
+
+    def name(self, figure: str) -> str:
+        """The name of a plot of this model, and so of its file."""
+        return f"{self.prefix}-{figure}"
+
+
+@dataclass(frozen=True)
+class PlotGroup:
+    """Plots that stand together on the page: their common heading, and a sentence below it."""
+
+    title: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn figure.
+
+    Attributes:
+        name: file name without extension, from `FigureData.name`.
+        title, caption: above and below it on the page.
+        alt: what it shows, for those who cannot see it.
+        figure: a matplotlib figure.
+        group: neighbours with an equal group stand under a common heading.
+    """
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    figure: Canvas
+    group: PlotGroup | None = None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A plot ready for the page and for its file. svg: an <svg> element for inside a page."""
+
+    name: str
+    title: str
+    caption: str
+    group: PlotGroup | None
+    svg: Markup
+    png: bytes
+
+
+FigureFunction = Callable[[FigureData], Plot | Sequence[Plot] | None]
+
+figures: Registry[FigureFunction] = Registry("figure")
+"""Name -> figure, in the order in which a report shows them."""
+
+for _name, _place in {
+    "distance": "quality:distance_plot",
+    "frechet": "quality:frechet_plot",
+    "grids": "grids:grids_plot",
+    "gamma": "curves:gamma_plot",
+    "convergence": "curves:convergence_plot",
+    "samples": "samples:samples_plots",
+}.items():
+    figures.register(_name, lazily=f"{__name__}.{_place}")

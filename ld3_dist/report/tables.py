@@ -1,0 +1,109 @@
+"""The tables of one sweep, which a report is made of, and the files beside them.
+
+Only the tables are needed. Without sample images, schedule files or experiment.json a report lacks
+a section or a label, no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..core.errors import InputError
+from ..core.noise import NoiseSchedule
+from ..schedule.file import read_schedule
+from ..store.results import load_results
+from ..store.storage import Storage, open_storage
+from ..store.tables import read_table
+from .frames import column
+
+
+@dataclass(frozen=True)
+class SweepTables:
+    """The tables of one sweep.
+
+    Attributes:
+        results: from `load_results`.
+        experiment: the contents of experiment.json, empty if there is none.
+    """
+
+    storage: Storage
+    results: pd.DataFrame
+    evaluations: pd.DataFrame
+    failures: pd.DataFrame
+    experiment: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The experiment's name, or that of its folder."""
+        return str(self.experiment.get("name") or self.storage.url.rstrip("/").rpartition("/")[2])
+
+    @property
+    def figures(self) -> list[str] | None:
+        """The figures that the experiment's settings name (`report: {figures: […]}`), or None."""
+        settings = self.experiment.get("settings")
+        report = settings.get("report") if isinstance(settings, dict) else None
+        names = report.get("figures") if isinstance(report, dict) else None
+        return [str(name) for name in names] if isinstance(names, list) else None
+
+    def noise_of(self, rows: pd.DataFrame) -> NoiseSchedule | None:
+        """The noise schedule of a model, from the schedule file of one of its rows.
+
+        None where none of the first 20 can be read.
+        """
+        best_first = rows.sort_values("best", ascending=False, kind="stable")
+        for key in column(best_first, "key").head(20):
+            with contextlib.suppress(OSError, InputError, KeyError, TypeError, ValueError):
+                return read_schedule(self.storage, f"schedules/{key}.json").noise_schedule
+        return None
+
+    def images(self, cell: str) -> dict[str, np.ndarray]:
+        """Sample images of a cell from the same noise: `teacher`, `baseline` and `learned`.
+
+        Each is [n, C, H, W] in [-1, 1]; a kind that was not kept or cannot be read is absent.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        name = f"samples/{cell.replace('/', '_')}.safetensors"
+        try:
+            if not self.storage.exists(name):
+                return {}
+            tensors = load(self.storage.read_bytes(name))
+        except (SafetensorError, OSError, ValueError):  # ValueError: no name for a file
+            return {}
+        images = {
+            key: tensors[key].float().numpy()
+            for key in ("teacher", "baseline", "learned")
+            if key in tensors
+        }
+        return {
+            key: value
+            for key, value in images.items()
+            if value.ndim == 4 and value.shape[1] in (1, 3)
+        }
+
+
+def read_sweep_tables(place: str | os.PathLike[str] | Storage) -> SweepTables:
+    """Read the tables of a sweep folder (path or URL); InputError where there is none."""
+    storage = open_storage(place)
+    results = load_results(storage)
+    experiment: dict[str, Any] = {}
+    if storage.exists("experiment.json"):
+        with contextlib.suppress(ValueError):
+            found = json.loads(storage.read_bytes("experiment.json"))
+            experiment = found if isinstance(found, dict) else {}
+    return SweepTables(
+        storage,
+        results,
+        read_table(storage, "evaluations"),
+        read_table(storage, "failures"),
+        experiment,
+    )

@@ -1,0 +1,174 @@
+"""What a user gets from schedules: fresh samples, their distance to the teacher, and their scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..core.comparison import Distance
+from ..core.errors import InputError
+from ..core.features import Extractor, Reference
+from ..core.learning.pairs import Pairs
+from ..core.solver import Tableau
+from ..metrics.extractors import model_reference, open_extractor
+from ..metrics.scores import BUILT_IN, Samples, as_reference, score
+from ..models import Model
+from ..store.tables import frame_of
+from .baselines import hand_made
+from .distances import open_distance
+from .file import Schedule
+from .learning import check_student
+from .sampling import BATCH, device_of, in_loss_space, make_samples, to_images
+from .teaching import Teacher, teach
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FRESH = 10**9
+"""Index of the first sample of an evaluation; teaching counts from 0."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Distances to the teacher, float64 [M], and features [M, F] float32 where there is an extractor."""
+
+    losses: Tensor
+    features: Tensor | None = None
+
+
+def measure(
+    model: Model,
+    tableau: Tableau | None,
+    pairs: Pairs,
+    distance: Distance,
+    extractor: Extractor | None = None,
+    *,
+    space: str = "image",
+    batch: int = BATCH,
+) -> Measured:
+    """Sample a schedule from the noise of pairs and compare with their targets, on the CPU.
+
+    Args:
+        tableau: of the schedule; None measures the teacher's own samples, the targets.
+        space: of the pairs' targets, "image" or "latent".
+    """
+    made = pairs.target
+    if tableau is not None:
+        viewed = in_loss_space(model, space)
+        made = make_samples(viewed, tableau, pairs.noise, pairs.condition, batch)
+    with torch.no_grad():
+        parts = torch.arange(len(made)).split(batch)
+        losses = [distance(made[i], pairs.target[i]).double().cpu() for i in parts]
+        if extractor is None:
+            return Measured(torch.cat(losses))
+        images = to_images(model, space, made, batch)
+        features = [extractor.features(part).float().cpu() for part in images.split(batch)]
+    return Measured(torch.cat(losses), torch.cat(features))
+
+
+def loss_columns(losses: Tensor) -> dict[str, Any]:
+    """samples, eval_loss (the mean) and its standard error from distances [M]."""
+    found: dict[str, Any] = {"samples": len(losses), "eval_loss": losses.mean().item()}
+    if len(losses) > 1:
+        found["eval_loss_sem"] = (losses.std() / math.sqrt(len(losses))).item()
+    return found
+
+
+def score_columns(
+    features: Tensor,
+    extractor: Extractor,
+    reference: Reference | None,
+    metrics: Sequence[str] = BUILT_IN,
+) -> dict[str, Any]:
+    """Scores of features [M, F] against a reference, by column, with the names of both."""
+    logits = None if extractor.class_scores is None else extractor.class_scores(features)
+    found: dict[str, Any] = {"extractor": extractor.name, "extractor_hash": extractor.hash}
+    found["reference"] = reference.name if reference else None
+    return found | score(Samples(features, logits), reference, metrics).values
+
+
+def evaluate(
+    model: Model,
+    schedules: Sequence[Schedule | str],
+    samples: int = 2000,
+    *,
+    solver: str | None = None,
+    nfe: int | None = None,
+    seed: int = 0,
+    teacher: str | Teacher = "unipc-3/20/karras",
+    distance: str | Distance = "l2",
+    extractor: str = "auto",
+    metrics: Sequence[str] = BUILT_IN,
+) -> pd.DataFrame:
+    """Score schedules and hand-made grids on fresh samples, all from the same noise.
+
+    Args:
+        schedules: schedules, and names of grids, which are run with `solver` in `nfe` evaluations,
+            or else with the solver and NFE of each schedule in the list.
+        samples: fresh samples, of which none was used in teaching.
+        extractor: name of a feature extractor, "none" for distances to the teacher alone.
+        metrics: names of metrics.
+
+    Returns a frame with a row per schedule and one for the teacher: name, solver, nfe and the
+    columns of the table `evaluations`. Raises InputError for a name without solver and NFE, a
+    schedule of another noise schedule than the model's, and names that do not exist.
+
+    >>> import ld3_dist as ld3
+    >>> model = ld3.load_model("analytic:mixture-2d")
+    >>> frame = ld3.evaluate(model, ["karras"], 20, solver="ddim", nfe=4)
+    >>> frame["name"].tolist()
+    ['teacher', 'karras']
+    """
+    if samples < 2:
+        raise InputError(f"samples = {samples}: at least 2 are needed")
+    tables = list(_tables(model, schedules, solver, nfe))
+    home = str(device_of(model))
+    opened = open_distance(distance, model, home) if isinstance(distance, str) else distance
+    features = open_extractor(extractor, model, home)
+    indices = range(FRESH, FRESH + samples)
+    pairs = teach(model, seed=seed, teacher=teacher, indices=indices)
+    own = measure(model, None, pairs, opened, features)
+    reference = None if features is None else model_reference(model, features)
+    compared = reference or as_reference(own.features)
+    records = []
+    for label, table, column in [(("teacher", "", 0), None, {}), *tables]:
+        found = own if table is None else measure(model, table, pairs, opened, features)
+        record = {"key": label[0], "kind": "schedule" if table else "teacher"} | column
+        record |= loss_columns(found.losses)
+        if features is not None and found.features is not None:
+            other = reference if table is None else compared
+            record |= score_columns(found.features, features, other, metrics)
+        records.append(record)
+    frame = frame_of("evaluations", records)
+    labels = [("teacher", None, None), *(label for label, _, _ in tables)]
+    for i, column in enumerate(("name", "solver", "nfe")):
+        frame.insert(i, column, [label[i] for label in labels])
+    return frame.drop(columns=["key", "kind", "cell"])
+
+
+Label = tuple[str, str, int]
+
+
+def _tables(
+    model: Model, schedules: Sequence[Schedule | str], solver: str | None, nfe: int | None
+) -> list[tuple[Label, Tableau, dict[str, Any]]]:
+    given = [s for s in schedules if isinstance(s, Schedule)]
+    cells = [(solver, nfe)] if solver and nfe else [(s.solver, s.nfe) for s in given]
+    found: list[tuple[Label, Tableau, dict[str, Any]]] = []
+    for item in schedules:
+        if isinstance(item, Schedule):
+            label = item.row or f"{item.procedure or 'schedule'}, {item.solver}, {item.nfe}"
+            found.append(((label, item.solver, item.nfe), item.table_for(model), {}))
+            continue
+        if not cells:
+            raise InputError(f"grid {item!r}: say for which solver= and nfe=, or add a schedule")
+        for name, count in dict.fromkeys(cells):
+            student = check_student(str(name), int(count or 0))
+            table = hand_made(item, model, student, int(count or 0))[1]
+            found.append(((item, str(name), int(count or 0)), table, {}))
+    return found

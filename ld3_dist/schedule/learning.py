@@ -1,0 +1,252 @@
+"""Learning one cell: from a model, a solver, an NFE and teacher pairs to a schedule.
+
+`ld3-dist learn`, a trial of a sweep, the benchmarks and Python all come through here.
+
+    learning   a generator over epochs, of all members (seeds x starts) side by side
+    learn      the best member as a Schedule, compared with the hand-made grids
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.comparison import Distance
+from ..core.errors import InputError
+from ..core.learning.config import LearnConfig
+from ..core.learning.learn import learn as learn_members
+from ..core.learning.pairs import Pairs
+from ..core.learning.procedure import Problem, Progress, make_config, procedures
+from ..core.solver import Solver, make_solver
+from ..models import Model
+from .baselines import BASELINES, Baseline, baselines_of
+from .distances import open_distance
+from .file import Schedule
+from .making import make_schedule
+from .noise import check_writable
+from .sampling import device_of, in_loss_space
+from .starts import looks_at_pairs, schedule_knots, start_knots
+from .teaching import Diverged, Teacher, teach
+
+log = logging.getLogger("ld3_dist")
+
+SEEDS = 1000
+"""Member seed s of a sweep with seed S draws its batches with seed SEEDS * S + s."""
+
+Start = str | Schedule
+"""A start by name, or another schedule of the same model."""
+
+
+def learning(
+    model: Model,
+    solver: str,
+    nfe: int,
+    pairs: Pairs,
+    valid: Pairs | None = None,
+    *,
+    starts: Sequence[Start] = (),
+    distance: str | Distance = "l2",
+    config: LearnConfig | None = None,
+    seeds: Sequence[int] = (0,),
+    subsets: Sequence[Sequence[int]] | None = None,
+    resume: tuple[int, dict[str, Tensor]] | None = None,
+    **settings: Any,
+) -> Iterator[Progress]:
+    """Learn a schedule, epoch by epoch; the first Progress is the start itself.
+
+    Members are all seeds with all starts, starts varying fastest; they share every network call.
+
+    Args:
+        solver: name of the student, e.g. "dpmpp-3".
+        nfe: network evaluations of a sample.
+        pairs: teacher pairs to train on, on the model's device.
+        valid: pairs held out for the selection; if not given, the first half of `pairs` is held
+            out and the rest is trained on.
+        starts: names of start grids, or schedules of this model with any number of evaluations; the
+            procedure's own if not given.
+        distance: name of a distance, or one that is open.
+        config: settings from `make_config`; or name them here: procedure="paper", gamma=0, epochs=20.
+        seeds: numbers of the members' seeds.
+        subsets: for each seed the indices of `pairs` to train on; all of them if not given.
+        resume: as for `core.learning.learn`.
+
+    Raises InputError for anything that cannot be used, before the learning starts.
+    """
+    student = check_student(solver, nfe)
+    config = reachable(model, config or make_config(**settings))
+    train, valid = split(pairs, valid)
+    names = starts or procedures.get(config.procedure).starts
+    if isinstance(distance, str):
+        distance = open_distance(distance, model, str(device_of(model)))
+    knots = torch.stack([knots_of(start, model, student, nfe, train) for start in names])
+    members = [seed for seed in range(len(seeds)) for _ in names]
+    chosen = None if subsets is None else torch.tensor([list(subsets[i]) for i in members])
+    problem = Problem(
+        model.denoiser,
+        student,
+        knots.repeat(len(seeds), 1),
+        train,
+        valid,
+        distance,
+        nfe,
+        [SEEDS * config.seed + seeds[i] for i in members],
+        chosen,
+    )
+    yield from learn_members(problem, config, resume=resume)
+
+
+def learn(
+    model: Model,
+    solver: str = "ipndm-3",
+    nfe: int = 6,
+    pairs: Pairs | None = None,
+    valid: Pairs | None = None,
+    *,
+    starts: Sequence[Start] = (),
+    distance: str | Distance = "l2",
+    teacher: str | Teacher = "unipc-3/20/karras",
+    space: str = "image",
+    baselines: Sequence[str] = BASELINES,
+    on_progress: Callable[[Progress], None] | None = None,
+    **settings: Any,
+) -> Schedule:
+    """Learn one schedule for one model, here and now.
+
+    Several starts are learned side by side and the best result is kept. Where a hand-made grid is
+    better still, that grid is returned, and a warning says so.
+
+    Args:
+        pairs, valid: as for `learning`; 100 teacher pairs of `seed` are made if not given.
+        teacher: solver/NFE/grid that the pairs are made with if they are not given, and what the
+            schedule's provenance says.
+        space: "image" or "latent": what the pairs hold of a latent model.
+        baselines: hand-made grids to compare with.
+        on_progress: called after every epoch.
+        settings: of the procedure, by name: procedure="paper", gamma=0, coefficients=True, seed=1.
+
+    Raises InputError for anything that cannot be used, before any work, and Diverged where the
+    model's samples are not finite.
+
+    >>> import ld3_dist as ld3
+    >>> model = ld3.load_model("analytic:mixture-2d")
+    >>> pairs = ld3.teach(model, n=12, teacher="unipc-3/10/karras")
+    >>> schedule = ld3.learn(model, "ddim", nfe=3, pairs=pairs, starts=["karras"], epochs=2)
+    >>> schedule.nfe, len(schedule.knots)
+    (3, 4)
+    """
+    config = reachable(model, make_config(**settings))
+    student = check_student(solver, nfe)
+    check_writable(model.noise)
+    names = tuple(starts) or procedures.get(config.procedure).starts
+    for name in names:  # those that need no pairs are made now, so that a bad one costs no work
+        if isinstance(name, Schedule) or not looks_at_pairs(name):
+            knots_of(name, model, student, nfe, None)
+    opened = distance
+    if isinstance(opened, str):
+        opened = open_distance(opened, model, str(device_of(model)))
+    viewed = in_loss_space(model, space)
+    if pairs is None:
+        pairs = teach(model, 100, seed=config.seed, teacher=teacher, space=space)
+    train, valid = split(pairs, valid)
+    first = progress = None
+    for progress in learning(
+        viewed, solver, nfe, train, valid, starts=names, distance=opened, config=config
+    ):
+        first = first or progress
+        if on_progress:
+            on_progress(progress)
+    assert first is not None
+    assert progress is not None
+    best = int(progress.best_valid.argmin())
+    loss = progress.best_valid[best].item()
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"the held-out loss was {loss} from the start on: {model.id} does not give finite "
+            f"samples in {nfe} evaluations of {solver}; nothing is written"
+        )
+    measured = baselines_of(viewed, student, nfe, valid, opened, baselines, train)
+    made = make_schedule(
+        model,
+        solver,
+        nfe,
+        progress,
+        best,
+        config,
+        start=_name(names[best]),
+        start_loss=first.valid[best].item(),
+        baselines={name: baseline.loss for name, baseline in measured.items()},
+    )
+    return _better(made, measured, loss)
+
+
+def reachable(model: Model, config: LearnConfig) -> LearnConfig:
+    """The settings, with network times fixed for a network without a gradient in its time."""
+    if model.time_gradient or not config.offset_window:
+        return config
+    log.warning(
+        "%s has no gradient with respect to time: network times are not learned (offset_window 0)",
+        model.id,
+    )
+    return replace(config, offset_window=0.0)
+
+
+def _better(learned: Schedule, baselines: dict[str, Baseline], loss: float) -> Schedule:
+    """The learned schedule, or the hand-made grid that beats it, with a warning."""
+    usable = {name: b for name, b in baselines.items() if b.loss is not None}
+    if not usable:
+        return learned
+    name, base = min(usable.items(), key=lambda item: item[1].loss or math.inf)
+    if base.loss is None or base.loss >= loss:
+        return learned
+    log.warning(
+        "learning did not beat the hand-made grid %s (held-out loss %.4g, learned %.4g): the grid "
+        "is kept; try other starts (%s among them), more epochs, a smaller lr or more pairs",
+        name,
+        base.loss,
+        loss,
+        name,
+    )
+    return base.as_schedule(learned, name)
+
+
+def knots_of(start: Start, model: Model, student: Solver, nfe: int, pairs: Pairs | None) -> Tensor:
+    """Knots [N+1] of a start by name or of another schedule."""
+    if isinstance(start, Schedule):
+        return schedule_knots(start, model, student.steps(nfe), "the start")
+    return start_knots(start, model, student, nfe, pairs)
+
+
+def check_student(solver: str, nfe: int) -> Solver:
+    """The solver, if it can spend so many evaluations. Raises InputError otherwise."""
+    student = make_solver(solver)
+    if not isinstance(nfe, int) or isinstance(nfe, bool) or nfe < student.stages:
+        raise InputError(
+            f"nfe = {nfe!r}: must be a whole number of at least {student.stages} for {solver}, "
+            "the evaluations of one of its steps"
+        )
+    return student
+
+
+def split(pairs: Pairs, valid: Pairs | None) -> tuple[Pairs, Pairs]:
+    """(train, held out): as given, or the first half of the pairs held out.
+
+    Raises InputError for fewer than four pairs that are to be split.
+    """
+    if valid is not None:
+        return pairs, valid
+    half = len(pairs) // 2
+    if half < 1 or len(pairs) - half < 2:
+        raise InputError(
+            f"{len(pairs)} teacher pairs: at least 3 are needed, half of them held out"
+        )
+    return pairs[half:], pairs[:half]
+
+
+def _name(start: Start) -> str:
+    return start if isinstance(start, str) else f"schedule of {start.solver}, {start.nfe}"

@@ -1,0 +1,153 @@
+"""Start grids by name: the hand-made ones, those found without gradients, and schedule files.
+
+    uniform quadratic poly-<rho> log_snr karras cosine beta ays-{sd15,sdxl,svd}     from the noise
+                                                     schedule alone (`core.grid.discretize`)
+    dmn gits optimal-steps                           computed (`training_free`)
+    FILE.json                                        the knots of a schedule file, for any NFE
+    python:FILE.py:NAME                              a function of one's own
+
+A start is a function of a `StartProblem` that returns knots [N+1] from t_max to t_min. Starts serve
+as baselines, as the teacher's grid, and as the place from which learning begins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.denoiser import Condition, Denoiser
+from ..core.errors import InputError
+from ..core.grid import DISCRETIZATIONS, Grid, discretize, resample
+from ..core.learning.pairs import Pairs
+from ..core.noise import NoiseSchedule
+from ..core.registry import Registry
+from ..core.sample import initial_state
+from ..core.solver import Solver
+from ..core.user_code import PREFIX
+from ..models import Model
+from ..training_free import TRAINING_FREE, find_knots
+from .file import Schedule, check_same_noise, load_schedule
+
+
+@dataclass(frozen=True)
+class StartProblem:
+    """What a start may look at.
+
+    noise: the model's noise schedule.  solver, nfe: what the grid is for; it has
+        `solver.steps(nfe)` steps.
+    denoiser: the network, for starts that follow its trajectories.
+    x_T: starting noise [B, *shape] of such trajectories; None: the start draws its own.
+    condition: of the trajectories, B rows.
+    """
+
+    noise: NoiseSchedule
+    solver: Solver
+    nfe: int
+    denoiser: Denoiser
+    x_T: Tensor | None = None
+    condition: Condition = None
+
+    @property
+    def steps(self) -> int:
+        """Number N of steps of the grid."""
+        return self.solver.steps(self.nfe)
+
+
+Start = Callable[[StartProblem], Tensor]
+"""A StartProblem -> knots [N+1] in float64, from exactly t_max to exactly t_min."""
+
+starts: Registry[Start] = Registry("start", pattern=("poly-<rho>", "FILE.json"))
+
+
+def _hand_made(name: str) -> Start:
+    return lambda problem: discretize(problem.noise, problem.steps, name)
+
+
+def _computed(name: str) -> Start:
+    return lambda problem: find_knots(
+        name,
+        problem.denoiser,
+        problem.solver,
+        problem.nfe,
+        x_T=problem.x_T,
+        condition=problem.condition,
+    )
+
+
+for _name in DISCRETIZATIONS:
+    if "<" not in _name:
+        starts.register(_name, _hand_made(_name))
+for _name in TRAINING_FREE:
+    starts.register(_name, _computed(_name))
+
+
+def check_start(name: str) -> str:
+    """The name itself. Raises InputError for one that no start has; files are not read."""
+    if not _is_polynomial(name) and not name.endswith(".json"):
+        starts.get(name)
+    return name
+
+
+def looks_at_pairs(name: str) -> bool:
+    """True for a start that may follow the network's trajectories, and so wants the noise of pairs."""
+    alone = (*DISCRETIZATIONS, "dmn")
+    return name not in alone and not _is_polynomial(name) and not name.endswith(".json")
+
+
+def start_knots(
+    name: str, model: Model, solver: Solver, nfe: int, pairs: Pairs | None = None
+) -> Tensor:
+    """The knots [N+1] of a start for a model, float64.
+
+    Args:
+        pairs: those whose noise and conditions trajectories start from; the start draws its own
+            where they are not given.
+
+    Raises InputError for an unknown name, a file that is no schedule or of another noise schedule,
+    and knots that are no grid of the model's noise schedule (of a start of one's own).
+    """
+    noise = model.denoiser.noise
+    if name.endswith(".json") and not name.startswith(PREFIX):
+        return schedule_knots(load_schedule(name), model, solver.steps(nfe), name)
+    if _is_polynomial(name):
+        return discretize(noise, solver.steps(nfe), name)
+    x_T = None if pairs is None else initial_state(model.denoiser, pairs.noise)
+    condition = None if pairs is None else pairs.condition
+    problem = StartProblem(noise, solver, nfe, model.denoiser, x_T, condition)
+    return _checked(name, starts.get(name)(problem), problem)
+
+
+def schedule_knots(schedule: Schedule, model: Model, steps: int, name: str) -> Tensor:
+    """Knots [steps + 1] like those of a schedule, which may have another number of steps.
+
+    Args:
+        name: what messages call the schedule.
+
+    Raises InputError for a schedule of another noise schedule than the model's.
+    """
+    noise = model.denoiser.noise
+    try:
+        check_same_noise(schedule, noise, model.id)
+        return resample(noise, torch.tensor(schedule.knots, dtype=torch.float64), steps)
+    except InputError as error:
+        raise InputError(f"{name}: {error}; or a hand-made grid") from error
+
+
+def _checked(name: str, knots: Tensor, problem: StartProblem) -> Tensor:
+    """The knots in float64 on the CPU, if they are a grid of so many steps."""
+    if not isinstance(knots, Tensor) or knots.shape != (problem.steps + 1,):
+        found = list(knots.shape) if isinstance(knots, Tensor) else type(knots).__name__
+        raise InputError(f"start {name}: made {found}, need knots [{problem.steps + 1}]")
+    try:
+        knots = knots.detach().double().cpu()
+        return Grid(knots, knots[:1]).within(problem.noise).knots
+    except InputError as error:
+        raise InputError(f"start {name}: {error}") from error
+
+
+def _is_polynomial(name: str) -> bool:
+    return re.fullmatch(r"poly-\d+(\.\d+)?", name) is not None

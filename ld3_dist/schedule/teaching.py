@@ -1,0 +1,97 @@
+"""Teacher pairs: unit noise, conditions, and what a precise solver makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..core.denoiser import map_condition
+from ..core.errors import InputError
+from ..core.learning.pairs import Pairs
+from ..core.solver import Tableau, make_solver
+from ..models import Model
+from .sampling import BATCH, device_of, draw_inputs, in_loss_space, make_samples
+from .starts import start_knots
+
+
+class Diverged(RuntimeError):
+    """Numbers that are not finite came out where there is no way to go on."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The precise solver whose samples are imitated: its name, evaluations and grid."""
+
+    solver: str = "unipc-3"
+    nfe: int = 20
+    start: str = "karras"
+
+    @classmethod
+    def parse(cls, text: str) -> Teacher:
+        """A teacher written as solver/NFE/grid, e.g. unipc-3/20/karras; InputError for anything else."""
+        parts = text.split("/")
+        if len(parts) != 3 or not parts[1].isdecimal() or int(parts[1]) < 1:
+            raise InputError(
+                f"teacher {text!r}: write it as solver/NFE/grid, e.g. unipc-3/20/karras"
+            )
+        make_solver(parts[0])
+        return cls(parts[0], int(parts[1]), parts[2])
+
+    def tableau(self, model: Model) -> Tableau:
+        """The teacher's table for a model. Raises InputError for a grid the model cannot have."""
+        solver = make_solver(self.solver)
+        knots = start_knots(self.start, model, solver, self.nfe)
+        noise = model.denoiser.noise
+        return solver.tableau(noise, solver.coupled(noise, knots, self.nfe))
+
+    def __str__(self) -> str:
+        return f"{self.solver}/{self.nfe}/{self.start}"
+
+
+def teach(
+    model: Model,
+    n: int = 100,
+    *,
+    seed: int = 0,
+    teacher: str | Teacher = "unipc-3/20/karras",
+    space: str = "image",
+    batch: int = BATCH,
+    indices: Sequence[int] | None = None,
+) -> Pairs:
+    """Teacher pairs of n samples: unit noise and the teacher's samples, on the model's device.
+
+    Args:
+        seed, indices: sample i of a seed is the same on every machine; the first n if not given.
+        teacher: solver/NFE/grid.
+        space: "image", or "latent" to keep the teacher's undecoded samples of a latent model.
+        batch: samples that go through the network at once, at most.
+
+    Raises InputError for a teacher that cannot be used, and Diverged where its samples are not
+    finite.
+
+    >>> import ld3_dist as ld3
+    >>> model = ld3.load_model("analytic:mixture-2d")
+    >>> pairs = ld3.teach(model, n=4, teacher="unipc-3/10/karras")
+    >>> pairs.noise.shape, pairs.target.shape
+    (torch.Size([4, 2]), torch.Size([4, 2]))
+    """
+    teacher = Teacher.parse(teacher) if isinstance(teacher, str) else teacher
+    indices = range(n) if indices is None else indices
+    if len(indices) < 1:
+        raise InputError(f"n = {n}: at least one pair is needed")
+    viewed = in_loss_space(model, space)
+    table = teacher.tableau(viewed)
+    home = device_of(model)
+    z, condition = draw_inputs(model, seed, indices)
+    given = map_condition(lambda c: c.to(home), condition)
+    target = make_samples(viewed, table, z.to(home), given, batch)
+    lost = int((~torch.isfinite(target).flatten(1).all(1)).sum())
+    if lost:
+        raise Diverged(
+            f"{lost} of {len(indices)} samples of the teacher {teacher} are not finite, so that "
+            "there is nothing to learn from: use another teacher or dtype, or look at what "
+            f"{model.id} returns"
+        )
+    return Pairs(z.to(home), target, given)

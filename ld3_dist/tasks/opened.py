@@ -1,0 +1,82 @@
+"""What stays open in a process between tasks: models, teacher pairs, distances, extractors.
+
+Opening them costs more than most tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..core.distance import Distance
+from ..core.learning.pairs import Pairs
+from ..experiment.plan import Plan
+from ..experiment.settings import ModelSettings
+from ..metrics.extractors import Extractor, open_extractor
+from ..models import Model, ModelOptions, open_model
+from ..schedule.distances import open_distance
+from ..schedule.provenance import default_device
+from ..store.pairs import load_pairs, unpack_condition
+from ..store.storage import Storage
+
+_OPEN: dict[str, Any] = {}
+_KEPT = 12
+
+
+def keep(key: str, make: Callable[[], Any]) -> Any:
+    """The value kept under a key, made once; only the last _KEPT, so that memory does not fill."""
+    if key in _OPEN:
+        _OPEN[key] = _OPEN.pop(key)  # now the youngest
+    else:
+        while len(_OPEN) >= _KEPT:
+            _OPEN.pop(next(iter(_OPEN)))
+        _OPEN[key] = make()
+    return _OPEN[key]
+
+
+def model_of(settings: ModelSettings, device: str | None = None) -> Model:
+    """The model of an experiment, open in this process."""
+    device = device or default_device()
+    options = settings.model_dump(exclude={"model", "name", "recompute"})
+    files = [file for file in (settings.prompts, settings.classes) if file]
+    texts = [Path(file).stat().st_mtime_ns for file in files if Path(file).is_file()]
+    key = f"model {settings.model_dump_json()} {texts} {device}"
+    return keep(key, lambda: open_model(settings.model, ModelOptions(device=device, **options)))
+
+
+def pairs_of(
+    plan: Plan,
+    settings: ModelSettings,
+    storage: Storage,
+    start: int,
+    stop: int,
+    device: str | None = None,
+) -> Pairs:
+    """The teacher pairs of the samples [start, stop), on the device."""
+    folder = storage.child(f"pairs/{plan.teacher_key(settings)}")
+
+    def load() -> Pairs:
+        tensors = load_pairs(folder, start, stop)
+        pairs = Pairs(tensors["noise"], tensors["target"], unpack_condition(tensors))
+        return pairs.to(device or default_device())
+
+    return keep(f"pairs {folder.url} {start} {stop} {device}", load)
+
+
+def distance_of(
+    plan: Plan, name: str, settings: ModelSettings, device: str | None = None
+) -> Distance:
+    """A distance by name, with the experiment's options, for a model."""
+    model, options = model_of(settings, device), plan.experiment.distance_options(name)
+    key = f"distance {name} {options} {settings.model_dump_json()} {device}"
+    return keep(key, lambda: open_distance(name, model, device or default_device(), **options))
+
+
+def extractor_of(
+    plan: Plan, settings: ModelSettings, device: str | None = None
+) -> Extractor | None:
+    """The feature extractor of the evaluation, for a model."""
+    name, model = plan.experiment.evaluate.extractor, model_of(settings, device)
+    key = f"extractor {name} {model.id} {device}"
+    return keep(key, lambda: open_extractor(name, model, device or "cpu"))

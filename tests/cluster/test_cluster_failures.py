@@ -1,0 +1,218 @@
+"""Killed workers, workers out of memory, a full disk: rows, a message, and the same command goes
+on.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from faulty_storage import SWEEP, with_fault
+from tiny_sweep import changed, lasting, write
+
+from ld3_dist import load_results
+from ld3_dist.report import write_report
+from ld3_dist.store.lock import read_lock
+from ld3_dist.store.storage import open_storage
+from ld3_dist.store.tables import read_table
+
+MODEL = '''
+"""A mixture whose worker is killed, or runs out of memory, the first time each stage needs it."""
+import os, signal, sys
+from pathlib import Path
+from ld3_dist.core.noise import EDM
+from ld3_dist.models.analytic.mixture import mixture_2d
+
+MARKS, WORKER = Path({marks!r}), "default_worker" in sys.argv[0]  # not the driver
+
+
+def once(name):
+    """True for the first caller of all."""
+    try:
+        os.close(os.open(MARKS / name, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+class Fragile:
+    def __init__(self):
+        self.inner = mixture_2d(EDM())
+        self.noise, self.shape, self.decode = self.inner.noise, self.inner.shape, self.inner.decode
+
+    def __call__(self, x, t, condition=None):
+        stage = "trial" if x.requires_grad or t.requires_grad else "actor"
+        if WORKER and once(stage + "-killed"):
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is short
+        if WORKER and once(stage + "-memory"):
+            raise MemoryError("Unable to allocate 3.00 GiB")
+        return self.inner(x, t)
+
+
+def build(options):
+    return Fragile()
+'''
+
+
+def sweep(file: Path, out: Path, fault: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*SWEEP, str(file), "--output", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        env=with_fault(fault),
+        check=False,
+    )
+
+
+def experiment(folder: Path, **settings: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    evaluate = {"samples": 0}
+    return write(folder, changed(evaluate=evaluate, **settings))
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Two drivers on one folder: the first was stopped, the second refused, the first killed; then
+    a third finished.
+    """
+
+    first: int
+    second: subprocess.CompletedProcess[str]
+    third: subprocess.CompletedProcess[str]
+    lock_left: bool
+    out: Path
+
+
+@pytest.fixture(scope="module")
+def contest(tmp_path_factory: pytest.TempPathFactory) -> Contest:
+    folder = tmp_path_factory.mktemp("contest")
+    file, out = experiment(folder), folder / "out"
+    command = [sys.executable, "-m", "ld3_dist.cli", "sweep", str(file), "--output", str(out)]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(1200):
+            if read_lock(open_storage(out)) is not None:
+                break
+            time.sleep(0.1)
+        first.send_signal(signal.SIGSTOP)  # it stays just where it is
+        second = sweep(file, out)
+    finally:
+        first.kill()
+        first.wait()
+    return Contest(
+        first.pid, second, lock_left=(out / "lock.json").exists(), third=sweep(file, out), out=out
+    )
+
+
+def left_behind(out: Path) -> list[Path]:
+    return [
+        file
+        for file in out.rglob("*")
+        if file.name.startswith(".tmp") or file.name in (".ray", "lock.json")
+    ]
+
+
+def test_workers_that_die_or_run_out_of_memory(tmp_path: Path) -> None:
+    """Each costs an attempt, each is in the table of failures, and the sweep ends whole."""
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    (tmp_path / "fragile.py").write_text(MODEL.format(marks=str(marks)))
+    model = {"model": f"python:{tmp_path}/fragile.py:build", "name": "fragile"}
+    file = experiment(tmp_path, models=[model], resources={"retries": 3, "concurrent_trials": 1})
+    done = sweep(file, tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert {mark.name for mark in marks.iterdir()} == {
+        f"{s}-{w}" for s in ("trial", "actor") for w in ("killed", "memory")
+    }
+    failures = read_table(open_storage(tmp_path / "out"), "failures")
+    assert failures["pid"].gt(0).all()
+    assert failures["node"].notna().all()
+    assert failures["traceback"].str.len().gt(40).all()
+    for stage in ("teach", "search"):
+        reasons = failures[failures["stage"] == stage]["reason"].tolist()
+        assert sum("the worker died" in reason for reason in reasons) == 1, reasons
+        assert (
+            sum("MemoryError: Unable to allocate 3.00 GiB" in reason for reason in reasons) == 1
+        ), reasons
+    rows = load_results(tmp_path / "out").query("kind == 'learned'")
+    assert set(rows["status"]) == {"ok"}
+    assert rows["attempts"].max() >= 2
+    assert not left_behind(tmp_path / "out")
+    assert write_report(tmp_path / "out").html
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "kept"),
+    [
+        (
+            "full write.half@/",
+            1,
+            "pairs",
+        ),  # whatever lies in a folder: rows, records of failures, logs
+        pytest.param("full write.half@shard", 1, "failures", marks=pytest.mark.slow),
+        ("full write.half", 2, ""),  # nothing fits
+    ],
+)
+def test_a_full_disk(tmp_path: Path, contest: Contest, fault: str, code: int, kept: str) -> None:
+    """A message, no traceback, nothing half written; with room again the same command gives the
+    same table.
+
+    Where not even a failure can be recorded the sweep stops at once, instead of spending every
+    trial."""
+    file, out = experiment(tmp_path), tmp_path / "out"
+    done = sweep(file, out, fault)
+    assert done.returncode == code, done.stdout + done.stderr[-2000:]
+    assert "No space left on device" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert ("Go on with:" in done.stdout) == (code == 1)
+    assert not left_behind(out)
+    assert (out / kept).exists()
+    assert not list(out.glob("rows/*"))
+    if kept == "pairs":
+        assert "Stopped: storage: " in done.stdout
+        again = sweep(file, out)
+        assert again.returncode == 0, again.stdout + again.stderr[-2000:]
+        pd.testing.assert_frame_equal(lasting(out), lasting(contest.out), check_exact=True)
+
+
+def test_a_written_file_is_whole_at_the_limit_of_the_system(tmp_path: Path) -> None:
+    """The kernel's own refusal (a limit on file size), in the middle of a write."""
+    code = """
+import resource, signal, sys
+from ld3_dist.store.storage import open_storage
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+storage = open_storage(sys.argv[1])
+storage.write_bytes("rows/a", b"old")
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    storage.write_bytes("rows/a", b"x" * 5000)
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert "File too large" in done.stdout
+    assert str(tmp_path / "rows" / "a") in done.stdout
+    assert [file.name for file in (tmp_path / "rows").iterdir()] == ["a"]
+    assert (tmp_path / "rows" / "a").read_bytes() == b"old"
+
+
+def test_a_second_driver_is_refused_by_host_and_pid(contest: Contest) -> None:
+    assert contest.second.returncode == 2
+    assert f"in use by process {contest.first} on " in contest.second.stderr
+    assert "Traceback" not in contest.second.stderr
+
+
+def test_the_lock_of_a_killed_driver_stops_nobody(contest: Contest) -> None:
+    assert contest.lock_left
+    assert contest.third.returncode == 0, contest.third.stdout + contest.third.stderr[-2000:]
+    assert not left_behind(contest.out)

@@ -1,0 +1,52 @@
+"""Calls of the command line in this process, and a sweep that does nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from ld3_dist.cli import app as cli
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "console", Console(width=200))
+
+
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the entry point."""
+    monkeypatch.setattr(sys, "argv", ["ld3-dist", *map(str, arguments)])
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    code = caught.value.code
+    out, err = capsys.readouterr()
+    return (code if isinstance(code, int) else int(code is not None)), out, err
+
+
+class FakeSweep:
+    """Stands in for a sweep: some events, then an end of its own."""
+
+    end: BaseException | None = None
+    failures = 0
+
+    def __init__(self, *_: object) -> None:
+        self.failures = type(self).failures
+
+    def run(self) -> Iterator[Any]:
+        from ld3_dist.cluster.sweep import Event
+
+        yield Event("teach", 0, 3, running=1)
+        yield Event(
+            "teach", 2, 3, failed=1, message="teach [bold]shard[/nonsense], attempt 1: lost; again"
+        )
+        if self.end:
+            raise self.end
