@@ -1,4 +1,5 @@
-"""The model `fashion`: its data reader refuses other files, its network is smooth, a run resumes."""
+"""The model `fashion`: its data reader refuses other files, its network is smooth, a run
+resumes."""
 
 from __future__ import annotations
 

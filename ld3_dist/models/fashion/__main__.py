@@ -1,7 +1,7 @@
 """Training and measuring the embedded model `fashion`.
 
-Without a stage, all of them run: the classifier, the statistics of the test images, the network, the evaluation.
-Needs torch, numpy, scipy and safetensors only.
+Without a stage, all of them run: the classifier, the statistics of the test images, the network,
+the evaluation. They need torch, numpy and safetensors only.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ from ...core.errors import InputError
 from ..weights import save_tensors, sha256_of
 from .classifier import CLASSIFIER_KIND, load_fashion_classifier
 from .data import DEBIAN_FOLDER, FashionData, read_fashion, scale
+from .denoiser import NETWORK_KIND
 from .evaluate import EvaluateConfig, evaluate, write_sheet
 from .network import NetworkConfig
-from .opening import NETWORK_KIND
 from .reference import write_reference
 from .train import TrainConfig, TrainProgress, measure_sigma_data, train_network
 from .train_classifier import ClassifierConfig, accuracy, train_classifier
 
 COMMAND = "python -m ld3_dist.models.fashion"
-SOURCE = "Fashion-MNIST (Xiao et al. 2017, MIT licence), 60,000 + 10,000 images of 28x28, scaled to [-1, 1]"
+SOURCE = (
+    "Fashion-MNIST (Xiao et al. 2017, MIT licence), 60,000 + 10,000 images of 28x28, scaled to "
+    "[-1, 1]"
+)
 STAGES = ("classifier", "statistics", "network", "evaluate")
 
 
@@ -90,7 +93,7 @@ class Run:
 
     def __init__(self, chosen: argparse.Namespace, words: list[str]) -> None:
         self.chosen, self.device = chosen, chosen.device
-        self.command = " ".join([COMMAND, *words])
+        self.command = " ".join([COMMAND, *without_folders(words)])
         self.out = Path(chosen.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.network_file, self.classifier_file = (
@@ -111,7 +114,8 @@ class Run:
         )
         for last in train_classifier(config, self.data):
             say(
-                f"classifier  epoch {last.epoch}  loss {last.loss:.4f}  accuracy {last.accuracy:.4f}",
+                f"classifier  epoch {last.epoch}  loss {last.loss:.4f}  "
+                f"accuracy {last.accuracy:.4f}",
                 last.seconds,
             )
         assert last is not None
@@ -130,7 +134,7 @@ class Run:
         )
 
     def statistics(self) -> None:
-        """Write the features of the test images; the classifier's provenance gets the file's hash."""
+        """Write the test images' features, and the file's hash into the classifier's provenance."""
         file = self.out / "reference.safetensors"
         write_reference(file, self.data, self.classifier_file, self.device)
         facts = {"file": file.name, "sha256": sha256_of(file), "bytes": file.stat().st_size}
@@ -143,9 +147,15 @@ class Run:
         report = (250 if self.device.startswith("cuda") else 20) if not tiny else 4
         sizes = NetworkConfig((16, 32), (1, 1, 1), 32) if tiny else NetworkConfig()
         config = TrainConfig(
-            c.steps if not tiny else min(c.steps, 12), c.batch if not tiny else 32, c.lr, seed=c.seed,
-            device=self.device, minutes=c.minutes, report=report, graph=not c.eager,
-        )  # fmt: skip
+            steps=min(c.steps, 12) if tiny else c.steps,
+            batch=32 if tiny else c.batch,
+            lr=c.lr,
+            seed=c.seed,
+            device=self.device,
+            minutes=c.minutes,
+            report=report,
+            graph=not c.eager,
+        )
         last, written, shown = None, 0.0, -1e9
         for last in train_network(config, self.data, sizes, self.state_file):
             if last.seconds - shown >= 5 or last.step == last.steps:
@@ -211,8 +221,21 @@ class Run:
         say(f"{file}  {record['bytes']} bytes  sha256 {record['sha256']}")
 
 
+def without_folders(words: list[str]) -> list[str]:
+    """The words of a command line; folders, which differ by machine, are written as FOLDER."""
+    kept = list(words)
+    for i, word in enumerate(words):
+        option, equals, _ = word.partition("=")
+        if option in ("--data", "--out"):
+            if equals:
+                kept[i] = f"{option}=FOLDER"
+            elif i + 1 < len(words):
+                kept[i + 1] = "FOLDER"
+    return kept
+
+
 def write_weights(net: nn.Module, file: Path, kind: str, config: dict[str, Any]) -> None:
-    """Write matrices and kernels in half precision; vectors (biases, norms, running means) keep theirs."""
+    """Write matrices and kernels in half precision, and vectors (biases, norms) in their own."""
     tensors = {name: t.half() if t.ndim > 1 else t for name, t in net.state_dict().items()}
     save_tensors(file, tensors, kind, config)
 
@@ -241,14 +264,18 @@ def say(text: str, seconds: float | None = None) -> None:
 
 
 def main(words: list[str]) -> int:
-    """Run the stages; a stage that fails does not stop those that can do without it. Return the exit code."""
+    """Run the stages and return the exit code.
+
+    A stage that fails does not stop the stages after it.
+    """
     logging.basicConfig(format="%(levelname)s %(message)s")
     run, start = Run(parse(words), words), time.perf_counter()
     if run.device.startswith("cuda"):
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = False
     say(
-        f"{device_name(run.device)}, torch {torch.__version__}, data {run.data.sha256[:12]}, sd {run.sigma_data}"
+        f"{device_name(run.device)}, torch {torch.__version__}, data {run.data.sha256[:12]}, "
+        f"sd {run.sigma_data}"
     )
     steps: dict[str, Callable[[], None]] = {name: getattr(run, name) for name in STAGES}
     failed = []

@@ -1,13 +1,16 @@
-"""The fashion classifier: feature extractor of the Fréchet, kernel and perceptual distances on the model `fashion`.
+"""The fashion classifier: feature extractor of the Fréchet, kernel and perceptual distances on the
+model `fashion`.
 
-Six convolutions with batch normalisation and SiLU, averages instead of maxima. In use, batch normalisation is a fixed
-scale and shift, so that everything is smooth and gradients are finite everywhere. Features [B, 128], the averages of
-the last maps, feed distribution distances; the maps of each resolution feed a perceptual distance. Trained on the
-60,000 training images; accuracy on the 10,000 test images: see `classifier.json`.
+Six convolutions with batch normalisation and SiLU, averages instead of maxima. In use, batch
+normalisation is a fixed scale and shift, so that everything is smooth and gradients are finite
+everywhere. Features [B, 128], the averages of the last maps, feed distribution distances; the maps
+of each resolution feed a perceptual distance. Trained on the 60,000 training images; accuracy on
+the 10,000 test images: see `classifier.json`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..weights import load_weights, read_tensors, sha256_of
+from ...core.errors import InputError
+from ..weights import check_weights, entry, load_weights, read_tensors, sha256_of
+from .network import LARGEST
 
 CLASSIFIER_FILE = Path(__file__).with_name("classifier.safetensors")
 CLASSIFIER_KIND = "ld3_dist fashion classifier 1"
@@ -35,7 +40,7 @@ class FashionClassifier(nn.Module):
         self.dropout = nn.Dropout(0.3)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Feature maps of the three resolutions: [B, 32, 28, 28], [B, 64, 14, 14], [B, 128, 7, 7]."""
+        """Feature maps of all resolutions: [B, 32, 28, 28], [B, 64, 14, 14], [B, 128, 7, 7]."""
         first = self.stage_1(x)
         second = self.stage_2(functional.avg_pool2d(first, 2))
         third = self.stage_3(functional.avg_pool2d(second, 2))
@@ -66,15 +71,23 @@ def load_fashion_classifier(
     """
     file = CLASSIFIER_FILE if file is None else Path(file)
     tensors, config = read_tensors(file, CLASSIFIER_KIND, REMEDY)
-    net = FashionClassifier(tuple(config["channels"]))
+    channels = tuple(entry(config, "channels", list, file, REMEDY))
+    if len(channels) != 3 or not all(isinstance(c, int) and 1 <= c <= LARGEST for c in channels):
+        raise InputError(
+            f"{file}: channels in its header are {channels}, not three from 1 to {LARGEST}; "
+            f"{REMEDY}"
+        )
+    with torch.device("meta"):  # sizes that do not fit the tensors cost no memory
+        check_weights(FashionClassifier(channels), tensors, file, REMEDY)
+    net = FashionClassifier(channels)
     load_weights(net, tensors, file, REMEDY)
     return net.to(device, dtype).eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def in_parts(f: nn.Module | object, images: Tensor, size: int = 500) -> Tensor:
+def in_parts(f: Callable[[Tensor], Tensor], images: Tensor, size: int = 500) -> Tensor:
     """f of images [N, …], `size` at a time, on the CPU in float32."""
-    return torch.cat([f(part).float().cpu() for part in images.split(size)])  # type: ignore[operator]
+    return torch.cat([f(part).float().cpu() for part in images.split(size)])
 
 
 @cache

@@ -1,10 +1,12 @@
-"""The Fashion-MNIST data (Xiao et al. 2017, MIT licence): 60,000 + 10,000 grey images of 28x28 pixels, ten classes.
+"""The Fashion-MNIST data (Xiao et al. 2017, MIT licence): 60,000 + 10,000 grey images of 28x28
+pixels, ten classes.
 
     image = byte / 127.5 - 1,   byte in 0 … 255
 
-The data is not part of this package. Debian's package `dataset-fashion-mnist` installs it; a folder with the four IDX
-files, plain or compressed with gzip, is as good. An IDX file is a header of big-endian 32-bit numbers (a magic number
-that gives the kind and the number of dimensions, then the dimensions), followed by the bytes.
+The data is not part of this package. Debian's package `dataset-fashion-mnist` installs it; a folder
+with the four IDX files, plain or compressed with gzip, is as good. An IDX file is a header of
+32-bit numbers, the high byte first (a magic number that gives the kind and the number of
+dimensions, then the dimensions), followed by the bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ from ...core.errors import InputError
 
 SHAPE = (1, 28, 28)
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-REMEDY = "install Debian's package dataset-fashion-mnist, or give the folder of the four IDX files of Fashion-MNIST with --data"
+REMEDY = (
+    "install Debian's package dataset-fashion-mnist, or give the folder of the four IDX files of "
+    "Fashion-MNIST with --data"
+)
 KINDS = {
     "images": (0x00000803, 3),
     "labels": (0x00000801, 1),
@@ -44,7 +49,7 @@ class FashionData:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 over the bytes of the images and labels, the same for plain and for compressed files."""
+        """SHA-256 of the bytes of images and labels, the same for plain and compressed files."""
         digest = hashlib.sha256()
         for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             digest.update(tensor.to(torch.uint8).numpy().tobytes())
@@ -59,8 +64,8 @@ class FashionData:
 def read_fashion(folder: Path) -> FashionData:
     """Read the four IDX files of a folder.
 
-    Raises InputError, naming the file and the remedy, when one is missing, truncated, of another kind, or when images
-    and labels do not belong together.
+    Raises InputError, naming the file and the remedy, when one is missing, truncated, of another
+    kind, or when images and labels do not belong together.
     """
     parts: list[Tensor] = []
     for name in ("train", "t10k"):
@@ -84,7 +89,8 @@ def read_fashion(folder: Path) -> FashionData:
 def read_idx(file: Path, kind: str) -> np.ndarray:
     """The array of an IDX file of unsigned bytes, plain or gzip; kind is "images" or "labels".
 
-    Raises InputError, naming the file and the remedy, when it is truncated, too long or of another kind.
+    Raises InputError, naming the file and the remedy, when it is truncated, too long or of another
+    kind.
     """
     magic, dimensions = KINDS[kind]
     try:
@@ -98,7 +104,8 @@ def read_idx(file: Path, kind: str) -> np.ndarray:
     header = 4 + 4 * dimensions
     if len(data) < 4 or struct.unpack(">I", data[:4])[0] != magic:
         raise InputError(
-            f"{file}: not an IDX file of {kind} (it starts with {data[:4].hex()!r}, not {magic:08x}); {REMEDY}"
+            f"{file}: not an IDX file of {kind} (it starts with {data[:4].hex()!r}, not "
+            f"{magic:08x}); {REMEDY}"
         )
     if len(data) < header:
         raise InputError(f"{file}: truncated, it ends inside its header; {REMEDY}")
@@ -106,7 +113,8 @@ def read_idx(file: Path, kind: str) -> np.ndarray:
     if len(data) - header != math.prod(shape):
         what = "truncated" if len(data) - header < math.prod(shape) else "too long"
         raise InputError(
-            f"{file}: {what}, {len(data) - header} bytes where {' x '.join(map(str, shape))} are announced; {REMEDY}"
+            f"{file}: {what}, {len(data) - header} bytes where "
+            f"{' x '.join(map(str, shape))} are announced; {REMEDY}"
         )
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy()
 

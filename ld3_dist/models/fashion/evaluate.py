@@ -1,13 +1,15 @@
 """How good the embedded model is: measured, with a teacher of many evaluations, and written down.
 
-    agreement    share of class-conditional samples that the classifier reads as the label that was asked for
-    Fréchet      |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^{1/2}) on the classifier's 128 features
-                 (Dowson & Landau 1982)
+    agreement    share of class-conditional samples that the classifier reads as the label that was
+                 asked for
+    Fréchet      |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^{1/2}) on the classifier's 128
+                 features (Dowson & Landau 1982)
 
-The Fréchet distance of finite samples is biased upwards, the more so the fewer samples. So the distance of samples to
-the test images is also given at exactly the sizes of the yardstick, the distance between two disjoint halves of the test
-images, averaged over the same random splits. Nearest-neighbour distances to the training images tell memory from
-invention: test images, which the network has not seen, are the measure.
+The Fréchet distance of finite samples is biased upwards, the more so the fewer samples. So the
+distance of samples to the test images is also given at exactly the sizes of the yardstick, the
+distance between two disjoint halves of the test images, averaged over the same random splits.
+Nearest-neighbour distances to the training images tell memory from invention: they are compared
+with those of the test images, which the network has not seen.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from ...core.solver import make_solver
 from ..weights import sha256_of
 from .classifier import in_parts, load_fashion_classifier
 from .data import SHAPE, FashionData, halves, scale
+from .denoiser import draw_condition, load_fashion_denoiser
 from .network import CLASSES
-from .opening import draw_condition, load_fashion_denoiser
 
 SPLITS = 10
 
@@ -63,7 +65,9 @@ class EvaluateConfig:
 def teacher_samples(
     denoiser: Denoiser, config: EvaluateConfig, labels: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Class-conditional samples [M, 1, 28, 28] and their labels [M] (drawn, if not given), both on the CPU."""
+    """Class-conditional samples [M, 1, 28, 28] and their labels [M] (drawn, if not given), both on
+    the CPU.
+    """
     solver = make_solver(config.solver)
     knots = discretize(denoiser.noise, solver.steps(config.nfe), config.grid)
     tableau = solver.tableau(denoiser.noise, solver.coupled(denoiser.noise, knots))
@@ -89,7 +93,9 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 
 def frechet_figures(samples: Tensor, data: Tensor) -> dict[str, float]:
-    """Fréchet distances of features of samples [M, F] and data [N, F]; the ratios are to the yardstick."""
+    """Fréchet distances of features of samples [M, F] and data [N, F]; the ratios are to the
+    yardstick.
+    """
     between, same_size = [], []
     for seed in range(SPLITS):
         first, second = (data[index] for index in halves(len(data), seed))
@@ -118,7 +124,9 @@ def nearest(a: Tensor, b: Tensor) -> Tensor:
 def evaluate(
     config: EvaluateConfig, data: FashionData, network: Path, classifier_file: Path
 ) -> dict[str, Any]:
-    """Measure the network in a file with the classifier in a file; the record that is written under results/."""
+    """Measure the network in a file with the classifier in a file; the record that is written under
+    results/.
+    """
     start, device = time.perf_counter(), config.device
     denoiser = load_fashion_denoiser(config.guidance, device=device, file=network)
     classifier = load_fashion_classifier(device, file=classifier_file)
@@ -162,7 +170,9 @@ def evaluate(
 
 
 def write_sheet(config: EvaluateConfig, network: Path, file: Path) -> None:
-    """Draw 100 samples, ten of each class in a row, as a PNG image of 2x2 screen pixels per pixel."""
+    """Draw 100 samples, ten of each class in a row, as a PNG image of 2x2 screen pixels per
+    pixel.
+    """
     labels = torch.arange(CLASSES).repeat_interleave(10)
     samples, _ = teacher_samples(
         load_fashion_denoiser(config.guidance, device=config.device, file=network), config, labels

@@ -1,15 +1,17 @@
 """The fashion network: a U-Net F(x, time, label), the raw network inside EDM's preconditioning.
 
-    x [B, 1, 28, 28] = c_in * noisy image,   time [B] = ln(sigma) / 4,   label [B] in 0 … 9, or NULL_LABEL = 10
+    x [B, 1, 28, 28] = c_in * noisy image,   time [B] = ln(sigma) / 4,   label [B] in 0 … 9, or
+                                             NULL_LABEL = 10
 
-Each 2x2 square of pixels becomes four channels first, so that the U-Net has two resolutions, 14x14 and 7x7. A block is
-GroupNorm -> SiLU -> conv -> GroupNorm -> FiLM -> SiLU -> conv, plus a skip; FiLM (Perez et al. 2018) scales and shifts
-channels by a function of time and label. One layer of self-attention stands at 7x7, where it sees the whole image for
-little. Everything is smooth (SiLU, no ReLU, no max-pooling): LD3 differentiates through the network with respect to its
-input and its time. No layer mixes samples of a batch, so that several schedules can share one call.
+Each 2x2 square of pixels becomes four channels first, so that the U-Net has two resolutions, 14x14
+and 7x7. A block is GroupNorm -> SiLU -> conv -> GroupNorm -> FiLM -> SiLU -> conv, plus a skip;
+FiLM (Perez et al. 2018) scales and shifts channels by a function of time and label. One layer of
+self-attention stands at 7x7, where it sees the whole image for little. Everything is smooth (SiLU,
+no ReLU, no max-pooling): LD3 differentiates through the network with respect to its input and its
+time. No layer mixes samples of a batch, so that several schedules can share one call.
 
-Learning a schedule calls this network thousands of times, on a laptop. A convolution at 7x7 costs a quarter of one at
-14x14, so most weights are there.
+Learning a schedule calls this network thousands of times, on a laptop. A convolution at 7x7 costs a
+quarter of one at 14x14, so most weights are there.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ from torch.nn import functional
 
 CLASSES = 10
 NULL_LABEL = CLASSES
+LARGEST = 1024
+"""Largest size that a weights file may ask for: a file must not say how much memory is taken."""
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
     """Sizes of the U-Net; stored with the weights.
 
-    channels: channels at 14x14 and at 7x7; blocks: residual blocks at 14x14 on the way down, at 7x7, and at 14x14 on
-    the way up; embedding: width of the time and label embedding; frequencies: sine/cosine pairs of the time.
+    channels: channels at 14x14 and at 7x7; blocks: residual blocks at 14x14 on the way down, at
+    7x7, and at 14x14 on the way up; embedding: width of the time and label embedding; frequencies:
+    sine/cosine pairs of the time.
     """
 
     channels: tuple[int, int] = (64, 144)
@@ -50,12 +55,16 @@ class NetworkConfig:
             self.groups,
             self.heads,
         )
-        if min(sizes) < 1:
-            raise ValueError(f"NetworkConfig: every size must be at least 1, got {self}")
+        if not all(isinstance(size, int) and 1 <= size <= LARGEST for size in sizes):
+            raise ValueError(
+                f"NetworkConfig: every size must be an integer from 1 to {LARGEST}, got {self}"
+            )
+        if len(self.channels) != 2 or len(self.blocks) != 3:
+            raise ValueError(f"NetworkConfig: two channels and three blocks are needed, got {self}")
         if any(c % self.groups for c in self.channels) or self.channels[1] % self.heads:
             raise ValueError(
-                f"NetworkConfig: channels {self.channels} must be multiples of groups = {self.groups}, "
-                f"and the second of heads = {self.heads}"
+                f"NetworkConfig: channels {self.channels} must be multiples of groups = "
+                f"{self.groups}, and the second of heads = {self.heads}"
             )
 
     @classmethod
@@ -109,13 +118,16 @@ class Attention(nn.Module):
         B, c, h, w = x.shape
         parts = self.ask(self.norm(x)).reshape(B, 3, self.heads, c // self.heads, h * w)
         q, k, v = parts.transpose(-1, -2).unbind(1)  # [B, heads, h*w, c/heads] each
-        # written out: the fused kernel has no second derivative, and on 49 positions it is not faster
+        # written out: the fused kernel has no second derivative, and is not faster on 49 positions
         weights = (q @ k.transpose(-1, -2) * (c // self.heads) ** -0.5).softmax(-1)
         return x + self.leave((weights @ v).transpose(-1, -2).reshape(B, c, h, w))
 
 
 class FashionNetwork(nn.Module):
-    """net(x [B, 1, 28, 28], time [B], label [B] int64 or None) -> [B, 1, 28, 28]; None is the null label."""
+    """net(x [B, 1, 28, 28], time [B], label [B] int64 or None) -> [B, 1, 28, 28].
+
+    None is the null label.
+    """
 
     frequencies: Tensor
 
@@ -123,7 +135,8 @@ class FashionNetwork(nn.Module):
         super().__init__()
         self.config = c = config or NetworkConfig()
         (wide, deep), (n_down, n_deep, n_up), e = c.channels, c.blocks, c.embedding
-        # time spans [-1.6, 1.1]; up to one period over ~0.4 of it: finer features would only roughen d/dtime
+        # time spans [-1.6, 1.1]; up to one period over ~0.4 of it: finer features would only
+        # roughen d/dtime
         self.register_buffer(
             "frequencies", torch.logspace(0, math.log2(16), c.frequencies, base=2), persistent=False
         )

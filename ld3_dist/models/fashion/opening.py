@@ -1,109 +1,50 @@
-"""From the packaged weights to a Denoiser: the fashion model as the rest of the package sees it.
-
-Samples are images [B, 1, 28, 28] in [-1, 1]; the condition is a label [B] int64 in 0 … 9, or None for no label at all.
-The noise schedule is EDM's, sigma from 80 down to 0.002.
-"""
+"""`fashion`, `fashion:FILE`: the packaged model, or weights of it trained into another file."""
 
 from __future__ import annotations
 
-import math
-from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
-from ...core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser, map_condition
-from ...core.errors import InputError
-from ...core.noise import EDM
-from ...core.sample import sample_generator
-from ..weights import load_weights, read_tensors, sha256_of
-from .data import SHAPE
-from .network import CLASSES, NULL_LABEL, FashionNetwork, NetworkConfig
-
-NETWORK_FILE = Path(__file__).with_name("network.safetensors")
-NETWORK_KIND = "ld3_dist fashion network 1"
-REMEDY = "reinstall ld3_dist, or train it anew with `python -m ld3_dist.models.fashion`"
+from ...core.features import Extractor
+from ..loaded import Model, ModelOptions, on_classes, to_device
+from ..weights import sha256_of
+from .classifier import classifier_hash, load_fashion_classifier
+from .denoiser import fashion_denoiser, fashion_hash, load_fashion_network
+from .network import CLASSES
+from .reference import load_fashion_reference
 
 
-class Unlabelled(nn.Module):
-    """A fashion network that is never told the label: the unconditional model inside the conditional one."""
+def open_fashion(rest: str, options: ModelOptions) -> Model:
+    """The fashion model; conditional on the ten classes unless conditional=False.
 
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """As FashionNetwork; label is ignored."""
-        return self.net(x, time, None)
-
-
-def load_fashion_network(
-    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, file: Path | None = None
-) -> tuple[FashionNetwork, float]:
-    """The raw network F, frozen, and the sigma_data of its preconditioning.
-
-    Raises InputError, naming the file and the remedy, when the weights are missing, truncated or of another kind.
+    Its samples are compared with the packaged statistics of the test images.
     """
-    file = NETWORK_FILE if file is None else Path(file)
-    tensors, config = read_tensors(file, NETWORK_KIND, REMEDY)
-    net = FashionNetwork(NetworkConfig.from_json(config["network"]))
-    load_weights(net, tensors, file, REMEDY)
-    net = net.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return net.eval().requires_grad_(False), config["sigma_data"]
-
-
-def fashion_denoiser(
-    net: nn.Module, sigma_data: float, guidance: float = 1.0, conditional: bool = True
-) -> Denoiser:
-    """A fashion network as a Denoiser; see load_fashion_denoiser. States are cast to the network's dtype and back."""
-    if not (math.isfinite(guidance) and guidance >= 0):
-        raise InputError(
-            f"fashion guidance {guidance}: must be a finite number >= 0 (1 = no guidance)"
-        )
-    if not conditional and guidance != 1:
-        raise InputError(
-            f"fashion guidance {guidance}: needs conditional=True; remove guidance or set it to 1"
-        )
-    dtype = next(net.parameters()).dtype
-    inner = net if conditional else Unlabelled(net)
-    denoiser = NetworkDenoiser(
-        inner, EDM(), SHAPE, prediction="edm", sigma_data=sigma_data, dtype=dtype
+    file = Path(rest).expanduser() if rest else None
+    spec = f"fashion:{rest}" if rest else "fashion"
+    net, sigma_data = load_fashion_network(options.device, options.torch_dtype, file)
+    conditioning = on_classes(CLASSES, options, spec)
+    conditional = conditioning.guidance is not None
+    guidance = 1.0 if conditioning.guidance is None else conditioning.guidance
+    denoiser = fashion_denoiser(to_device(net, options), sigma_data, guidance, conditional)
+    return Model(
+        denoiser=denoiser,
+        id=spec,
+        hash=fashion_hash() if file is None else sha256_of(file),
+        conditioning=conditioning.name,
+        draw_condition=conditioning.draw,
+        guidance=conditioning.guidance,
+        image_shape=tuple(denoiser.shape),
+        settings={
+            "noise": denoiser.noise.name,
+            "parameters": sum(p.numel() for p in net.parameters()),
+        },
+        extractor=fashion_extractor(options.device),
+        reference=load_fashion_reference(),
     )
-    return denoiser if guidance == 1 else Guided(denoiser, guidance, null_labels)
 
 
-def load_fashion_denoiser(
-    guidance: float = 1.0,
-    conditional: bool = True,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    file: Path | None = None,
-) -> Denoiser:
-    """The embedded model.
-
-    Args:
-        guidance: scale of classifier-free guidance, 1 = none; other values run the network on 2B samples a call.
-        conditional: False for the unconditional model, which ignores labels.
-        file: weights trained into another file than the packaged one.
-
-    Raises InputError for a bad guidance and for a weights file that is missing, truncated or of another kind.
-    """
-    net, sigma_data = load_fashion_network(device, dtype, file)
-    return fashion_denoiser(net, sigma_data, guidance, conditional)
-
-
-def null_labels(condition: Condition) -> Condition:
-    """Labels [B] -> as many null labels."""
-    return map_condition(lambda label: torch.full_like(label, NULL_LABEL), condition)
-
-
-def draw_condition(seed: int, index: int) -> Tensor:
-    """The label of sample `index` of `seed`: uniform over the ten classes, int64 scalar, from its own generator."""
-    return torch.randint(CLASSES, (), generator=sample_generator(seed, index, "condition"))
-
-
-@cache
-def fashion_hash() -> str:
-    """SHA-256 of the packaged network's weights file."""
-    return sha256_of(NETWORK_FILE)
+def fashion_extractor(device: str | torch.device = "cpu") -> Extractor:
+    """The packaged classifier as a feature extractor."""
+    net = load_fashion_classifier(device)
+    return Extractor("fashion classifier", classifier_hash(), net.features, net.maps)

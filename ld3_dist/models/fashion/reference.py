@@ -1,18 +1,20 @@
-"""What samples of the fashion model are compared with: the classifier's features of the 10,000 test images.
+"""The reference of the fashion model's samples: features of the 10,000 test images.
 
-mean [F] and covariance [F, F] in float64, of the features before rounding, and the features [10000, F] themselves in
-half precision, for kernel distance, precision and recall. The data itself is not needed to score samples.
+    mean [F], covariance [F, F]    float64, of the features before they are rounded
+    features [10000, F]            half precision, for kernel distance, precision and recall
+
+The images themselves are not needed to score samples.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from ..weights import read_tensors, save_tensors, sha256_of
+from ...core.errors import InputError
+from ...core.features import FeatureMoments, Reference
+from ..weights import entry, read_tensors, save_tensors, sha256_of
 from .classifier import CLASSIFIER_FILE, in_parts, load_fashion_classifier
 from .data import FashionData, scale
 
@@ -21,29 +23,31 @@ REFERENCE_KIND = "ld3_dist fashion reference 1"
 REMEDY = "reinstall ld3_dist, or make it anew with `python -m ld3_dist.models.fashion statistics`"
 
 
-@dataclass(frozen=True, eq=False)
-class FashionReference:
-    """Mean [F] and covariance [F, F] float64, features [N, F] float32; classifier: hash of the classifier's file."""
+def load_fashion_reference(
+    file: Path | None = None, classifier_file: Path = CLASSIFIER_FILE
+) -> Reference:
+    """The packaged statistics (or those in `file`), on the CPU.
 
-    mean: Tensor
-    covariance: Tensor
-    features: Tensor
-    classifier: str
-
-
-def load_fashion_reference(file: Path | None = None) -> FashionReference:
-    """The packaged reference (or one in `file`).
-
-    Raises InputError when the file is missing, truncated or of another kind.
+    Raises InputError when the file is missing, truncated, of another kind, or made with another
+    classifier than the one in `classifier_file`.
     """
     file = REFERENCE_FILE if file is None else Path(file)
     tensors, config = read_tensors(file, REFERENCE_KIND, REMEDY)
-    return FashionReference(
-        tensors["mean"],
-        tensors["covariance"],
-        tensors["features"].float(),
-        config["classifier_sha256"],
-    )
+    for name in ("mean", "covariance", "features"):
+        if name not in tensors:
+            raise InputError(f"{file}: tensor {name!r} is missing; {REMEDY}")
+    if entry(config, "classifier_sha256", str, file, REMEDY) != sha256_of(classifier_file):
+        raise InputError(f"{file}: made with another classifier than {classifier_file}; {REMEDY}")
+    try:
+        moments = FeatureMoments(tensors["mean"], tensors["covariance"])
+    except InputError as error:
+        raise InputError(f"{file}: {error}; {REMEDY}") from error
+    features = tensors["features"].float()
+    if features.ndim != 2 or features.shape[1] != len(moments.mean):
+        raise InputError(
+            f"{file}: features are {tuple(features.shape)}, not [N, {len(moments.mean)}]; {REMEDY}"
+        )
+    return Reference(moments, features, name="10,000 test images of Fashion-MNIST")
 
 
 def write_reference(

@@ -1,15 +1,18 @@
-"""Training of the fashion network: EDM's denoising loss (Karras et al. 2022, eq. 8), label dropout, weight averaging.
+"""Training of the fashion network: EDM's denoising loss (Karras et al. 2022, eq. 8), label dropout,
+weight averaging.
 
-    L = E_{x_0, sigma, z} (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 |D(x_0 + sigma z, sigma) - x_0|^2
-      = E |F(c_in x, ln(sigma) / 4) - target|^2,      ln sigma ~ N(p_mean, p_std^2)
+    x = x_0 + sigma z,    ln sigma ~ N(p_mean, p_std^2)
+    L = E (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 |D(x, sigma) - x_0|^2
+      = E |F(c_in x, ln(sigma) / 4) - target|^2
 
-The weight makes the loss on F unweighted, so F is trained directly. ln sigma is stratified over the batch (one draw per
-quantile), which removes most of the loss's variance over noise levels. Labels become the null label with probability
-`dropout` (Ho & Salimans 2022). The averaged weights (EMA) are what is kept.
+The weight makes the loss on F unweighted, so F is trained directly. ln sigma is stratified over the
+batch (one draw per quantile), which removes most of the loss's variance over noise levels. Labels
+become the null label with probability `dropout` (Ho & Salimans 2022). The averaged weights (EMA)
+are what is kept.
 
-The data and everything random live on the training device. On a GPU, a step (bfloat16 convolutions, loss, gradients,
-Adam) is recorded once as a CUDA graph and then replayed: launching its several hundred small kernels one by one would
-take longer than running them.
+The data and everything random live on the training device. On a GPU, a step (bfloat16 convolutions,
+loss, gradients, Adam) is recorded once as a CUDA graph and then replayed: launching its several
+hundred small kernels one by one would take longer than running them.
 """
 
 from __future__ import annotations
@@ -41,8 +44,8 @@ log = logging.getLogger(__name__)
 class TrainConfig:
     """How the network is trained; lr falls from its value to zero as a cosine after `warmup` steps.
 
-    minutes: if given, `steps` is ignored. The speed of the first steps tells how many fit into that time; the record
-    has their number, and the same number as `steps` repeats the run.
+    minutes: if given, `steps` is ignored. The speed of the first steps tells how many fit into that
+    time; the record has their number, and the same number as `steps` repeats the run.
     report: steps between two reports.  graph: record the step as a CUDA graph where there is a GPU.
     """
 
@@ -73,7 +76,9 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """A report: steps done and planned (None: not known yet), mean loss since the last one, seconds so far, the EMA."""
+    """A report: steps done and planned (None: not known yet), mean loss since the last one, seconds
+    so far, the EMA.
+    """
 
     step: int
     steps: int | None
@@ -188,7 +193,9 @@ class _Training:
         self.step += 1
 
     def record_graph(self) -> None:
-        """Take a few steps, then record `improve` as a CUDA graph; where that fails, go on without one."""
+        """Take a few steps, then record `improve` as a CUDA graph; where that fails, go on without
+        one.
+        """
         side = torch.cuda.Stream(
             self.device
         )  # as PyTorch's notes ask: warm up on another stream, then record
@@ -279,7 +286,8 @@ def train_network(
     sizes: NetworkConfig | None = None,
     state: Path | None = None,
 ) -> Iterator[TrainProgress]:
-    """Train, yielding every `report` steps and at the end; the same seed, device and torch version give the same run.
+    """Train, yielding every `report` steps and at the end; the same seed, device and torch version
+    give the same run.
 
     state: file of a run to continue, where it exists; it is written every minute.
     """

@@ -1,7 +1,8 @@
-"""Training of the fashion classifier: cross-entropy on the training images, with shifts, mirror images and noise.
+"""Training of the fashion classifier: cross-entropy on the training images, with shifts, mirror
+images and noise.
 
-Noise of a random strength in half the images makes the features vary smoothly around the data, which is what a distance
-between an image and its slightly wrong copy needs.
+Noise of a random strength in half the images makes the features vary smoothly around the data,
+which is what a distance between an image and its slightly wrong copy needs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from .data import FashionData, scale
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """How the classifier is trained: AdamW, a short rise of the learning rate, then a cosine to zero."""
+    """How the classifier is trained: AdamW, a short rise of the learning rate, then a cosine to
+    zero.
+    """
 
     epochs: int = 30
     batch: int = 256
@@ -39,7 +42,9 @@ class ClassifierConfig:
 
 @dataclass(frozen=True)
 class ClassifierProgress:
-    """One epoch: its number, mean training loss, accuracy on the test images, seconds so far, the network."""
+    """One epoch: its number, mean training loss, accuracy on the test images, seconds so far, the
+    network.
+    """
 
     epoch: int
     loss: float
@@ -54,7 +59,9 @@ def accuracy(net: FashionClassifier, images: Tensor, labels: Tensor) -> float:
 
 
 def augment(images: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """Mirror half of the batch, shift half of it by up to two pixels, and add noise to half of it."""
+    """Mirror half of the batch, shift half of it by up to two pixels, and add noise to half of
+    it.
+    """
 
     def some() -> Tensor:
         return torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
