@@ -51,6 +51,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import cycle, pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from pairs import generate
@@ -202,7 +203,8 @@ def peak_gib(device: torch.device) -> float:
 @contextmanager
 def settings(tf32: bool, benchmark: bool = False) -> Iterator[None]:
     """TF32 in float32 products, and cuDNN's own search for algorithms, for a while."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
     cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = tf32, tf32, benchmark
     try:
@@ -327,14 +329,14 @@ def packing(bench: Bench) -> Iterator[dict]:
                     fresh.append(row)
                     ended |= set() if "s" in row else {(nfe, kind)}
         timed = [row for row in fresh if "s" in row]
+        rows += fresh
         if timed:
             free(bench.device)
             run = evaluation(bench, denoiser, K * LearnConfig().batch)
-            bare = seconds(run, bench.device, bench.size.repeat_s)
-        for row in timed:
-            row["over_bare"] = row["s"] / (row["nfe"] * bare["s"])
-            row["of_bf16_peak"] = work * row["nfe"] * row["visits_per_s"] / bench.peak()
-        rows += fresh
+            bare = seconds(run, bench.device, bench.size.repeat_s)["s"]
+            for row in timed:
+                row["over_bare"] = row["s"] / (row["nfe"] * bare)
+                row["of_bf16_peak"] = work * row["nfe"] * row["visits_per_s"] / bench.peak()
         yield {"rows": rows}
 
 
