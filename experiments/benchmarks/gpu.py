@@ -655,8 +655,9 @@ def table(found: dict) -> Iterator[str]:
             yield f"{head} memory ends"
             continue
         yield (
-            f"{head} {1000 * r['s']:8.1f} {r['visits_per_s']:9.1f} {r['over_bare']:6.2f} "
-            f"{r['of_bf16_peak']:6.1%} {r['peak_gib']:6.2f}"
+            f"{head} {1000 * r['s']:8.1f} {r['visits_per_s']:9.1f} "
+            f"{r.get('over_bare', math.nan):6.2f} {r.get('of_bf16_peak', math.nan):6.1%} "
+            f"{r['peak_gib']:6.2f}"
         )
     yield f"waits: {found.get('waits')}"
     for r in found.get("dtypes", {}).get("rows", []):
