@@ -60,14 +60,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ld3_dist.core.denoiser import NetworkDenoiser
-from ld3_dist.core.descent import Descent
 from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import discretize
-from ld3_dist.core.learn import LearnConfig, Pairs, Progress, learn
+from ld3_dist.core.learning.descent import Descent, DescentConfig
+from ld3_dist.core.learning.learn import Pairs, Problem, Progress, learn
 from ld3_dist.core.noise import EDM
 from ld3_dist.core.sample import draw_noise
 from ld3_dist.core.solver import make_solver
-from ld3_dist.models import LoadedModel, ModelOptions, open_model
+from ld3_dist.models import Model, ModelOptions, open_model
 from ld3_dist.models.edm.blocks import Block
 from ld3_dist.models.edm.unet import SongUNet, UNetConfig
 
@@ -111,7 +111,7 @@ FULL = Size(
     UNetConfig(32, 3, 3, augment_dim=9, channel_mult=(2, 2, 2)),
     side=8192, copied=2 * GIB, members=(1, 2, 4, 8, 16, 32, 64, 128), nfes=(4, 10),
     dtype_members=(4, 1), compile_members=(4, 1), repeat_s=0.7,
-    epochs=LearnConfig().epochs, early=10, pairs=50, fresh=2_000, backend="inductor",
+    epochs=DescentConfig().epochs, early=10, pairs=50, fresh=2_000, backend="inductor",
 )  # fmt: skip
 TINY = Size(
     UNetConfig(8, 3, 3, model_channels=8, channel_mult=(1,), num_blocks=1, attn_resolutions=(8,)),
@@ -249,15 +249,15 @@ def session_of(
     knots = discretize(denoiser.noise, solver.steps(nfe), "log_snr").repeat(K, 1)
     noise = draw_noise(0, range(50), denoiser.shape).to(bench.device)
     pairs = Pairs(noise, 0.5 * noise.flip(0))
-    config = LearnConfig.of(checkpointing=checkpointing)
     seeds = list(range(K))
-    return Descent(denoiser, solver, knots, pairs, pairs, L2, config, nfe=nfe, seeds=seeds)
+    problem = Problem(denoiser, solver, knots, pairs, pairs, L2, nfe=nfe, seeds=seeds)
+    return Descent(problem, DescentConfig(checkpointing=checkpointing))
 
 
 def iteration(session: Descent) -> Callable[[], object]:
     """A call that makes one iteration of all members."""
     batches, k = cycle([*session.batches()]), session.members()
-    return lambda: session.step(next(batches), k, 1.0)
+    return lambda: session.step(next(batches)[k], k, 1.0)
 
 
 def evaluation(bench: Bench, denoiser: NetworkDenoiser, rows: int) -> Callable[[], object]:
@@ -305,7 +305,7 @@ def packing(bench: Bench) -> Iterator[dict]:
     formats = {}
     for channels_last in (False, True):
         denoiser = random_denoiser(bench, torch.bfloat16, channels_last)
-        run = evaluation(bench, denoiser, 8 * LearnConfig().batch)
+        run = evaluation(bench, denoiser, 8 * DescentConfig().batch)
         formats[channels_last] = seconds(run, bench.device, bench.size.repeat_s)
         free(bench.device)
     best = min(formats, key=lambda layout: formats[layout]["s"])
@@ -313,7 +313,7 @@ def packing(bench: Bench) -> Iterator[dict]:
     work = operations(bench)
     yield {
         "parameters": sum(p.numel() for p in denoiser.net.parameters()), "solver": SOLVER,
-        "batch": LearnConfig().batch, "dtype": "bfloat16", "channels_last": best,
+        "batch": DescentConfig().batch, "dtype": "bfloat16", "channels_last": best,
         "evaluation_of_80_s": {"contiguous": formats[False], "channels_last": formats[True]},
         "flops_of_an_evaluation": work, "rows": (rows := []),
     }  # fmt: skip
@@ -323,7 +323,7 @@ def packing(bench: Bench) -> Iterator[dict]:
             break
         fresh = []
         for nfe in bench.size.nfes:
-            for kind in ("off", "on"):
+            for kind in ("never", "always"):
                 if (nfe, kind) not in ended:
                     row = learning_row(bench, denoiser, K, nfe, kind)
                     fresh.append(row)
@@ -332,7 +332,7 @@ def packing(bench: Bench) -> Iterator[dict]:
         rows += fresh
         if timed:
             free(bench.device)
-            run = evaluation(bench, denoiser, K * LearnConfig().batch)
+            run = evaluation(bench, denoiser, K * DescentConfig().batch)
             bare = seconds(run, bench.device, bench.size.repeat_s)["s"]
             for row in timed:
                 row["over_bare"] = row["s"] / (row["nfe"] * bare)
@@ -348,9 +348,9 @@ def expected(rows: list[dict], K: int) -> float:
 def learning_row(bench: Bench, denoiser: NetworkDenoiser, K: int, nfe: int, kind: str) -> dict:
     """Time and memory of an iteration; without a time where memory ended."""
     free(bench.device)
-    row = {"members": K, "nfe": nfe, "activations": {"off": "kept", "on": "recomputed"}[kind]}
+    row = {"members": K, "nfe": nfe, "activations": {"never": "kept", "always": "recomputed"}[kind]}
     session = session_of(bench, denoiser, K, nfe, kind)
-    run, samples = iteration(session), K * LearnConfig().batch
+    run, samples = iteration(session), K * DescentConfig().batch
     run()
     if session.objective.most < samples:  # learning would go on with smaller batches
         return row | {"out_of_memory": True}
@@ -363,7 +363,7 @@ def waits(bench: Bench) -> Iterator[dict]:
     if bench.device.type != "cuda":
         return
     denoiser = random_denoiser(bench, torch.bfloat16, False)
-    run = iteration(session_of(bench, denoiser, 1, bench.size.nfes[0], "off"))
+    run = iteration(session_of(bench, denoiser, 1, bench.size.nfes[0], "never"))
     run()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -390,8 +390,8 @@ def dtypes(bench: Bench) -> Iterator[dict]:
                     return
                 denoiser = random_denoiser(bench, dtype, channels_last)
                 with settings(tf32, benchmark):
-                    row = learning_row(bench, denoiser, K, nfe, "off")
-                    run = evaluation(bench, denoiser, K * LearnConfig().batch)
+                    row = learning_row(bench, denoiser, K, nfe, "never")
+                    run = evaluation(bench, denoiser, K * DescentConfig().batch)
                     row["bare_s"] = seconds(run, bench.device, bench.size.repeat_s / 2)["s"]
                     out = raw_output(bench, denoiser)
                     row["error"] = float((out - exact).norm() / exact.norm())
@@ -453,7 +453,7 @@ def threads(most: int) -> Iterator[None]:
 class Ground:
     """The digits model on a device."""
 
-    opened: LoadedModel
+    opened: Model
     device: torch.device
 
     def teacher_pairs(self, start: int, stop: int) -> Pairs:
@@ -471,10 +471,11 @@ class Ground:
         knots = discretize(noise, solver.steps(nfe), "log_snr").repeat(3, 1)
         pairs, quarter = pairs.to(self.device), len(pairs) // 4
         subsets = torch.arange(3 * quarter).view(3, quarter)
-        yield from learn(
+        problem = Problem(
             self.opened.denoiser, solver, knots, pairs[quarter:], pairs[:quarter], L2,
             nfe=nfe, seeds=[0, 1, 2], subsets=subsets,
         )  # fmt: skip
+        yield from learn(problem)
 
     def losses(self, run: list[Progress], fresh: Pairs) -> list[float]:
         """Mean loss of what each member found, on fresh pairs."""
@@ -565,7 +566,7 @@ def child(way: str, tiny: bool, limit: float, cache: str) -> dict:
 def compile_here(bench: Bench, way: str) -> None:
     """The child: a line for eager, for the first compiled iteration and for the later ones."""
     denoiser = random_denoiser(bench, torch.bfloat16, channels_last=False)
-    learning = lambda K: iteration(session_of(bench, denoiser, K, bench.size.nfes[0], "off"))
+    learning = lambda K: iteration(session_of(bench, denoiser, K, bench.size.nfes[0], "never"))
     runs = {K: learning(K) for K in bench.size.compile_members}
     for K, run in runs.items():
         emit(members=K, what="eager", **seconds(run, bench.device, bench.size.repeat_s))

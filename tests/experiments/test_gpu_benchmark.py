@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "experiments/benchmarks/gpu.py"
+SCRIPT = Path(__file__).parents[2] / "experiments/benchmarks/gpu.py"
 
 
 @pytest.fixture(scope="module")
