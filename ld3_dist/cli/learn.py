@@ -84,6 +84,7 @@ def learn(
     dtype: Annotated[
         str | None, typer.Option(help="Of the network: float32, bfloat16, float16, float64.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
     """Learn one schedule for one model, here and now (no Ray), and write it and a picture.
 
@@ -91,6 +92,7 @@ def learn(
     what the file holds.
     """
     from ..schedule.teaching import Diverged
+    from ..store.outputs import check_distinct, check_output
 
     settings = _given(
         procedure=procedure,
@@ -102,6 +104,12 @@ def learn(
     options = _given(
         device=device, guidance=guidance, prompts=prompts, classes=classes, dtype=dtype
     )
+    given = {"--start": name for name in start or () if name.endswith(".json")}
+    given |= _given(**{"--prompts": prompts, "--classes": classes, "--trunk": trunk})
+    picture = out.with_suffix(".png")
+    check_distinct({"the schedule": out, "its picture": picture})
+    check_output(out, "file", force, option="--out", inputs=given)
+    check_output(picture, "file", force, option="the picture", inputs=given)
     try:
         schedule = _learn(
             model,
@@ -169,11 +177,10 @@ def _learn(
     from ..schedule.provenance import default_device
     from ..schedule.starts import check_start
     from ..schedule.teaching import Teacher, teach
+    from ..store.outputs import write_output
 
     if count < 2:
         raise InputError(f"--pairs {count}: at least 2 are needed")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"--out {out}: its folder does not exist; create it or name another")
     config = make_config(**settings)
     check_student(cell.get("solver", "ipndm-3"), cell["nfe"])
     teacher = Teacher.parse(how.get("teacher", str(Teacher())))
@@ -197,7 +204,7 @@ def _learn(
             on_progress=bar,
             **settings,
         )
-    schedule.save(out)
+    write_output(out, schedule.to_json())
     _report(schedule, name, out)
     if picture := draw(model, schedule, pairs[:PICTURES], teacher, name, out.with_suffix(".png")):
         say(f"Picture: {picture}")
