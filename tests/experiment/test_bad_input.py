@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from ld3_dist.cli import app as cli
 from ld3_dist.core.errors import InputError
 from ld3_dist.experiment import load_experiment, settings
 from ld3_dist.experiment.reading import blamed_on, parse_experiment
@@ -364,6 +366,24 @@ def test_bad_texts(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_bytes(content)
     refuse(tmp_path / "my.yaml", parts)
+
+
+@pytest.mark.parametrize("command", ["show", "sweep", "teach", "evaluate", "doctor"])
+@pytest.mark.parametrize(("path", "value", "parts"), VALUES[::23])
+def test_commands_end_with_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    command: str, path: str, value: Any, parts: list[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(changed(path, value)))
+    monkeypatch.setattr(sys, "argv", ["ld3-dist", command, "my.yaml"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out) == (2, "")
+    assert all(part in err for part in ("my.yaml", *parts))
+    assert "Traceback" not in err
+    assert os.listdir(tmp_path) == ["my.yaml"]
 
 
 def test_special_files_are_refused_before_reading(tmp_path: Path) -> None:
