@@ -20,6 +20,7 @@ from ld3_dist.cli import app as cli
 from ld3_dist.core.errors import InputError
 from ld3_dist.experiment import load_experiment, settings
 from ld3_dist.experiment.reading import blamed_on, parse_experiment
+from ld3_dist.experiment.shape import all_keys
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -384,6 +385,34 @@ def test_commands_end_with_code_2(
     assert all(part in err for part in ("my.yaml", *parts))
     assert "Traceback" not in err
     assert os.listdir(tmp_path) == ["my.yaml"]
+
+
+ODD: list[Any] = [
+    None, True, 0, -1, 1.5, 10**25, float("nan"), float("inf"), "", "x", "[a]", "é\u2028",
+    [], [[]], [None], [True], ["x", 3], [{}], [1, [2]],
+    {}, {"x": 1}, {"low": 1}, {"x": None}, {"a": {"b": {"c": []}}},
+]  # fmt: skip
+EVERY_KEY = [key.replace("models.", "models.0.") for key in all_keys(settings.Experiment)]
+
+
+@pytest.mark.parametrize("key", EVERY_KEY)
+def test_whatever_stands_at_a_key_is_taken_or_refused(key: str) -> None:
+    """No other error, and no message in the program's own words."""
+    for value in ODD:
+        data = copy.deepcopy(FINE) | {"models": [{"model": "digits"}]}
+        *outer, last = key.split(".")
+        place: Any = data
+        for part in outer:
+            place = place[0] if part == "0" else place.setdefault(part, {})
+        place[last] = value
+        message = "my.yaml: "
+        try:
+            parse_experiment(data, "my.yaml")
+        except InputError as error:
+            message = str(error)
+        assert message.startswith("my.yaml: ")
+        assert "a value cannot be used" not in message, f"{value!r}: {message}"
+        assert not OURS.search(message), f"{value!r}: {message}"
 
 
 def test_special_files_are_refused_before_reading(tmp_path: Path) -> None:
