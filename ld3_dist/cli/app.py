@@ -142,8 +142,10 @@ def report(
 
 @app.command()
 def show(experiment: ExperimentFile) -> None:
-    """Show a resolved experiment: its cells, trials and members, and what it costs in network
-    evaluations.
+    """Show a resolved experiment: its cells, trials and members, and what it costs.
+
+    The cost is counted in network evaluations of one sample. Nothing is written, and no cluster is
+    needed; where weights are not there yet, the rest is shown all the same.
     """
     import yaml
 
