@@ -13,7 +13,7 @@ import pickle
 import tarfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,14 +46,8 @@ class _Reader(pickle.Unpickler):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """torch gives its reader the function that finds storages: check what it is asked for."""
-        if name == "persistent_load" and self.sizes:
-            find = value
-
-            def value(saved: Any) -> Any:
-                _check_storage(saved, self.sizes)
-                return find(saved)
-
-        super().__setattr__(name, value)
+        checked = name == "persistent_load" and self.sizes
+        super().__setattr__(name, _checking(value, self.sizes) if checked else value)
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         name = f"{module_name}.{global_name}"
@@ -66,6 +60,16 @@ class _Reader(pickle.Unpickler):
         if module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
             return getattr(torch, global_name)
         raise Forbidden(name)
+
+
+def _checking(find: Callable[[Any], Any], sizes: Mapping[str, int]) -> Callable[[Any], Any]:
+    """A function that finds storages, which first checks what it is asked for."""
+
+    def checked(saved: Any) -> Any:
+        _check_storage(saved, sizes)
+        return find(saved)
+
+    return checked
 
 
 def _check_storage(saved: Any, sizes: Mapping[str, int]) -> None:

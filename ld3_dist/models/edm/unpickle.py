@@ -182,7 +182,7 @@ def check_operations(opened: Any) -> None:
         for operation, argument, _ in pickletools.genops(opened):
             count += 1
             put = operation.name in ("LONG_BINPUT", "PUT", "BINPUT")
-            if count > MOST_OPERATIONS or (put and int(argument) > MOST_OPERATIONS):
+            if count > MOST_OPERATIONS or (put and int(argument or 0) > MOST_OPERATIONS):
                 raise pickle.UnpicklingError(f"it has more than {MOST_OPERATIONS:,} operations")
     except ValueError as error:
         raise pickle.UnpicklingError(str(error)) from error
