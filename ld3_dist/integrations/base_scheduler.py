@@ -43,7 +43,7 @@ def made_for(schedule: Schedule, options: Mapping[str, Any]) -> Any:
     import diffusers
 
     noise = schedule.noise_schedule
-    kind = str(options.get("prediction_type") or named(schedule.prediction or "noise"))
+    kind: Any = str(options.get("prediction_type") or named(schedule.prediction or "noise"))
     if "reversed_flow_prediction" in (kind, named(schedule.prediction or "noise")):
         return diffusers.DDIMScheduler()
     if isinstance(noise, VPDiscrete):
