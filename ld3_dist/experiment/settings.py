@@ -71,6 +71,7 @@ class ModelSettings(Strict):
     size: tuple[Pixels, Pixels] | None = None
     shift: Positive | None = None
     dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
+    variant: str | None = None
     channels_last: bool = False
     compile: bool = False
     recompute: bool = False
