@@ -44,6 +44,7 @@ from ld3_dist.core.features import Extractor, FeatureMoments
 from ld3_dist.core.grid import discretize, lam_range, resample
 from ld3_dist.core.learning.descent import Descent, DescentConfig
 from ld3_dist.core.learning.learn import LearnConfig, Pairs, Problem, Progress, learn, make_config
+from ld3_dist.core.learning.published import Published
 from ld3_dist.core.noise import NoiseSchedule
 from ld3_dist.core.solver import Solver, Tableau, make_solver
 from ld3_dist.metrics.extractors import open_extractor
@@ -255,7 +256,7 @@ def cells(name: str, folder: Path) -> None:
         search = time.process_time() - began
         grids = dict(zip(Descent.starts, starts, strict=True))
         grids |= {grid: discretize(noise, solver.steps(nfe), grid) for grid in HAND_MADE}
-        (published,) = (grids[start] for start in STARTS["paper"])
+        (published,) = (grids[start] for start in Published.starts)
         first = next(
             run(ground, solver, nfe, torch.stack([*grids.values()]), DEFAULT, [0] * len(grids))
         )
