@@ -14,9 +14,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..core.errors import InputError
-from .console import console
+from .console import console, say, warn
 from .learn import learn
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ Output = Annotated[
         help="Folder or object-store URL that keeps everything; runs/<name> if not given.",
     ),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Address = Annotated[
     str | None,
     typer.Option(
@@ -86,23 +88,16 @@ def _stages(
     try:
         show_events(run.run(), console)
     except KeyboardInterrupt:
-        console.print(
-            f"\nInterrupted; everything finished is kept in {place}. Go on with:\n  {again}",
-            highlight=False,
-            markup=False,
-        )
+        say(f"\nInterrupted; everything finished is kept in {place}. Go on with:\n  {again}")
         raise typer.Exit(1) from None
     except RuntimeError as error:
-        console.print(
-            f"[red]Stopped:[/red] {escape(str(error))}\nGo on with:\n  {escape(again)}",
-            highlight=False,
-        )
+        warn("Stopped", f"{error}\nGo on with:\n  {again}", "red")
         raise typer.Exit(1) from None
     lost = _finish(place) if "evaluate" in stages or "search" in stages else []
     if run.failures:
-        console.print(
-            f"[yellow]{run.failures} tasks failed[/yellow]: see {place}/failures; the same "
-            f"command tries them again"
+        warn(
+            f"{run.failures} tasks failed",
+            f"see {place}/failures; the same command tries them again",
         )
     if run.failures or lost:
         raise typer.Exit(1)
@@ -114,7 +109,7 @@ def _finish(place: str) -> list[str]:
 
     lost = print_summary(place, console)
     paths = write_report(place)
-    console.print(f"Report: {paths.html}", highlight=False, soft_wrap=True)
+    say(f"Report: {paths.html}")
     return lost
 
 
@@ -131,20 +126,26 @@ def report(
             "--output", "-o", help="Where to write the page; <results>/report if not given."
         ),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Write the HTML page, figures and Markdown table of a sweep from its result tables alone."""
     from ..report import write_report
+    from ..store.outputs import check_output
     from .display import print_summary
 
+    if output and "://" not in output:
+        check_output(output, "folder", force, option="--output")
     print_summary(results, console)
     paths = write_report(results, output) if output else write_report(results)
-    console.print(f"Report: {paths.html}", highlight=False, soft_wrap=True)
+    say(f"Report: {paths.html}")
 
 
 @app.command()
 def show(experiment: ExperimentFile) -> None:
-    """Show a resolved experiment: its cells, trials and members, and what it costs in network
-    evaluations.
+    """Show a resolved experiment: its cells, trials and members, and what it costs.
+
+    The cost is counted in network evaluations of one sample. Nothing is written, and no cluster is
+    needed; where weights are not there yet, the rest is shown all the same.
     """
     import yaml
 
@@ -155,29 +156,23 @@ def show(experiment: ExperimentFile) -> None:
     settings = load_experiment(experiment)
     plan, absent = plan_as_far_as_known(settings)
     fingerprint = "unknown until the weights are there" if absent else plan.fingerprint
-    console.print(
-        yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False),
-        highlight=False,
-    )
+    resolved = settings.model_dump(mode="json", exclude_none=True)
+    say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     points, rounds = plan.grid_points(), settings.search.rounds
     members = len(plan.trial(plan.cells[0], points[0]).members)
-    table = Table(title=f"{settings.name}: {len(plan.cells)} cells, fingerprint {fingerprint}")
+    title = f"{settings.name}: {len(plan.cells)} cells, fingerprint {fingerprint}"
+    table = Table(title=Text(title))
     for column in ("cell", "steps", "trials", "members each"):
         table.add_column(column, justify="left" if column == "cell" else "right")
     for cell in plan.cells:
-        table.add_row(cell.id, str(cell.steps), str(len(points) * rounds), str(members))
+        table.add_row(Text(cell.id), str(cell.steps), str(len(points) * rounds), str(members))
     console.print(table)
     print_learning(plan, console)
     for reason in absent:
-        console.print(
-            f"[yellow]Not there yet:[/yellow] {escape(reason)}", highlight=False, soft_wrap=True
-        )
+        warn("Not there yet", reason)
     cost = plan.cost()
-    console.print(
-        "Network evaluations (of one sample): "
-        + ", ".join(f"{k} {v:,}" for k, v in cost.items())
-        + f"; all {sum(cost.values()):,}"
-    )
+    parts = ", ".join(f"{stage} {count:,}" for stage, count in cost.items())
+    say(f"Network evaluations (of one sample): {parts}; all {sum(cost.values()):,}")
 
 
 app.command("learn")(learn)
@@ -197,16 +192,21 @@ def convert(
             help="YAML of a latent-diffusion checkpoint, e.g. its project's cin256-v2.yaml."
         ),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Convert an EDM checkpoint to safetensors, or an original latent-diffusion one to a diffusers
     folder.
 
     Averaged (EMA) weights are taken where there are any.
     """
+    from ..store.outputs import check_output
+
     if config is None and source.suffix == ".ckpt":
         raise InputError(
             f"{source}: a latent-diffusion checkpoint needs its YAML; name it with --config"
         )
+    read = {"the command": source} | ({"--config": config} if config else {})
+    check_output(target, "folder" if config else "file", force, option="TARGET", inputs=read)
     if config is None:
         from ..models.edm.opening import convert as convert_edm
 
@@ -216,7 +216,7 @@ def convert(
 
         convert_original(source, config, target)
     kind = "edm" if config is None else "diffusers"
-    console.print(f"{target}: use it as --model {kind}:{target}", highlight=False, soft_wrap=True)
+    say(f"{target}: use it as --model {kind}:{target}")
 
 
 @app.command()
@@ -253,7 +253,7 @@ def export(
     pipeline: Annotated[
         str | None, typer.Option(help="For diffusers: folder or id, if not the model's own.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Force = False,
 ) -> None:
     """Give a schedule to another tool: a plain list of sigmas or timesteps, a line for ComfyUI, a
     diffusers scheduler.

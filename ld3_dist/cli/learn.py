@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,6 +86,7 @@ def learn(
     dtype: Annotated[
         str | None, typer.Option(help="Of the network: float32, bfloat16, float16, float64.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
     """Learn one schedule for one model, here and now (no Ray), and write it and a picture.
 
@@ -91,6 +94,7 @@ def learn(
     what the file holds.
     """
     from ..schedule.teaching import Diverged
+    from ..store.outputs import check_distinct, check_output
 
     settings = _given(
         procedure=procedure,
@@ -102,6 +106,12 @@ def learn(
     options = _given(
         device=device, guidance=guidance, prompts=prompts, classes=classes, dtype=dtype
     )
+    given = {"--start": name for name in start or () if name.endswith(".json")}
+    given |= _given(**{"--prompts": prompts, "--classes": classes, "--trunk": trunk})
+    picture = out.with_suffix(".png")
+    check_distinct({"the schedule": out, "its picture": picture})
+    check_output(out, "file", force, option="--out", inputs=given)
+    check_output(picture, "file", force, option="the picture", inputs=given)
     try:
         schedule = _learn(
             model,
@@ -124,6 +134,15 @@ def learn(
 def _given(**options: Any) -> dict[str, Any]:
     """The options that were given; the others keep their one home's default."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+@contextlib.contextmanager
+def option(name: str) -> Iterator[None]:
+    """Put the name of an option in front of the messages of a block."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def _parsed(settings: list[str]) -> dict[str, Any]:
@@ -167,21 +186,27 @@ def _learn(
     from ..schedule.learning import check_student, learn
     from ..schedule.noise import check_writable
     from ..schedule.provenance import default_device
-    from ..schedule.starts import check_start
+    from ..schedule.starts import check_start, looks_at_pairs, start_knots
     from ..schedule.teaching import Teacher, teach
+    from ..store.outputs import write_output
 
     if count < 2:
         raise InputError(f"--pairs {count}: at least 2 are needed")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"--out {out}: its folder does not exist; create it or name another")
     config = make_config(**settings)
-    check_student(cell.get("solver", "ipndm-3"), cell["nfe"])
-    teacher = Teacher.parse(how.get("teacher", str(Teacher())))
-    for name in starts:
-        check_start(name)
+    student = check_student(cell.get("solver", "ipndm-3"), cell["nfe"])
+    with option("--teacher"):
+        teacher = Teacher.parse(how.get("teacher", str(Teacher())))
+        check_start(teacher.start)
+    with option("--start"):
+        for name in starts:
+            check_start(name)
     options.setdefault("device", default_device())
     model = load_model(spec, **options)
     check_writable(model.noise)
+    with option("--start"):
+        for name in starts:
+            if not looks_at_pairs(name):
+                start_knots(name, model, student, cell["nfe"])
     name = how.get("distance", "l2")
     distance = open_distance(name, model, options["device"], **lpips)
     with console.status("teacher pairs"):
@@ -197,7 +222,7 @@ def _learn(
             on_progress=bar,
             **settings,
         )
-    schedule.save(out)
+    write_output(out, schedule.to_json())
     _report(schedule, name, out)
     if picture := draw(model, schedule, pairs[:PICTURES], teacher, name, out.with_suffix(".png")):
         say(f"Picture: {picture}")

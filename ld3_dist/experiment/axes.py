@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -10,12 +12,36 @@ from ..core.distance import distance_entry
 from ..core.errors import unknown
 from ..core.learning.procedure import make_config, no_such_setting, procedures
 from ..core.solver import make_solver
+from ..core.user_code import PREFIX
 from ..schedule.starts import check_start
 
 Value = bool | int | float | str
 
 OTHER_AXES = ("start", "distance")
 """What can be searched beside the settings of learning."""
+
+
+known_procedures: ContextVar[tuple[str, ...]] = ContextVar("known_procedures", default=())
+"""Procedures whose settings the file that is being read may name; () are the registered ones."""
+
+
+def procedures_in(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """The registered procedures, and those of a user's own that an experiment names.
+
+    Raises InputError for a file that cannot be imported.
+    """
+    search = data.get("search")
+    sections = (
+        [search.get(key) for key in ("grid", "optuna")] if isinstance(search, Mapping) else []
+    )
+    found: list[Any] = []
+    for section in (data.get("learn"), *sections):
+        named = section.get("procedure") if isinstance(section, Mapping) else None
+        found += named if isinstance(named, list | tuple) else [named]
+    own = [name for name in found if isinstance(name, str) and name.startswith(PREFIX)]
+    for name in own:
+        procedures.get(name)
+    return (*procedures.names(), *own)
 
 
 def _solver_name(name: str) -> str:
@@ -57,6 +83,11 @@ def check_value(procedure: str, key: str, value: Value) -> Value:
             raise no_such_setting(procedure, key)
         raise unknown("setting of learning", key, (*config.searchable(), *OTHER_AXES))
     return getattr(make_config(procedure, **{key: value}), key)
+
+
+def is_setting(procedure: str, key: str) -> bool:
+    """True for a setting that a procedure has."""
+    return key in procedures.get(procedure).Config.searchable()
 
 
 def is_number(procedure: str, key: str) -> bool:

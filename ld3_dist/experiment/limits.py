@@ -79,7 +79,7 @@ OnlyNumber = BeforeValidator(_number_only)
 Name = Annotated[str, AfterValidator(check_name)]
 Count = Annotated[int, OnlyNumber, Field(ge=1, le=10_000_000)]
 """Pairs, samples, epochs, batches."""
-CountOrNone = Annotated[int, OnlyNumber, Field(ge=0, le=10_000_000)]
+CountOrZero = Annotated[int, OnlyNumber, Field(ge=0, le=10_000_000)]
 Nfe = Annotated[int, OnlyNumber, Field(ge=1, le=1000)]
 SeedCount = Annotated[int, OnlyNumber, Field(ge=1, le=1000)]
 """Seeds packed into one trial."""

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from ..core.errors import InputError
 from ..core.yaml_text import load_yaml
+from .axes import known_procedures, procedures_in
 from .settings import Experiment
 from .shape import Place, all_keys, complaints, dotted, known_keys, shown, unknown_key
 
@@ -47,6 +48,10 @@ def parse_experiment(data: Any, source: str = "experiment") -> Experiment:
             f"{source}: must hold keys like models, solvers and nfe; "
             "experiments/quickstart.yaml shows them"
         )
+    try:
+        known_procedures.set(procedures_in(data))
+    except InputError as error:
+        raise InputError(f"{source}: procedure: {error}") from error
     told = dict(complaints(Experiment, data))
     try:
         found = Experiment.model_validate(data)

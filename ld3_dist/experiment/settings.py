@@ -11,20 +11,41 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ..core.distance import distance_entry
 from ..core.learning.procedure import make_config
 from ..core.solver import make_solver
+from ..core.user_code import PREFIX
+from ..metrics.extractors import extractors
+from ..metrics.scores import metrics
 from .axes import (
+    OTHER_AXES,
     DistanceName,
     SolverName,
     StartName,
     Value,
     check_value,
     is_number,
+    is_setting,
     unique,
 )
+from .limits import (
+    Count,
+    CountOrZero,
+    Name,
+    Nfe,
+    NotNegative,
+    Number,
+    Pixels,
+    Positive,
+    Retries,
+    Rounds,
+    Seconds,
+    Seed,
+    SeedCount,
+    check_label,
+    check_size,
+)
 
-Count = Annotated[int, Field(ge=1)]
-Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Values = Annotated[tuple[Value, ...], Field(min_length=1)]
 
 
@@ -41,15 +62,16 @@ class ModelSettings(Strict):
     """
 
     model: str
-    name: str | None = None
+    name: Name | None = None
     conditional: bool | None = None
-    guidance: Scale | None = None
+    guidance: NotNegative | None = None
     prompts: str | None = None
     negative_prompt: str = ""
     classes: str | None = None
-    size: tuple[Count, Count] | None = None
-    shift: Annotated[float, Field(gt=0)] | None = None
+    size: tuple[Pixels, Pixels] | None = None
+    shift: Positive | None = None
     dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
+    variant: str | None = None
     channels_last: bool = False
     compile: bool = False
     recompute: bool = False
@@ -58,6 +80,11 @@ class ModelSettings(Strict):
     @classmethod
     def _short(cls, value: Any) -> Any:
         return {"model": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _named(self) -> ModelSettings:
+        check_label(self.label)
+        return self
 
     @property
     def label(self) -> str:
@@ -76,7 +103,7 @@ class Teacher(Strict):
     """The precise solver whose samples are imitated."""
 
     solver: SolverName = "unipc-3"
-    nfe: Count = 20
+    nfe: Nfe = 20
     start: StartName = "karras"
 
 
@@ -93,15 +120,15 @@ class Lpips(Strict):
 class PairCounts(Strict):
     """How many pairs each member trains on, and how many all of them are validated on."""
 
-    train: Annotated[int, Field(ge=2)] = 50
+    train: Annotated[Count, Field(ge=2)] = 50
     valid: Count = 50
 
 
 class Range(Strict):
     """A continuous axis of a search."""
 
-    low: float
-    high: float
+    low: Number
+    high: Number
     log: bool = False
 
     @model_validator(mode="after")
@@ -122,7 +149,7 @@ class Members(Strict):
     starts: grids that learning begins from; the procedure's own if not given.
     """
 
-    seeds: Count = 3
+    seeds: SeedCount = 3
     starts: Annotated[tuple[StartName, ...], Field(min_length=1)] | None = None
 
     @field_validator("starts")
@@ -150,7 +177,7 @@ class Search(Strict):
 
     grid: dict[str, Values] = {}
     optuna: dict[str, Range | Values] = {}
-    rounds: Count = 1
+    rounds: Rounds = 1
     sampler: Literal["tpe", "random", "qmc"] = "tpe"
     members: Members = Members()
     asha: Asha | None = None
@@ -169,11 +196,11 @@ class Evaluate(Strict):
     reference: "auto" (the model's data if it has any, else the teacher), "teacher", or a statistics
     file."""
 
-    samples: Annotated[int, Field(ge=0)] = 1000
+    samples: CountOrZero = 1000
     extractor: str = "auto"
     reference: str = "auto"
     metrics: tuple[str, ...] | None = None
-    pictures: Annotated[int, Field(ge=0, le=64)] = 8
+    pictures: Annotated[CountOrZero, Field(le=64)] = 8
 
 
 class Report(Strict):
@@ -193,28 +220,28 @@ class Resources(Strict):
     checkpoint_seconds: a trial keeps what it needs to go on at most so often; 0 is after every
     epoch."""
 
-    cpus_per_trial: Annotated[float, Field(gt=0)] = 1
-    gpus_per_trial: Scale | Literal["auto"] = "auto"
-    cpus_per_actor: Annotated[float, Field(gt=0)] = 1
-    gpus_per_actor: Scale | Literal["auto"] = "auto"
+    cpus_per_trial: Positive = 1
+    gpus_per_trial: NotNegative | Literal["auto"] = "auto"
+    cpus_per_actor: Positive = 1
+    gpus_per_actor: NotNegative | Literal["auto"] = "auto"
     actors: Count | Literal["auto"] = "auto"
     concurrent_trials: Count | None = None
     batch: Count = 250
     shard: Count = 100
-    retries: Annotated[int, Field(ge=0)] = 3
-    deadline: Annotated[float, Field(gt=0)] = 3600.0
-    checkpoint_seconds: Scale = 60.0
+    retries: Retries = 3
+    deadline: Seconds = 3600.0
+    checkpoint_seconds: NotNegative = 60.0
     callbacks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
 
 class Experiment(Strict):
     """A sweep: models x solvers x NFE are its cells; each cell has a search of its own."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "sweep"
-    seed: Annotated[int, Field(ge=0)] = 0
+    name: Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "sweep"
+    seed: Seed = 0
     models: Annotated[tuple[ModelSettings, ...], Field(min_length=1)]
     solvers: Annotated[tuple[SolverName, ...], Field(min_length=1)]
-    nfe: Annotated[tuple[Count, ...], Field(min_length=1)]
+    nfe: Annotated[tuple[Nfe, ...], Field(min_length=1)]
     teacher: Teacher = Teacher()
     pairs: PairCounts = PairCounts()
     distance: DistanceName = "l2"
@@ -235,6 +262,8 @@ class Experiment(Strict):
     @model_validator(mode="after")
     def _whole(self) -> Experiment:
         unique("models", tuple(m.label for m in self.models))
+        cells = len(self.models) * len(self.solvers) * len(self.nfe)
+        check_size(cells, self.search.grid, self.search.rounds)
         unique("solvers", self.solvers)
         unique("nfe", self.nfe)
         unique("baselines", self.baselines)
@@ -242,18 +271,8 @@ class Experiment(Strict):
         self._check_asha()
         if any(model.recompute for model in self.models):
             self._check_recompute()
-        for name in self.distances:
-            if self.loss_space == "latent" and name not in ("l1", "l2"):
-                raise ValueError(
-                    f"loss_space: latent, but {name} compares images: use l2, l1 or loss_space: "
-                    f"image"
-                )
-        networks = [n for n in self.distances if n.startswith("lpips")]
-        if self.lpips.trunk and len(networks) > 1:
-            raise ValueError(
-                f"lpips.trunk = {self.lpips.trunk!r}: one file cannot serve "
-                f"{', '.join(networks)}; remove it"
-            )
+        self._check_distances()
+        self._check_names()
         for solver in self.solvers:
             for nfe in self.nfe:
                 least = make_solver(solver).stages
@@ -273,16 +292,23 @@ class Experiment(Strict):
 
     def _check_learning(self) -> None:
         """Every setting, fixed or searched, is one of every procedure it may meet."""
+        place, searched = self.search.axes.get("procedure", ("learn.procedure", ()))
+        if isinstance(searched, Range):
+            raise ValueError(f"{place}: low and high fit numbers only; give a list of values")
+        for key, value in self.learn.items():
+            if key in self.search.axes:
+                other = self.search.axes[key][0]
+                raise ValueError(
+                    f"learn.{key} is fixed to {value!r} and searched as {other}: keep one"
+                )
         for procedure in self.procedures:
+            _check("default", "procedure", procedure, place)
+        for procedure in self.procedures:
+            met = f"with {place} = {procedure!r}, " if searched else ""
             for key, value in self.learn.items():
-                if key in self.search.axes:
-                    other = self.search.axes[key][0]
-                    raise ValueError(
-                        f"learn.{key} is fixed to {value!r} and searched as {other}: keep one"
-                    )
-                check_value(procedure, key, value)
+                _check(procedure, key, value, f"{met}learn.{key}")
             for key, (name, axis) in self.search.axes.items():
-                self._check_axis(procedure, key, name, axis)
+                self._check_axis(procedure, key, f"{met}{name}", axis)
 
     def _check_axis(
         self, procedure: str, key: str, name: str, axis: Range | tuple[Value, ...]
@@ -291,14 +317,36 @@ class Experiment(Strict):
             raise ValueError(
                 f"axis {key!r} stands both in search.grid and in search.optuna: keep one"
             )
-        if isinstance(axis, Range) and not is_number(procedure, key):
+        if not isinstance(axis, Range):
+            for value in unique(name, axis):
+                _check(procedure, key, value, name)
+            return
+        if key in OTHER_AXES or (is_setting(procedure, key) and not is_number(procedure, key)):
             raise ValueError(f"{name}: low and high fit numbers only; give a list of values")
-        values = (axis.low, axis.high) if isinstance(axis, Range) else unique(name, axis)
-        for value in values:
-            try:
-                check_value(procedure, key, value)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+        _check(procedure, key, axis.low, name)
+        _check(procedure, key, axis.high, name)
+
+    def _check_distances(self) -> None:
+        entries = {name: distance_entry(name) for name in self.distances}
+        for name, entry in entries.items():
+            if self.loss_space == "latent" and entry.space == "image":
+                raise ValueError(
+                    f"loss_space = 'latent', but {name} compares images: use l2, l1 or "
+                    "loss_space: image"
+                )
+        trunks = [name for name, entry in entries.items() if entry.trunk]
+        if self.lpips.trunk and len(trunks) > 1:
+            raise ValueError(
+                f"lpips.trunk = {self.lpips.trunk!r}: one file cannot serve {', '.join(trunks)}; "
+                "remove it"
+            )
+
+    def _check_names(self) -> None:
+        """Extractors and metrics are known; figures are looked at when the page is written."""
+        name = self.evaluate.extractor
+        extractors.get(name if name.startswith(PREFIX) else name.partition(":")[0])
+        for metric in self.evaluate.metrics or ():
+            metrics.get(metric)
 
     def _check_recompute(self) -> None:
         fixed = self.learn.get("checkpointing", "always")
@@ -334,4 +382,15 @@ class Experiment(Strict):
 
     def distance_options(self, name: str) -> dict[str, Any]:
         """What else a distance depends on, for `make_distance` and for keys."""
-        return self.lpips.model_dump() if name.startswith("lpips") else {}
+        options = self.lpips.model_dump()
+        return {key: options[key] for key in distance_entry(name).options if key in options}
+
+
+def _check(procedure: str, key: str, value: Value, name: str) -> None:
+    """Check a value of a setting; the message calls the setting `name`."""
+    try:
+        check_value(procedure, key, value)
+    except ValueError as error:
+        text = str(error).removeprefix(f"learn.{key}")
+        joint = "" if text.startswith((" = ", ": ")) else ": "
+        raise ValueError(f"{name}{joint}{text}") from None

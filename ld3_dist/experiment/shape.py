@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import BaseModel
 
+from ..core.learning.procedure import procedures
 from . import axes
 
 Place = tuple[str | int, ...]
@@ -99,8 +100,8 @@ def all_keys(top: Any, place: Place = ()) -> list[str]:
 
 def _open_sections() -> dict[str, tuple[str, ...]]:
     """Sections whose keys are no fields of a model, with these keys."""
-    searchable = tuple(getattr(axes, "SEARCHABLE", ()))
-    learned = tuple(getattr(axes, "LEARN_FIELDS", ()))
+    learned = axes.settings_of(axes.known_procedures.get() or procedures.names())
+    searchable = (*learned, *axes.OTHER_AXES)
     return {"learn": learned, "search.grid": searchable, "search.optuna": searchable}
 
 

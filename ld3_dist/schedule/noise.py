@@ -10,6 +10,7 @@ file never imports the class: a schedule file is data, and data must not choose 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -184,9 +185,11 @@ def _kind(described: Mapping[str, Any]) -> type[NoiseSchedule]:
     if not name.startswith(PREFIX):
         return noise_schedules.get(name)
     for kind in _all_kinds(NoiseSchedule):
-        with_name = is_dataclass(kind) and kind.__name__ == name.rpartition(":")[2]
-        if with_name and name_of(kind) == name:
-            return kind
+        if not is_dataclass(kind) or kind.__name__ != name.rpartition(":")[2]:
+            continue
+        with contextlib.suppress(InputError):  # left over from a file that was imported again
+            if name_of(kind) == name:
+                return kind
     raise InputError(
         f"noise schedule {name!r} is code of a user's own that is not loaded here: open the model "
         "that it belongs to first, or import it; sampling and exporting do not need it"
@@ -194,7 +197,7 @@ def _kind(described: Mapping[str, Any]) -> type[NoiseSchedule]:
 
 
 def _all_kinds(kind: type[NoiseSchedule]) -> list[type[NoiseSchedule]]:
-    """All imported classes that derive from one, the newest last defined first."""
+    """All imported classes that derive from one, those defined last first."""
     below = kind.__subclasses__()[::-1]
     return [*below, *(inner for one in below for inner in _all_kinds(one))]
 

@@ -112,6 +112,17 @@ def test_the_same_class_under_another_path_is_the_same(power: Any, tmp_path: Pat
     assert not same_noise(written, import_name(f"python:{moved}:Power", "noise schedule")())
 
 
+def test_a_file_that_was_edited_and_imported_again(power: Any, tmp_path: Path) -> None:
+    """The old class is still in memory; the file's name leads to the new one."""
+    written = schedule_on(power())
+    (tmp_path / "own.py").write_text(OWN.replace("p: float = 2.0", "p: float = 1.0"))
+    new = import_name(f"python:{tmp_path / 'own.py'}:Power", "noise schedule")
+    assert new is not power
+    assert type(parse_schedule(written.to_json()).noise_schedule) is new
+    with pytest.raises(InputError, match="Power cannot be written"):
+        noise_to_dict(power())
+
+
 def test_another_process_samples_and_exports_it_without_the_class(
     power: Any, tmp_path: Path
 ) -> None:

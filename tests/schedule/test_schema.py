@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from dataclasses import fields
@@ -143,3 +144,18 @@ def test_files_are_read_as_all_text_is(tmp_path: Path) -> None:
         assert str(file) in str(caught.value)
     with pytest.raises(InputError, match="a device"):
         load_schedule("/dev/zero")
+
+
+ODD: list[Any] = [
+    None, True, 0, -1, 1.5, 1e300, 10**25, 10**99, "", "x", "x" * 9999, "\u2028",
+    [], [[]], [None], [True], ["x"], [{}], [1e300] * 4, {}, {"x": 1}, {"name": "edm"},
+    {"a": {"b": []}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [*BODY, "noise.name", "noise.t_max", "noise.alpha", "knots.1"])
+def test_whatever_stands_at_a_key_is_taken_or_refused(key: str) -> None:
+    for value in ODD:
+        with contextlib.suppress(InputError):
+            written = parse_schedule(json.dumps(changed(key, value))).to_json()
+            jsonschema.validate(json.loads(written), dict(schema()))

@@ -58,6 +58,9 @@ SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the live view is ours
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_MAX_PENDING_TRIALS_PG": "16",
+    # Tune asks the head for the cluster's resources, every 10 s unless told otherwise. Without a
+    # head that call holds the interpreter's lock until Ray ends the process: nobody could say why.
+    "TUNE_STATE_REFRESH_PERIOD": "1e9",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
 }
