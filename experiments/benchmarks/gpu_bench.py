@@ -1,5 +1,7 @@
 """Sizes, timing and the network of the GPU benchmark beside this file."""
 
+from __future__ import annotations
+
 import gc
 import math
 import statistics

@@ -1,5 +1,7 @@
 """Section `digits` of the GPU benchmark: the same schedules learned on the GPU and on the CPU."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,16 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from gpu_bench import L2, SOLVER, Bench, settings
-from pairs import generate
 
 from ld3_dist.core.grid import discretize
 from ld3_dist.core.learning.learn import Pairs, Problem, Progress, learn
-from ld3_dist.core.sample import draw_noise
 from ld3_dist.core.solver import make_solver
 from ld3_dist.models import Model, ModelOptions, open_model
-
-TEACHER_NFE = 20
-"""Evaluations of the teacher."""
+from ld3_dist.schedule.sampling import make_samples
+from ld3_dist.schedule.teaching import teach
 
 
 def digits(bench: Bench) -> Iterator[dict]:
@@ -67,13 +66,8 @@ class Ground:
     device: torch.device
 
     def teacher_pairs(self, start: int, stop: int) -> Pairs:
-        """As in pairs.py, on the device."""
-        teacher, noise = make_solver("unipc-3"), self.opened.denoiser.noise
-        knots = discretize(noise, TEACHER_NFE, "karras")
-        x = draw_noise(0, range(start, stop), self.opened.denoiser.shape)
-        begin = Pairs(x, x, self.opened.draw_condition(0, range(start, stop))).to(self.device)
-        made = generate(self.opened, teacher.tableau(noise, teacher.coupled(noise, knots)), begin)
-        return Pairs(begin.noise, made, begin.condition)
+        """Pairs of a range of samples, on the device."""
+        return teach(self.opened, indices=range(start, stop))
 
     def learn(self, pairs: Pairs, nfe: int) -> Iterator[Progress]:
         """Seeds 0, 1, 2 side by side; each learns from a quarter of the pairs, one selects."""
@@ -90,7 +84,7 @@ class Ground:
     def losses(self, run: list[Progress], fresh: Pairs) -> list[float]:
         """Mean loss of what each member found, on fresh pairs."""
         tables = (run[-1].tableau.take(k) for k in range(3))
-        made = (generate(self.opened, table, fresh) for table in tables)
+        made = (make_samples(self.opened, table, fresh.noise, fresh.condition) for table in tables)
         return [float(L2(x, fresh.target).double().mean()) for x in made]
 
 

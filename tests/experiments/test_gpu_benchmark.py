@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ SCRIPT = Path(__file__).parents[2] / "experiments/benchmarks/gpu.py"
 def sections(tmp_path_factory: pytest.TempPathFactory) -> dict:
     out = tmp_path_factory.mktemp("gpu") / "gpu.json"
     command = [sys.executable, str(SCRIPT), "--tiny", "--minutes", "60", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # tiny work: more threads only wait
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, env=one_thread)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(out.read_text())["sections"]
 

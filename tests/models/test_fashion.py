@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from schedules import one_thread  # noqa: F401
 from scipy.linalg import sqrtm
 
 from ld3_dist.core.errors import InputError

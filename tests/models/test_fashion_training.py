@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from schedules import one_thread  # noqa: F401
 
 from ld3_dist.core.errors import InputError
 from ld3_dist.models import fashion
