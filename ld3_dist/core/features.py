@@ -74,7 +74,7 @@ class FeatureMoments:
             value = getattr(self, key)
             if not torch.isfinite(value).all():
                 raise InputError(f"moments: {key} has numbers that are not finite")
-            object.__setattr__(self, key, value.detach().to("cpu", torch.float64))
+            object.__setattr__(self, key, value.detach().cpu().double())
 
     @cached_property
     def root(self) -> Tensor:

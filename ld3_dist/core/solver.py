@@ -90,7 +90,8 @@ class Tableau:
         def spread(whole: Tensor, grad: Tensor) -> Tensor:
             if finite is not None:
                 grad = torch.where(finite.view(-1, *[1] * (grad.ndim - 1)), grad, 0.0)
-            grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0).to(whole)
+            grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+            grad = grad.to(whole.device).to(whole)  # in this order: not every device has float64
             return torch.zeros_like(whole).index_copy(0, members.to(whole.device), grad)
 
         torch.autograd.backward([whole for whole, _ in parts], [spread(*part) for part in parts])

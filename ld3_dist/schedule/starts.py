@@ -143,7 +143,7 @@ def _checked(name: str, knots: Tensor, problem: StartProblem) -> Tensor:
         found = list(knots.shape) if isinstance(knots, Tensor) else type(knots).__name__
         raise InputError(f"start {name}: made {found}, need knots [{problem.steps + 1}]")
     try:
-        knots = knots.detach().double().cpu()
+        knots = knots.detach().cpu().double()
         return Grid(knots, knots[:1]).within(problem.noise).knots
     except InputError as error:
         raise InputError(f"start {name}: {error}") from error

@@ -57,7 +57,7 @@ class LearnConfig:
         "how far a network time may move towards the neighbouring knot, as a fraction; 0: not at all",
         below=1.0,
     )
-    lr: float = setting(0.2, "learning rate of the gap logits")
+    lr: float = setting(0.2, "learning rate of the gap logits", low=1e-300)
     lr_times: float = setting(0.05, "learning rate of the network times' offsets")
     lr_noise: float = setting(0.3, "step of the moved noise, as a fraction of the radius")
     epochs: int = setting(40, "epochs of learning asked for", low=1)

@@ -80,15 +80,13 @@ class Descent(Procedure[DescentConfig]):
 
     def epoch(self, epoch: int) -> None:
         """Every pair of every active member once."""
-        k, total, batches = (
-            self.members(),
-            torch.zeros((), dtype=torch.float64, device=self.device),
-            0,
-        )
+        k, losses = self.members(), []
         for batch in self.batches():
-            loss = self.step(batch[k], k, self.rate(epoch))
-            total, batches = total + loss.mean(1).double(), batches + 1
-        self.train_loss[self.active] = (total / batches).cpu()
+            losses.append(self.step(batch[k], k, self.rate(epoch)).mean(1))
+        total = torch.zeros(len(self.active), dtype=torch.float64)
+        for loss in torch.stack(losses).cpu().double():  # once an epoch: nothing waits inside it
+            total = total + loss
+        self.train_loss[self.active] = total / len(losses)
 
     def step(self, batch: Tensor, k: Tensor, rate: float) -> Tensor:
         """One iteration of the members k on positions [k, b] of their pairs; their losses [k, b]

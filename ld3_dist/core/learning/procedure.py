@@ -188,7 +188,7 @@ class Procedure(Generic[Settings]):
             loss = self.objective.losses(
                 tableau, self.valid.noise[index], self.valid, self.valid_features, index
             )
-            total += loss.sum(1).double().cpu()
+            total += loss.sum(1).cpu().double()  # in this order: no float64 on the device
         return torch.nan_to_num(total / len(rows), nan=math.inf, posinf=math.inf)
 
     def validate(self, epoch: int) -> Progress:

@@ -48,7 +48,7 @@ class PublishedGrid(LearnableGrid):
 class PublishedConfig(LearnConfig):
     """Settings of the published procedure, with the published values."""
 
-    lr: float = setting(0.005, "learning rate of the gap logits")
+    lr: float = setting(0.005, "learning rate of the gap logits", low=1e-300)
     lr_times: float = setting(0.1, "learning rate of the offsets, times N")
     lr_noise: float = setting(12.0, "learning rate of the noise, times N")
     epochs: int = setting(7, "rounds over the training pairs", low=1)
@@ -102,7 +102,7 @@ class Published(Procedure[PublishedConfig]):
         for batch in self.batches():
             k = self.members()
             loss, moved = self.batch(batch[k], k, knots_only=epoch <= self.config.knots_only)
-            total[self.active] += loss.mean(1).double().cpu()
+            total[self.active] += loss.mean(1).cpu().double()
             moves[self.active] |= moved.any(1).cpu()
             batches += 1
             self.examine(epoch)
