@@ -2,7 +2,8 @@
 
 Nothing is written, and nothing is downloaded: what is only named by a URL or a hub id counts as
 missing until it is in the cache of this machine. Machine and files are those that `doctor` runs on;
-on a cluster, run it on a node."""
+on a cluster, run it on a node.
+"""
 
 from __future__ import annotations
 

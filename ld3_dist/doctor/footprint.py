@@ -9,7 +9,8 @@ constants cancel. A learning step keeps, for members x batch samples,
 
 or, where activations are made again (`learn.checkpointing`), what goes into and comes out of every
 evaluation, and the activations of one thing at a time: of an evaluation, or of the decoding with
-the features."""
+the features.
+"""
 
 from __future__ import annotations
 

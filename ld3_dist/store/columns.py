@@ -6,7 +6,8 @@
 
 Null means "not measured" (or not a finite number: see `status`); no NaN and no infinity is ever
 written. The schemas are explicit because inferred ones depend on what happens to be null in the
-first file."""
+first file.
+"""
 
 from __future__ import annotations
 

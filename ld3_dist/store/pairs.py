@@ -8,7 +8,8 @@ Shard [start, stop) is the file shard-<start>-<stop>.safetensors. Each carries a
 tensors and metadata in its header, so it can be judged alone, whatever else is there; the manifest,
 written last, adds the hash and length of every whole file. The bytes of a shard depend on its
 content alone: any number of actors writes the same files. (safetensors shuffles the order of
-metadata keys, therefore all of ours sit in one.)"""
+metadata keys, therefore all of ours sit in one.)
+"""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ def write_shard(
     …).
 
     Raises BadShard, and writes nothing, when a tensor has the wrong length or a number that is not
-    finite."""
+    finite.
+    """
     name = shard_name(start, stop)
     # cloned, because safetensors refuses tensors that share memory, such as slices of one batch
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
@@ -98,7 +100,8 @@ def read_shard(
     """The record and the tensors of a shard, verified: digest, index range, shapes, finite numbers.
 
     Given a record, length and hash of the file must match it too; given `meta`, the shard's must
-    equal it. Raises BadShard with the file and the reason, also when the file is missing."""
+    equal it. Raises BadShard with the file and the reason, also when the file is missing.
+    """
     name = shard if isinstance(shard, str) else shard.name
     try:
         data = storage.read_bytes(name)

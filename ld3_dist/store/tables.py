@@ -4,7 +4,8 @@ Every trial, baseline set or evaluation writes its own file, atomically and with
 reading a table is reading a folder. Nothing is appended to, so nothing can be half appended.
 
 On writing, a NaN or an infinity becomes null; a row that calls itself "ok" with a loss that is not
-finite becomes "diverged", because null alone would read as "not measured"."""
+finite becomes "diverged", because null alone would read as "not measured".
+"""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def write_table(
     keys become null.
 
     Raises TypeError, naming column and value, for an unknown key, a null where one is required, or
-    a wrong type."""
+    a wrong type.
+    """
     storage.write_bytes(f"{folder}/{name}{SUFFIX}", encode_table(folder, records))
 
 
@@ -98,7 +100,8 @@ def read_table(storage: Storage, folder: str) -> pd.DataFrame:
 
     A file that is not readable is left out, warned about, and named in `frame.attrs["unreadable"]`.
     Columns that an older version did not write are null. Raises InputError for a file of a newer
-    format."""
+    format.
+    """
     schema = schema_of(folder)
     names = [name for name in storage.list(folder) if name.endswith(SUFFIX)]
     with ThreadPoolExecutor(READERS) as pool:

@@ -22,7 +22,8 @@ from ..core.solver import Solver
 TRAINING_FREE = ("dmn", "gits", "optimal-steps")
 SAMPLES = {"gits": 64, "optimal-steps": 32}
 """Trajectories used at most: both programmes average over them and change little beyond a few
-dozen. optimal-steps evaluates its own anew in each of N rounds, so it looks at fewer."""
+dozen. optimal-steps evaluates its own anew in each of N rounds, so it looks at fewer.
+"""
 
 
 def find_knots(

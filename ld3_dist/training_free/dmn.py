@@ -17,7 +17,8 @@ No network is needed. alpha and sigma in err_j are those of the variance-preserv
 of lam alone. The objective is not smooth and has local optima: many starts descend side by side,
 and the best are polished. With more than seven steps its global optimum is of no use: knots crowd
 at the end, where large weights cancel. There gaps are held within SMALLEST and LARGEST; the optima
-in which descent from the usual grids ends lie well inside."""
+in which descent from the usual grids ends lie well inside.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ of N steps,
 
 where a coefficient above 1 makes up for errors that grow on the way. The cost is how much further
 the step ends from the chord x_T to x_0 than the teacher does (`deviation`, as published), or its
-distance to the teacher (`l2`)."""
+distance to the teacher (`l2`).
+"""
 
 from __future__ import annotations
 

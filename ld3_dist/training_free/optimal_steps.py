@@ -8,7 +8,8 @@ and z_k[j] the best state that k steps can reach there,
 
 the schedule is the chain of choices that leads to z_N[n]: as far as a state nearer to the teacher
 stays nearer, the N-step student with the smallest error at the end point. Every round costs one
-evaluation of the batch per knot."""
+evaluation of the batch per knot.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ a state y at knot i
     y_j = alpha_j m + sigma_j eps,        m = D(y, t_i),        eps = (y - alpha_i m) / sigma_i,
 
 one network evaluation for all j > i. States are compared in the variance-exploding frame y / alpha,
-where paths are straight if the noise is constant."""
+where paths are straight if the noise is constant.
+"""
 
 from __future__ import annotations
 
