@@ -76,7 +76,7 @@ def pairs(count: int) -> Pairs:
 
 
 def gradients(
-    network: Network, nfe: int, checkpointing: str = "off", members: int = 3, batch: int = 4
+    network: Network, nfe: int, checkpointing: str = "never", members: int = 3, batch: int = 4
 ) -> list[Tensor]:
     """Losses, and gradients by table and noise."""
     solver, given = make_solver("ipndm-3"), pairs(batch)
@@ -96,7 +96,7 @@ def gradients(
 
 def test_recomputing_changes_no_gradient() -> None:
     for kept, recomputed in zip(
-        gradients(Network(), 5), gradients(Network(), 5, "on"), strict=True
+        gradients(Network(), 5), gradients(Network(), 5, "always"), strict=True
     ):
         torch.testing.assert_close(recomputed, kept, rtol=1e-12, atol=1e-15)
 
@@ -211,7 +211,7 @@ def peak(nfe: int, checkpointing: str) -> int:
 
 
 def test_memory_hardly_grows_with_the_evaluations() -> None:
-    kept, recomputed = [[peak(nfe, how) for nfe in (4, 20)] for how in ("off", "on")]
+    kept, recomputed = [[peak(nfe, how) for nfe in (4, 20)] for how in ("never", "always")]
     assert recomputed[1] <= 1.3 * recomputed[0]
     assert kept[1] > 3.5 * kept[0]  # what is saved: else the bound above would say nothing
 
@@ -220,7 +220,7 @@ def test_auto_recomputes_only_what_does_not_fit(monkeypatch: pytest.MonkeyPatch,
     """Between one evaluation's activations and all of them it recomputes; below one evaluation's it
     splits as well.
     """
-    one, whole = peak(1, "off"), peak(10, "off")
+    one, whole = peak(1, "never"), peak(10, "never")
     for free, said, calls in (
         (4 * whole, "kept", 10),
         (2 * one, "recomputed", 20),
