@@ -21,12 +21,14 @@ from ..core.errors import InputError
 from ..core.learning.config import CHECKPOINTING
 from ..core.lpips import MIN_SIDE, TRUNK_FILES, default_trunk
 from ..core.memory import free_memory
+from ..core.text import read_lines
 from ..experiment.plan import Plan
 from ..experiment.settings import Experiment, ModelSettings
-from ..metrics.extractors import content_hash, open_extractor, read_reference
+from ..metrics.extractors import open_extractor, read_reference
 from ..models import Model
 from ..models.edm.download import cached_path
-from ..models.loaded import read_lines
+from ..models.loaded import CLASSES_FILE, LONGEST_LIST, PROMPTS_FILE
+from ..models.weights import sha256_of
 from ..schedule.sampling import in_loss_space
 from ..tasks.opened import distance_of, model_of
 from .footprint import Footprint, footprint, pairs_bytes, readable
@@ -80,7 +82,8 @@ def _model(model: ModelSettings, opened: dict[str, Model]) -> Iterator[Check]:
     for key, file in (("prompts", model.prompts), ("classes", model.classes)):
         if file:
             try:
-                lines = len(read_lines(file, key).split("\n" if key == "prompts" else None))
+                what = PROMPTS_FILE if key == "prompts" else CLASSES_FILE
+                lines = len(read_lines(file, what, LONGEST_LIST))
                 yield Check(
                     "models", f"{model.label}, {key}", "ok", f"{file}, {lines} lines, {_hash(file)}"
                 )
@@ -154,7 +157,7 @@ def _distances(experiment: Experiment, opened: dict[str, Model]) -> Iterator[Che
                 "distance", name, "missing", f"its network's weights {file} are not there", place
             )
         else:
-            digest = content_hash(str(file))
+            digest = sha256_of(file)
             known = (
                 file.name.rpartition("-")[2].removesuffix(".pth")
                 if file.name in TRUNK_FILES.values()
@@ -362,4 +365,4 @@ def _storage(output: str, fingerprint: str | None) -> Iterator[Check]:
 
 
 def _hash(file: str) -> str:
-    return f"sha256 {content_hash(file)[:12]}…"
+    return f"sha256 {sha256_of(file)[:12]}…"

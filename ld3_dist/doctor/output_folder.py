@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..core.errors import InputError
-from ..store.storage import Storage, open_storage
+from ..store.opening import open_storage
+from ..store.storage import Storage
 
 
 def storage_checks(output: str, fingerprint: str | None) -> Iterator[tuple[str, str, str, str]]:

@@ -19,8 +19,9 @@ import pandas as pd
 from ..core.errors import InputError
 from ..core.noise import NoiseSchedule
 from ..schedule.file import read_schedule
+from ..store.opening import open_storage
 from ..store.results import load_results
-from ..store.storage import Storage, open_storage
+from ..store.storage import Storage
 from ..store.tables import read_table
 from .frames import column
 

@@ -25,8 +25,8 @@ from ld3_dist.experiment import load_experiment
 from ld3_dist.models import load_model
 from ld3_dist.report import write_report
 from ld3_dist.store.lock import acquire
+from ld3_dist.store.opening import open_storage
 from ld3_dist.store.pairs import load_pairs
-from ld3_dist.store.storage import open_storage
 from ld3_dist.store.tables import read_table
 
 RESULTS = ("rows", "evaluations", "schedules", "pairs", "samples")

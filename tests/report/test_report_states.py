@@ -16,7 +16,7 @@ from ld3_dist.core.errors import InputError
 from ld3_dist.report import write_report
 from ld3_dist.report.figures.cells import MOST_PANELS, legible
 from ld3_dist.report.figures.style import STYLE, label_ends, panels
-from ld3_dist.store.storage import open_storage
+from ld3_dist.store.opening import open_storage
 from ld3_dist.store.tables import write_table
 
 

@@ -26,6 +26,7 @@ from ld3_dist.core.noise import EDM, FlowMatching, VPCosine, VPDiscrete, VPLinea
 from ld3_dist.schedule.file import Schedule, load_schedule, noise_from_dict, noise_to_dict
 from ld3_dist.store import lock as locks
 from ld3_dist.store.columns import SCHEMAS, describe
+from ld3_dist.store.opening import open_storage
 from ld3_dist.store.pairs import (
     MANIFEST,
     BadShard,
@@ -40,7 +41,7 @@ from ld3_dist.store.pairs import (
     write_shard,
 )
 from ld3_dist.store.process import Process, this_process
-from ld3_dist.store.storage import Storage, open_storage
+from ld3_dist.store.storage import Storage
 from ld3_dist.store.tables import UnreadableTable, read_table, write_table
 
 META = {"teacher": "abc", "seed": 7}

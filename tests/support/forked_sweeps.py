@@ -27,8 +27,9 @@ from ld3_dist.cluster.search.tune_run import read_outcome
 from ld3_dist.experiment import parse_experiment
 from ld3_dist.experiment.plan import TrialSpec
 from ld3_dist.store import lock as locks
+from ld3_dist.store.opening import open_storage
 from ld3_dist.store.results import load_results
-from ld3_dist.store.storage import Storage, open_storage
+from ld3_dist.store.storage import Storage
 from ld3_dist.store.tables import read_table
 from ld3_dist.tasks.baselines import run_baselines
 from ld3_dist.tasks.evaluate import finish, sample_part, teacher_item
