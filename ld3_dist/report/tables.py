@@ -18,6 +18,7 @@ import pandas as pd
 
 from ..core.errors import InputError
 from ..core.noise import NoiseSchedule
+from ..core.text import file_name
 from ..schedule.file import read_schedule
 from ..store.opening import open_storage
 from ..store.results import load_results
@@ -47,6 +48,12 @@ class SweepTables:
         return str(self.experiment.get("name") or self.storage.url.rstrip("/").rpartition("/")[2])
 
     @property
+    def unreadable(self) -> list[str]:
+        """Names of files that could not be read and were left out."""
+        tables = (self.results, self.failures)
+        return [name for table in tables for name in table.attrs.get("unreadable", [])]
+
+    @property
     def figures(self) -> list[str] | None:
         """The figures that the experiment's settings name (`report: {figures: […]}`), or None."""
         settings = self.experiment.get("settings")
@@ -73,11 +80,11 @@ class SweepTables:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
-        name = f"samples/{cell.replace('/', '_')}.safetensors"
+        name = f"samples/{file_name(cell)}.safetensors"
+        older = f"samples/{cell.replace('/', '_')}.safetensors"  # written by format 1
         try:
-            if not self.storage.exists(name):
-                return {}
-            tensors = load(self.storage.read_bytes(name))
+            data = [self.storage.read_bytes(n) for n in (name, older) if self.storage.exists(n)]
+            tensors = load(data[0]) if data else {}
         except (SafetensorError, OSError, ValueError):  # ValueError: no name for a file
             return {}
         images = {

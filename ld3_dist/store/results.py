@@ -27,8 +27,8 @@ def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
     order.
 
     Columns are those of the tables `rows` and `evaluations` (host, device, seconds and versions of
-    the evaluation end in _eval) and the four above. Files that cannot be read are left out, warned
-    about and named in `frame.attrs["unreadable"]`. Raises InputError where there is no sweep."""
+    the evaluation end in _eval) and the four above. Files that cannot be read are left out, named
+    in a message and in `frame.attrs["unreadable"]`. Raises InputError where there is no sweep."""
     storage = open_storage(place)
     if not storage.exists():
         raise InputError(f"{storage.url}: no such folder; give the output folder of a sweep")

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import operator
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -27,11 +27,18 @@ from .columns import FORMAT, schema_of
 from .storage import Storage
 
 SUFFIX = ".parquet"
+RENAMED = {"preset": "procedure"}
+"""Columns that older versions wrote, by the names they have now."""
+
 READERS = 8
 """Threads that read files; what they wait for is the disk or the network."""
 
 OWN = "metric."
 """How columns of metrics that are not built in begin."""
+
+log = logging.getLogger("ld3_dist")
+
+_said: set[str] = set()
 
 _LOSSES = ("train_loss", "valid_loss")
 _NULLABLE = {
@@ -39,10 +46,6 @@ _NULLABLE = {
     pa.int64(): pd.Int64Dtype(),
     pa.bool_(): pd.BooleanDtype(),
 }
-
-
-class UnreadableTable(UserWarning):
-    """A file of a table could not be read and was left out."""
 
 
 def write_table(
@@ -96,7 +99,8 @@ def read_table(storage: Storage, folder: str) -> pd.DataFrame:
     """Every file of a table as one frame, in order of the file names; integers and booleans in
     pandas' nullable types.
 
-    A file that is not readable is left out, warned about, and named in `frame.attrs["unreadable"]`.
+    A file that is not readable is left out, named in `frame.attrs["unreadable"]`, and, the first
+    time, in a message to the logger "ld3_dist".
     Columns that an older version did not write are null. Raises InputError for a file of a newer
     format."""
     schema = schema_of(folder)
@@ -108,15 +112,18 @@ def read_table(storage: Storage, folder: str) -> pd.DataFrame:
         name: reason for name, reason in zip(names, read, strict=True) if isinstance(reason, str)
     }
     for name, reason in unreadable.items():
-        warnings.warn(
-            f"{storage.address(name)}: left out, cannot be read ({reason})",
-            UnreadableTable,
-            stacklevel=2,
-        )
+        _say_once(f"{storage.address(name)}: left out, cannot be read ({reason})")
     frame = pa.concat_tables([schema.empty_table(), *tables]).to_pandas(types_mapper=_NULLABLE.get)
     frame = _with_own_metrics(frame)
     frame.attrs["unreadable"] = sorted(unreadable)
     return frame
+
+
+def _say_once(message: str) -> None:
+    """Log a warning, unless this process has done so: a sweep reads its tables many times."""
+    if message not in _said:
+        _said.add(message)
+        log.warning(message)
 
 
 def _with_own_metrics(frame: pd.DataFrame) -> pd.DataFrame:
@@ -182,9 +189,10 @@ def _read(storage: Storage, name: str, schema: pa.Schema) -> pa.Table | str:
             f"{FORMAT}); update ld3_dist"
         )
     try:
+        names = {RENAMED.get(name, name): name for name in table.column_names}
         columns = [
-            table[field.name].cast(field.type)
-            if field.name in table.column_names
+            table[names[field.name]].cast(field.type)
+            if field.name in names
             else pa.nulls(len(table), field.type)
             for field in schema
         ]
