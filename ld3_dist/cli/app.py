@@ -77,7 +77,7 @@ def _stages(
 ) -> None:
     from ..cluster.sweep import Sweep
     from ..experiment import load_experiment
-    from ..store.storage import open_storage
+    from ..store.opening import open_storage
     from .display import show as show_events
 
     settings = load_experiment(experiment)

@@ -16,7 +16,7 @@ from ..core.lpips import MIN_SIDE, TRUNK_FILES, default_trunk
 from ..core.text import read_lines
 from ..experiment.plan import Plan
 from ..experiment.settings import Experiment, ModelSettings
-from ..metrics.extractors import content_hash, open_extractor, read_reference
+from ..metrics.extractors import open_extractor, read_reference
 from ..models import Model
 from ..models.edm.download import cached_path
 from ..schedule.noise import check_writable
@@ -148,7 +148,7 @@ def _trunk(name: str, net: str, file: Path) -> Check:
     if not file.is_file():
         detail = f"its network's weights {file} are not there"
         return Check("distance", name, "missing", detail, where_from(TRUNK_FILES[net]))
-    digest, known = content_hash(str(file)), ""
+    digest, known = sha256_of(file), ""
     if file.name in TRUNK_FILES.values():
         known = file.name.rpartition("-")[2].removesuffix(".pth")
     if digest.startswith(known):
@@ -215,4 +215,4 @@ def _reference(file: str, size: int | None) -> Check:
 
 
 def _hash(file: str) -> str:
-    return f"sha256 {content_hash(file)[:12]}…"
+    return f"sha256 {sha256_of(file)[:12]}…"

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..core.errors import InputError
+from ..store.opening import open_storage
 from ..store.outputs import check_output
-from ..store.storage import Storage, open_storage
+from ..store.storage import Storage
 from .check import Check
 
 ANOTHER = "give another --output"

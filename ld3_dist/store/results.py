@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError
-from .storage import Storage, open_storage
+from .opening import open_storage
+from .storage import Storage
 from .tables import read_table
 
 ORDER = ["cell", "kind", "trial", "member", "start", "key"]

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import operator
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -29,11 +29,18 @@ from .columns import FORMAT, schema_of
 from .storage import Storage
 
 SUFFIX = ".parquet"
+RENAMED = {"preset": "procedure"}
+"""Columns that older versions wrote, by the names they have now."""
+
 READERS = 8
 """Number of threads that read files; they mostly wait for the disk or the network."""
 
 OWN = "metric."
 """The beginning of the names of columns for metrics that are not built in."""
+
+log = logging.getLogger("ld3_dist")
+
+_said: set[str] = set()
 
 _LOSSES = ("train_loss", "valid_loss")
 _NULLABLE = {
@@ -41,10 +48,6 @@ _NULLABLE = {
     pa.int64(): pd.Int64Dtype(),
     pa.bool_(): pd.BooleanDtype(),
 }
-
-
-class UnreadableTable(UserWarning):
-    """A file of a table could not be read and was left out."""
 
 
 def write_table(
@@ -106,15 +109,18 @@ def read_table(storage: Storage, folder: str) -> pd.DataFrame:
         name: reason for name, reason in zip(names, read, strict=True) if isinstance(reason, str)
     }
     for name, reason in unreadable.items():
-        warnings.warn(
-            f"{storage.address(name)}: left out, cannot be read ({reason})",
-            UnreadableTable,
-            stacklevel=2,
-        )
+        _say_once(f"{storage.address(name)}: left out, cannot be read ({reason})")
     frame = pa.concat_tables([schema.empty_table(), *tables]).to_pandas(types_mapper=_NULLABLE.get)
     frame = _with_own_metrics(frame)
     frame.attrs["unreadable"] = sorted(unreadable)
     return frame
+
+
+def _say_once(message: str) -> None:
+    """Log a warning, unless this process has done so: a sweep reads its tables many times."""
+    if message not in _said:
+        _said.add(message)
+        log.warning(message)
 
 
 def _with_own_metrics(frame: pd.DataFrame) -> pd.DataFrame:
@@ -180,9 +186,10 @@ def _read(storage: Storage, name: str, schema: pa.Schema) -> pa.Table | str:
             f"this one reads up to {FORMAT}); update ld3_dist"
         )
     try:
+        names = {RENAMED.get(name, name): name for name in table.column_names}
         columns = [
-            table[field.name].cast(field.type)
-            if field.name in table.column_names
+            table[names[field.name]].cast(field.type)
+            if field.name in names
             else pa.nulls(len(table), field.type)
             for field in schema
         ]
