@@ -46,7 +46,18 @@ def open_extractor(name: str, model: Model, device: str = "cpu") -> Extractor | 
     """
     own = name.startswith(PREFIX)
     kind, _, argument = (name, "", "") if own else name.partition(":")
-    found = extractors.get(kind)(argument, model, device)
+    make = extractors.get(kind)
+    try:
+        found = make(argument, model, device)
+    except InputError:
+        raise
+    except Exception as error:
+        if not own:
+            raise
+        raise InputError(
+            f"extractor {name!r}: cannot be opened ({type(error).__name__}: {error}); it is called "
+            "with (argument, model, device)"
+        ) from error
     if found is not None and not isinstance(found, Extractor):
         raise InputError(
             f"extractor {name!r}: returned {type(found).__name__}; it must return an "

@@ -118,7 +118,14 @@ def start_knots(
     x_T = None if pairs is None else initial_state(model.denoiser, pairs.noise)
     condition = None if pairs is None else pairs.condition
     problem = StartProblem(noise, solver, nfe, model.denoiser, x_T, condition)
-    return _checked(name, starts.get(name)(problem), problem)
+    find = starts.get(name)
+    try:
+        found = find(problem)
+    except (InputError, RuntimeError):  # RuntimeError: memory, which says itself what it lacks
+        raise
+    except Exception as error:  # it may be somebody else's code: anything may come
+        raise InputError(f"start {name!r}: fails ({type(error).__name__}: {error})") from error
+    return _checked(name, found, problem)
 
 
 def schedule_knots(schedule: Schedule, model: Model, steps: int, name: str) -> Tensor:

@@ -101,7 +101,8 @@ class LearnConfig:
 
 def checked(field: dataclasses.Field[Any], value: Any) -> Any:
     """The value in the field's type; 1 and 1.0 are the same setting. InputError where it cannot be."""
-    name, kind, limits = field.name, type(field.default), field.metadata
+    name, kind = field.name, type(field.default)
+    limits = {"low": -math.inf, "below": math.inf, "choices": ()} | dict(field.metadata)
     said = f"learn.{name} = {value!r}"
     if kind is bool or kind is str:
         if not isinstance(value, kind):

@@ -8,6 +8,7 @@ and noise move is the business of the procedures: `Descent` (ours) and `Publishe
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -283,8 +284,39 @@ class Procedure(Generic[Settings]):
             ) from error
 
 
-procedures: Registry[type[Procedure[Any]]] = Registry("procedure")
-"""Procedures of learning: classes that derive from Procedure."""
+class Procedures(Registry[type[Procedure[Any]]]):
+    """Procedures of learning: classes that derive from Procedure."""
+
+    def get(self, name: str) -> type[Procedure[Any]]:
+        """The class of a name. Raises InputError, also for a user's class that is no procedure."""
+        found: Any = super().get(name)
+        if not isinstance(found, type) or not issubclass(found, Procedure):
+            raise InputError(
+                f"procedure {name!r}: must be a class that derives from "
+                "ld3_dist.core.learning.procedure.Procedure (or from Descent)"
+            )
+        _check_settings(name, found.Config)
+        if not isinstance(found.starts, tuple) or not found.starts:
+            raise InputError(
+                f"procedure {name!r}: starts = {found.starts!r}; name at least one start, as in "
+                'starts = ("log_snr",)'
+            )
+        return found
+
+
+def _check_settings(name: str, config: Any) -> None:
+    """Raise InputError for a Config from which neither a help text nor a column could be made."""
+    if not isinstance(config, type) or not issubclass(config, LearnConfig):
+        raise InputError(f"procedure {name!r}: its Config must derive from LearnConfig")
+    for field in dataclasses.fields(config):
+        if not isinstance(field.default, bool | int | float | str):
+            raise InputError(
+                f"procedure {name!r}: setting {field.name!r} needs a default that is a number, a "
+                'word or a switch; write it as setting(0.5, "what it means")'
+            )
+
+
+procedures = Procedures("procedure")
 
 procedures.register("default", lazily="ld3_dist.core.learning.descent:Descent")
 procedures.register("paper", lazily="ld3_dist.core.learning.published:Published")
