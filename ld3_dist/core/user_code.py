@@ -112,7 +112,9 @@ def absolute(name: str) -> str:
 
 
 def label(name: str) -> str:
-    """A name as tables and pages show it: `FILE.py:NAME` without its folders, others as they are."""
+    """A name as tables and pages show it: files without their folders, other names as they are."""
+    if name.endswith(".json") and not name.startswith(PREFIX):
+        return Path(name).name
     return _FILE.sub(lambda found: f"{Path(found[1]).name}:", name, count=1).removeprefix(PREFIX)
 
 

@@ -121,9 +121,11 @@ def start_knots(
     find = starts.get(name)
     try:
         found = find(problem)
-    except (InputError, RuntimeError):  # RuntimeError: memory, which says itself what it lacks
+    except InputError:
         raise
     except Exception as error:  # it may be somebody else's code: anything may come
+        if not name.startswith(PREFIX):
+            raise
         raise InputError(f"start {name!r}: fails ({type(error).__name__}: {error})") from error
     return _checked(name, found, problem)
 

@@ -16,7 +16,6 @@ from ..models import Model
 from .sampling import BATCH, device_of, draw_inputs, in_loss_space, make_samples
 from .starts import start_knots
 
-
 _TEACHER = re.compile(r"(?P<solver>python:[^:]+:[^/]+|[^/]+)/(?P<nfe>[0-9]+)/(?P<start>.+)")
 """solver/NFE/grid; the path of a user's file may hold slashes too."""
 

@@ -9,12 +9,15 @@ best            is this the learned row with the cell's smallest valid_loss (sta
 
 from __future__ import annotations
 
+import json
 import os
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError
+from .columns import has_column
 from .storage import Storage, open_storage
 from .tables import read_table
 
@@ -26,7 +29,7 @@ def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
     order.
 
     Columns are those of the tables `rows` and `evaluations` (host, device, seconds and versions of
-    the evaluation end in _eval) and the four above. Files that cannot be read are left out, warned
+    the evaluation end in _eval) and those above. Files that cannot be read are left out, warned
     about and named in `frame.attrs["unreadable"]`. Raises InputError where there is no sweep."""
     storage = open_storage(place)
     if not storage.exists():
@@ -37,7 +40,7 @@ def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
         )
     rows = read_table(storage, "rows")
     evaluations = read_table(storage, "evaluations")
-    frame = _derive(_join(rows, evaluations))
+    frame = _derive(_with_own_settings(_join(rows, evaluations)))
     frame.attrs["unreadable"] = rows.attrs["unreadable"] + evaluations.attrs["unreadable"]
     return frame
 
@@ -49,6 +52,18 @@ def _join(rows: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:
     rows = rows.sort_values(ORDER, kind="stable", na_position="first").drop_duplicates("key")
     scores = evaluations.drop_duplicates("key").drop(columns=["kind", "cell"])
     return rows.merge(scores, on="key", how="left", suffixes=("", "_eval")).reset_index(drop=True)
+
+
+def _with_own_settings(frame: pd.DataFrame) -> pd.DataFrame:
+    """A column `learn.NAME` for each setting of a user's own procedure that has no other."""
+    found: dict[str, dict[int, Any]] = {}
+    learned = frame.loc[frame["kind"] == "learned", "settings"].dropna()
+    for index, text in learned.items():
+        for name, value in json.loads(text).get("learn", {}).items():
+            if name != "seed" and not has_column(name, value):
+                found.setdefault(f"learn.{name}", {})[index] = value
+    own = {name: pd.Series(values) for name, values in sorted(found.items())}
+    return frame.assign(**{name: values.reindex(frame.index) for name, values in own.items()})
 
 
 def _derive(frame: pd.DataFrame) -> pd.DataFrame:
