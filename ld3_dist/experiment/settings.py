@@ -28,7 +28,7 @@ from .axes import (
 )
 from .limits import (
     Count,
-    CountOrNone,
+    CountOrZero,
     Name,
     Nfe,
     NotNegative,
@@ -195,11 +195,11 @@ class Evaluate(Strict):
     reference: "auto" (the model's data if it has any, else the teacher), "teacher", or a statistics
     file."""
 
-    samples: CountOrNone = 1000
+    samples: CountOrZero = 1000
     extractor: str = "auto"
     reference: str = "auto"
     metrics: tuple[str, ...] | None = None
-    pictures: Annotated[CountOrNone, Field(le=64)] = 8
+    pictures: Annotated[CountOrZero, Field(le=64)] = 8
 
 
 class Report(Strict):
