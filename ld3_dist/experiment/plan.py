@@ -130,11 +130,8 @@ class Plan:
             exclude={"name", "channels_last", "compile", "recompute"},
             exclude_defaults=True,
         )
-        made_by = {
-            "model": digest(self._portable(options)),
-            "hash": self.model_hashes[model.label],
-            "seed": e.seed,
-        }
+        made_by = {"model": digest(self._portable(options)), "seed": e.seed}
+        made_by |= {"hash": self.model_hashes[model.label]}
         made_by |= {"conditioning": self.conditionings.get(model.label), "space": e.loss_space}
         return made_by | self._portable(e.teacher.model_dump())
 

@@ -171,8 +171,8 @@ def _tables(
         for name, count in dict.fromkeys(cells):
             if solver is None and str(name).startswith(PREFIX):
                 raise InputError(
-                    f"grid {item!r}: the schedule's solver is code of a user's file ({name}), which "
-                    "no schedule file may run; say solver= and nfe= yourself"
+                    f"grid {item!r}: the schedule's solver is code of a user's file ({name}), "
+                    "which no schedule file may run; say solver= and nfe= yourself"
                 )
             student = check_student(str(name), int(count or 0))
             table = hand_made(item, model, student, int(count or 0))[1]

@@ -1,6 +1,7 @@
 """The results of a sweep as one pandas frame: rows joined with their evaluations, and what follows
 from both.
 
+learn.NAME      a setting of a user's own procedure for which rows have no column
 best_baseline   smallest valid_loss among the cell's hand-made grids
 gain            best_baseline / valid_loss          above 1: better than every hand-made grid
 eval_gain       the same from eval_loss, on fresh pairs

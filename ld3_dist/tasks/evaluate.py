@@ -30,7 +30,7 @@ from ..schedule.file import read_schedule
 from ..schedule.provenance import provenance, where
 from ..schedule.sampling import make_samples, to_images
 from ..store.storage import Storage
-from ..store.tables import write_table
+from ..store.tables import OWN, write_table
 from .opened import distance_of, extractor_of, keep, model_of, pairs_of
 
 PART = 500
@@ -203,6 +203,7 @@ def _complete_schedule(
     schedule = read_schedule(storage, f"schedules/{key}.json")
     names = ("eval_loss", "eval_loss_sem", "fid", "kid", "inception_score")
     names += ("precision", "recall", "density", "coverage")
+    names += tuple(name for name in record if name.startswith(OWN))
     metrics = {
         name: record[name]
         for name in names
