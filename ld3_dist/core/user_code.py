@@ -26,7 +26,7 @@ from .errors import InputError, unknown
 
 PREFIX = "python:"
 
-_FILE = re.compile(rf"(?:(?<=^)|(?<=:)){PREFIX}([^:]+\.py):")
+_FILE = re.compile(rf"(?:^|(?<=[:=])){PREFIX}([^:]+\.py):")
 """The file of a name, which may stand behind another word: `feature:python:FILE.py:NAME`."""
 
 _modules: dict[str, tuple[str, ModuleType]] = {}
@@ -121,9 +121,9 @@ def label(name: str) -> str:
 def content_in(name: str) -> str | None:
     """The hash of the user's code behind a name, with options or not; None where there is none."""
     at = name.find(PREFIX)
-    if at < 0 or (at and name[at - 1] != ":"):
+    if at < 0 or (at and name[at - 1] not in ":="):
         return None
-    return content_of(name[at:].partition("?")[0])
+    return content_of(re.split("[?&]", name[at:])[0])
 
 
 def content_of(spec: str) -> str:

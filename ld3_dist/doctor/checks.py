@@ -279,10 +279,13 @@ def _learning_step(plan: Plan, model: ModelSettings, size: Footprint, without: s
     if need <= free:
         return Check("memory", model.label, "ok", detail)
     here = f"{'the GPU has' if gpu else 'free here are'} {readable(free)}"
-    if size.step(1, nfe, recomputed="off" not in asked) <= free:
+    if size.step(1, nfe, recomputed="never" not in asked) <= free:
         remedy = f"{here}: samples go through in smaller parts, which takes longer; or a smaller learn.batch"
     else:
-        remedy = f"{here}, too little for one sample: learn: {{checkpointing: on}}, a smaller dtype, another device"
+        remedy = (
+            f"{here}, too little for one sample: learn: {{checkpointing: always}}, a smaller "
+            "dtype, another device"
+        )
     return Check("memory", model.label, "note", detail, remedy)
 
 

@@ -114,7 +114,7 @@ class Plan:
             return [self._portable(item) for item in value]
         if isinstance(value, str) and value in (self.contents or {}):
             return f"{label(value)} {(self.contents or {})[value]}"
-        return label(value) if isinstance(value, str) and value.startswith(PREFIX) else value
+        return label(value) if isinstance(value, str) and PREFIX in value else value
 
     @property
     def cells(self) -> list[Cell]:

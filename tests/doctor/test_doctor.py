@@ -208,11 +208,11 @@ def test_pairs_on_disk(tmp_path: Path) -> None:
     ("settings", "said"),
     [
         ({}, "where they do not fit and are made again (checkpointing: auto)"),
-        ({"learn": {"checkpointing": "never"}}, "activations kept (checkpointing: off)"),
-        ({"learn": {"checkpointing": "always"}}, "activations made again (checkpointing: on)"),
+        ({"learn": {"checkpointing": "never"}}, "activations kept (checkpointing: never)"),
+        ({"learn": {"checkpointing": "always"}}, "activations made again (checkpointing: always)"),
         (
             {"models": [{"model": "digits", "recompute": True}]},
-            "activations made again (checkpointing: on)",
+            "activations made again (checkpointing: always)",
         ),
     ],
 )

@@ -17,10 +17,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ..denoiser import Denoiser, map_condition
 from ..distance import Distance
-from ..errors import InputError
+from ..errors import InputError, unknown
 from ..memory import free_memory, out_of_memory
 from ..sample import initial_state, sample
 from ..solver import Tableau
+from .config import CHECKPOINTING
 from .pairs import Pairs
 
 SAFE = 0.8
@@ -33,15 +34,17 @@ class Objective:
     """Distances of students to the teacher on rows of `pairs`.
 
     Args:
-        checkpointing: "on" recomputes activations in the backward pass, "off" keeps them, "auto"
-            measures one sample's activations at the first step and recomputes where those of a
+        checkpointing: "always" recomputes activations in the backward pass, "never" keeps them,
+            "auto" measures one sample's activations at the first step and recomputes where those of a
             whole step would not fit into free memory.
     """
 
     def __init__(self, denoiser: Denoiser, distance: Distance, checkpointing: str = "auto") -> None:
+        if checkpointing not in CHECKPOINTING:
+            raise unknown("checkpointing", checkpointing, CHECKPOINTING)
         self.denoiser, self.distance = denoiser, distance
         self.free_to_choose = checkpointing == "auto"
-        self.recompute = None if self.free_to_choose else checkpointing == "on"
+        self.recompute = None if self.free_to_choose else checkpointing == "always"
         self.most = 2**62  # rows in one call; halved when memory runs out
         self.network_evals = 0
 
@@ -128,7 +131,7 @@ class Objective:
             raise InputError(
                 f"one sample does not fit into memory ({str(error).splitlines()[0]}); use a "
                 f"smaller model dtype, "
-                "learn.checkpointing: on, or a device with more memory"
+                "learn.checkpointing: always, or a device with more memory"
             ) from error
         self.most = before // 2
         torch.cuda.empty_cache()

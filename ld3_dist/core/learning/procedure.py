@@ -138,12 +138,16 @@ class Procedure(Generic[Settings]):
             home,
         )
         self.objective = objective or self.make_objective(problem, config)
+        # schedules are chosen by the distance that was asked for, whatever the loss of learning is
+        self.judge = self.objective
+        if type(self.objective) is not Objective or self.objective.distance is not problem.distance:
+            self.judge = Objective(problem.denoiser, problem.distance, config.checkpointing)
         seeds = problem.seeds or [config.seed] * K
         self.generators = [sample_generator(seed, 0, "batches") for seed in seeds]
         assert problem.subsets is not None
         self.pool = problem.subsets.to(self.device)
         self.moved = self.train.noise[self.pool]  # [K, M, *shape], x' in unit-variance noise
-        self.train_features = problem.distance.features(self.train.target)
+        self.train_features = self.objective.distance.features(self.train.target)
         self.valid_features = problem.distance.features(self.valid.target)
         self.active = list(range(K))
         self.train_loss = torch.full((K,), math.nan, dtype=torch.float64)
@@ -152,8 +156,18 @@ class Procedure(Generic[Settings]):
 
     @classmethod
     def make_objective(cls, problem: Problem, config: LearnConfig) -> Objective:
-        """The loss of the procedure; override it for another one."""
+        """The loss that is learned from; override it for another one.
+
+        Held-out losses, by which schedules are chosen and compared with hand-made grids, stay in
+        the distance of the problem.
+        """
         return Objective(problem.denoiser, problem.distance, config.checkpointing)
+
+    @property
+    def network_evals(self) -> int:
+        """Network evaluations spent so far, in samples."""
+        judged = 0 if self.judge is self.objective else self.judge.network_evals
+        return self.objective.network_evals + judged
 
     def run(self, first: int = 1) -> Iterator[Progress]:
         """The epochs from `first` on."""
@@ -186,7 +200,7 @@ class Procedure(Generic[Settings]):
         total = torch.zeros(len(tableau.evals), dtype=torch.float64)
         for chunk in rows.split(max(1, self.config.batch * 5)):
             index = chunk.expand(len(total), -1)
-            loss = self.objective.losses(
+            loss = self.judge.losses(
                 tableau, self.valid.noise[index], self.valid, self.valid_features, index
             )
             total += loss.sum(1).double().cpu()
@@ -238,7 +252,7 @@ class Procedure(Generic[Settings]):
             best["epoch"],
             Grid(best["knots"], best["evals"]),
             Tableau(best["evals"], best["state"], best["outputs"], self.problem.denoiser.noise),
-            self.objective.network_evals,
+            self.network_evals,
             self.snapshot,
         )
 
@@ -255,7 +269,7 @@ class Procedure(Generic[Settings]):
             "train_loss": self.train_loss,
             "active": torch.tensor(self.active),
         }
-        made["network_evals"] = torch.tensor(self.objective.network_evals)
+        made["network_evals"] = torch.tensor(self.network_evals)
         return {name: value.detach().cpu().clone() for name, value in made.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
