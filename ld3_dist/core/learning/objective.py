@@ -35,7 +35,8 @@ class Objective:
 
     Args:
         checkpointing: "always" recomputes activations in the backward pass, "never" keeps them,
-            "auto" measures one sample's activations at the first step and recomputes where those of a
+            "auto" measures one sample's activations at the first step and recomputes where those
+            of a
             whole step would not fit into free memory.
     """
 
