@@ -23,7 +23,7 @@ import torch
 from ..core.errors import InputError
 from ..core.features import Extractor, Reference
 from ..core.registry import Registry
-from ..core.user_code import PREFIX
+from ..core.user_code import PREFIX, label
 from ..models import Model
 from .statistics import FeatureStatistics, read_moments
 
@@ -113,12 +113,12 @@ def model_reference(model: Model, extractor: Extractor) -> Reference | None:
     if model.data is not None:
         features = extractor.features_of(model.data)
         return Reference(
-            FeatureStatistics.of(features).moments, features, name=f"data of {model.id}"
+            FeatureStatistics.of(features).moments, features, name=f"data of {label(model.id)}"
         )
     own = model.extractor is not None and model.extractor.hash == extractor.hash
     if model.reference is None or not own:
         return None
-    return replace(model.reference, name=model.reference.name or f"statistics of {model.id}")
+    return replace(model.reference, name=model.reference.name or f"statistics of {label(model.id)}")
 
 
 def content_hash(path: str) -> str:

@@ -141,7 +141,8 @@ def finish(
     record["seconds"] = seconds + time.perf_counter() - clock
     if item.kind == "learned":
         _complete_schedule(storage, item.key, record, others)
-    write_table(storage, "evaluations", item.key.replace(":", "_"), [record])
+    name = item.key.replace(":", "_").replace("/", "_")  # readers look into no folder below
+    write_table(storage, "evaluations", name, [record])
     return {k: record.get(k) for k in ("key", "eval_loss", "fid")}
 
 

@@ -36,8 +36,7 @@ class Objective:
     Args:
         checkpointing: "always" recomputes activations in the backward pass, "never" keeps them,
             "auto" measures one sample's activations at the first step and recomputes where those
-            of a
-            whole step would not fit into free memory.
+            of a whole step would not fit into free memory.
     """
 
     def __init__(self, denoiser: Denoiser, distance: Distance, checkpointing: str = "auto") -> None:

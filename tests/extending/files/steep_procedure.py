@@ -16,7 +16,7 @@ class SteepConfig(DescentConfig):
 class Power(Distance):
     def __init__(self, inner, power):
         super().__init__()
-        self.name, self.inner, self.power = f"{inner.name}^{power:g}", inner, power
+        self.name, self.inner, self.power = "power", inner, power
         self.features = inner.features
 
     def between(self, a, b):
@@ -29,4 +29,4 @@ class Steep(Descent):
     @classmethod
     def make_objective(cls, problem, config):  # held-out losses stay in the problem's own distance
         loss = Power(problem.distance, config.steepness)
-        return Objective(problem.denoiser, loss, config.checkpointing)
+        return Objective(problem.denoiser, loss)
