@@ -27,6 +27,5 @@ class Steep(Descent):
     Config = SteepConfig
 
     @classmethod
-    def make_objective(cls, problem, config):  # held-out losses stay in the problem's own distance
-        loss = Power(problem.distance, config.steepness)
-        return Objective(problem.denoiser, loss)
+    def make_objective(cls, problem, config):
+        return Objective(problem.denoiser, Power(problem.distance, config.steepness))
