@@ -16,8 +16,7 @@ class SteepConfig(DescentConfig):
 class Power(Distance):
     def __init__(self, inner, power):
         super().__init__()
-        self.name, self.inner, self.power = "power", inner, power
-        self.features = inner.features
+        self.name, self.inner, self.power, self.features = "power", inner, power, inner.features
 
     def between(self, a, b):
         return self.inner.between(a, b) ** self.power
