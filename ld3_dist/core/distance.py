@@ -192,7 +192,12 @@ def _of_user(name: str, found: Callable[..., Any]) -> Distance:
             f"distance {name!r}: takes {', '.join(p.name for p in needed)}; it must be a function "
             "(a, b) -> [B], or take nothing and return a ld3_dist.core.distance.Distance"
         )
-    made = found()
+    try:
+        made = found()
+    except Exception as error:  # it is somebody else's code: anything may come
+        raise InputError(
+            f"distance {name!r}: cannot be made ({type(error).__name__}: {error})"
+        ) from error
     if not isinstance(made, Distance):
         raise InputError(
             f"distance {name!r}: returned {type(made).__name__}; a factory must return a "

@@ -227,6 +227,12 @@ def make_solver(name: str, **options: Any) -> Solver:
         raise InputError(
             f"solver {name!r}: {', '.join(given) or 'no options'} do not suit it ({error})"
         ) from error
+    except InputError:
+        raise
+    except Exception as error:  # it may be somebody else's code: anything may come
+        raise InputError(
+            f"solver {name!r}: cannot be made ({type(error).__name__}: {error})"
+        ) from error
     if not isinstance(made, Solver):
         raise InputError(f"solver {name!r}: made a {type(made).__name__}, need a Solver")
     return replace(made, name=name)

@@ -19,6 +19,7 @@ from ..experiment.settings import Experiment, ModelSettings
 from ..metrics.extractors import open_extractor, read_reference
 from ..models import Model
 from ..models.edm.download import cached_path
+from ..models.weights import sha256_of
 from ..schedule.noise import check_writable
 from ..tasks.opened import model_of
 from .check import Check

@@ -12,6 +12,8 @@ be null in the first file.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -58,6 +60,26 @@ def _learning() -> list[pa.Field]:
             found.setdefault(setting.name, _field(setting.name, kind, meaning))
     del found["seed"]  # rows have a column for the member's seed
     return list(found.values())
+
+
+LEARNING = {field.name: field.type for field in _learning()}
+"""Settings of learning that have a column of their own, with its type."""
+
+
+def learning_columns(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a procedure's settings that have a column of their own, and fit it.
+
+    The procedure of a user's file may have others. They are in the JSON of the column `settings`,
+    and `load_results` gives each a column `learn.NAME`.
+    """
+    return {name: value for name, value in settings.items() if has_column(name, value)}
+
+
+def has_column(name: str, value: Any) -> bool:
+    """True for a setting of learning that a column of `rows` holds."""
+    kind = _KINDS.get(type(value))
+    whole = kind == pa.int32() and LEARNING.get(name) == pa.float64()
+    return name in LEARNING and (whole or LEARNING[name] == kind)
 
 
 ROWS = _schema(

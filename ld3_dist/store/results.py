@@ -1,5 +1,6 @@
 """The results of a sweep as one pandas frame: rows, their evaluations, and four derived columns.
 
+learn.NAME      a setting of a user's own procedure for which rows have no column
 best_baseline   the smallest valid_loss of the cell's hand-made grids
 gain            best_baseline / valid_loss; above 1 means better than every hand-made grid
 eval_gain       the same for eval_loss, which is measured on fresh pairs
@@ -8,12 +9,15 @@ best            true for the learned row with the cell's smallest valid_loss (st
 
 from __future__ import annotations
 
+import json
 import os
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError
+from .columns import has_column
 from .opening import open_storage
 from .storage import Storage
 from .tables import read_table
@@ -24,7 +28,7 @@ ORDER = ["cell", "kind", "trial", "member", "start", "key"]
 def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
     """All learned schedules and baselines of a sweep, one row each, in a fixed order.
 
-    The columns are those of the tables `rows` and `evaluations`, and the four at the top of this
+    The columns are those of the tables `rows` and `evaluations`, and those at the top of this
     file. If both tables have a column, such as host or seconds, the evaluation's ends in _eval.
     Files that cannot be read are left out with a warning, and `frame.attrs["unreadable"]` names
     them.
@@ -43,7 +47,7 @@ def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
         )
     rows = read_table(storage, "rows")
     evaluations = read_table(storage, "evaluations")
-    frame = _derive(_join(rows, evaluations))
+    frame = _derive(_with_own_settings(_join(rows, evaluations)))
     frame.attrs["unreadable"] = rows.attrs["unreadable"] + evaluations.attrs["unreadable"]
     return frame
 
@@ -56,6 +60,18 @@ def _join(rows: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:
     rows = rows.sort_values(ORDER, kind="stable", na_position="first").drop_duplicates("key")
     scores = evaluations.drop_duplicates("key").drop(columns=["kind", "cell"])
     return rows.merge(scores, on="key", how="left", suffixes=("", "_eval")).reset_index(drop=True)
+
+
+def _with_own_settings(frame: pd.DataFrame) -> pd.DataFrame:
+    """A column `learn.NAME` for each setting of a user's own procedure that has no other."""
+    found: dict[str, dict[int, Any]] = {}
+    learned = frame.loc[frame["kind"] == "learned", "settings"].dropna()
+    for index, text in learned.items():
+        for name, value in json.loads(text).get("learn", {}).items():
+            if name != "seed" and not has_column(name, value):
+                found.setdefault(f"learn.{name}", {})[index] = value
+    own = {name: pd.Series(values) for name, values in sorted(found.items())}
+    return frame.assign(**{name: values.reindex(frame.index) for name, values in own.items()})
 
 
 def _derive(frame: pd.DataFrame) -> pd.DataFrame:

@@ -124,13 +124,21 @@ def _say_once(message: str) -> None:
 
 
 def _with_own_metrics(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with a column for each metric that is not built in, instead of their JSON."""
+    """A column for each metric that is not built in, in place of their JSON.
+
+    One that gives several numbers has no column of its own name, which holds only that it was not
+    measured.
+    """
     if "own_metrics" not in frame:
         return frame
     found = [json.loads(text) if isinstance(text, str) else {} for text in frame["own_metrics"]]
     frame = frame.drop(columns="own_metrics")
-    for name in sorted({name for values in found for name in values}):
-        frame[name] = [values.get(name) for values in found]
+    names = sorted({name for values in found for name in values})
+    for name in names:
+        column = [values.get(name) for values in found]
+        several = any(other.startswith(f"{name}.") for other in names)
+        if not several or any(value is not None for value in column):
+            frame[name] = column
     return frame
 
 

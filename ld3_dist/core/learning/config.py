@@ -113,7 +113,8 @@ def checked(field: dataclasses.Field[Any], value: Any) -> Any:
 
     Raises InputError for a value that the field does not accept.
     """
-    name, kind, limits = field.name, type(field.default), field.metadata
+    name, kind = field.name, type(field.default)
+    limits = {"low": -math.inf, "below": math.inf, "choices": ()} | dict(field.metadata)
     said = f"learn.{name} = {value!r}"
     if kind is bool or kind is str:
         if not isinstance(value, kind):

@@ -20,10 +20,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ..denoiser import Denoiser, map_condition
 from ..distance import Distance
-from ..errors import InputError
+from ..errors import InputError, unknown
 from ..memory import free_memory, out_of_memory
 from ..sample import initial_state, sample
 from ..solver import Tableau
+from .config import CHECKPOINTING
 from .pairs import Pairs
 
 SAFE = 0.8
@@ -42,6 +43,8 @@ class Objective:
     """
 
     def __init__(self, denoiser: Denoiser, distance: Distance, checkpointing: str = "auto") -> None:
+        if checkpointing not in CHECKPOINTING:
+            raise unknown("checkpointing", checkpointing, CHECKPOINTING)
         self.denoiser, self.distance = denoiser, distance
         self.free_to_choose = checkpointing == "auto"
         self.recompute = None if self.free_to_choose else checkpointing == "always"

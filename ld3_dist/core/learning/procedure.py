@@ -8,6 +8,7 @@ on these pairs. A procedure, such as `Descent` or `Published`, says how paramete
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -140,12 +141,16 @@ class Procedure(Generic[Settings]):
             home,
         )
         self.objective = objective or self.make_objective(problem, config)
+        # schedules are chosen by the distance that was asked for, whatever the loss of learning is
+        self.judge = self.objective
+        if type(self.objective) is not Objective or self.objective.distance is not problem.distance:
+            self.judge = Objective(problem.denoiser, problem.distance, config.checkpointing)
         seeds = problem.seeds or [config.seed] * K
         self.generators = [sample_generator(seed, 0, "batches") for seed in seeds]
         assert problem.subsets is not None
         self.pool = problem.subsets.to(self.device)
         self.moved = self.train.noise[self.pool]  # [K, M, *shape], x' in unit-variance noise
-        self.train_features = problem.distance.features(self.train.target)
+        self.train_features = self.objective.distance.features(self.train.target)
         self.valid_features = problem.distance.features(self.valid.target)
         self.active = list(range(K))
         self.train_loss = torch.full((K,), math.nan, dtype=torch.float64)
@@ -154,8 +159,18 @@ class Procedure(Generic[Settings]):
 
     @classmethod
     def make_objective(cls, problem: Problem, config: LearnConfig) -> Objective:
-        """Make the loss of the procedure; override it for another one."""
+        """The loss that is learned from; override it for another one.
+
+        Held-out losses, by which schedules are chosen and compared with hand-made grids, stay in
+        the distance of the problem.
+        """
         return Objective(problem.denoiser, problem.distance, config.checkpointing)
+
+    @property
+    def network_evals(self) -> int:
+        """Network evaluations spent so far, in samples."""
+        judged = 0 if self.judge is self.objective else self.judge.network_evals
+        return self.objective.network_evals + judged
 
     def run(self, first: int = 1) -> Iterator[Progress]:
         """Run the epochs from `first` on, until the last or until no member is active."""
@@ -189,7 +204,7 @@ class Procedure(Generic[Settings]):
         total = torch.zeros(len(tableau.evals), dtype=torch.float64)
         for chunk in rows.split(max(1, self.config.batch * 5)):
             index = chunk.expand(len(total), -1)
-            loss = self.objective.losses(
+            loss = self.judge.losses(
                 tableau, self.valid.noise[index], self.valid, self.valid_features, index
             )
             total += loss.sum(1).cpu().double()  # in this order: no float64 on the device
@@ -242,7 +257,7 @@ class Procedure(Generic[Settings]):
             best["epoch"],
             Grid(best["knots"], best["evals"]),
             Tableau(best["evals"], best["state"], best["outputs"], self.problem.denoiser.noise),
-            self.objective.network_evals,
+            self.network_evals,
             self.snapshot,
         )
 
@@ -261,7 +276,7 @@ class Procedure(Generic[Settings]):
             "train_loss": self.train_loss,
             "active": torch.tensor(self.active),
         }
-        made["network_evals"] = torch.tensor(self.objective.network_evals)
+        made["network_evals"] = torch.tensor(self.network_evals)
         return {name: value.detach().cpu().clone() for name, value in made.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -286,8 +301,39 @@ class Procedure(Generic[Settings]):
             ) from error
 
 
-procedures: Registry[type[Procedure[Any]]] = Registry("procedure")
-"""Procedures of learning: classes that derive from Procedure."""
+class Procedures(Registry[type[Procedure[Any]]]):
+    """Procedures of learning: classes that derive from Procedure."""
+
+    def get(self, name: str) -> type[Procedure[Any]]:
+        """The class of a name. Raises InputError, also for a user's class that is no procedure."""
+        found: Any = super().get(name)
+        if not isinstance(found, type) or not issubclass(found, Procedure):
+            raise InputError(
+                f"procedure {name!r}: must be a class that derives from "
+                "ld3_dist.core.learning.procedure.Procedure (or from Descent)"
+            )
+        _check_settings(name, found.Config)
+        if not isinstance(found.starts, tuple) or not found.starts:
+            raise InputError(
+                f"procedure {name!r}: starts = {found.starts!r}; name at least one start, as in "
+                'starts = ("log_snr",)'
+            )
+        return found
+
+
+def _check_settings(name: str, config: Any) -> None:
+    """Raise InputError for a Config from which neither a help text nor a column could be made."""
+    if not isinstance(config, type) or not issubclass(config, LearnConfig):
+        raise InputError(f"procedure {name!r}: its Config must derive from LearnConfig")
+    for field in dataclasses.fields(config):
+        if not isinstance(field.default, bool | int | float | str):
+            raise InputError(
+                f"procedure {name!r}: setting {field.name!r} needs a default that is a number, a "
+                'word or a switch; write it as setting(0.5, "what it means")'
+            )
+
+
+procedures = Procedures("procedure")
 
 procedures.register("default", lazily="ld3_dist.core.learning.descent:Descent")
 procedures.register("paper", lazily="ld3_dist.core.learning.published:Published")

@@ -20,6 +20,7 @@ from ld3_dist.core.distance import Elementwise
 from ld3_dist.core.errors import InputError
 from ld3_dist.core.grid import discretize
 from ld3_dist.core.learning import objective as module
+from ld3_dist.core.learning.config import CHECKPOINTING
 from ld3_dist.core.learning.learn import Pairs, Problem, learn, make_config
 from ld3_dist.core.learning.objective import Objective
 from ld3_dist.core.noise import EDM
@@ -208,6 +209,14 @@ def peak(nfe: int, checkpointing: str) -> int:
     with Peak() as found:
         gradients(network, nfe, checkpointing)
     return found.most
+
+
+@pytest.mark.parametrize("word", CHECKPOINTING)
+def test_every_word_of_the_settings_means_what_it_says(word: str) -> None:
+    expected = {"always": True, "never": False, "auto": None}
+    assert Objective(Network(), L2, word).recompute is expected[word]
+    with pytest.raises(InputError, match="unknown checkpointing 'on'"):
+        Objective(Network(), L2, "on")
 
 
 def test_memory_hardly_grows_with_the_evaluations() -> None:
