@@ -77,10 +77,14 @@ def _stages(
 ) -> None:
     from ..cluster.sweep import Sweep
     from ..experiment import load_experiment
-    from ..store.storage import open_storage
+    from ..experiment.reading import blamed_on
+    from ..report.figures import check_figures
+    from ..store.opening import open_storage
     from .display import show as show_events
 
     settings = load_experiment(experiment)
+    with blamed_on(str(experiment), "report.figures"):
+        check_figures(settings.report.figures)
     place = output or f"runs/{settings.name}"
     run = Sweep(settings, open_storage(place), address, stages)
     again = " ".join(["ld3-dist", *sys.argv[1:]])

@@ -183,8 +183,7 @@ def _learn(
     from ..core.learning.procedure import make_config
     from ..models import load_model
     from ..schedule.distances import open_distance
-    from ..schedule.learning import check_student, learn
-    from ..schedule.noise import check_writable
+    from ..schedule.learning import check_before, check_student, learn
     from ..schedule.provenance import default_device
     from ..schedule.starts import check_start, looks_at_pairs, start_knots
     from ..schedule.teaching import Teacher, teach
@@ -202,13 +201,13 @@ def _learn(
             check_start(name)
     options.setdefault("device", default_device())
     model = load_model(spec, **options)
-    check_writable(model.noise)
     with option("--start"):
         for name in starts:
             if not looks_at_pairs(name):
                 start_knots(name, model, student, cell["nfe"])
     name = how.get("distance", "l2")
     distance = open_distance(name, model, options["device"], **lpips)
+    check_before(model, cell.get("solver", "ipndm-3"), cell["nfe"], config, starts, distance)
     with console.status("teacher pairs"):
         pairs = teach(model, 2 * count, seed=config.seed, teacher=teacher)
     with _Bar(config.epochs, name) as bar:

@@ -8,10 +8,13 @@ import math
 from typing import Any
 
 from ..core.grid import Grid, lam_range
+from ..core.user_code import label
 from ..experiment.plan import Cell, Plan, TrialSpec
 from ..models import Model
 from ..schedule.provenance import now, provenance
-from ..store.columns import ROWS
+from ..store.columns import learning_columns
+from ..store.storage import Storage
+from ..store.tables import read_records
 
 COLLAPSED = 1e-4
 """Two knots closer than this fraction of the lambda range: the grid has lost a step."""
@@ -40,10 +43,10 @@ def cell_columns(plan: Plan, cell: Cell, distance: str) -> dict[str, Any]:
         "experiment": plan.fingerprint,
         "cell": cell.id,
         "model": cell.model.label,
-        "solver": cell.solver,
+        "solver": label(cell.solver),
         "nfe": cell.nfe,
         "steps": cell.steps,
-        "distance": distance,
+        "distance": label(distance),
         "valid_pairs": plan.experiment.pairs.valid,
         **provenance(),
     }
@@ -51,11 +54,32 @@ def cell_columns(plan: Plan, cell: Cell, distance: str) -> dict[str, Any]:
 
 def settings_columns(spec: TrialSpec, seed: int, start: str) -> dict[str, Any]:
     """The settings of a learned row: a column for each that the table has, and all of them as JSON."""
-    config = dataclasses.asdict(spec.config)
-    del config["seed"]
-    known = {name: value for name, value in config.items() if name in ROWS.names}
+    known = learning_columns(dataclasses.asdict(spec.config))
+    known["procedure"] = label(spec.config.procedure)
     settings = spec.settings | {"seed": seed, "start": start}
-    return known | {"seed": seed, "start": start, "settings": json.dumps(settings, sort_keys=True)}
+    known |= {"seed": seed, "start": label(start)}
+    return known | {"settings": json.dumps(settings, sort_keys=True)}
+
+
+def trial_rows(storage: Storage, spec: TrialSpec) -> list[dict[str, Any]] | None:
+    """The rows of a trial, if its file is there whole and holds them; None if it failed."""
+    rows = read_records(storage, "rows", spec.key)
+    if not rows or any(row["status"] == "failed" for row in rows):
+        return None
+    wanted = [f"{spec.key}-{member}" for member in range(len(spec.members))]
+    return rows if [row["key"] for row in rows] == wanted else None
+
+
+def baseline_keys(plan: Plan, cell: Cell) -> list[str]:
+    """Keys of the rows of a cell's hand-made grids, in the order of their file."""
+    e, key = plan.experiment, plan.baseline_key(cell)
+    return [f"{key}-{name}-{distance}" for name in e.baselines for distance in e.distances]
+
+
+def has_baselines(storage: Storage, plan: Plan, cell: Cell) -> bool:
+    """True if the file of a cell's hand-made grids is there whole and holds them."""
+    rows = read_records(storage, "rows", plan.baseline_key(cell))
+    return [row["key"] for row in rows or ()] == baseline_keys(plan, cell)
 
 
 def judge(row: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ld3_dist.core.solver import make_solver
 from ld3_dist.experiment import load_experiment
 from ld3_dist.models import open_model
 from ld3_dist.schedule.starts import start_knots
-from ld3_dist.store.storage import open_storage
+from ld3_dist.store.opening import open_storage
 from ld3_dist.tasks.baselines import run_baselines
 from ld3_dist.tasks.planning import make_plan
 from ld3_dist.tasks.teach import make_shard, missing_shards, seal

@@ -20,7 +20,7 @@ from tiny_sweep import changed, lasting, write
 from ld3_dist import load_results
 from ld3_dist.report import write_report
 from ld3_dist.store.lock import read_lock
-from ld3_dist.store.storage import open_storage
+from ld3_dist.store.opening import open_storage
 from ld3_dist.store.tables import read_table
 
 MODEL = '''
@@ -188,7 +188,7 @@ def test_a_written_file_is_whole_at_the_limit_of_the_system(tmp_path: Path) -> N
     """The kernel's own refusal (a limit on file size), in the middle of a write."""
     code = """
 import resource, signal, sys
-from ld3_dist.store.storage import open_storage
+from ld3_dist.store.opening import open_storage
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 storage = open_storage(sys.argv[1])
 storage.write_bytes("rows/a", b"old")

@@ -20,7 +20,8 @@ from tiny_sweep import changed
 from ld3_dist import load_results
 from ld3_dist.core.errors import InputError
 from ld3_dist.experiment import Plan, TrialSpec, parse_experiment
-from ld3_dist.store.storage import Storage, open_storage
+from ld3_dist.store.opening import open_storage
+from ld3_dist.store.storage import Storage
 from ld3_dist.store.tables import write_table
 from ld3_dist.tasks.rungs import Rungs
 
