@@ -4,7 +4,6 @@ sweep from one YAML uses all of it. Bad versions of each are refused before any 
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
