@@ -31,7 +31,16 @@ def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
 
     Columns are those of the tables `rows` and `evaluations` (host, device, seconds and versions of
     the evaluation end in _eval) and those above. Files that cannot be read are left out, warned
-    about and named in `frame.attrs["unreadable"]`. Raises InputError where there is no sweep."""
+    about and named in `frame.attrs["unreadable"]`. Raises InputError where there is no sweep.
+
+    >>> import ld3_dist as ld3
+    >>> try:
+    ...     frame = ld3.load_results("runs/quickstart")
+    ...     best = frame[frame["best"]][["cell", "start", "valid_loss", "gain"]]
+    ... except ld3.InputError as error:
+    ...     print(error)
+    /...runs/quickstart: no such folder; give the output folder of a sweep
+    """
     storage = open_storage(place)
     if not storage.exists():
         raise InputError(f"{storage.url}: no such folder; give the output folder of a sweep")
