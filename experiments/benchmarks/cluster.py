@@ -110,7 +110,7 @@ def sweep(
         "import json, resource, sys\n"
         "from ld3_dist.cluster.sweep import Sweep\n"
         "from ld3_dist.experiment import load_experiment\n"
-        "from ld3_dist.store.storage import open_storage\n"
+        "from ld3_dist.store.opening import open_storage\n"
         f"{before}\n"
         "run = Sweep(load_experiment(sys.argv[1]), open_storage(sys.argv[2]), stages=('teach', "
         "'search'))\n"
@@ -138,7 +138,7 @@ def loop(folder: str, shards: int, together: Any, results: Any) -> None:
     """
     import torch
 
-    from ld3_dist.store.storage import open_storage
+    from ld3_dist.store.opening import open_storage
     from ld3_dist.tasks.teach import make_shard
 
     torch.set_num_threads(1)
@@ -178,7 +178,7 @@ def pooled(folder: Path, shards: int, actors: int) -> float:
     one.
     """
     from ld3_dist.cluster.ray.pool import Done, Pool, Task
-    from ld3_dist.store.storage import open_storage
+    from ld3_dist.store.opening import open_storage
     from ld3_dist.tasks.teach import make_shard
 
     plan, storage = teacher_plan(), open_storage(folder)

@@ -5,18 +5,24 @@ parts are removed. Rows that have their evaluation are left alone."""
 
 from __future__ import annotations
 
+import json
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..core.user_code import label
-from ..experiment.plan import Cell, Plan
+from ..experiment.plan import Cell, Plan, TrialSpec
 from ..store.results import load_results
 from ..store.storage import Storage
 from ..store.tables import read_table
-from ..tasks.evaluate import Item, finish, part_name, pictures, sample_part, teacher_item
+from ..tasks.evaluate import Item, finish, has_pictures, pictures, sample_part, teacher_item
 from ..tasks.opened import model_of
+from ..tasks.schedules import complaint, mend
 from .events import Event
 from .ray.pool import Done, Task
+
+log = logging.getLogger("ld3_dist")
 
 Work = Callable[[str, list[Task], Callable[[Done], None] | None], Iterator[Event]]
 """Runs the tasks of a stage on a pool, and reports them as events."""
@@ -32,6 +38,9 @@ class Evaluation:
     def __init__(self, plan: Plan, storage: Storage, work: Work) -> None:
         self.plan, self.storage, self.work = plan, storage, work
         self.frame = load_results(storage)
+        self.lost = 0
+        """Items without a usable schedule."""
+        self.parts_done: Counter[str] = Counter()
         written = set(read_table(storage, "evaluations")["key"])
         wanted = evaluation_items(plan, self.frame)
         self.items = [item for item in wanted if item.key not in written]
@@ -40,11 +49,39 @@ class Evaluation:
 
     def run(self) -> Iterator[Event]:
         """Sample, score, draw, and remove the parts."""
+        yield from self._mend()
         yield from self.work("evaluate", self._parts(), self._count)
-        yield from self.work("score", [*self._scores(), *self._pictures()], None)
-        for item in (*self.items, *self.teachers):
-            for start, stop in item.parts(self.plan):
-                self.storage.remove(part_name(item, start, stop))
+        complete = [item for item in self.items if self._is_sampled(item)]
+        yield from self.work("score", [*self._scores(complete), *self._pictures()], None)
+        if len(complete) == len(self.items):
+            for name in self.storage.list("parts", recursive=True):
+                self.storage.remove(name)
+
+    def _mend(self) -> Iterator[Event]:
+        """Make schedule files of rows to be evaluated again, where that takes no learning.
+
+        A search has done it already. What cannot be made again is left out and said."""
+        rows = {row["key"]: row for row in self.frame.to_dict("records")}
+        bad = {
+            item.key: reason
+            for item in self.items
+            if item.kind == "learned" and (reason := complaint(self.storage, rows[item.key]))
+        }
+        specs: dict[str, TrialSpec] = {}
+        for item in [item for item in self.items if item.key in bad]:
+            assert item.cell is not None
+            trial = item.key.rpartition("-")[0]
+            specs[trial] = TrialSpec(item.cell, json.loads(rows[item.key]["settings"]), trial)
+        tasks = [
+            Task("evaluate", f"schedules-{trial}", mend, (self.plan, spec, self.storage))
+            for trial, spec in specs.items()
+        ]
+        yield from self.work("evaluate", tasks, None)
+        lost = {key for key in bad if complaint(self.storage, rows[key])}
+        for key in sorted(lost):
+            log.warning("%s; not evaluated: a sweep learns its trial again", bad[key])
+        self.lost = len(lost)
+        self.items = [item for item in self.items if item.key not in lost]
 
     def _parts(self) -> list[Task]:
         """One task per part; every score compares with the teacher, so its parts come along."""
@@ -62,9 +99,17 @@ class Evaluation:
         return list({task.item: task for task in tasks}.values())
 
     def _count(self, done: Done) -> None:
-        self.seconds[done.task.arguments[1].key] += done.result
+        key = done.task.arguments[1].key
+        self.seconds[key] += done.result
+        self.parts_done[key] += 1
 
-    def _scores(self) -> list[Task]:
+    def _is_sampled(self, item: Item) -> bool:
+        """True if all parts of an item, and of the teacher that it is compared with, are there."""
+        teacher = teacher_item(self.plan, item.model)
+        parts = [(one.key, len(one.parts(self.plan))) for one in (item, teacher)]
+        return all(self.parts_done[key] == count for key, count in parts)
+
+    def _scores(self, items: list[Item]) -> list[Task]:
         return [
             Task(
                 "score",
@@ -78,10 +123,11 @@ class Evaluation:
                     losses_of_baselines(self.frame, item),
                 ),
             )
-            for item in self.items
+            for item in items
         ]
 
     def _pictures(self) -> list[Task]:
+        rows = {row["key"]: row for row in self.frame.to_dict("records")}
         return [
             Task(
                 "score",
@@ -89,8 +135,9 @@ class Evaluation:
                 pictures,
                 (self.plan, baseline, learned, self.storage),
             )
-            for cell, baseline, learned in picture_pairs(self.plan, self.frame)
-            if not self.storage.exists(f"samples/{cell.id.replace('/', '_')}.safetensors")
+            for _, baseline, learned in picture_pairs(self.plan, self.frame)
+            if not has_pictures(self.plan, baseline, learned, self.storage)
+            and not complaint(self.storage, rows[learned.key])
         ]
 
 

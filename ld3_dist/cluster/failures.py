@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..core.text import file_name
 from ..schedule.provenance import now
 from ..store.credentials import masked
 from ..store.process import node_name
@@ -38,7 +39,7 @@ def record_failure(
     write_table(
         storage,
         "failures",
-        f"{stage}-{item.replace('/', '_')}-{attempt}-{time.time_ns():x}",
+        f"{stage}-{file_name(item)}-{attempt}-{time.time_ns():x}",
         [record],
     )
 

@@ -313,4 +313,6 @@ class Sweep:
             ) -> Iterator[Event]:
                 return self._work(stage, pool, tasks, on_done)
 
-            yield from Evaluation(plan, self.storage, work).run()
+            evaluation = Evaluation(plan, self.storage, work)
+            yield from evaluation.run()
+            self.failures += evaluation.lost

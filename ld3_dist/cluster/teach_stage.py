@@ -16,6 +16,7 @@ from ..experiment.plan import Plan
 from ..experiment.settings import ModelSettings
 from ..store.storage import Storage
 from ..tasks.baselines import run_baselines
+from ..tasks.rows import has_baselines
 from ..tasks.teach import make_shard, missing_shards, seal
 from .events import Event
 from .ray.pool import Done, Failed, Pool, Task, Waiting
@@ -122,11 +123,7 @@ class Preparation:
         yield self._event("teach", f"{model.label}: {shards} shards of teacher pairs complete")
         if self.baselines:
             cells = [cell for cell in self.plan.cells if cell.model.label == model.label]
-            missing = [
-                c
-                for c in cells
-                if not self.storage.exists(f"rows/{self.plan.baseline_key(c)}.parquet")
-            ]
+            missing = [c for c in cells if not has_baselines(self.storage, self.plan, c)]
             self.pool.add(
                 Task("baselines", f"baselines-{c.id}", run_baselines, (self.plan, c, self.storage))
                 for c in missing

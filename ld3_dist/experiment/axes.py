@@ -85,6 +85,11 @@ def check_value(procedure: str, key: str, value: Value) -> Value:
     return getattr(make_config(procedure, **{key: value}), key)
 
 
+def is_setting(procedure: str, key: str) -> bool:
+    """True for a setting that a procedure has."""
+    return key in procedures.get(procedure).Config.searchable()
+
+
 def is_number(procedure: str, key: str) -> bool:
     """True for a setting that a continuous axis can hold."""
     value = getattr(make_config(procedure), key, None)

@@ -18,12 +18,14 @@ from ..core.user_code import PREFIX, label
 from ..metrics.extractors import extractors
 from ..metrics.scores import metric_columns, metrics
 from .axes import (
+    OTHER_AXES,
     DistanceName,
     SolverName,
     StartName,
     Value,
     check_value,
     is_number,
+    is_setting,
     unique,
 )
 from .limits import (
@@ -69,6 +71,7 @@ class ModelSettings(Strict):
     size: tuple[Pixels, Pixels] | None = None
     shift: Positive | None = None
     dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
+    variant: str | None = None
     channels_last: bool = False
     compile: bool = False
     recompute: bool = False
@@ -291,16 +294,23 @@ class Experiment(Strict):
 
     def _check_learning(self) -> None:
         """Every setting, fixed or searched, is one of every procedure it may meet."""
+        place, searched = self.search.axes.get("procedure", ("learn.procedure", ()))
+        if isinstance(searched, Range):
+            raise ValueError(f"{place}: low and high fit numbers only; give a list of values")
+        for key, value in self.learn.items():
+            if key in self.search.axes:
+                other = self.search.axes[key][0]
+                raise ValueError(
+                    f"learn.{key} is fixed to {value!r} and searched as {other}: keep one"
+                )
         for procedure in self.procedures:
+            _check("default", "procedure", procedure, place)
+        for procedure in self.procedures:
+            met = f"with {place} = {procedure!r}, " if searched else ""
             for key, value in self.learn.items():
-                if key in self.search.axes:
-                    other = self.search.axes[key][0]
-                    raise ValueError(
-                        f"learn.{key} is fixed to {value!r} and searched as {other}: keep one"
-                    )
-                check_value(procedure, key, value)
+                _check(procedure, key, value, f"{met}learn.{key}")
             for key, (name, axis) in self.search.axes.items():
-                self._check_axis(procedure, key, name, axis)
+                self._check_axis(procedure, key, f"{met}{name}", axis)
 
     def _check_axis(
         self, procedure: str, key: str, name: str, axis: Range | tuple[Value, ...]
@@ -309,14 +319,14 @@ class Experiment(Strict):
             raise ValueError(
                 f"axis {key!r} stands both in search.grid and in search.optuna: keep one"
             )
-        if isinstance(axis, Range) and not is_number(procedure, key):
+        if not isinstance(axis, Range):
+            for value in unique(name, axis):
+                _check(procedure, key, value, name)
+            return
+        if key in OTHER_AXES or (is_setting(procedure, key) and not is_number(procedure, key)):
             raise ValueError(f"{name}: low and high fit numbers only; give a list of values")
-        values = (axis.low, axis.high) if isinstance(axis, Range) else unique(name, axis)
-        for value in values:
-            try:
-                check_value(procedure, key, value)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+        _check(procedure, key, axis.low, name)
+        _check(procedure, key, axis.high, name)
 
     def _check_distances(self) -> None:
         entries = {name: distance_entry(name) for name in self.distances}
@@ -378,3 +388,13 @@ class Experiment(Strict):
         """What else a distance depends on, for `make_distance` and for keys."""
         options = self.lpips.model_dump()
         return {key: options[key] for key in distance_entry(name).options if key in options}
+
+
+def _check(procedure: str, key: str, value: Value, name: str) -> None:
+    """Check a value of a setting; the message calls the setting `name`."""
+    try:
+        check_value(procedure, key, value)
+    except ValueError as error:
+        text = str(error).removeprefix(f"learn.{key}")
+        joint = "" if text.startswith((" = ", ": ")) else ": "
+        raise ValueError(f"{name}{joint}{text}") from None

@@ -121,15 +121,6 @@ def model_reference(model: Model, extractor: Extractor) -> Reference | None:
     return replace(model.reference, name=model.reference.name or f"statistics of {label(model.id)}")
 
 
-def content_hash(path: str) -> str:
-    """SHA-256 of a file, in pieces: weights can be large."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def read_reference(path: str, extractor: Extractor | None = None) -> Reference:
     """A reference file: npz with `mu` [F] and `sigma` [F, F], as EDM's, and perhaps images.
 

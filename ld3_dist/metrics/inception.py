@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.features import Extractor
-from .extractors import content_hash
+from ..models.weights import sha256_of
 
 FEATURES = 2048
 CHUNK = 64
@@ -53,7 +53,7 @@ def open_inception(path: str, device: str = "cpu") -> Extractor:
 
     return Extractor(
         "inception",
-        content_hash(str(file)),
+        sha256_of(file),
         features,
         class_scores=lambda f: f.double() @ weight.T.to(f.device, torch.float64),
         differentiable=False,

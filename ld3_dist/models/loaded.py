@@ -20,6 +20,7 @@ from ..core.errors import InputError, unknown
 from ..core.features import Extractor, Reference
 from ..core.noise import NoiseSchedule
 from ..core.sample import sample_generator
+from ..core.text import read_lines
 from .fingerprint import fingerprint
 from .fingerprint import weights_hash as weights_hash
 from .probe import Probe, check_denoiser, decoded_shape, probe
@@ -30,6 +31,12 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+PROMPTS_FILE = "a text file of prompts, one a line"
+CLASSES_FILE = "a text file of class numbers"
+
+LONGEST_LIST = 64_000_000
+"""Bytes of a file of prompts or classes."""
 
 DrawCondition = Callable[[int, Sequence[int]], Condition]
 """(seed, indices [M]) -> the condition of these samples, batch first, on the CPU; None for an
@@ -73,17 +80,7 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise unknown("model dtype", self.dtype, tuple(DTYPES))
-        try:
-            device = torch.device(self.device)
-        except RuntimeError as error:
-            raise InputError(
-                f"model device {self.device!r}: {str(error).splitlines()[0]}"
-            ) from error
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            found = torch.cuda.device_count()
-            raise InputError(
-                f"model device {self.device!r}: {found} CUDA devices are visible here; use 'cpu'"
-            )
+        check_device(self.device)
         if self.guidance is not None and not 0 <= self.guidance < float("inf"):
             raise InputError(
                 f"model guidance {self.guidance}: must be a finite number >= 0 (1 = no guidance)"
@@ -110,6 +107,27 @@ class ModelOptions:
     def guided(self) -> bool:
         """True where classifier-free guidance changes the result."""
         return self.guidance is not None and self.guidance != 1
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that this machine does not have. Raises InputError."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"model device {name!r}: {str(error).splitlines()[0]}") from error
+    found = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise InputError(f"model device {name!r}: {found} CUDA devices are visible here; use 'cpu'")
+    if device.type == "meta":
+        raise InputError(f"model device {name!r}: holds no numbers; use 'cpu' or 'cuda'")
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError, ImportError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise InputError(
+                f"model device {name!r}: is not there ({reason}); use 'cpu'"
+            ) from error
 
 
 def no_condition(seed: int, indices: Sequence[int]) -> Condition:
@@ -315,8 +333,11 @@ def conditioning_name(kind: str, options: ModelOptions) -> str:
     file = options.prompts or options.classes
     if file is None:
         return kind
-    text = read_lines(file, "prompts" if options.prompts else "classes")
-    return f"{kind}:{Path(file).name}:{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    lines = read_lines(file, PROMPTS_FILE if options.prompts else CLASSES_FILE, LONGEST_LIST)
+    if not options.prompts:
+        lines = " ".join(lines).split()
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return f"{kind}:{Path(file).name}:{digest[:8]}"
 
 
 def read_classes(options: ModelOptions, count: int, model: str) -> list[int]:
@@ -328,24 +349,10 @@ def read_classes(options: ModelOptions, count: int, model: str) -> list[int]:
         )
     if options.classes is None:
         return list(range(count))
-    words = read_lines(options.classes, "classes").split()
+    words = " ".join(read_lines(options.classes, CLASSES_FILE, LONGEST_LIST)).split()
     for word in words:
         if not (word.isdecimal() and int(word) < count):
             raise InputError(
                 f"{options.classes}: class {word!r} is not a number from 0 to {count - 1}"
             )
     return [int(word) for word in words]
-
-
-def read_lines(file: str, what: str) -> str:
-    """Text of a UTF-8 file that must hold something."""
-    try:
-        with open(file, encoding="utf-8") as opened:
-            text = opened.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{what} file {file!r}: cannot be read ({error}); give a UTF-8 text file"
-        ) from error
-    if not text.strip():
-        raise InputError(f"{what} file {file!r} is empty; write at least one entry into it")
-    return text

@@ -18,9 +18,11 @@ import pandas as pd
 
 from ..core.errors import InputError
 from ..core.noise import NoiseSchedule
+from ..core.text import file_name
 from ..schedule.file import read_schedule
+from ..store.opening import open_storage
 from ..store.results import load_results
-from ..store.storage import Storage, open_storage
+from ..store.storage import Storage
 from ..store.tables import read_table
 from .frames import column
 
@@ -44,6 +46,12 @@ class SweepTables:
     def name(self) -> str:
         """The experiment's name, or that of its folder."""
         return str(self.experiment.get("name") or self.storage.url.rstrip("/").rpartition("/")[2])
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Names of files that could not be read and were left out."""
+        tables = (self.results, self.failures)
+        return [name for table in tables for name in table.attrs.get("unreadable", [])]
 
     @property
     def figures(self) -> list[str] | None:
@@ -72,11 +80,11 @@ class SweepTables:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
-        name = f"samples/{cell.replace('/', '_')}.safetensors"
+        name = f"samples/{file_name(cell)}.safetensors"
+        older = f"samples/{cell.replace('/', '_')}.safetensors"  # written by format 1
         try:
-            if not self.storage.exists(name):
-                return {}
-            tensors = load(self.storage.read_bytes(name))
+            data = [self.storage.read_bytes(n) for n in (name, older) if self.storage.exists(n)]
+            tensors = load(data[0]) if data else {}
         except (SafetensorError, OSError, ValueError):  # ValueError: no name for a file
             return {}
         images = {

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..core.errors import InputError
-from ..store.storage import Storage, open_storage
+from ..store.opening import open_storage
+from ..store.storage import Storage
 from .figures import FigureData, FigureFunction
 from .figures import figures as registered
 from .figures.draw import Drawn, draw

@@ -81,4 +81,4 @@ def baselines_of(
 
 def mean_loss(distance: Distance, made: Tensor, target: Tensor) -> float:
     """Mean over samples of the distance, in float64."""
-    return distance(made, target).double().mean().item()
+    return distance(made, target).cpu().double().mean().item()

@@ -64,7 +64,7 @@ def measure(
         made = make_samples(viewed, tableau, pairs.noise, pairs.condition, batch)
     with torch.no_grad():
         parts = torch.arange(len(made)).split(batch)
-        losses = [distance(made[i], pairs.target[i]).double().cpu() for i in parts]
+        losses = [distance(made[i], pairs.target[i]).cpu().double() for i in parts]
         if extractor is None:
             return Measured(torch.cat(losses))
         images = to_images(model, space, made, batch)

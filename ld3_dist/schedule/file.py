@@ -21,7 +21,8 @@ from ..core.errors import InputError, unknown
 from ..core.noise import NoiseSchedule
 from ..core.text import decode_text, parse_json, read_text
 from ..core.user_code import PREFIX
-from ..store.storage import Storage, open_storage
+from ..store.opening import open_storage
+from ..store.storage import Storage
 from .noise import BUILT_IN, LEVELS, check_same_noise, noise_from_dict, noise_to_dict, same_noise
 from .schema import check_body
 

@@ -40,6 +40,9 @@ log = logging.getLogger("ld3_dist")
 SEEDS = 1000
 """Member seed s of a sweep with seed S draws its batches with seed SEEDS * S + s."""
 
+ROUNDING = 1e-4
+"""Relative difference of two losses that parts of another size may make."""
+
 Start = str | Schedule
 """A start by name, or another schedule of the same model."""
 
@@ -235,7 +238,7 @@ def _better(learned: Schedule, baselines: dict[str, Baseline], loss: float) -> S
     if not usable:
         return learned
     name, base = min(usable.items(), key=lambda item: item[1].loss or math.inf)
-    if base.loss is None or base.loss >= loss:
+    if base.loss is None or base.loss >= loss * (1 - ROUNDING):
         return learned
     log.warning(
         "learning did not beat the hand-made grid %s (held-out loss %.4g, learned %.4g): the grid "

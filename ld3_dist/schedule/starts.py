@@ -154,7 +154,7 @@ def _checked(name: str, knots: Tensor, problem: StartProblem) -> Tensor:
         raise InputError(f"start {name}: made {found}, need knots [{problem.steps + 1}]")
     noise = problem.noise
     try:
-        knots = knots.detach().double().cpu()
+        knots = knots.detach().cpu().double()
         for end, wanted, word in (
             (knots[0], noise.t_max, "t_max"),
             (knots[-1], noise.t_min, "t_min"),

@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
 from ..core.errors import InputError
 from .process import Process, this_process
@@ -147,22 +146,6 @@ def checked(name: str) -> str:
 def hidden(name: str) -> bool:
     """True if any part of the path starts with a dot or an underscore (temporary, not data)."""
     return any(part[0] in "._" for part in PurePosixPath(name).parts)
-
-
-def open_storage(place: str | os.PathLike[str] | Storage) -> Storage:
-    """A path or URL -> Storage; touches neither disk nor network. A relative path is made absolute
-    now, because workers run in other folders."""
-    if isinstance(place, Storage):
-        return place
-    text = os.fspath(place)
-    if not text:
-        raise InputError("an empty output folder was given; name a folder or a URL")
-    scheme = urlsplit(text).scheme if "://" in text else ""
-    if scheme and scheme != "file":
-        from .object_store import ObjectStorage
-
-        return ObjectStorage(text)
-    return LocalStorage(str(Path(text.removeprefix("file://")).expanduser().absolute()))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from ..core.solver import make_solver
 from ..core.user_code import label
 from ..experiment.plan import Cell, Plan
-from ..schedule.baselines import hand_made
+from ..schedule.baselines import hand_made, mean_loss
 from ..schedule.provenance import now, where
 from ..schedule.sampling import in_loss_space, make_samples
 from ..store.storage import Storage
@@ -35,7 +35,7 @@ def run_baselines(plan: Plan, cell: Cell, storage: Storage, device: str | None =
         made = make_samples(model, table, valid.noise, valid.condition, e.resources.batch)
         for distance_name in e.distances:
             distance = distance_of(plan, distance_name, cell.model, device)
-            loss = distance(made, valid.target).double().mean().item()
+            loss = mean_loss(distance, made, valid.target)
             row = row_of(plan, cell, model, distance_name, grid) | {
                 "key": f"{plan.baseline_key(cell)}-{label(name)}-{label(distance_name)}",
                 "kind": "baseline",

@@ -2,24 +2,24 @@
 
 `sample_part` makes a fixed range of samples and keeps their features and distances to the teacher;
 `finish` merges the parts of a row and computes its scores. Parts are files: large features never
-pass through the driver."""
+pass through the driver. A part says which table made it, and is verified when it is read."""
 
 from __future__ import annotations
 
-import math
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from ..core.errors import InputError
 from ..core.features import Extractor, Reference
 from ..core.grid import Grid
 from ..core.solver import Tableau, make_solver
+from ..core.text import file_name
 from ..experiment.plan import Cell, Plan, digest
 from ..experiment.settings import ModelSettings
 from ..metrics.extractors import model_reference, read_reference
@@ -29,9 +29,11 @@ from ..schedule.evaluating import loss_columns, measure, score_columns
 from ..schedule.file import read_schedule
 from ..schedule.provenance import provenance, where
 from ..schedule.sampling import make_samples, to_images
+from ..store.sealed import seal, unseal
 from ..store.storage import Storage
-from ..store.tables import OWN, write_table
+from ..store.tables import write_table
 from .opened import distance_of, extractor_of, keep, model_of, pairs_of
+from .schedules import metrics_of, schedule_name
 
 PART = 500
 
@@ -68,7 +70,7 @@ def teacher_item(plan: Plan, model: ModelSettings) -> Item:
 def schedule_tableau(item: Item, model: Model, storage: Storage) -> Tableau:
     """The table of an item: a learned row's from its schedule file, a baseline's from its grid."""
     if item.kind == "learned":
-        return read_schedule(storage, f"schedules/{item.key}.json").tableau
+        return read_schedule(storage, schedule_name(item.key)).tableau
     assert item.grid is not None
     assert item.cell is not None
     knots, evals = (
@@ -87,23 +89,45 @@ def sample_part(
 ) -> float:
     """Make the samples [start, stop) of an item; returns the seconds it took."""
     clock = time.perf_counter()
-    if storage.exists(part_name(item, start, stop)):
-        return 0.0
-    model, e = model_of(item.model, device), plan.experiment
+    read_part(plan, item, storage, start, stop, device)
+    return time.perf_counter() - clock
+
+
+def read_part(
+    plan: Plan, item: Item, storage: Storage, start: int, stop: int, device: str | None = None
+) -> dict[str, Tensor]:
+    """The losses and features of the samples [start, stop) of an item.
+
+    They are read from their file, or made and written if the file is missing, damaged or another's.
+    """
+    model, e, name = model_of(item.model, device), plan.experiment, part_name(item, start, stop)
+    table = None if item.kind == "teacher" else schedule_tableau(item, model, storage)
+    extractor = extractor_of(plan, item.model, device)
+    about = {"item": item.key, "start": start, "stop": stop, "table": _digest_of(table)}
+    about |= {"extractor": extractor and extractor.hash, "distance": e.distance}
+    with contextlib.suppress(FileNotFoundError, InputError):
+        return unseal(storage.read_bytes(name), about)[1]
     found = measure(
         model,
-        None if item.kind == "teacher" else schedule_tableau(item, model, storage),
+        table,
         pairs_of(plan, item.model, storage, start, stop, device),
         distance_of(plan, e.distance, item.model, device),
-        extractor_of(plan, item.model, device),
+        extractor,
         space=e.loss_space,
         batch=e.resources.batch,
     )
     tensors = {"loss": found.losses}
     if found.features is not None:
         tensors["features"] = found.features
-    storage.write_bytes(part_name(item, start, stop), save_tensors(tensors))
-    return time.perf_counter() - clock
+    storage.write_bytes(name, seal(tensors, about))
+    return tensors
+
+
+def _digest_of(table: Tableau | None) -> str | None:
+    """A short hash of a table; None of the teacher's own samples."""
+    if table is None:
+        return None
+    return digest([part.tolist() for part in (table.evals, table.state, table.outputs)])
 
 
 def finish(
@@ -130,19 +154,16 @@ def finish(
         record["samples"] = len(features)
         record |= score_columns(features, extractor, reference, metrics)
     else:
-        parts = [
-            load_tensors(storage.read_bytes(part_name(item, a, b))) for a, b in item.parts(plan)
-        ]
+        parts = [read_part(plan, item, storage, a, b, device) for a, b in item.parts(plan)]
         record |= loss_columns(torch.cat([part["loss"] for part in parts]))
         if extractor is not None and "features" in parts[0]:
             features = torch.cat([part["features"] for part in parts])
-            reference = _reference(plan, item, storage, extractor, model)
+            reference = _reference(plan, item, storage, extractor, model, device)
             record |= score_columns(features, extractor, reference, metrics)
     record["seconds"] = seconds + time.perf_counter() - clock
     if item.kind == "learned":
         _complete_schedule(storage, item.key, record, others)
-    name = item.key.replace(":", "_").replace("/", "_")  # readers look into no folder below
-    write_table(storage, "evaluations", name, [record])
+    write_table(storage, "evaluations", file_name(item.key), [record])
     return {k: record.get(k) for k in ("key", "eval_loss", "fid")}
 
 
@@ -154,22 +175,49 @@ def pictures(
     model = model_of(learned.model, device)
     if len(model.image_shape) != 3:
         return
-    start, stop = plan.eval_range
-    stop = min(start + plan.experiment.evaluate.pictures, stop)
-    pairs = pairs_of(plan, learned.model, storage, start, stop, device)
+    about = _about_pictures(plan, baseline, learned)
+    pairs = pairs_of(plan, learned.model, storage, about["start"], about["stop"], device)
     images = {"teacher": to_images(model, plan.experiment.loss_space, pairs.target)}
     for item in (baseline, learned):
         table = schedule_tableau(item, model, storage)
         images[item.kind] = make_samples(model, table, pairs.noise, pairs.condition)
-    tensors = {name: value.float().cpu().contiguous() for name, value in images.items()}
-    name = f"samples/{learned.cell.id.replace('/', '_')}.safetensors"
-    storage.write_bytes(name, save_tensors(tensors, {"cell": learned.cell.id}))
+    tensors = {name: value.float() for name, value in images.items()}
+    storage.write_bytes(picture_name(learned.cell.id), seal(tensors, about))
+
+
+def has_pictures(plan: Plan, baseline: Item, learned: Item, storage: Storage) -> bool:
+    """True if the pictures of a cell are there whole and show these two schedules."""
+    assert learned.cell is not None
+    try:
+        data = storage.read_bytes(picture_name(learned.cell.id))
+        unseal(data, _about_pictures(plan, baseline, learned))
+    except (FileNotFoundError, InputError):
+        return False
+    return True
+
+
+def picture_name(cell: str) -> str:
+    """The file of a cell's pictures."""
+    return f"samples/{file_name(cell)}.safetensors"
+
+
+def _about_pictures(plan: Plan, baseline: Item, learned: Item) -> dict[str, Any]:
+    assert learned.cell is not None
+    start, stop = plan.eval_range
+    stop = min(start + plan.experiment.evaluate.pictures, stop)
+    found = {"cell": learned.cell.id, "baseline": baseline.key, "learned": learned.key}
+    return found | {"start": start, "stop": stop}
 
 
 def _reference(
-    plan: Plan, item: Item, storage: Storage, extractor: Extractor, model: Model
+    plan: Plan,
+    item: Item,
+    storage: Storage,
+    extractor: Extractor,
+    model: Model,
+    device: str | None,
 ) -> Reference | None:
-    """What an item is compared with: the model's own reference, a file, or the teacher's samples."""
+    """The reference of an item: the model's own, one from a file, or the teacher's samples."""
     wanted = plan.experiment.evaluate.reference
     if wanted not in ("auto", "teacher"):
         key = f"reference {wanted} {extractor.hash}"
@@ -182,8 +230,7 @@ def _reference(
     if item.kind == "teacher":
         return None
     teacher = teacher_item(plan, item.model)
-    names = [part_name(teacher, a, b) for a, b in teacher.parts(plan)]
-    parts = [load_tensors(storage.read_bytes(name)) for name in names]
+    parts = [read_part(plan, teacher, storage, a, b, device) for a, b in teacher.parts(plan)]
     made = as_reference(torch.cat([part["features"] for part in parts]))
     return made and replace(made, name="teacher")
 
@@ -201,14 +248,6 @@ def _data_halves(extractor: Extractor, model: Model) -> tuple[Tensor, Reference]
 def _complete_schedule(
     storage: Storage, key: str, record: dict[str, Any], others: Mapping[str, Any]
 ) -> None:
-    schedule = read_schedule(storage, f"schedules/{key}.json")
-    names = ("eval_loss", "eval_loss_sem", "fid", "kid", "inception_score")
-    names += ("precision", "recall", "density", "coverage")
-    names += tuple(name for name in record if name.startswith(OWN))
-    metrics = {
-        name: record[name]
-        for name in names
-        if record.get(name) is not None and math.isfinite(record[name])
-    }
-    complete = replace(schedule, metrics=metrics, baselines=dict(others))
-    complete.write(storage, f"schedules/{key}.json")
+    schedule = read_schedule(storage, schedule_name(key))
+    complete = replace(schedule, metrics=metrics_of(record), baselines=dict(others))
+    complete.write(storage, schedule_name(key))

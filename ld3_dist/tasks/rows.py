@@ -13,6 +13,8 @@ from ..experiment.plan import Cell, Plan, TrialSpec
 from ..models import Model
 from ..schedule.provenance import now, provenance
 from ..store.columns import learning_columns
+from ..store.storage import Storage
+from ..store.tables import read_records
 
 COLLAPSED = 1e-4
 """Two knots closer than this fraction of the lambda range: the grid has lost a step."""
@@ -57,6 +59,27 @@ def settings_columns(spec: TrialSpec, seed: int, start: str) -> dict[str, Any]:
     settings = spec.settings | {"seed": seed, "start": start}
     known |= {"seed": seed, "start": label(start)}
     return known | {"settings": json.dumps(settings, sort_keys=True)}
+
+
+def trial_rows(storage: Storage, spec: TrialSpec) -> list[dict[str, Any]] | None:
+    """The rows of a trial, if its file is there whole and holds them; None if it failed."""
+    rows = read_records(storage, "rows", spec.key)
+    if not rows or any(row["status"] == "failed" for row in rows):
+        return None
+    wanted = [f"{spec.key}-{member}" for member in range(len(spec.members))]
+    return rows if [row["key"] for row in rows] == wanted else None
+
+
+def baseline_keys(plan: Plan, cell: Cell) -> list[str]:
+    """Keys of the rows of a cell's hand-made grids, in the order of their file."""
+    e, key = plan.experiment, plan.baseline_key(cell)
+    return [f"{key}-{name}-{distance}" for name in e.baselines for distance in e.distances]
+
+
+def has_baselines(storage: Storage, plan: Plan, cell: Cell) -> bool:
+    """True if the file of a cell's hand-made grids is there whole and holds them."""
+    rows = read_records(storage, "rows", plan.baseline_key(cell))
+    return [row["key"] for row in rows or ()] == baseline_keys(plan, cell)
 
 
 def judge(row: dict[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,14 @@ def missing_shards(
     return list(found.missing), [str(bad) for bad in found.bad]
 
 
+def _sealed(folder: Storage) -> Manifest | None:
+    """The manifest that is there; None for a damaged one, which will be written again."""
+    try:
+        return Manifest.load(folder)
+    except (InputError, ValueError, AttributeError):
+        return None
+
+
 def seal(plan: Plan, settings: ModelSettings, storage: Storage) -> dict[str, Any]:
     """Write the manifest of a complete set of pairs, from the files themselves.
 
@@ -76,6 +84,6 @@ def seal(plan: Plan, settings: ModelSettings, storage: Storage) -> dict[str, Any
             f"{folder.url}: shards {found.missing} are missing; run the teach stage again"
         )
     manifest = Manifest(plan.teacher_meta(settings), found.good)
-    if Manifest.load(folder) != manifest:
+    if _sealed(folder) != manifest:
         manifest.save(folder)
     return {"shards": len(found.good), "bytes": sum(shard.bytes for shard in found.good)}

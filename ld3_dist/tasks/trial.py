@@ -13,18 +13,16 @@ import torch
 from ..core.errors import InputError
 from ..core.learning.procedure import Progress
 from ..experiment.plan import Plan, TrialSpec
-from ..models import Model
 from ..schedule.learning import learning
-from ..schedule.making import make_schedule
 from ..schedule.provenance import where
 from ..schedule.sampling import in_loss_space
 from ..store.storage import Storage
-from ..store.tables import read_records, write_table
-from .baselines import losses_of
+from ..store.tables import write_table
 from .checkpoints import Checkpoints, Course, Note
 from .opened import distance_of, model_of, pairs_of
-from .rows import judge, row_of, settings_columns
+from .rows import judge, row_of, settings_columns, trial_rows
 from .rungs import Rungs, log_loss
+from .schedules import complaint, restore, write_schedule
 
 
 @dataclass(frozen=True)
@@ -51,13 +49,17 @@ def run_trial(
 ) -> Outcome:
     """Learn the members of a trial and write their rows and schedules.
 
-    Goes on from the checkpoint of a killed process if it left one.
+    Goes on from the checkpoint of a killed process if it left one. Where the rows are there and
+    only schedule files are not, these are made again from the rows, if that can be done.
 
     Args:
         numbers: trial, generation, attempts.
         on_progress: called after each epoch.
         note: told what a log should know.
     """
+    known = trial_rows(storage, spec)
+    if known and restore(plan, spec, storage, known, device):
+        return outcome_of(spec, known)
     checkpoints = Checkpoints(storage, spec, plan.experiment.resources.checkpoint_seconds, note)
     rungs, message = Rungs(plan, spec, storage), None
     last: tuple[Progress, Course] | None = None
@@ -76,6 +78,17 @@ def run_trial(
     rows = learned_rows(plan, spec, storage, *last, common, device)
     write_table(storage, "rows", spec.key, rows)
     checkpoints.remove()
+    return outcome_of(spec, rows)
+
+
+def finished_outcome(storage: Storage, spec: TrialSpec) -> Outcome | None:
+    """A trial's outcome from its rows, if they and their schedule files are there and verified.
+
+    None for a trial that failed, too: it is tried again.
+    """
+    rows = trial_rows(storage, spec)
+    if not rows or any(row["status"] == "ok" and complaint(storage, row) for row in rows):
+        return None
     return outcome_of(spec, rows)
 
 
@@ -114,35 +127,8 @@ def learned_rows(
         }
         rows.append(judge(row))
         if row["status"] == "ok":
-            write_schedule(plan, spec, storage, model, progress, row)
+            write_schedule(plan, spec, storage, model, row, progress)
     return rows
-
-
-def write_schedule(
-    plan: Plan,
-    spec: TrialSpec,
-    storage: Storage,
-    model: Model,
-    progress: Progress,
-    row: dict[str, Any],
-) -> None:
-    """Write the schedule file of a learned row."""
-    found = read_records(storage, "rows", plan.baseline_key(spec.cell)) or []
-    schedule = make_schedule(
-        model,
-        spec.cell.solver,
-        spec.cell.nfe,
-        progress,
-        row["member"],
-        spec.config,
-        start=row["start"],
-        start_loss=row["start_loss"],
-        seed=row["seed"],
-        baselines=losses_of(found, spec.settings["distance"]),
-        experiment=row["experiment"],
-        row=row["key"],
-    )
-    schedule.write(storage, f"schedules/{row['key']}.json")
 
 
 def course_of(

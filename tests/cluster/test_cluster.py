@@ -25,7 +25,7 @@ from forked_sweeps import SMALL, sweep
 from object_store import endpoint  # noqa: F401
 from tiny_sweep import changed, lasting, write
 
-from ld3_dist.store.storage import open_storage
+from ld3_dist.store.opening import open_storage
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 250.0

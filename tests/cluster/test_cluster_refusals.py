@@ -23,7 +23,8 @@ from ld3_dist.cluster.ray import connect as joining
 from ld3_dist.cluster.ray import nodes
 from ld3_dist.core.errors import InputError
 from ld3_dist.experiment import parse_experiment
-from ld3_dist.store.storage import LocalStorage, open_storage
+from ld3_dist.store.opening import open_storage
+from ld3_dist.store.storage import LocalStorage
 
 
 def closed_port() -> int:

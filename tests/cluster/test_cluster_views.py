@@ -25,8 +25,10 @@ from ld3_dist.cluster.search import trackers
 from ld3_dist.cluster.search.searcher import CellSearcher
 from ld3_dist.cluster.search.studies import NAME, StudyMirror
 from ld3_dist.core.errors import InputError
+from ld3_dist.core.text import file_name
 from ld3_dist.experiment import Plan, parse_experiment
-from ld3_dist.store.storage import Storage, open_storage
+from ld3_dist.store.opening import open_storage
+from ld3_dist.store.storage import Storage
 from ld3_dist.store.tables import write_table
 from ld3_dist.tasks.trial import Outcome
 
@@ -160,7 +162,7 @@ def test_tensorboard_has_every_trial_that_the_driver_heard_of(finished: Path) ->
     frame = load_results(finished).query("kind == 'learned'")
     cells = dict(zip(frame["key"].str.rpartition("-")[0], frame["cell"], strict=True))
     top = finished / "logs" / "tensorboard"
-    tags = {key: tags_in(top / cell.replace("/", "_") / key) for key, cell in cells.items()}
+    tags = {key: tags_in(top / file_name(cell) / key) for key, cell in cells.items()}
     reported = {
         key
         for key, values in tags.items()

@@ -16,7 +16,7 @@ from faulty_storage import OBJECT_POINTS, WRITE_POINTS
 from object_store import endpoint  # noqa: F401
 from tiny_sweep import lasting
 
-from ld3_dist.store.storage import open_storage
+from ld3_dist.store.opening import open_storage
 
 EVERY_STEP = ("shard", "manifest", "rows/", "evaluations/")
 HALF = tuple(

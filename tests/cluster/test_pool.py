@@ -219,7 +219,7 @@ def test_warnings_of_a_worker_come_with_its_results(tmp_path: Path) -> None:
     """A warning of the core, in another process, arrives at the driver and in the log."""
     from ld3_dist.cluster.logs import logged
     from ld3_dist.cluster.ray.pool import Done, Pool, Task
-    from ld3_dist.store.storage import open_storage
+    from ld3_dist.store.opening import open_storage
 
     def scarce() -> int:
         import torch

@@ -25,8 +25,8 @@ from ld3_dist.experiment import load_experiment
 from ld3_dist.models import load_model
 from ld3_dist.report import write_report
 from ld3_dist.store.lock import acquire
+from ld3_dist.store.opening import open_storage
 from ld3_dist.store.pairs import load_pairs
-from ld3_dist.store.storage import open_storage
 from ld3_dist.store.tables import read_table
 
 RESULTS = ("rows", "evaluations", "schedules", "pairs", "samples")
@@ -222,7 +222,6 @@ def test_a_second_run_does_nothing_new(finished: Finished, cluster: None) -> Non
     assert [(e.stage, e.done, e.total) for e in events] == [("teach", 5, 5), ("search", 8, 8)]
 
 
-@pytest.mark.filterwarnings("ignore::ld3_dist.store.tables.UnreadableTable")
 def test_an_interrupted_sweep_goes_on(finished: Finished, cluster: None, tmp_path: Path) -> None:
     """Rows, evaluations, a schedule and a shard are gone, others half there: the same command gives
     the same table.

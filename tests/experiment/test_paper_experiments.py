@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from ld3_dist.cli.app import app
 from ld3_dist.experiment import Plan, load_experiment, parse_experiment
 from ld3_dist.models import open_model
+from ld3_dist.store.opening import open_storage
 from ld3_dist.store.pairs import load_pairs
-from ld3_dist.store.storage import open_storage
 from ld3_dist.tasks.planning import make_plan
 from ld3_dist.tasks.teach import make_shard
 

@@ -21,12 +21,13 @@ from ld3_dist.cli.app import app
 from ld3_dist.core.distance import LPIPS
 from ld3_dist.core.errors import InputError
 from ld3_dist.experiment import parse_experiment
-from ld3_dist.metrics.extractors import content_hash, open_extractor, read_reference
+from ld3_dist.metrics.extractors import open_extractor, read_reference
 from ld3_dist.metrics.inception import FEATURES
 from ld3_dist.models import open_model
+from ld3_dist.models.weights import sha256_of
 from ld3_dist.report import read_sweep_tables, summary_table, write_report
 from ld3_dist.schedule.file import load_schedule
-from ld3_dist.store.storage import open_storage
+from ld3_dist.store.opening import open_storage
 from ld3_dist.tasks.opened import model_of, pairs_of
 
 
@@ -45,7 +46,7 @@ def test_a_sweep_with_inception_scores(tmp_path: Path, format_modules: None) -> 
     evaluations = read_sweep_tables(tmp_path / "out").evaluations
     assert set(evaluations["kind"]) == {"teacher", "baseline", "learned"}
     assert set(evaluations["extractor"]) == {"inception"}
-    assert set(evaluations["extractor_hash"]) == {content_hash(str(weights))}
+    assert set(evaluations["extractor_hash"]) == {sha256_of(weights)}
     assert set(evaluations["reference"]) == {str(reference)}
     for name in (
         "fid",

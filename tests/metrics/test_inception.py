@@ -14,9 +14,10 @@ import torch
 from random_weights import write_inception
 
 from ld3_dist.core.errors import InputError
-from ld3_dist.metrics.extractors import content_hash, open_extractor, read_reference
+from ld3_dist.metrics.extractors import open_extractor, read_reference
 from ld3_dist.metrics.inception import inception_score, open_inception, to_bytes
 from ld3_dist.models import open_model
+from ld3_dist.models.weights import sha256_of
 
 fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
 
@@ -39,7 +40,7 @@ def images() -> torch.Tensor:
 
 def test_features_and_scores_are_the_library_s(weights: Path, images: torch.Tensor) -> None:
     extractor = open_inception(str(weights))
-    assert extractor.hash == content_hash(str(weights))
+    assert extractor.hash == sha256_of(weights)
     library = fidelity.FeatureExtractorInceptionV3("x", ["2048", "logits_unbiased"], str(weights))
     features, logits = library(((images + 1) * 127.5).round().to(torch.uint8))
     found = extractor.features(images)

@@ -13,7 +13,7 @@ from ld3_dist.report.columns import COLUMNS, shown
 from ld3_dist.report.findings import findings
 from ld3_dist.report.markdown import table_markdown
 from ld3_dist.report.page import summary_view
-from ld3_dist.store.storage import open_storage
+from ld3_dist.store.opening import open_storage
 from ld3_dist.store.tables import write_table
 
 ONE_CELL = {

@@ -16,7 +16,7 @@ from synthetic_sweep import write_sweep
 from ld3_dist.core.errors import InputError
 from ld3_dist.report import write_report
 from ld3_dist.report.figures import FigureData, Plot, figures
-from ld3_dist.store.storage import open_storage
+from ld3_dist.store.opening import open_storage
 
 TINY = {"solvers": ("heun",), "nfes": (4,), "gammas": (0.0,), "seeds": (0,), "broken": False}
 USERS = '''

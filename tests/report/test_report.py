@@ -20,8 +20,8 @@ from ld3_dist.report.figures import FigureData
 from ld3_dist.report.figures.grids import grids_plot, noise_level
 from ld3_dist.report.formats import number, ratio
 from ld3_dist.schedule.file import Schedule, noise_to_dict
+from ld3_dist.store.opening import open_storage
 from ld3_dist.store.results import load_results
-from ld3_dist.store.storage import open_storage
 
 
 def by_cell(rows: list[dict]) -> dict[str, list[dict]]:

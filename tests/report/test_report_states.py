@@ -16,7 +16,7 @@ from ld3_dist.core.errors import InputError
 from ld3_dist.report import write_report
 from ld3_dist.report.figures.cells import MOST_PANELS, legible
 from ld3_dist.report.figures.style import STYLE, label_ends, panels
-from ld3_dist.store.storage import open_storage
+from ld3_dist.store.opening import open_storage
 from ld3_dist.store.tables import write_table
 
 
@@ -100,7 +100,9 @@ def test_what_speaks_against_a_schedule_is_said(tmp_path: Path) -> None:
     assert "nearly coincide" in text
 
 
-def test_failed_attempts_and_unreadable_files(tmp_path: Path) -> None:
+def test_failed_attempts_and_unreadable_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_sweep(tmp_path)
     storage = open_storage(tmp_path)
     write_table(
@@ -110,8 +112,8 @@ def test_failed_attempts_and_unreadable_files(tmp_path: Path) -> None:
         [{"stage": "teach", "item": "0-50", "attempt": 1, "reason": "killed"}],
     )
     storage.write_bytes("rows/torn.parquet", b"PAR1 torn")
-    with pytest.warns(UserWarning, match=r"torn\.parquet"):
-        text = Path(write_report(tmp_path).html).read_text()
+    text = Path(write_report(tmp_path).html).read_text()
+    assert [r for r in caplog.records if "torn.parquet" in r.getMessage()]
     assert "Stage teach: 1 failed attempt, most often: killed." in text
     assert "1 file could not be read" in text
 

@@ -11,7 +11,7 @@ import pytest
 
 from ld3_dist.core.errors import InputError
 from ld3_dist.store.credentials import masked
-from ld3_dist.store.storage import open_storage
+from ld3_dist.store.opening import open_storage
 
 SECRETS = ("AKIAEXAMPLE", "wJalrXUtn", "K7MDENG", "s3cr3t")
 

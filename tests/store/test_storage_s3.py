@@ -20,9 +20,10 @@ import ld3_dist
 from ld3_dist.core.errors import InputError
 from ld3_dist.schedule.file import Schedule, load_schedule
 from ld3_dist.store import lock as locks
+from ld3_dist.store.opening import open_storage
 from ld3_dist.store.pairs import Manifest, load_pairs, survey, write_shard
 from ld3_dist.store.process import Process
-from ld3_dist.store.storage import Storage, open_storage
+from ld3_dist.store.storage import Storage
 from ld3_dist.store.tables import read_table, write_table
 
 META = {"teacher": "abc", "seed": 7}

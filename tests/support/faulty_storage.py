@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ld3_dist.store import storage as storages
+from ld3_dist.store import opening
 from ld3_dist.store.object_store import ObjectStorage
 from ld3_dist.store.storage import LocalStorage, Storage
 
@@ -41,7 +41,7 @@ SWEEP = [sys.executable, __file__, "sweep"]
 
 _passed: Counter[str] = Counter()
 _current = threading.local()
-_really_open = storages.open_storage
+_really_open = opening.open_storage
 
 
 def with_fault(point: str) -> dict[str, str]:
@@ -141,7 +141,7 @@ def main() -> None:
     """The command line; the storages it opens, and hands to its workers, are faulty ones."""
     import faulty_storage  # not as __main__, which workers could not import
 
-    storages.open_storage = faulty_storage.open_faulty
+    opening.open_storage = faulty_storage.open_faulty
 
     from ld3_dist.cli.app import main as command_line
 

@@ -23,18 +23,19 @@ from tiny_sweep import changed
 from ld3_dist.cluster.evaluate_stage import evaluation_items, losses_of_baselines
 from ld3_dist.cluster.output_folder import claim
 from ld3_dist.cluster.search.searcher import CellSearcher
-from ld3_dist.cluster.search.tune_run import read_outcome
 from ld3_dist.experiment import parse_experiment
 from ld3_dist.experiment.plan import TrialSpec
 from ld3_dist.store import lock as locks
+from ld3_dist.store.opening import open_storage
 from ld3_dist.store.results import load_results
-from ld3_dist.store.storage import Storage, open_storage
+from ld3_dist.store.storage import Storage
 from ld3_dist.store.tables import read_table
 from ld3_dist.tasks.baselines import run_baselines
 from ld3_dist.tasks.evaluate import finish, sample_part, teacher_item
 from ld3_dist.tasks.planning import make_plan
+from ld3_dist.tasks.rows import has_baselines
 from ld3_dist.tasks.teach import make_shard, missing_shards, seal
-from ld3_dist.tasks.trial import run_trial
+from ld3_dist.tasks.trial import finished_outcome, run_trial
 
 SMALL: dict[str, Any] = {
     "solvers": ["ddim"],
@@ -61,9 +62,11 @@ def sweep(storage: Storage, experiment: dict[str, Any]) -> None:
             make_shard(plan, model, storage, start, stop)
         seal(plan, model, storage)
         for cell in plan.cells:
-            if not storage.exists(f"rows/{plan.baseline_key(cell)}.parquet"):
+            if not has_baselines(storage, plan, cell):
                 run_baselines(plan, cell, storage)
-        searcher = CellSearcher(plan, lambda spec: read_outcome(storage, spec), {model.label}, 1)
+        searcher = CellSearcher(
+            plan, lambda spec: finished_outcome(storage, spec), {model.label}, 1
+        )
         while isinstance(given := searcher.suggest("now"), dict):
             cell = next(cell for cell in plan.cells if cell.id == given["cell"])
             spec = TrialSpec(cell, json.loads(given["settings"]), given["key"])

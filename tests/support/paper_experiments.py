@@ -9,8 +9,8 @@ import yaml
 from edm_pickles import SIZE, SONG, write
 
 from ld3_dist.experiment import Experiment, parse_experiment
+from ld3_dist.store.opening import open_storage
 from ld3_dist.store.results import load_results
-from ld3_dist.store.storage import open_storage
 from ld3_dist.tasks.baselines import run_baselines
 from ld3_dist.tasks.evaluate import Item, finish, pictures, sample_part, teacher_item
 from ld3_dist.tasks.planning import make_plan

@@ -9,7 +9,7 @@ from pathlib import Path
 from synthetic_sweep import records, write_sweep
 
 from ld3_dist.report import write_report
-from ld3_dist.store.storage import open_storage
+from ld3_dist.store.opening import open_storage
 from ld3_dist.store.tables import write_table
 
 

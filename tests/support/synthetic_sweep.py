@@ -13,7 +13,7 @@ import torch
 
 from ld3_dist.core.grid import discretize
 from ld3_dist.core.noise import EDM
-from ld3_dist.store.storage import open_storage
+from ld3_dist.store.opening import open_storage
 from ld3_dist.store.tables import write_table
 
 NOISE = EDM(t_min=0.01, t_max=40.0)

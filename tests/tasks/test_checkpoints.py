@@ -28,8 +28,9 @@ from short_trials import EPOCHS, NUMBERS, VALUES, plan_of, taught
 from tiny_sweep import PASSING, changed, write
 
 from ld3_dist.experiment import Plan, TrialSpec, parse_experiment
+from ld3_dist.store.opening import open_storage
 from ld3_dist.store.pairs import content_digest
-from ld3_dist.store.storage import LocalStorage, Storage, open_storage
+from ld3_dist.store.storage import LocalStorage, Storage
 from ld3_dist.store.tables import read_table, write_table
 from ld3_dist.tasks import checkpoints
 from ld3_dist.tasks.checkpoints import name_of, remove_finished

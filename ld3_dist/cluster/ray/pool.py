@@ -11,7 +11,8 @@ node dies, the others take over everything, and a pool that asked for more than 
 what it got.
 
 Why not Ray's own retries (max_restarts, max_task_retries, retry_exceptions of an actor)? Measured
-with Ray 2.60 on one machine; `tests/cluster/test_pool.py` repeats it:
+with Ray 2.60 on one machine; `tests/cluster/test_pool.py` repeats
+the first three of these observations:
 
   - an exception is tried again on the same process: 4 attempts, 1 pid. An actor with a broken GPU
     spends all attempts of all its tasks; here it is replaced after SICK_AFTER of them;

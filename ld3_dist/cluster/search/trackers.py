@@ -14,6 +14,7 @@ from ray.tune import Callback
 from ray.tune.logger import TBXLoggerCallback
 
 from ...core.errors import InputError
+from ...core.text import file_name
 from ...experiment.settings import Experiment
 from ...store.storage import Storage
 
@@ -90,4 +91,4 @@ class TensorBoard(TBXLoggerCallback):
             if self.local
             else Path(str(self.storage.local_path), "logs", "tensorboard")
         )
-        return top / trial.config["cell"].replace("/", "_") / trial.config["key"]
+        return top / file_name(trial.config["cell"]) / trial.config["key"]

@@ -30,9 +30,9 @@ from ray.tune import (
 from ...core.learning.learn import Progress
 from ...experiment.plan import Plan, TrialSpec
 from ...store.storage import Storage
-from ...store.tables import read_records, write_table
+from ...store.tables import write_table
 from ...tasks.rows import failed_rows
-from ...tasks.trial import Outcome, outcome_of, run_trial
+from ...tasks.trial import Outcome, finished_outcome, run_trial
 from ..best_gain import BestGain
 from ..events import Event
 from ..failures import death_of, failures_of, last_failure, record_failure
@@ -65,22 +65,6 @@ class TrialEvent:
     message: str = ""
 
 
-def read_outcome(storage: Storage, spec: TrialSpec) -> Outcome | None:
-    """A trial's outcome from its rows; None while there are none, or only those of a failure."""
-    if not storage.exists(f"rows/{spec.key}.parquet"):
-        return None
-    rows = read_records(storage, "rows", spec.key)
-    if not rows or any(row["status"] == "failed" for row in rows):
-        return None
-    return outcome_of(
-        spec,
-        [
-            row | {"valid_loss": float("inf") if row["valid_loss"] is None else row["valid_loss"]}
-            for row in rows
-        ],
-    )
-
-
 def trainable(
     config: dict[str, Any], plan: Plan, storage: Storage, threads: int, every: float
 ) -> None:
@@ -92,7 +76,7 @@ def trainable(
     torch.set_num_threads(max(threads, 1))
     cell = next(cell for cell in plan.cells if cell.id == config["cell"])
     spec = TrialSpec(cell, json.loads(config["settings"]), config["key"])
-    outcome = read_outcome(storage, spec)
+    outcome = finished_outcome(storage, spec)
     log = worker_log(storage)
     if outcome is None:
         attempt = 1 + len(failures_of(storage, spec.key))
@@ -255,7 +239,7 @@ class SearchRun:
         self.plan, self.storage, self.scratch, self.sizes = plan, storage, scratch, sizes
         self.mirror = StudyMirror(storage)
         self.searcher = CellSearcher(
-            plan, lambda spec: read_outcome(storage, spec), ready, limit, self.mirror
+            plan, lambda spec: finished_outcome(storage, spec), ready, limit, self.mirror
         )
         self.limit, self.switch = limit, StopSwitch()
         self.events: queue.Queue[TrialEvent | None] = queue.Queue()

@@ -90,6 +90,11 @@ def open_analytic(rest: str, options: ModelOptions) -> Model:
         raise InputError(
             f"model analytic:{name}: dtype={options.dtype!r} does not apply, it computes in float64"
         )
+    if torch.device(options.device).type == "mps":
+        raise InputError(
+            f"model analytic:{name}: device={options.device!r} has no float64, in which it "
+            "computes; use 'cpu'"
+        )
     parameters = Parameters(name, query)
     noise = _schedule(parameters)
     try:

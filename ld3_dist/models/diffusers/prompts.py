@@ -13,7 +13,8 @@ from torch import Tensor
 from ...core.denoiser import Condition
 from ...core.errors import InputError
 from ...core.sample import sample_generator
-from ..loaded import ModelOptions, read_lines
+from ...core.text import read_lines
+from ..loaded import LONGEST_LIST, PROMPTS_FILE, ModelOptions
 
 
 class Prompts:
@@ -109,6 +110,4 @@ def prompt_lines(options: ModelOptions, model: str) -> list[str]:
             f"line), or "
             "conditional: false"
         )
-    return [
-        line.strip() for line in read_lines(options.prompts, "prompts").splitlines() if line.strip()
-    ]
+    return read_lines(options.prompts, PROMPTS_FILE, LONGEST_LIST)
