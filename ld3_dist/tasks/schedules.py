@@ -77,7 +77,8 @@ def differs(schedule: Schedule, row: dict[str, Any]) -> str | None:
 
 def _is_plain(schedule: Schedule) -> bool:
     """True where the table is the solver's own for the knots, or that cannot be known here."""
-    if schedule.procedure not in procedures or not _plain_procedure(schedule.procedure):
+    name = schedule.procedure
+    if name is None or name not in procedures or not _plain_procedure(name):
         return True
     try:
         table = _plain_table(schedule.noise_schedule, schedule)
