@@ -106,7 +106,7 @@ def learn(
     options = _given(
         device=device, guidance=guidance, prompts=prompts, classes=classes, dtype=dtype
     )
-    given = {"--start": name for name in start or () if name.endswith(".json")}
+    given = {f"--start {name}": name for name in start or () if name.endswith(".json")}
     given |= _given(**{"--prompts": prompts, "--classes": classes, "--trunk": trunk})
     picture = out.with_suffix(".png")
     check_distinct({"the schedule": out, "its picture": picture})
