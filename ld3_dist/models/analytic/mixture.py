@@ -303,8 +303,8 @@ def heavy_tails(
         t_df = z / sqrt(chi2_df / df)
 
     The distribution of the scale is cut into `components` equally likely pieces, each at its
-    median. The model is this finite mixture, and exact as such; its tails are those of its widest
-    component.
+    median. The model is this finite mixture, and exact as such; its tails are its widest
+    component's.
     """
     from scipy.stats import chi2
 
