@@ -149,8 +149,8 @@ class Objective:
     ) -> bool:
         """Return True if the activations of a whole step would not fit into the free memory.
 
-        One sample's activations are measured and multiplied. If not even one evaluation of all rows fits,
-        the rows are split into smaller calls.
+        One sample's activations are measured and multiplied. If not even one evaluation of all rows
+        fits, the rows are split into smaller calls.
         """
         free, spent = SAFE * free_memory(x.device), self.network_evals
         one = Tableau(tableau.evals[:1, :1], tableau.state[:1, :2], tableau.outputs[:1, :2, :1])
