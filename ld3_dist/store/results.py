@@ -35,7 +35,7 @@ COMPARABLE = ["cell", "distance"]
 def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
     """All learned schedules and baselines of a sweep, one row each, in a fixed order.
 
-    The columns are those of the tables `rows` and `evaluations`, and those at the top of this
+    It has the columns of the tables `rows` and `evaluations`, and those at the top of this
     file. If both tables have a column, such as host or seconds, the evaluation's ends in _eval.
     Files that cannot be read are left out with a warning, and `frame.attrs["unreadable"]` names
     them.
