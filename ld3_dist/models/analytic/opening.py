@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import torch
@@ -144,7 +144,7 @@ def _schedule(parameters: Parameters) -> NoiseSchedule:
     schedule = SCHEDULES[name] if name in SCHEDULES else _own_schedule(name, parameters)
     given = {
         f.name: parameters.take(f.name, float, f.default)
-        for f in fields(schedule)
+        for f in fields(cast(Any, schedule))
         if f.name != "name"
     }
     try:
