@@ -62,7 +62,7 @@ def sweep(experiment: ExperimentFile, output: Output = None, address: Address = 
 
 @app.command()
 def teach(experiment: ExperimentFile, output: Output = None, address: Address = None) -> None:
-    """Generate the teacher's pairs only (noise, precise sample), in parallel, in verified shards."""
+    """Generate the teacher's pairs only (noise and precise sample), in verified shards."""
     _stages(experiment, output, address, ("teach",))
 
 

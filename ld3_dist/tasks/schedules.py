@@ -79,9 +79,10 @@ def differs(schedule: Schedule, row: dict[str, Any]) -> str | None:
 
 def _is_plain(schedule: Schedule) -> bool:
     """True where the table is the solver's own for the knots, or that cannot be known here."""
-    if schedule.procedure is None or schedule.procedure not in procedures:
+    name = schedule.procedure
+    if name is None or name not in procedures or not _plain_procedure(name):
         return True
-    if not _plain_procedure(schedule.procedure) or schedule.solver.startswith(PREFIX):
+    if schedule.solver.startswith(PREFIX):
         return True  # a schedule file must not choose code to run
     try:
         table = _plain_table(schedule.noise_schedule, schedule)

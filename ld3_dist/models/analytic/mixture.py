@@ -81,8 +81,9 @@ class Mixture(nn.Module):
         return self.means.shape[1]
 
     def _posterior(self, x: Tensor, t: Tensor, label: Condition) -> tuple[Tensor, Tensor, Tensor]:
-        """log w_k N(x; alpha mu_k, v_k) [B, K], v [B, K, d or 1] and alpha [B, 1, 1], at x [B, d] and
-        t [B].
+        """log w_k N(x; alpha mu_k, v_k) [B, K], v [B, K, d or 1] and alpha [B, 1, 1].
+
+        x is [B, d] and t is [B].
         """
         alpha, sigma = self.noise.alpha(t)[:, None, None], self.noise.sigma(t)[:, None, None]
         v = (alpha * self.stds) ** 2 + sigma**2  # [B, K, d|1]

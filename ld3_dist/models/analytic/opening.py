@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import torch
@@ -141,10 +141,10 @@ def _no_label(condition: Condition) -> Condition:
 
 def _schedule(parameters: Parameters) -> NoiseSchedule:
     name = parameters.take("noise", str, "edm")
-    schedule = SCHEDULES[name] if name in SCHEDULES else _own_schedule(name, parameters)
+    schedule: Any = SCHEDULES[name] if name in SCHEDULES else _own_schedule(name, parameters)
     given = {
         f.name: parameters.take(f.name, float, f.default)
-        for f in fields(cast(Any, schedule))
+        for f in fields(schedule)
         if f.name != "name"
     }
     try:
