@@ -73,7 +73,8 @@ def trial_rows(storage: Storage, spec: TrialSpec) -> list[dict[str, Any]] | None
 def baseline_keys(plan: Plan, cell: Cell) -> list[str]:
     """Keys of the rows of a cell's hand-made grids, in the order of their file."""
     e, key = plan.experiment, plan.baseline_key(cell)
-    return [f"{key}-{name}-{distance}" for name in e.baselines for distance in e.distances]
+    names = [(label(name), label(distance)) for name in e.baselines for distance in e.distances]
+    return [f"{key}-{name}-{distance}" for name, distance in names]
 
 
 def has_baselines(storage: Storage, plan: Plan, cell: Cell) -> bool:

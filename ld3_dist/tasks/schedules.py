@@ -21,6 +21,7 @@ from ..core.learning.learnable import LearnableGrid
 from ..core.learning.procedure import Progress, procedures
 from ..core.solver import Tableau, make_solver
 from ..core.text import file_name
+from ..core.user_code import PREFIX, label
 from ..experiment.plan import Plan, TrialSpec
 from ..models import Model
 from ..schedule.file import Schedule, read_schedule
@@ -62,9 +63,10 @@ def complaint(storage: Storage, row: dict[str, Any]) -> str | None:
 def differs(schedule: Schedule, row: dict[str, Any]) -> str | None:
     """The first thing in which a schedule is not that of a row, or None."""
     wanted = {"row": row["key"], "solver": row["solver"], "nfe": row["nfe"]}
+    named = {"row": schedule.row, "solver": label(schedule.solver), "nfe": schedule.nfe}
     for name, value in wanted.items():
-        if getattr(schedule, name) != value:
-            return f"its {name} is {getattr(schedule, name)!r}, that of its row is {value!r}"
+        if named[name] != value:
+            return f"its {name} is {named[name]!r}, that of its row is {value!r}"
     for name in ("knots", "evals"):
         if list(getattr(schedule, name)) != list(row[name]):
             return f"its {name} are not those of its row"
@@ -80,6 +82,8 @@ def _is_plain(schedule: Schedule) -> bool:
     name = schedule.procedure
     if name is None or name not in procedures or not _plain_procedure(name):
         return True
+    if schedule.solver.startswith(PREFIX):
+        return True  # a schedule file must not choose code to run
     try:
         table = _plain_table(schedule.noise_schedule, schedule)
     except (InputError, ValueError):
@@ -149,7 +153,7 @@ def write_schedule(
         model,
         spec.cell.solver,
         spec.cell.nfe,
-        progress or _progress_of(model, row),
+        progress or _progress_of(model, spec.cell.solver, row),
         row["member"] if progress else 0,
         spec.config,
         start=row["start"],
@@ -174,7 +178,7 @@ def metrics_of(record: dict[str, Any]) -> dict[str, float]:
     return {k: value for k, value in found.items() if value is not None and math.isfinite(value)}
 
 
-def _progress_of(model: Model, row: dict[str, Any]) -> Progress:
+def _progress_of(model: Model, solver: str, row: dict[str, Any]) -> Progress:
     """The end of the run of one member, as its row has it."""
     knots, evals = (torch.tensor([row[n]], dtype=torch.float64) for n in ("knots", "evals"))
     grid = Grid(knots, evals)
@@ -182,7 +186,7 @@ def _progress_of(model: Model, row: dict[str, Any]) -> Progress:
         torch.tensor([math.nan if row[n] is None else row[n]], dtype=torch.float64)
         for n in ("train_loss", "valid_loss")
     )
-    table = make_solver(row["solver"]).tableau(model.denoiser.noise, grid)
+    table = make_solver(solver).tableau(model.denoiser.noise, grid)
     return Progress(
         epoch=row["epochs_run"],
         train=train,
