@@ -25,7 +25,8 @@ def learn(
     model: Annotated[
         str,
         typer.Option(
-            help="digits, edm:FILE, diffusers:FOLDER, analytic:NAME or python:FILE.py:NAME."
+            help="digits, fashion, edm:FILE, diffusers:FOLDER, analytic:NAME or "
+            "python:FILE.py:NAME."
         ),
     ],
     nfe: Annotated[int, typer.Option(help="Network evaluations of a sample.")],
