@@ -91,8 +91,10 @@ def export_diffusers(schedule: Schedule, folder: Path, pipeline: str | None = No
         ) from error
     try:
         config: Any = LD3Scheduler.load_config(name, subfolder="scheduler")
-        scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
-    except (OSError, KeyError, AttributeError, ValueError) as error:
+        named = config["_class_name"]
+        kind = LD3Scheduler if named == LD3Scheduler.__name__ else getattr(diffusers, named)
+        scheduler = kind.from_config(config)
+    except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise InputError(
             f"pipeline {name!r}: its scheduler/scheduler_config.json cannot be read; "
             "give the folder of a whole pipeline with --pipeline"

@@ -162,6 +162,11 @@ def test_diffusers_folder(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists already; name another folder, or add --force"):
         export(given, "diffusers", tmp_path / "out")
     assert export(given, "diffusers", tmp_path / "out", force=True).text == written.text
+    # a pipeline that was saved with an LD3Scheduler
+    export(given, "diffusers", tmp_path / "own" / "scheduler")
+    again = export(given, "diffusers", tmp_path / "again", str(tmp_path / "own"))
+    second = LD3Scheduler.from_pretrained(again.text)
+    assert (second.schedule, second.config["prediction_type"]) == (given, "epsilon")
     with pytest.raises(InputError, match="name it with --out"):
         export(given, "diffusers")
     (tmp_path / "file").touch()
