@@ -267,9 +267,31 @@ def draw_class(classes: Sequence[int]) -> DrawCondition:
     return draw
 
 
+def without(names: Sequence[str], options: ModelOptions, model: str, why: str) -> None:
+    """Raise InputError where an option of these names is given to a model that has no use for it.
+
+    why: what the option belongs to instead, for the message.
+    """
+    for name in names:
+        if (given := getattr(options, name)) not in (None, ""):
+            raise InputError(
+                f"model {model!r}: {name}={given!r} does not apply to it, {why}; remove it"
+            )
+
+
+OF_PIPELINES = ("size", "shift", "variant")
+"""Options that only diffusers pipelines have."""
+
+
+def no_pipeline(options: ModelOptions, model: str) -> None:
+    """Raise InputError for options that only diffusers pipelines have."""
+    without(OF_PIPELINES, options, model, "only to a diffusers pipeline")
+
+
 def conditional_on(trained: bool, options: ModelOptions, model: str) -> bool:
     """True where a model is to be conditioned; InputError for options it was not trained for."""
     if not trained:
+        without(["negative_prompt"], options, model, "only to a model of prompts")
         for name in ("conditional", "guided", "prompts", "classes"):
             if getattr(options, name):
                 key = "guidance" if name == "guided" else name
@@ -308,6 +330,7 @@ def on_classes(count: int, options: ModelOptions, model: str) -> Conditioning:
 
     Raises InputError for options that ask for what the model was not trained for, and for classes
     it does not have."""
+    without(["negative_prompt"], options, model, "only to a model of prompts")
     if not conditional_on(count > 0, options, model):
         return Conditioning("none", no_condition)
     guidance = 1.0 if options.guidance is None else options.guidance

@@ -311,8 +311,10 @@ def test_checkpoints_of_today_still_load(tmp_path: Path) -> None:
             assert torch.equal(found[name], value)
 
 
-def test_a_variant_is_no_option_of_edm(tmp_path: Path, format_modules: None) -> None:
+def test_options_of_pipelines_are_none_of_edm(tmp_path: Path, format_modules: None) -> None:
     write(tmp_path / "net.pkl", PLAIN)
-    with pytest.raises(InputError, match=r"variant='fp16' applies to diffusers"):
-        open_model(f"edm:{tmp_path / 'net.pkl'}", ModelOptions(variant="fp16"))
+    given = {"variant": "fp16", "size": (16, 16), "shift": 3.0, "negative_prompt": "blurry"}
+    for name, value in given.items():
+        with pytest.raises(InputError, match=rf"{name}=.*does not apply to it"):
+            open_model(f"edm:{tmp_path / 'net.pkl'}", ModelOptions(**{name: value}))
     assert "torch_utils" in sys.modules

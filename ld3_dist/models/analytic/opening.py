@@ -35,8 +35,10 @@ from ..loaded import (
     draw_class,
     needs_name,
     no_condition,
+    no_pipeline,
     read_classes,
     weights_hash,
+    without,
 )
 from . import mixture as analytic
 
@@ -117,6 +119,8 @@ def open_analytic(rest: str, options: ModelOptions) -> Model:
 
 
 def _loaded(mixture: analytic.Mixture, model: str, digest: str, options: ModelOptions) -> Model:
+    no_pipeline(options, model)
+    without(["negative_prompt"], options, model, "only to a model of prompts")
     classes = [] if mixture.labels is None else sorted(set(mixture.labels.tolist()))
     # a mixture is a model without a condition, unless its classes are asked for
     wanted = bool(options.conditional or options.guided or options.classes or options.prompts)

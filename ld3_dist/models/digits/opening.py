@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ...core.features import Extractor
-from ..loaded import Model, ModelOptions, on_classes, to_device
+from ..loaded import Model, ModelOptions, no_pipeline, on_classes, to_device
 from ..weights import sha256_of
 from .classifier import classifier_hash, load_digits_classifier
 from .data import digits_reference
@@ -19,6 +19,7 @@ def open_digits(rest: str, options: ModelOptions) -> Model:
     """The digits model; conditional on the ten classes unless conditional=False."""
     file = Path(rest).expanduser() if rest else None
     spec = f"digits:{rest}" if rest else "digits"
+    no_pipeline(options, spec)
     net, sigma_data = load_digits_network(options.device, options.torch_dtype, file)
     conditioning = on_classes(CLASSES, options, spec)
     conditional = conditioning.guidance is not None

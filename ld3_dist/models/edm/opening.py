@@ -28,7 +28,15 @@ from torch.nn import functional
 from ...core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser, map_condition
 from ...core.errors import InputError, unknown
 from ...core.noise import EDM, NoiseSchedule, VPLinear
-from ..loaded import Model, ModelOptions, needs_name, on_classes, to_device, weights_hash
+from ..loaded import (
+    Model,
+    ModelOptions,
+    needs_name,
+    no_pipeline,
+    on_classes,
+    to_device,
+    weights_hash,
+)
 from ..weights import read_tensors, save_tensors
 from .download import fetch
 from .unet import DhariwalUNet, SongUNet, UNetConfig
@@ -184,11 +192,7 @@ def build_network(checkpoint: Checkpoint, file: Path) -> EDMNetwork:
 def open_edm(rest: str, options: ModelOptions) -> Model:
     """The model behind `edm:{rest}`."""
     needs_name(rest, "edm", "a file or URL")
-    if options.variant is not None:
-        raise InputError(
-            f"model 'edm:{rest}': variant={options.variant!r} applies to diffusers pipelines; "
-            f"remove it"
-        )
+    no_pipeline(options, f"edm:{rest}")
     file = fetch(rest) if rest.startswith(("http://", "https://")) else Path(rest).expanduser()
     spec = f"edm:{rest}"
     checkpoint = read_checkpoint(file)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ...core.features import Extractor
-from ..loaded import Model, ModelOptions, on_classes, to_device
+from ..loaded import Model, ModelOptions, no_pipeline, on_classes, to_device
 from ..weights import sha256_of
 from .classifier import classifier_hash, load_fashion_classifier
 from .denoiser import fashion_denoiser, fashion_hash, load_fashion_network
@@ -22,6 +22,7 @@ def open_fashion(rest: str, options: ModelOptions) -> Model:
     """
     file = Path(rest).expanduser() if rest else None
     spec = f"fashion:{rest}" if rest else "fashion"
+    no_pipeline(options, spec)
     net, sigma_data = load_fashion_network(options.device, options.torch_dtype, file)
     conditioning = on_classes(CLASSES, options, spec)
     conditional = conditioning.guidance is not None
