@@ -35,7 +35,7 @@ from ld3_dist.tasks.evaluate import finish, sample_part, teacher_item
 from ld3_dist.tasks.planning import make_plan
 from ld3_dist.tasks.rows import has_baselines
 from ld3_dist.tasks.teach import make_shard, missing_shards, seal
-from ld3_dist.tasks.trial import finished_outcome, run_trial
+from ld3_dist.tasks.trial import finished_outcome, restored_outcome, run_trial
 
 SMALL: dict[str, Any] = {
     "solvers": ["ddim"],
@@ -71,7 +71,8 @@ def sweep(storage: Storage, experiment: dict[str, Any]) -> None:
             cell = next(cell for cell in plan.cells if cell.id == given["cell"])
             spec = TrialSpec(cell, json.loads(given["settings"]), given["key"])
             numbers = {"trial": given["trial"], "generation": given["generation"], "attempts": 1}
-            outcome = run_trial(plan, spec, storage, numbers)
+            outcome = restored_outcome(plan, spec, storage)
+            outcome = outcome or run_trial(plan, spec, storage, numbers)
             searcher.on_trial_complete("now", {"objective": outcome.objective})
         assert given == Searcher.FINISHED
         frame, written = load_results(storage), set(read_table(storage, "evaluations")["key"])
