@@ -305,7 +305,7 @@ LEARNING = """
 import torch
 from ld3_dist.core.distance import Elementwise
 from ld3_dist.core.grid import discretize
-from ld3_dist.core.learning.learn import LearnConfig, Pairs, learn
+from ld3_dist.core.learning.learn import Pairs, Problem, learn, make_config
 from ld3_dist.core.noise import EDM
 from ld3_dist.core.sample import draw_noise, sample
 from ld3_dist.core.solver import make_solver
@@ -322,9 +322,8 @@ gaussian, noise = Gaussian(), EDM()
 unit, rule = draw_noise(0, range(16), (2,)), make_solver("dpmpp-2")
 exact = unit * noise.prior_scale * ((1 + noise.t_min**2) / (1 + noise.t_max**2)) ** 0.5
 pairs, knots = Pairs(unit, exact), discretize(noise, 4, "uniform")
-*_, end = learn(
-    gaussian, rule, knots[None], pairs[:8], pairs[8:], Elementwise(2), LearnConfig(epochs=5)
-)
+problem = Problem(gaussian, rule, knots, pairs[:8], pairs[8:], Elementwise(2))
+*_, end = learn(problem, make_config(epochs=5))
 start = sample(gaussian, rule.tableau(noise, rule.coupled(noise, knots)), unit)
 print(float((start - exact)[8:].square().mean()), float(end.best_valid))
 """

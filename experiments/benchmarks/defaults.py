@@ -31,16 +31,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pairs import generate, teacher_pairs
 from torch import Tensor
 
 from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import discretize
-from ld3_dist.core.learning import learn as procedures
 from ld3_dist.core.learning.descent import Descent
 from ld3_dist.core.learning.learn import Pairs, Problem, Progress, learn, make_config
+from ld3_dist.core.learning.procedure import procedures
 from ld3_dist.core.solver import Tableau, make_solver
 from ld3_dist.models import Model, open_model
+from ld3_dist.schedule.sampling import make_samples
+from ld3_dist.schedule.teaching import Teacher, teach
 
 COUNT, FRESH = 50, 500
 SOLVERS = ("ddim", "dpmpp-2", "dpmpp-3", "unipc-2", "unipc-3", "ipndm-2", "ipndm-3")
@@ -98,6 +99,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 L2 = make_distance("l2")
 
 
+PROCEDURE = {"averaged parameters": "averaged"}
+"""Procedures of the variants that need another than the default."""
+
+
+@procedures.register("averaged")
 class Averaged(Descent):
     """Selects among exponential averages of the parameters over some ten iterations instead of the
     parameters.
@@ -128,7 +134,9 @@ def pairs_by_use(model: str, teacher_nfe: int, seeds: int) -> tuple[Model, Pairs
     torch.set_num_threads(1)
     opened = open_model(model)
     spans = ((COUNT, COUNT * (1 + seeds)), (0, COUNT), (100_000, 100_000 + FRESH))
-    train, valid, fresh = (teacher_pairs(opened, teacher_nfe, *span) for span in spans)
+    train, valid, fresh = (
+        teach(opened, teacher=Teacher(nfe=teacher_nfe), indices=range(*span)) for span in spans
+    )
     return opened, train, valid, fresh
 
 
@@ -139,9 +147,8 @@ def losses(job: tuple[Ground, str, str, str]) -> list[dict]:
     noise, solver, config = (
         opened.denoiser.noise,
         make_solver(name),
-        make_config(**(BASE | VARIANTS[variant])),
+        make_config(PROCEDURE.get(variant, "default"), **(BASE | VARIANTS[variant])),
     )
-    procedures.PROCEDURES["default"] = Averaged if variant == "averaged parameters" else Descent
     members = [(s, start) for s in ground.seeds for start in ground.starts]
     subsets = torch.stack([torch.arange(COUNT) + COUNT * s for s, _ in members])
     rows = []
@@ -170,7 +177,13 @@ def losses(job: tuple[Ground, str, str, str]) -> list[dict]:
             table = Tableau(
                 end.tableau.evals[best], end.tableau.state[best], end.tableau.outputs[best]
             )
-            found.append(float(L2(generate(opened, table, fresh), fresh.target).double().mean()))
+            found.append(
+                float(
+                    L2(make_samples(opened, table, fresh.noise, fresh.condition), fresh.target)
+                    .double()
+                    .mean()
+                )
+            )
         loss = float(f"{math.exp(sum(map(math.log, found)) / len(found)):.6g}")
         seconds = round(time.perf_counter() - began, 2)
         rows.append(

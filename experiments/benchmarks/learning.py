@@ -36,26 +36,27 @@ from pathlib import Path
 
 import pandas
 import torch
-from ld3_dist.single import STARTS
-from pairs import generate, teacher_pairs
 from torch import Tensor
 
 from ld3_dist.core.denoiser import map_condition
 from ld3_dist.core.distance import make_distance
 from ld3_dist.core.features import Extractor, FeatureMoments
 from ld3_dist.core.grid import discretize, lam_range, resample
-from ld3_dist.core.learning.descent import Descent
+from ld3_dist.core.learning.descent import Descent, DescentConfig
 from ld3_dist.core.learning.learn import LearnConfig, Pairs, Problem, Progress, learn, make_config
+from ld3_dist.core.learning.published import Published
 from ld3_dist.core.noise import NoiseSchedule
 from ld3_dist.core.solver import Solver, Tableau, make_solver
 from ld3_dist.metrics.extractors import open_extractor
 from ld3_dist.metrics.statistics import FeatureStatistics, frechet_distance
 from ld3_dist.models import Model, open_model
+from ld3_dist.schedule.sampling import make_samples
 from ld3_dist.schedule.starts import start_knots
+from ld3_dist.schedule.teaching import Teacher, teach
 
 SOLVERS, NFES, SEEDS = ("unipc-3", "ipndm-3", "dpmpp-3", "ddim"), (4, 6, 8, 10), (0, 1, 2)
 HAND_MADE = ("log_snr", "karras")
-UNLEARNED = {"hand-made": HAND_MADE, "start": STARTS["default"]}
+UNLEARNED = {"hand-made": HAND_MADE, "start": Descent.starts}
 FRECHET = ("FID", "FID to teacher")
 COUNT, FRESH, SCORED, TEACHER_NFE = 50, 2_000, 10_000, 20
 DEFAULT, COEFFICIENTS, PAPER = (
@@ -84,10 +85,13 @@ class Ground:
     def prepare(cls) -> Ground:
         """Computed once, in the parent."""
         opened = open_model("digits")
-        learning = teacher_pairs(opened, TEACHER_NFE, 0, COUNT * (len(SEEDS) + 1))
-        fresh = teacher_pairs(opened, TEACHER_NFE, 100_000, 100_000 + SCORED)
+        learning = teach(opened, COUNT * (len(SEEDS) + 1), teacher=Teacher(nfe=TEACHER_NFE))
+        fresh = teach(
+            opened, teacher=Teacher(nfe=TEACHER_NFE), indices=range(100_000, 100_000 + SCORED)
+        )
         extractor = open_extractor("auto", opened)
         assert extractor is not None
+        assert opened.data is not None
         found = features(extractor, fresh.target)
         data, teacher, near = map(
             moments, (extractor.features_of(opened.data), found, found[:FRESH])
@@ -102,7 +106,18 @@ def run(
 ) -> Iterator:
     """Learn members with the pairs of their seeds."""
     subsets = torch.stack([torch.arange(COUNT) + COUNT * s for s in seeds])
-    yield from learn(Problem(ground.opened.denoiser, solver, knots, ground.train, ground.valid, L2, nfe=nfe, seeds=seeds, subsets=subsets), config)  # fmt: skip
+    problem = Problem(
+        ground.opened.denoiser,
+        solver,
+        knots,
+        ground.train,
+        ground.valid,
+        L2,
+        nfe=nfe,
+        seeds=seeds,
+        subsets=subsets,
+    )
+    yield from learn(problem, config)
 
 
 def last(noise: NoiseSchedule, run: Iterator[Progress]) -> tuple[Progress, float, float, bool]:
@@ -196,9 +211,8 @@ def fresh(ground: Ground, table: list, scored: bool) -> dict[str, float]:
     too.
     """
     pairs = ground.fresh if scored else ground.fresh[:FRESH]
-    made = generate(
-        ground.opened, Tableau(*(torch.tensor(v, dtype=torch.float64) for v in table)), pairs
-    )
+    evals, state, outputs = (torch.tensor(v, dtype=torch.float64) for v in table)
+    made = make_samples(ground.opened, Tableau(evals, state, outputs), pairs.noise, pairs.condition)
     loss = float(L2(made[:FRESH], pairs.target[:FRESH]).double().mean())
     if not scored:
         return {"loss": loss}
@@ -237,13 +251,12 @@ def cells(name: str, folder: Path) -> None:
             continue
         began = time.process_time()
         starts = [
-            start_knots(start, ground.opened, solver, nfe, ground.train)
-            for start in STARTS["default"]
+            start_knots(start, ground.opened, solver, nfe, ground.train) for start in Descent.starts
         ]
         search = time.process_time() - began
-        grids = dict(zip(STARTS["default"], starts, strict=True))
+        grids = dict(zip(Descent.starts, starts, strict=True))
         grids |= {grid: discretize(noise, solver.steps(nfe), grid) for grid in HAND_MADE}
-        (published,) = (grids[start] for start in STARTS["paper"])
+        (published,) = (grids[start] for start in Published.starts)
         first = next(
             run(ground, solver, nfe, torch.stack([*grids.values()]), DEFAULT, [0] * len(grids))
         )
@@ -273,7 +286,7 @@ def iteration(ground: Ground, name: str, threads: int, members: int = 1) -> dict
     """
     torch.set_num_threads(threads)
     nfe, denoiser = 6, ground.opened.denoiser
-    solver, config = make_solver(name), make_config(epochs=6, patience=99)
+    solver, config = make_solver(name), DescentConfig(epochs=6, patience=99)
     knots = discretize(denoiser.noise, solver.steps(nfe), "log_snr").repeat(members, 1)
     session = Descent(
         Problem(

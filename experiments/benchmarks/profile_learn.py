@@ -18,13 +18,13 @@ import time
 from pathlib import Path
 
 import torch
-from pairs import teacher_pairs
 
 from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import discretize
 from ld3_dist.core.learning.learn import Problem, learn, make_config
 from ld3_dist.core.solver import make_solver
 from ld3_dist.models import open_model
+from ld3_dist.schedule.teaching import teach
 
 
 class Clock:
@@ -83,7 +83,7 @@ def measure(solver_name: str, nfe: int, members: int, gamma: float, epochs: int)
     """The share for one setting."""
     opened = open_model("digits")
     schedule = opened.denoiser.noise
-    pairs = teacher_pairs(opened, 20, 0, 100)
+    pairs = teach(opened, 100)
     solver, clock = make_solver(solver_name), Clock()
     knots = discretize(schedule, solver.steps(nfe), "log_snr").repeat(members, 1)
     config = make_config(gamma=gamma, epochs=epochs, patience=epochs)

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import torch
 from defaults import COUNT, GROUNDS, L2, NFES, SOLVERS, Ground, lines, pairs_by_use
-from pairs import generate
 from torch import Tensor
 
 from ld3_dist.core.grid import discretize, resample
 from ld3_dist.core.learning.learn import Pairs, Problem, Progress, learn, make_config
 from ld3_dist.core.solver import Tableau, make_solver
 from ld3_dist.models import Model
+from ld3_dist.schedule.sampling import make_samples
 from ld3_dist.training_free import TRAINING_FREE, find_knots
 
 STARTS = ("log_snr", "karras", "uniform", *TRAINING_FREE, "previous")
@@ -111,7 +111,9 @@ def loss_of(opened: Model, progress: Progress, k: int, fresh: Pairs) -> float:
     """A member's loss on fresh pairs."""
     tableau = progress.tableau
     table = Tableau(tableau.evals[k], tableau.state[k], tableau.outputs[k])
-    return float(L2(generate(opened, table, fresh), fresh.target).double().mean())
+    return float(
+        L2(make_samples(opened, table, fresh.noise, fresh.condition), fresh.target).double().mean()
+    )
 
 
 def summary(rows: list[dict]) -> dict[str, dict[str, float]]:

@@ -22,8 +22,8 @@ import torch
 
 from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import Grid, discretize
-from ld3_dist.core.learning.descent import Descent
-from ld3_dist.core.learning.learn import Pairs, Problem, make_config
+from ld3_dist.core.learning.descent import Descent, DescentConfig
+from ld3_dist.core.learning.learn import Pairs, Problem
 from ld3_dist.core.noise import EDM, NoiseSchedule, VPDiscrete, VPLinear
 from ld3_dist.core.sample import draw_noise
 from ld3_dist.core.solver import SOLVERS, make_solver
@@ -69,7 +69,7 @@ def share(name: str, members: int, gamma: float) -> dict[str, float | str | int]
     solver, noise = make_solver(name), model.noise
     knots = discretize(noise, solver.steps(NFE), "log_snr").expand(members, -1)
     pairs = Pairs(draw_noise(0, range(20), tuple(model.shape)), torch.zeros(20, *model.shape))
-    config = make_config(gamma=gamma, batch=10)
+    config = DescentConfig(gamma=gamma, batch=10)
     session = Descent(
         Problem(
             model,
@@ -79,8 +79,6 @@ def share(name: str, members: int, gamma: float) -> dict[str, float | str | int]
             pairs,
             make_distance("l2"),
             nfe=NFE,
-            seeds=None,
-            subsets=None,
         ),
         config,
     )

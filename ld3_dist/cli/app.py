@@ -77,10 +77,14 @@ def _stages(
 ) -> None:
     from ..cluster.sweep import Sweep
     from ..experiment import load_experiment
+    from ..experiment.reading import blamed_on
+    from ..report.figures import check_figures
     from ..store.opening import open_storage
     from .display import show as show_events
 
     settings = load_experiment(experiment)
+    with blamed_on(str(experiment), "report.figures"):
+        check_figures(settings.report.figures)
     place = output or f"runs/{settings.name}"
     run = Sweep(settings, open_storage(place), address, stages)
     again = " ".join(["ld3-dist", *sys.argv[1:]])
@@ -142,8 +146,10 @@ def report(
 
 @app.command()
 def show(experiment: ExperimentFile) -> None:
-    """Show a resolved experiment: its cells, trials and members, and what it costs in network
-    evaluations.
+    """Show a resolved experiment: its cells, trials and members, and what it costs.
+
+    The cost is counted in network evaluations of one sample. Nothing is written, and no cluster is
+    needed; where weights are not there yet, the rest is shown all the same.
     """
     import yaml
 

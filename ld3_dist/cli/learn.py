@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,6 +136,15 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+@contextlib.contextmanager
+def option(name: str) -> Iterator[None]:
+    """Put the name of an option in front of the messages of a block."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
 def _parsed(settings: list[str]) -> dict[str, Any]:
     """`--set name=value`, with true, false and numbers read as such."""
     import yaml
@@ -172,25 +183,31 @@ def _learn(
     from ..core.learning.procedure import make_config
     from ..models import load_model
     from ..schedule.distances import open_distance
-    from ..schedule.learning import check_student, learn
-    from ..schedule.noise import check_writable
+    from ..schedule.learning import check_before, check_student, learn
     from ..schedule.provenance import default_device
-    from ..schedule.starts import check_start
+    from ..schedule.starts import check_start, looks_at_pairs, start_knots
     from ..schedule.teaching import Teacher, teach
     from ..store.outputs import write_output
 
     if count < 2:
         raise InputError(f"--pairs {count}: at least 2 are needed")
     config = make_config(**settings)
-    check_student(cell.get("solver", "ipndm-3"), cell["nfe"])
-    teacher = Teacher.parse(how.get("teacher", str(Teacher())))
-    for name in starts:
-        check_start(name)
+    student = check_student(cell.get("solver", "ipndm-3"), cell["nfe"])
+    with option("--teacher"):
+        teacher = Teacher.parse(how.get("teacher", str(Teacher())))
+        check_start(teacher.start)
+    with option("--start"):
+        for name in starts:
+            check_start(name)
     options.setdefault("device", default_device())
     model = load_model(spec, **options)
-    check_writable(model.noise)
+    with option("--start"):
+        for name in starts:
+            if not looks_at_pairs(name):
+                start_knots(name, model, student, cell["nfe"])
     name = how.get("distance", "l2")
     distance = open_distance(name, model, options["device"], **lpips)
+    check_before(model, cell.get("solver", "ipndm-3"), cell["nfe"], config, starts, distance)
     with console.status("teacher pairs"):
         pairs = teach(model, 2 * count, seed=config.seed, teacher=teacher)
     with _Bar(config.epochs, name) as bar:

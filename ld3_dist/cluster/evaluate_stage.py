@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..core.user_code import label
 from ..experiment.plan import Cell, Plan, TrialSpec
 from ..store.results import load_results
 from ..store.storage import Storage
@@ -144,9 +145,10 @@ def evaluation_items(plan: Plan, frame: Any) -> list[Item]:
     """Teachers, data, all baselines, and every member of the best trial of each cell."""
     items = [teacher_item(plan, model) for model in plan.experiment.models]
     items += data_items(plan)
+    distance = label(plan.experiment.distance)
     for cell in plan.cells:
         here = frame[(frame["cell"] == cell.id) & (frame["status"] == "ok")]
-        base = here[(here["kind"] == "baseline") & (here["distance"] == plan.experiment.distance)]
+        base = here[(here["kind"] == "baseline") & (here["distance"] == distance)]
         items += [_item(row, cell) for row in base.to_dict("records")]
         best = here[here["best"]]
         if len(best):
@@ -164,7 +166,7 @@ def data_items(plan: Plan) -> list[Item]:
     found: dict[str, Item] = {}
     for settings in plan.experiment.models:
         if model_of(settings, "cpu").data is not None:
-            name = f"data:{settings.model}"
+            name = f"data:{label(settings.model)}"
             found.setdefault(name, Item(name, "data", settings))
     return list(found.values())
 

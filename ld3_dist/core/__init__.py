@@ -1,1 +1,1 @@
-"""Schedules, denoisers, solvers, sampling and learning: what a machine with PyTorch alone can run."""
+"""Noise schedules, denoisers, solvers, sampling and learning; PyTorch is all this room needs."""

@@ -2,15 +2,15 @@
 
     l1       mean |a - b|        over all elements of a sample
     l2       mean (a - b)^2      over all elements of a sample (the square, no root)
-    feature  sum over an extractor's layers: a vector [B, F] adds mean (f_a - f_b)^2, a map
-             [B, C, H, W] adds the mean over positions of |u_a - u_b|^2, where u = f / |f| is the
-             unit vector of channels at a position
+    feature  sum over an extractor's layers. A vector [B, F] adds mean (f_a - f_b)^2.
+             A map [B, C, H, W] adds the mean over positions of |u_a - u_b|^2, where
+             u = f / |f| is the unit vector of the channels at a position.
 
-Every distance is d(a, b) = between(features(a), features(b)), one number per sample. What is
-compared again and again (the teacher's samples) goes through the network once.
+Every distance is d(a, b) = between(features(a), features(b)), one number per sample. The features
+of the teacher's samples are therefore computed once and compared many times.
 
-u = f / sqrt(|f|^2 + eps), with eps inside the root. Outside it, as in the lpips package, the
-gradient of the root at f = 0 is infinite, and its product with zero is NaN.
+In the code u = f / sqrt(|f|^2 + EPS), with EPS inside the root. With EPS outside, as in the lpips
+package, the root has an infinite gradient at f = 0, and its product with zero is NaN.
 """
 
 from __future__ import annotations
@@ -28,23 +28,25 @@ EPS = 1e-10
 
 
 class Distance(nn.Module):
-    """A distance; subclasses say what is compared and how. A module, so that `.to(device)` moves
-    what it holds.
+    """The base of all distances: subclasses say what is compared, and how.
+
+    It is a module, so that `.to(device)` moves the networks it holds.
     """
 
     name: str
 
     @abstractmethod
     def features(self, x: Tensor) -> list[Tensor]:
-        """x [B, ...] -> what is compared, each tensor [B, ...]; differentiable in x."""
+        """x [B, ...] -> the tensors that are compared, each [B, ...]; differentiable in x."""
 
     @abstractmethod
     def between(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-        """Features of B samples twice -> [B]."""
+        """Features of B samples and of B others -> their distances [B]."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """[B, ...] x [B, ...] -> [B]. Raises ValueError for different shapes (nothing is
-        broadcast).
+        """[B, ...] and [B, ...] -> distances [B].
+
+        Raises ValueError for different shapes: nothing is broadcast.
         """
         if a.shape != b.shape:
             raise ValueError(
@@ -65,7 +67,7 @@ class Elementwise(Distance):
         return [x]
 
     def between(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-        """See the class."""
+        """The mean of |a - b|^power over the elements of each sample, [B]."""
         gap = (a[0] - b[0].to(a[0])).flatten(1)
         return (gap.abs() if self.power == 1 else gap.square()).mean(1)
 
@@ -80,8 +82,9 @@ class HasFeatures(Protocol):
 
 
 class FeatureDistance(Distance):
-    """Distance of an extractor's features; it is an `HasFeatures` or any callable that returns what
-    one does.
+    """Distance between the features of two samples.
+
+    The extractor is a model with a method `features`, or any function that returns the same.
     """
 
     def __init__(
@@ -108,18 +111,17 @@ class FeatureDistance(Distance):
         for layer in layers:
             if layer.ndim < 2 or len(layer) != len(x):
                 raise InputError(
-                    f"distance {self.name}: the extractor made {tuple(layer.shape)} of {len(x)} "
-                    f"samples; "
-                    "need [B, F] or [B, C, H, W]"
+                    f"distance {self.name}: the extractor made {tuple(layer.shape)} of "
+                    f"{len(x)} samples; need [B, F] or [B, C, H, W]"
                 )
         return [layer if layer.ndim == 2 else unit_channels(layer) for layer in layers]
 
     def between(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-        """See the top of this file."""
+        """The sum over the layers of their distances [B], see the top of this file."""
         return torch.stack([_layer_gap(f, g.to(f)) for f, g in zip(a, b, strict=True)]).sum(0)
 
     def train(self, mode: bool = True) -> FeatureDistance:
-        """Stays in eval mode: no dropout in a distance."""
+        """Stay in evaluation mode: a distance has no dropout."""
         super().train(False)
         return self
 
@@ -141,9 +143,7 @@ class Pairwise(Distance):
 
 
 def unit_channels(f: Tensor) -> Tensor:
-    """f [B, C, ...] scaled to unit length along C. Where f is zero it stays zero, with a finite
-    gradient.
-    """
+    """f [B, C, ...] scaled to unit length along C; zero stays zero, with a finite gradient."""
     return f / (f.square().sum(1, keepdim=True) + EPS).sqrt()
 
 

@@ -1,13 +1,14 @@
 """Denoisers: a pre-trained network seen as a data predictor D(x, t) ~ E[x_0 | x_t = x].
 
-Networks predict data, noise, v (Salimans & Ho 2022) or velocity (flow matching), at their own kind
-of time. All of that is converted here, once, on the way out; every solver sees only D:
+Networks predict data, noise eps, v (Salimans & Ho 2022, arXiv 2202.00512) or a velocity u (flow
+matching, Lipman et al. 2023, arXiv 2210.02747), and each has its own kind of time. All of that is
+converted here, once, on the way out; every solver sees only D:
 
     noise      x_0 = (x - sigma eps) / alpha
-    v          x_0 = alpha x - sigma v                          (VP: v = alpha eps - sigma x_0)
-    velocity   x_0 = (sigma' x - sigma u) / (sigma' alpha - sigma alpha'),    u = alpha' x_0 +
-               sigma' eps
-    edm        x_0 = c_skip x + c_out F(c_in x, c_noise)        (Karras et al. 2022, table 1)
+    v          x_0 = alpha x - sigma v                   with v = alpha eps - sigma x_0, for VP
+    velocity   x_0 = (sigma' x - sigma u) / (sigma' alpha - sigma alpha')
+                                                         with u = alpha' x_0 + sigma' eps
+    edm        x_0 = c_skip x + c_out F(c_in x, c_noise)      (Karras et al. 2022, table 1)
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from .errors import InputError
 from .noise import NoiseSchedule
 
 Condition = Tensor | Mapping[str, Tensor] | None
-"""What a sample is conditioned on: a tensor (class labels, embeddings), named tensors, or nothing;
-batch first.
+"""The condition of a batch: a tensor (class labels, embeddings), named tensors, or nothing.
+
+The first dimension of every tensor is the batch.
 """
 
 PREDICTIONS = ("data", "noise", "v", "velocity", "edm")
@@ -33,7 +35,7 @@ C = TypeVar("C", bound=Condition)
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """The protocol that everything hangs on."""
+    """A data predictor with its noise schedule: all that solvers and learning know of a model."""
 
     @property
     def noise(self) -> NoiseSchedule:
@@ -50,7 +52,7 @@ class Denoiser(Protocol):
         ...
 
     def decode(self, x0: Tensor) -> Tensor:
-        """From sample space to images in [-1, 1]; the identity for pixel models."""
+        """Map samples to images in [-1, 1]; the identity for pixel models."""
         ...
 
 
@@ -80,11 +82,11 @@ def per_sample(value: Tensor, x: Tensor) -> Tensor:
 
 
 def network_output(out: Any, x: Tensor) -> Tensor:
-    """What a network has predicted, [B, *shape], from what it returned for x.
+    """The prediction [B, *shape] in what a network returned for x.
 
-    A tuple is cut to its first element, a dataclass with `sample` to that. Twice the channels are
-    the prediction and a learned variance (Nichol & Dhariwal 2021); the latter plays no part in an
-    ODE. Raises InputError for anything else that is no tensor.
+    Of a tuple it is the first element, of a dataclass the field `sample`. If there are twice as
+    many channels as x has, the second half is a learned variance (Nichol & Dhariwal 2021); an ODE
+    does not need it, and it is cut off. Raises InputError for anything else that is no tensor.
     """
     if isinstance(out, tuple | list) and out:
         out = out[0]
@@ -99,18 +101,18 @@ def network_output(out: Any, x: Tensor) -> Tensor:
 
 
 class NetworkDenoiser(nn.Module):
-    """A network with any parametrisation as a Denoiser; the network's parameters are frozen.
+    """A network with any of the PREDICTIONS as a Denoiser; the network's parameters are frozen.
 
     Args:
         net: module called as net(x, time [B], condition).
         noise: schedule of the network.
         shape: shape of one sample.
         prediction: one of PREDICTIONS.
-        network_time: schedule time [B] -> what the network wants as time; the identity if not
+        network_time: schedule time [B] -> the time that the network takes; the identity if not
             given.
         sigma_data: standard deviation of the data, for "edm".
         decoder: latent -> image; the identity if not given.
-        dtype: the network's dtype when it is not that of x (bf16 networks under float32 states).
+        dtype: the network's dtype, if it differs from that of x (bf16 network, float32 states).
     """
 
     def __init__(
@@ -129,12 +131,8 @@ class NetworkDenoiser(nn.Module):
             raise ValueError(f"unknown prediction {prediction!r}; one of {', '.join(PREDICTIONS)}")
         self.net = net.eval().requires_grad_(False)
         self.noise, self.shape, self.prediction = noise, tuple(shape), prediction
-        self.network_time, self.sigma_data, self.decoder, self.dtype = (
-            network_time,
-            sigma_data,
-            decoder,
-            dtype,
-        )
+        self.network_time, self.sigma_data = network_time, sigma_data
+        self.decoder, self.dtype = decoder, dtype
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
         alpha, sigma = per_sample(self.noise.alpha(t), x), per_sample(self.noise.sigma(t), x)
@@ -154,7 +152,7 @@ class NetworkDenoiser(nn.Module):
         return (d_sigma * x - sigma * out) / (d_sigma * alpha - sigma * d_alpha)
 
     def _edm(self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        # in the variance-exploding frame x / alpha, sigma / alpha
+        # EDM's formulas hold in the variance-exploding frame: x / alpha, with noise sigma / alpha
         s, data = sigma / alpha, self.sigma_data
         total = s**2 + data**2
         x = x / alpha
@@ -174,12 +172,16 @@ class NetworkDenoiser(nn.Module):
 
 
 class Guided(nn.Module):
-    """Classifier-free guidance (Ho & Salimans 2022): D = D_null + scale (D_cond - D_null), one call
-    of 2B samples.
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598).
 
-    Guidance is linear, so guiding D equals guiding the noise. `scale` is a number or a function of
-    time [B] -> [B] (guidance per step, or in an interval); `null` turns a condition into the
-    unconditional one of the same structure."""
+        D = D_null + scale (D_cond - D_null)        in one network call of 2B samples
+
+    Guidance is linear, so guiding D equals guiding the noise.
+
+    Args:
+        scale: a number, or a function of time [B] -> [B], for guidance that changes with time.
+        null: turns a condition into the unconditional one of the same structure.
+    """
 
     def __init__(
         self,

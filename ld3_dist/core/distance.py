@@ -1,14 +1,14 @@
 """The table of distances between samples, and how one is made from its name.
 
-    l1, l2                  elementwise; of any samples, latents included
-    feature                 of the features of the extractor that the model brings
-    feature:EXTRACTOR       of the features of any other extractor, by its name
-    lpips-alex, -vgg, -squeeze
-                            LPIPS; `lpips` is lpips-vgg
+    l1, l2                  elementwise; for any samples, latents included
+    feature                 on the features of the extractor that the model brings
+    feature:EXTRACTOR       on the features of any other extractor, by its name
+    lpips-alex, lpips-vgg, lpips-squeeze
+                            LPIPS; `lpips` alone is lpips-vgg
     python:FILE.py:NAME     your own
 
-A user's own is a function (a, b) -> [B], or a factory that returns a Distance. It can also be
-registered:
+The formulas are in `comparison` and `lpips`. Your own distance is a function (a, b) -> [B], or a
+factory that returns a Distance. It can also be registered:
 
     @distances.register("huber")
     def huber(a, b):
@@ -37,11 +37,11 @@ from .user_code import PREFIX
 
 @dataclass(frozen=True)
 class DistanceEntry:
-    """What is known of a distance before it is made.
+    """The facts about a distance that are known before it is made.
 
-    make: returns it, given those options of `make_distance` that `options` names.
+    make: returns the distance, given the options of `make_distance` that `options` names.
     space: "any" for samples of any shape, latents included; "image" for decoded images alone.
-    extractor: True where it compares features, of the extractor that follows its name.
+    extractor: True for a distance on features, of the extractor that follows its name.
     min_side: smallest side of an image that it can take without `upsample`.
     trunk: name of the network in TRUNK_FILES whose weights it reads, if any.
     """
@@ -78,7 +78,7 @@ distances.register("lpips", distances.get("lpips-vgg"))
 
 
 def distance_entry(name: str) -> DistanceEntry:
-    """The entry of a name; a user's function or factory gets one around it.
+    """The entry of a name; a user's function or factory is wrapped in one.
 
     Raises InputError for an unknown name, and for `NAME:EXTRACTOR` where NAME has no extractor.
     """
@@ -92,7 +92,7 @@ def distance_entry(name: str) -> DistanceEntry:
 
 
 def extractor_of_distance(name: str) -> str | None:
-    """The name of the extractor that a distance compares features of; None where it needs none.
+    """The name of the extractor whose features a distance compares; None if it needs none.
 
     `feature` alone means `feature:auto`, the extractor that the model brings.
     """
@@ -109,7 +109,7 @@ def make_distance(
     """The distance of a name.
 
     Args:
-        extractor: what `feature` compares; see `extractor_of_distance`.
+        extractor: makes the features that `feature` compares; see `extractor_of_distance`.
         trunk, random_trunk, upsample: see `LPIPS`.
 
     Raises InputError for an unknown name, an extractor that is missing or has no gradient, and a
@@ -143,10 +143,10 @@ def make_distance(
 def check_distance(
     distance: Distance, shape: Sequence[int], device: torch.device | str = "cpu"
 ) -> None:
-    """Compare two samples of a shape once: for a user's distance, before any work depends on it.
+    """Try a distance on two samples of a shape, before any work depends on it.
 
-    Raises InputError where the call fails, where the result is not [B] finite numbers, and where
-    it has no gradient with respect to the samples.
+    Raises InputError if the call fails, if the result is not [B] finite numbers, or if it has no
+    gradient with respect to the samples.
     """
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.rand(2, *shape, generator=generator) * 2 - 1 for _ in range(2))
@@ -155,7 +155,7 @@ def check_distance(
         found = distance(a, b.to(device))
     except InputError:
         raise
-    except Exception as error:  # it is somebody else's code: anything may come
+    except Exception as error:  # a user's code may raise anything
         raise InputError(
             f"distance {distance.name}: fails on samples {tuple(a.shape)} "
             f"({type(error).__name__}: {error})"
@@ -192,7 +192,12 @@ def _of_user(name: str, found: Callable[..., Any]) -> Distance:
             f"distance {name!r}: takes {', '.join(p.name for p in needed)}; it must be a function "
             "(a, b) -> [B], or take nothing and return a ld3_dist.core.distance.Distance"
         )
-    made = found()
+    try:
+        made = found()
+    except Exception as error:  # it is somebody else's code: anything may come
+        raise InputError(
+            f"distance {name!r}: cannot be made ({type(error).__name__}: {error})"
+        ) from error
     if not isinstance(made, Distance):
         raise InputError(
             f"distance {name!r}: returned {type(made).__name__}; a factory must return a "

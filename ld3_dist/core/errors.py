@@ -4,13 +4,15 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message is all they need to mend it (exit code 2,
-    no traceback).
+    """Something the user gave cannot be used.
+
+    The message says all they need to mend it. On the command line it is shown without a traceback,
+    and the exit code is 2.
     """
 
 
 def unknown(what: str, value: object, known: list[str] | tuple[str, ...]) -> InputError:
-    """'unknown solver "uni-pc": did you mean unipc-3? One of …'."""
+    """The error for a name that is not known: it suggests the nearest known one and lists all."""
     from difflib import get_close_matches
 
     near = get_close_matches(str(value), known, n=1, cutoff=0.5)

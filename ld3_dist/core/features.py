@@ -1,9 +1,9 @@
 """Features of images, and the statistics of the images that samples are compared with.
 
-A model may bring its own feature extractor, and its data or statistics of it; metrics and
-distances use them. The types are here so that models and metrics need not import each other.
-
     m = E f,   C = E (f - m)(f - m)^T        of features f = f(image), [F] and [F, F]
+
+A model may bring its own feature extractor, and its data or the statistics of its data; metrics
+and distances use them. The types are here so that models and metrics need not import each other.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from .errors import InputError
 class Extractor:
     """A function from images [B, C, H, W] in [-1, 1] to features [B, F].
 
-    name: for the rows.  hash: of everything that determines the features (the network's weights).
+    name: written to the rows.
+    hash: of everything that determines the features, such as the network's weights.
     features: images -> [B, F], on the images' device.
     maps: images -> the tensors that a feature distance compares, each [B, F] or [B, C, H, W]; the
         features alone if not given.
-    differentiable: False where these have no gradient with respect to the images, as of an
-        extractor that rounds them to bytes; it then serves metrics, but no distance.
     class_scores: features [B, F] -> logits [B, classes] of a classifier, for an Inception score.
+    differentiable: False if the features have no gradient with respect to the images, for example
+        because the extractor rounds them to bytes. Metrics can use it then; distances cannot.
     """
 
     name: str
@@ -74,13 +75,11 @@ class FeatureMoments:
             value = getattr(self, key)
             if not torch.isfinite(value).all():
                 raise InputError(f"moments: {key} has numbers that are not finite")
-            object.__setattr__(self, key, value.detach().to("cpu", torch.float64))
+            object.__setattr__(self, key, value.detach().cpu().double())
 
     @cached_property
     def root(self) -> Tensor:
-        """Symmetric square root of the covariance, made once: many sets are compared with one
-        reference.
-        """
+        """The symmetric square root of the covariance, made once for many comparisons."""
         values, vectors = torch.linalg.eigh((self.covariance + self.covariance.T) / 2)
         return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
@@ -89,9 +88,9 @@ class FeatureMoments:
 class Reference:
     """Statistics of the images that samples are compared with.
 
-    moments: of all of them.
-    features: [N, F] of as many of them as are known one by one; None where the moments are all.
-    name: for the rows.
+    moments: mean and covariance of all their features.
+    features: [N, F], of those images that are known one by one; None if only the moments are.
+    name: written to the rows.
     """
 
     moments: FeatureMoments

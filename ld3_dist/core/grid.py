@@ -5,9 +5,10 @@ A grid is what a schedule decides:
     knots   t_0 > t_1 > … > t_N     the integration times, from t_max to t_min          [*K, N+1]
     evals   tau_0 … tau_{E-1}       the time handed to the network at each evaluation   [*K, E]
 
-A coupled grid has evals at the solver's nominal times; LD3 (arXiv 2405.15506, section 3.3)
-decouples them. Leading dimensions *K are members learned side by side. Knots and evals are float64
-and live on the CPU unless learning on a device that has float64."""
+A coupled grid has its evals at the solver's nominal times; LD3 (arXiv 2405.15506, section 3.3)
+decouples them. The leading dimensions *K are members that are learned side by side. Knots and evals
+are float64, and live on the CPU unless learning runs on a device that has float64.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +23,16 @@ from .errors import InputError, unknown
 from .noise import NoiseSchedule
 
 SOFT_LAM = math.log(1e3)
-"""Where lam is infinite at an end of the schedule, discretizations uniform in lam start at this
-|lam| instead.
-"""
+"""Stands for |lam| at an end of the schedule where lam is infinite."""
 
 
 @dataclass(frozen=True)
 class Grid:
     """Integration times and network times; validates itself.
 
-    Raises InputError naming the index and the value for knots that do not decrease strictly, for
-    anything not finite or negative, and for shapes that do not fit."""
+    Raises InputError for knots that do not decrease strictly, for times that are negative or not
+    finite, naming the index and the value, and for shapes that do not fit.
+    """
 
     knots: Tensor
     evals: Tensor
@@ -46,8 +46,8 @@ class Grid:
         if evals.ndim == 0 or evals.shape[-1] < 1 or evals.shape[:-1] != knots.shape[:-1]:
             raise InputError(
                 f"evals: shape {tuple(evals.shape)} does not fit knots of shape "
-                f"{tuple(knots.shape)}: "
-                "the leading dimensions must agree, with at least one network time"
+                f"{tuple(knots.shape)}: the leading dimensions must agree, with at least one "
+                "network time"
             )
         for name, times in (("knots", knots), ("evals", evals)):
             _demand(name, times, (times >= 0) & (times < torch.inf), "is not a finite time >= 0")
@@ -83,7 +83,7 @@ class Grid:
 
 
 def _demand(name: str, values: Tensor, ok: Tensor, complaint: str, shift: int = 0) -> None:
-    # on an accelerator the check would stall the queue
+    # only on the CPU: on an accelerator the check would wait for all queued work
     if values.device.type == "cpu" and not bool(ok.all()):
         index = tuple((~ok).nonzero()[0].tolist())
         place = ", ".join(map(str, (*index[:-1], index[-1] + shift)))
@@ -91,9 +91,7 @@ def _demand(name: str, values: Tensor, ok: Tensor, complaint: str, shift: int = 
 
 
 def lam_range(noise: NoiseSchedule) -> tuple[float, float]:
-    """lam at t_max and at t_min, softened to ±SOFT_LAM where the schedule ends in pure noise or
-    pure data.
-    """
+    """lam at t_max and at t_min; ±SOFT_LAM at an end of pure noise or pure data."""
     ends = noise.lam(torch.tensor([noise.t_max, noise.t_min], dtype=torch.float64)).tolist()
     low = -SOFT_LAM if noise.starts_at_pure_noise else ends[0]
     return low, (SOFT_LAM if ends[1] > 15 else ends[1])
@@ -107,35 +105,34 @@ def _uniform(noise: NoiseSchedule, u: Tensor) -> Tensor:
 
 
 def _polynomial(noise: NoiseSchedule, u: Tensor, rho: float) -> Tensor:
-    """(t_max^(1/rho) + u (t_min^(1/rho) - t_max^(1/rho)))^rho; rho = 2 is 'quadratic' (Song et al.
-    2020, DDIM).
+    """(t_max^(1/rho) + u (t_min^(1/rho) - t_max^(1/rho)))^rho.
+
+    rho = 2 is 'quadratic' (DDIM, Song et al. 2020, arXiv 2010.02502).
     """
     a, b = noise.t_max ** (1 / rho), noise.t_min ** (1 / rho)
     return (a + u * (b - a)) ** rho
 
 
 def _log_snr(noise: NoiseSchedule, u: Tensor) -> Tensor:
-    """Uniform in lam (Lu et al. 2022)."""
+    """Uniform in lam (Lu et al. 2022, arXiv 2206.00927)."""
     low, high = lam_range(noise)
     return noise.inverse(low + u * (high - low))
 
 
 def _karras(noise: NoiseSchedule, u: Tensor, rho: float = 7.0) -> Tensor:
-    """Polynomial in the variance-exploding noise level sigma / alpha (Karras et al. 2022, eq. 5)."""
+    """Polynomial in the noise level sigma / alpha (Karras et al. 2022, arXiv 2206.00364, eq. 5)."""
     low, high = lam_range(noise)
     a, b = math.exp(-low / rho), math.exp(-high / rho)
     return noise.inverse(-rho * (a + u * (b - a)).log())
 
 
 def _cosine(noise: NoiseSchedule, u: Tensor) -> Tensor:
-    """Dense at both ends: the Chebyshev extrema (1 + cos(pi u)) / 2."""
+    """Dense at both ends: the Chebyshev extrema (1 + cos(pi u)) / 2 in time."""
     return noise.t_min + (noise.t_max - noise.t_min) * (1 + (math.pi * u).cos()) / 2
 
 
 def _beta(noise: NoiseSchedule, u: Tensor, a: float = 0.6, b: float = 0.6) -> Tensor:
-    """Quantiles of Beta(a, b) in time (Lee et al. 2024, 'Beta Sampling is All You Need', arXiv
-    2407.12173).
-    """
+    """Quantiles of Beta(a, b) in time (Beta Sampling, Lee et al. 2024, arXiv 2407.12173)."""
     from scipy.special import betaincinv
 
     return noise.t_min + (noise.t_max - noise.t_min) * torch.as_tensor(
@@ -148,13 +145,14 @@ AYS = {
     "ays-sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
     "ays-svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
 }
-"""Align Your Steps (Sabour et al. 2024, arXiv 2404.14507): sigma / alpha of ten steps, for the
-models in the names.
+"""Align Your Steps (Sabour et al. 2024, arXiv 2404.14507): sigma / alpha at the knots of ten steps.
+
+Each table is for the model in its name.
 """
 
 
 def _ays(noise: NoiseSchedule, u: Tensor, table: str) -> Tensor:
-    """The published table, log-linearly interpolated in sigma / alpha, as its authors prescribe."""
+    """The published table, interpolated linearly in log(sigma / alpha), as its authors do."""
     import numpy as np
 
     log_sigma = np.log(AYS[table])
@@ -174,8 +172,7 @@ DISCRETIZATIONS = (*_RULES, "quadratic", "poly-<rho>", *AYS)
 
 
 def discretize(noise: NoiseSchedule, steps: int, name: str) -> Tensor:
-    """Knots [steps + 1] of a hand-made discretization, float64, from exactly t_max to exactly
-    t_min.
+    """Knots [steps + 1] of a hand-made discretization, float64, from t_max to t_min exactly.
 
     Args:
         name: uniform, quadratic, poly-<rho> (in time), log_snr, karras, cosine, beta, ays-sd15,
@@ -183,7 +180,7 @@ def discretize(noise: NoiseSchedule, steps: int, name: str) -> Tensor:
 
     Raises:
         InputError: unknown name, steps < 1, or a discretization that does not decrease on this
-        schedule.
+            schedule.
     """
     if steps < 1:
         raise InputError(f"steps = {steps}: a grid needs at least one step")
@@ -204,12 +201,14 @@ def discretize(noise: NoiseSchedule, steps: int, name: str) -> Tensor:
 
 
 def resample(noise: NoiseSchedule, knots: Tensor, steps: int) -> Tensor:
-    """A grid [N+1] with another number of steps, [steps + 1]: lam over the share of steps,
-    interpolated monotonely.
+    """A grid with another number of steps: knots [N+1] -> [steps + 1].
 
-    Cubic between knots, with the harmonic mean of the slopes on both sides at each (Fritsch and
-    Butland 1984, doi 10.1137/0905021). A good grid for N steps is a good start for N + 2. Raises
-    InputError for steps < 1 and for what is no grid of this schedule."""
+    A monotone cubic through the points (i / N, lam_i) is read at (k / steps). Its slope at a knot
+    is the harmonic mean of the slopes on both sides (Fritsch & Butland 1984, doi 10.1137/0905021).
+    A good grid for N steps is a good start for N + 2.
+
+    Raises InputError for steps < 1 and for knots that are no grid of this schedule.
+    """
     if steps < 1:
         raise InputError(f"steps = {steps}: a grid needs at least one step")
     start = Grid(knots.double(), knots[:-1].double()).within(noise).knots

@@ -1,10 +1,10 @@
-"""LPIPS, a distance of images by features of a classifier with learned weights.
+"""LPIPS: a distance between images on the features of a classifier, with learned weights.
 
     d(a, b) = sum over layers of the mean over positions of sum_c w_c (u_a - u_b)_c^2
 
-where u is the unit vector of a layer's channels at a position, and w >= 0 are learned weights of
-the channels (Zhang et al. 2018, arXiv 1801.03924). The weights w come with the package `lpips`, the
-classifier's (the trunk's) from a local file.
+Here u is the unit vector of a layer's channels at a position, and w_c >= 0 is the learned weight of
+channel c (Zhang et al. 2018, arXiv 1801.03924). The weights w come with the package `lpips`; the
+weights of the classifier, called the trunk, are read from a local file.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from .comparison import Distance, unit_channels
 from .errors import InputError, unknown
 
 MIN_SIDE = {"alex": 31, "vgg": 16, "squeeze": 17}
-"""Smallest side of an image that survives the pooling of an LPIPS trunk."""
+"""The smallest side of an image that survives the pooling of an LPIPS trunk."""
 
 UPSAMPLED_SIDE = 64
-"""Smallest side that too small images are enlarged to when asked."""
+"""The side that too small images are enlarged to, if asked for."""
 
 TRUNK_FILES = {
     "alex": "alexnet-owt-7be5be79.pth",
@@ -38,12 +38,12 @@ class LPIPS(Distance):
 
     Args:
         net: "alex", "vgg" or "squeeze".
-        trunk: weights file of the trunk as torchvision publishes it; by default looked for in
+        trunk: weights file of the trunk as torchvision publishes it; by default the one in
             torch.hub's folder.
-        random_trunk: use random weights instead, always the same ones (for tests; it is still a
-            distance).
-        upsample: enlarge images that are too small for the trunk to a smallest side of
-            UPSAMPLED_SIDE; otherwise they are an InputError.
+        random_trunk: use random weights instead, always the same ones (for tests; the result is
+            still a distance).
+        upsample: enlarge images that are too small for the trunk until their smallest side is
+            UPSAMPLED_SIDE. Without it they raise InputError.
     """
 
     def __init__(
@@ -58,11 +58,10 @@ class LPIPS(Distance):
             raise unknown("LPIPS network", net, list(MIN_SIDE))
         self.net, self.upsample, self.name = net, upsample, f"lpips-{net}"
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # the package still speaks torchvision's older dialect
+            # the package calls torchvision with arguments that are deprecated by now
+            warnings.simplefilter("ignore", UserWarning)
             torch.manual_seed(0)
-            # random here in any case: the package's own way to weights is a download
+            # random at first in any case: the package itself would download the weights
             self.model = _package().LPIPS(net=net, pnet_rand=True, verbose=False)
         if not random_trunk:
             _load_trunk(
@@ -71,31 +70,29 @@ class LPIPS(Distance):
         self.model.eval().requires_grad_(False)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Unit channels of every layer, on the trunk's device and in its dtype."""
+        """Maps of every layer, with channels of unit length, on the trunk's device and dtype."""
         scale = self.model.scaling_layer
         return [
             unit_channels(layer) for layer in self.model.net(scale(self._fit(x.to(scale.shift))))
         ]
 
     def between(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-        """The learned, non-negative weighting of squared differences, averaged over positions,
-        summed over layers.
-        """
+        """Squared differences, weighted by channel, averaged over positions, summed over layers."""
         gaps = [
             head((f - g.to(f)).square()) for head, f, g in zip(self.model.lins, a, b, strict=True)
         ]  # [B, 1, h, w]
         return torch.stack([gap.mean((1, 2, 3)) for gap in gaps]).sum(0)
 
     def train(self, mode: bool = True) -> LPIPS:
-        """Stays in eval mode: the heads have dropout."""
+        """Stay in evaluation mode: the heads have dropout."""
         super().train(False)
         return self
 
     def _fit(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise InputError(
-                f"{self.name} compares images [B, 1 or 3, H, W], got {tuple(x.shape)}; use l2 or "
-                f"feature"
+                f"{self.name} compares images [B, 1 or 3, H, W], got {tuple(x.shape)}; "
+                "use l2 or feature"
             )
         side = min(x.shape[-2:])
         if side >= MIN_SIDE[self.net]:
@@ -103,15 +100,14 @@ class LPIPS(Distance):
         if not self.upsample:
             raise InputError(
                 f"{self.name} needs images of at least {MIN_SIDE[self.net]} pixels a side, got "
-                f"{tuple(x.shape[-2:])}; "
-                "set upsample: true to enlarge them, or use l2 or feature"
+                f"{tuple(x.shape[-2:])}; set upsample: true to enlarge them, or use l2 or feature"
             )
         size = [round(length * UPSAMPLED_SIDE / side) for length in x.shape[-2:]]
         return nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 def default_trunk(net: str) -> Path:
-    """Where torchvision keeps the weights of an LPIPS trunk once it has downloaded them."""
+    """The file in which torchvision keeps the weights of an LPIPS trunk after a download."""
     return Path(torch.hub.get_dir(), "checkpoints", TRUNK_FILES[net])
 
 
@@ -126,14 +122,15 @@ def _package() -> Any:
 
 
 def _load_trunk(trunk: nn.Module, net: str, file: Path) -> None:
-    """Copy the weights of a torchvision classifier's `features` into the slices that the package
-    cuts it into.
+    """Load the weights of a torchvision classifier into a trunk.
+
+    The package `lpips` cuts the classifier's `features` into slices; the layers keep their numbers.
     """
     if not file.is_file():
         raise InputError(
             f"LPIPS trunk {file}: no such file; download {TRUNK_FILES[net]} from "
-            f"download.pytorch.org/models and "
-            "put it there, or name the file in the experiment (trunk: …)"
+            "download.pytorch.org/models and put it there, or name the file in the experiment "
+            "(trunk: …)"
         )
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
@@ -143,7 +140,7 @@ def _load_trunk(trunk: nn.Module, net: str, file: Path) -> None:
                 layer.load_state_dict(
                     {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
                 )
-    except Exception as error:  # whatever a wrong or truncated file makes torch raise
+    except Exception as error:  # a wrong or truncated file makes torch raise many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"LPIPS trunk {file}: not the weights of {TRUNK_FILES[net]} ({reason})"

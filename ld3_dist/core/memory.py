@@ -1,6 +1,4 @@
-"""As much at once as memory holds: work on many samples, in parts that get smaller when an
-allocation fails.
-"""
+"""Work on many samples in parts that fit into memory: a part is halved when an allocation fails."""
 
 from __future__ import annotations
 
@@ -17,16 +15,18 @@ Made = TypeVar("Made")
 log = logging.getLogger("ld3_dist")
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-"""What a RuntimeError of MPS, of the CPU's allocator, of a CUDA library says when there is none
-left.
+"""Words by which a RuntimeError of MPS, the CPU's allocator or a CUDA library means lack of memory.
+
+PyTorch's own OutOfMemoryError is raised by CUDA's allocator alone.
 """
 
 
 def in_parts(count: int, batch: int, run: Callable[[slice], Made], name: str) -> list[Made]:
-    """`run(part)` for slices of at most `batch` of `count` samples, in order; without gradients.
+    """Call `run(part)` for slices of at most `batch` of `count` samples, in order, no gradients.
 
-    Where memory runs out, half as many go on at once. Raises InputError, about `name`, where one
-    sample does not fit."""
+    When memory runs out, the parts are halved from there on. Raises InputError that begins with
+    `name` if a single sample does not fit.
+    """
     made: list[Made] = []
     done = 0
     while done < count:
@@ -50,15 +50,16 @@ def in_parts(count: int, batch: int, run: Callable[[slice], Made], name: str) ->
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Does an error say that an allocation failed?"""
+    """Return True if an error says that an allocation failed."""
     return isinstance(error, torch.OutOfMemoryError) or any(
         sign in str(error) for sign in OUT_OF_MEMORY
     )
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device: what the driver has left and what the
-    allocator holds unused.
+    """Bytes that can still be allocated on a device.
+
+    On CUDA these are the driver's free bytes and those that PyTorch has reserved but does not use.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -3,21 +3,22 @@
     x_t = alpha(t) x_0 + sigma(t) z,        z ~ N(0, I)
     lam(t) = log(alpha(t) / sigma(t))       half-log-SNR, strictly decreasing in t
 
-A schedule knows alpha, sigma, their time derivatives, lam and the inverse of lam. Everything is
-ordinary differentiable torch code that works in the dtype of its argument (the solvers use float64)
-and maps times [...] -> [...].
+A schedule knows alpha, sigma, their time derivatives, lam and the inverse of lam. All of them are
+ordinary differentiable torch code. They work in the dtype of their argument (the solvers use
+float64) and map times [...] -> [...].
 
-Times run backwards when sampling, from `t_max` (noise) to `t_min` (data). Where alpha is zero at
-t_max (flow matching, zero-terminal-SNR models) or sigma at t_min, lam is kept finite by flooring
-both at `FLOOR`; no coefficient of a solver then sees an infinity, and the error is of the order of
-`FLOOR`.
+When sampling, time runs backwards from `t_max` (noise) to `t_min` (data). Alpha may be zero at
+t_max (flow matching, zero-terminal-SNR models), and sigma at t_min. Both are then replaced by
+`FLOOR` in lam, so that lam is finite everywhere and no coefficient of a solver is infinite; the
+error is of the order of `FLOOR`.
 
-A noise schedule of one's own is a frozen dataclass that derives from `NoiseSchedule` and whose
-fields are numbers, words, lists of them or tables; `@noise_schedules.register("name")` gives it a
-name that schedule files can hold.
+A noise schedule of your own is a frozen dataclass that derives from `NoiseSchedule`. Its fields are
+numbers, words, lists of them, or tables. `@noise_schedules.register("name")` gives it a name that
+schedule files can hold.
 
 Sources: Karras et al. 2022 (arXiv 2206.00364), Song et al. 2021 (2011.13456), Nichol & Dhariwal
-2021 (2102.09672), Lu et al. 2022 (2206.00927), Lipman et al. 2023 (2210.02747)."""
+2021 (2102.09672), Lu et al. 2022 (2206.00927), Lipman et al. 2023 (2210.02747).
+"""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ class NoiseSchedule(ABC):
     t_min: float
     t_max: float
     latest = math.inf
-    """The largest time at which the formulas hold."""
+    """The largest time for which the formulas are valid."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.t_min < self.t_max <= self.latest:
@@ -52,7 +53,7 @@ class NoiseSchedule(ABC):
 
     @property
     def prior_scale(self) -> float:
-        """x_T = prior_scale * unit noise."""
+        """The scale of the starting noise: x_T = prior_scale * unit noise."""
         return 1.0
 
     @abstractmethod
@@ -81,9 +82,7 @@ class NoiseSchedule(ABC):
 
     @cached_property
     def starts_at_pure_noise(self) -> bool:
-        """True where alpha(t_max) is zero, so that x_T carries no signal and noise rules are
-        singular there.
-        """
+        """True if alpha(t_max) is zero: x_T carries no signal, and rules on noise are singular."""
         return float(self.alpha(torch.tensor(self.t_max, dtype=torch.float64))) < 1e-6
 
 
@@ -92,7 +91,7 @@ noise_schedules: Registry[type[NoiseSchedule]] = Registry("noise schedule")
 
 
 class NoiseIsTime(NoiseSchedule):
-    """sigma(t) = t."""
+    """A schedule whose time is the noise level: sigma(t) = t."""
 
     def sigma(self, t: Tensor) -> Tensor:
         return t
@@ -130,7 +129,10 @@ class EDM(NoiseIsTime):
 @noise_schedules.register("flow")
 @dataclass(frozen=True)
 class FlowMatching(NoiseIsTime):
-    """The straight path alpha = 1 - t, sigma = t of flow matching / rectified flow; alpha(1) = 0."""
+    """The straight path of flow matching and rectified flow: alpha = 1 - t, sigma = t.
+
+    (Lipman et al. 2023.) alpha(1) = 0.
+    """
 
     t_min: float = 1e-3
     t_max: float = 1.0
@@ -149,7 +151,7 @@ class FlowMatching(NoiseIsTime):
 
 
 class VariancePreserving(NoiseSchedule):
-    """alpha^2 + sigma^2 = 1; a subclass gives log alpha with its derivative, and the inverse."""
+    """alpha^2 + sigma^2 = 1; a subclass gives log alpha, its derivative, and the inverse of lam."""
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,14 +211,18 @@ class VPLinear(VariancePreserving):
 
     def inverse(self, lam: Tensor) -> Tensor:
         span = self.beta_1 - self.beta_0
-        s = -4 * span * _log_alpha(lam)  # the root of the quadratic is written without cancellation
+        # log alpha is quadratic in t; its root is written so that nothing cancels
+        s = -4 * span * _log_alpha(lam)
         return s / ((self.beta_0**2 + s).sqrt() + self.beta_0) / span
 
 
 @noise_schedules.register("vp-cosine")
 @dataclass(frozen=True)
 class VPCosine(VariancePreserving):
-    """alpha(t) = cos(pi/2 (t+s)/(1+s)) / cos(pi/2 s/(1+s)) (Nichol & Dhariwal 2021); alpha(1) = 0."""
+    """alpha(t) = cos(pi/2 (t+s)/(1+s)) / cos(pi/2 s/(1+s)) (Nichol & Dhariwal 2021).
+
+    alpha(1) = 0.
+    """
 
     s: float = 0.008
     t_min: float = 1e-3
@@ -242,15 +248,17 @@ class VPCosine(VariancePreserving):
 @noise_schedules.register("vp-discrete")
 @dataclass(frozen=True, eq=False)
 class VPDiscrete(VariancePreserving):
-    """A schedule given as a table `alphas_cumprod [n]`, alpha_k^2 at network steps k = 0 … n-1.
+    """A schedule given as a table `alphas_cumprod` [n]: alpha_k^2 at network steps k = 0 … n-1.
 
-    Time is t = (k + 1) / n as in DPM-Solver. lam(t) is the monotone rational quadratic interpolant
-    of the table (Gregory & Delbourgo 1982): strictly decreasing, continuously differentiable, and
-    with an inverse in closed form. A linear interpolant would give solvers of order 2 and more a
-    kink every 1/n; a cubic one has no such inverse.
+    Time is t = (k + 1) / n, as in DPM-Solver (Lu et al. 2022). Between the entries, lam(t) is the
+    monotone rational quadratic interpolant of the table (Gregory & Delbourgo 1982, doi
+    10.1093/imanum/2.2.123). It is strictly decreasing and continuously differentiable, and its
+    inverse has a closed form. A linear interpolant would have a kink every 1/n, which spoils the
+    order of solvers of order 2 and more; a cubic one has no such inverse.
 
-    Raises ValueError when the table is not strictly decreasing inside [0, 1] or has fewer than 3
-    entries."""
+    Raises ValueError for a table that has fewer than 3 entries, does not decrease strictly, or
+    leaves [0, 1].
+    """
 
     alphas_cumprod: Tensor
     t_min: float = 0.0
@@ -261,7 +269,7 @@ class VPDiscrete(VariancePreserving):
         a2 = torch.as_tensor(self.alphas_cumprod, dtype=torch.float64).detach().cpu()
         if a2.ndim != 1 or len(a2) < 3:
             raise ValueError(
-                f"VPDiscrete: alphas_cumprod must be a vector of at least 3, got shape "
+                "VPDiscrete: alphas_cumprod must be a vector of at least 3 numbers, got shape "
                 f"{tuple(a2.shape)}"
             )
         before = torch.cat([a2.new_tensor([1 + 1e-12]), a2[:-1]])
@@ -284,7 +292,7 @@ class VPDiscrete(VariancePreserving):
 
     @property
     def steps(self) -> int:
-        """Number n of entries of the table."""
+        """The number n of entries of the table."""
         return len(self.alphas_cumprod)
 
     def network_time(self, t: Tensor) -> Tensor:
@@ -315,17 +323,21 @@ class VPDiscrete(VariancePreserving):
 
 
 def _segments(y: Tensor) -> Tensor:
-    """Start, rise, slope and bend of each segment [n-1, 4] of a strictly monotone table.
+    """Start, rise, slope and bend of each segment of a strictly monotone table, [n-1, 4].
 
-    Slopes (per unit index) are harmonic means of neighbouring rises; the bend is both slopes less
-    twice the rise."""
+    The slope at an entry, per unit of the index, is the harmonic mean of the rises on both sides.
+    The bend of a segment is the sum of the slopes at its ends minus twice its rise.
+    """
     rise = y.diff()
     slope = torch.cat([rise[:1], 2 * rise[1:] * rise[:-1] / (rise[1:] + rise[:-1]), rise[-1:]])
     return torch.stack([y[:-1], rise, slope[:-1], slope[:-1] + slope[1:] - 2 * rise], -1)
 
 
 def same_noise(a: NoiseSchedule, b: NoiseSchedule) -> bool:
-    """True for two noise schedules of one kind with the same parameters: times of one fit the other."""
+    """Return True if two noise schedules have one kind and equal parameters.
+
+    Times of one then mean the same for the other.
+    """
     if a is b:
         return True
     if type(a) is not type(b):

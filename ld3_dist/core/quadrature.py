@@ -1,8 +1,9 @@
-"""Gauss-Legendre quadrature: int_0^1 f(s) ds ~ sum_k w_k f(s_k), exact for polynomials of degree
-2n - 1.
+"""Gauss-Legendre quadrature.
 
-The numbers are a table because `core` runs where only PyTorch is installed, and PyTorch has no
-function for them.
+    int_0^1 f(s) ds ~ sum_{k=1}^n w_k f(s_k)        exact for polynomials of degree 2n - 1
+
+(Abramowitz & Stegun 1964, section 25.4.30.) The numbers are a table because `core` runs where only
+PyTorch is installed, and PyTorch has no function for them.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ RIGHT_HALF: dict[int, tuple[tuple[float, float], ...]] = {
 
 @cache
 def gauss_legendre(n: int = 32) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1], float64 [n], for n = 16 and 32.
+    """Nodes s_k and weights w_k on [0, 1], float64 [n] each, for n = 16 and 32.
 
-    32 are exact to rounding for e^-lam between any two ends of a schedule.
+    With n = 32 the integral of e^-lam over any step of a schedule is exact to rounding.
     """
     x, w = torch.tensor(RIGHT_HALF[n], dtype=torch.float64).unbind(1)
     return (torch.cat([-x.flip(0), x]) + 1) / 2, torch.cat([w.flip(0), w]) / 2

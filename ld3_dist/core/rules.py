@@ -1,13 +1,16 @@
-"""The rules of the solvers: each says how states are made from those before, as two matrices (see
-`solver`).
+"""The rules of the solvers: each gives the two matrices by which a state follows from those before.
 
-    y_{i+1} = sum_{j<=i} carry_ij y_j + inject_ij m_j          carry, inject [K, E, E], lower
-    triangular
+    y_{i+1} = sum_{j<=i} carry_ij y_j + inject_ij m_j
+                                                carry and inject [K, E, E], lower triangular
 
-Rules on data write `inject` directly. Rules on noise or velocity weigh eps_j = (y_j - alpha(tau_j)
-m_j) / sigma(tau_j), tau_j the network's own time (for y_0 = x_T the true one), which `on_noise`
-turns into the two. A rule handles all steps and members at once; where a step is too early for its
-order, its history is padded with ghost knots without weight."""
+Rules on data write `inject` directly. Rules on noise or velocity put weights on
+
+    eps_j = (y_j - alpha(tau_j) m_j) / sigma(tau_j)
+
+where tau_j is the network's own time (for y_0 = x_T the true one); `on_noise` turns such weights
+into the two matrices. A rule handles all steps and members at once. The first steps have too little
+history for their order; ghost knots with weight zero fill it up.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,10 @@ Step = tuple[Tensor, Tensor]
 
 
 class Points:
-    """alpha, sigma and lam at the knots t [K, N+1], steps h in lam [K, N], network times tau [K,
-    E].
+    """The numbers a rule works with, for K grids at once.
+
+    Knots t with alpha, sigma and lam there [K, N+1]; steps h in lam [K, N]; network times tau
+    [K, E].
     """
 
     def __init__(self, noise: NoiseSchedule, t: Tensor, tau: Tensor) -> None:
@@ -40,8 +45,9 @@ class Points:
 
 
 def orders(p: int, N: int, lower_order_final: bool | None) -> list[int]:
-    """Order of each step: 1, 2, … p, and p-1, …, 1 at the end where the method lowers it (None:
-    below 15 steps).
+    """The order of each step: 1, 2, …, p, and p-1, …, 1 at the end with `lower_order_final`.
+
+    None lowers it for grids of fewer than 15 steps.
     """
     lower = N < 15 if lower_order_final is None else lower_order_final
     return [min(p, i + 1, N - i if lower else p) for i in range(N)]
@@ -49,7 +55,7 @@ def orders(p: int, N: int, lower_order_final: bool | None) -> list[int]:
 
 @cache
 def places(steps: tuple[int, ...], of: tuple[tuple[int, int], ...], ahead: int) -> Tensor:
-    """Where in row i a weight of (order, lag) belongs, one-hot [N, J, N]: see `banded`."""
+    """The column in row i for each (order, lag) in `of`, one-hot [N, J, N]; see `banded`."""
     columns = range(len(steps))
     found = [
         [[float(p == o and i + ahead - k == j) for j in columns] for o, k in of]
@@ -59,10 +65,10 @@ def places(steps: tuple[int, ...], of: tuple[tuple[int, int], ...], ahead: int) 
 
 
 def banded(steps: list[int], weights: Callable[[int], list[Tensor]], ahead: int = 0) -> Tensor:
-    """Weights as a matrix [K, N, N], each row's by its own order: lag k of step i in column i +
-    ahead - k.
+    """A matrix of weights [K, N, N]: the weight of step i for lag k stands in column i + ahead - k.
 
-    weights(p) are those of order p at all steps, [K, N] a lag.
+    Each row takes the weights of its own order from `steps`. weights(p) returns the weights of
+    order p at all steps, one tensor [K, N] per lag.
     """
     found = {(p, k): w for p in sorted(set(steps)) for k, w in enumerate(weights(p))}
     w = torch.stack(list(found.values()))
@@ -70,8 +76,9 @@ def banded(steps: list[int], weights: Callable[[int], list[Tensor]], ahead: int 
 
 
 def history(u: Tensor, order: int) -> list[Tensor]:
-    """u [K, N+1] at the start of each step and before it: u_i, u_{i-1}, … [K, N]; ghosts before the
-    first knot.
+    """u [K, N+1] at the start of each step and before: u_i, u_{i-1}, …, `order` tensors [K, N].
+
+    Before the first knot there are ghost knots, as far apart as the first two knots are.
     """
     ghosts = u[:, :1] + (u[:, :1] - u[:, 1:2]) * torch.arange(order - 1, 0, -1).to(u)
     past = torch.cat([ghosts, u[:, :-1]], 1)
@@ -79,18 +86,20 @@ def history(u: Tensor, order: int) -> list[Tensor]:
 
 
 def phi(h: Tensor, n: int) -> list[Tensor]:
-    """phi_1 … phi_n of -h, the moments of e^-lam on a step: phi_k = int_0^1 e^{-h (1 - s)} s^{k-1}
-    / (k-1)! ds.
+    """phi_1 … phi_n of -h, the moments of the exponential on a step (Lu et al. 2022).
 
-    By quadrature: the recurrence phi_{k+1} = (1/k! - phi_k) / h loses k digits of h where steps are
-    small."""
+        phi_k(-h) = int_0^1 e^{-h (1 - s)} s^{k-1} / (k-1)! ds
+
+    They are integrated numerically. The recurrence phi_{k+1} = (1/k! - phi_k) / h would lose all
+    digits on small steps.
+    """
     to_end, powers = (v.to(h) for v in exponential_moments(n))
     return list((torch.exp(-h[..., None] * to_end) @ powers).unbind(-1))
 
 
 @cache
 def exponential_moments(n: int) -> tuple[Tensor, Tensor]:
-    """Of the quadrature: 1 - s at its nodes [q], and weights of phi_1 … phi_n [q, n]."""
+    """For the quadrature of `phi`: 1 - s at the nodes [q], and weights of phi_1 … phi_n [q, n]."""
     s, w = gauss_legendre()
     return 1 - s, torch.stack(
         [w * s ** (k - 1) / math.factorial(k - 1) for k in range(1, n + 1)], -1
@@ -101,18 +110,19 @@ def exponential_moments(n: int) -> tuple[Tensor, Tensor]:
 
 
 def dpmpp(points: Points, p: int, lower_order_final: bool | None) -> Step:
-    """DPM-Solver++ multistep (Lu et al. 2022, arXiv 2211.01095, algorithm 2; order 3 from its
-    code).
+    """DPM-Solver++ multistep (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
 
-    Order 3 is kept as published and as everybody runs it: its D_2 is half the second derivative
-    that Taylor's formula asks for, so that it converges with order 2."""
+    Order 3 follows the authors' code, as everybody runs it. Its D_2 is half of what Taylor's
+    formula asks for, and so it converges with order 2.
+    """
     h, lam = points.h, history(points.lam, p)
     r = [(lam[k] - lam[k + 1]) / h for k in range(p - 1)]
     f_1, f_2, f_3 = (h * f for f in phi(h, 3))
 
     def weights(order: int) -> list[Tensor]:
-        """Of m_i, m_{i-1}, …, over alpha: h phi_1 m_i + h phi_2 D_1 + h phi_3 D_2 in divided
-        differences.
+        """Weights of m_i, m_{i-1}, …, over alpha: h (phi_1 m_i + phi_2 D_1 + phi_3 D_2).
+
+        D_1 and D_2 are divided differences of the outputs.
         """
         if order == 1:
             return [f_1]
@@ -130,19 +140,18 @@ def dpmpp(points: Points, p: int, lower_order_final: bool | None) -> Step:
 
 
 def unipc(points: Points, p: int, lower_order_final: bool | None, bh1: bool) -> Step:
-    """UniPC (Zhao et al. 2023, arXiv 2302.04867): a predictor, and a corrector that reuses the next
-    evaluation.
+    """UniPC (Zhao et al. 2023, arXiv 2302.04867): a predictor, and a corrector at no extra cost.
 
-    The network sees the predicted state y_i, and the corrected one is carried on: what the
-    corrector of step i - 1 adds to y_i enters step i. The last step is not corrected, so N steps
-    cost N evaluations. Order 1 of the corrector and order 2 of the predictor use 1/2, as published.
+    The network sees the predicted state y_i. The corrector of step i - 1 reuses that evaluation,
+    and its correction of y_i is added within step i. The last step is not corrected, so N steps
+    cost N evaluations. Order 1 of the corrector and order 2 of the predictor have the fixed weight
+    1/2, as published.
     """
     h, lam, f = points.h, history(points.lam, p), phi(points.h, p + 1)
     r = [(node - lam[0]) / h for node in lam[1:]]
-    b = [
-        math.factorial(k) * h * f[k] for k in range(p + 1)
-    ]  # times the published B(h), which thus drops out …
-    ahead, half = torch.ones_like(h), (h if bh1 else b[0]) / 2  # … but from the fixed halves
+    # b carries the published factor B(h), which therefore drops out of all weights but the halves
+    b = [math.factorial(k) * h * f[k] for k in range(p + 1)]
+    ahead, half = torch.ones_like(h), (h if bh1 else b[0]) / 2
 
     def predictor(order: int) -> list[Tensor]:
         """Weights of m_i, m_{i-1}, …, over alpha."""
@@ -164,7 +173,7 @@ def unipc(points: Points, p: int, lower_order_final: bool | None, bh1: bool) -> 
 
 
 def moments(nodes: list[Tensor], b: list[Tensor]) -> list[Tensor]:
-    """rho with sum_k rho_k nodes_k^(m-1) = b_m for up to three nodes, in closed form."""
+    """Solve sum_k rho_k nodes_k^(m-1) = b_m for rho in closed form, for up to three nodes."""
     if len(nodes) < 2:
         return b[: len(nodes)]
     x = torch.stack(nodes)
@@ -185,10 +194,13 @@ ADAMS_BASHFORTH = (
 
 
 def on_noise(points: Points, carry: Tensor, weights: Tensor, inject: Tensor | float = 0.0) -> Step:
-    """carry y_j + weights eps_j + inject m_j, with eps_j = (y_j - alpha(tau_j) m_j) / sigma(tau_j)."""
-    # x_T is noise of a level that is known. Taken at a moved network time, an error of eps in
-    # proportion to x_T would drown what the network has to say, and so would its gradient those of
-    # all other parameters.
+    """The step carry y_j + weights eps_j + inject m_j, with eps_j written out in y_j and m_j.
+
+    eps_j = (y_j - alpha(tau_j) m_j) / sigma(tau_j). Raises InputError where sigma(tau_j) is zero.
+    """
+    # The noise level of x_T is known exactly, so the first eps is taken at t_0 even if the network
+    # time was moved. At the moved time, eps would be wrong in proportion to x_T; that error, and
+    # its gradient, would be larger than everything that the network contributes.
     tau = torch.cat([points.t[:, :1], points.tau[:, 1:]], 1)
     sigma = points.noise.sigma(tau)
     if sigma.device.type == "cpu" and bool((sigma <= 0).any()):
@@ -201,11 +213,12 @@ def on_noise(points: Points, carry: Tensor, weights: Tensor, inject: Tensor | fl
 
 
 def transfer(points: Points, alpha: Tensor, sigma: Tensor) -> Step:
-    """DDIM's exact step for constant noise, from every knot to (alpha, sigma) [K, N]: factors of y
-    and of eps.
+    """DDIM's step from every knot to (alpha, sigma) [K, N]: the factors of y and of eps.
 
-    Where alpha(t_0) = 0 the data hidden in x_T cannot be recovered from the noise: the first factor
-    of y is 0 there, and the caller takes the data from m_0."""
+    It is exact for constant eps (Song et al. 2020, arXiv 2010.02502). If alpha(t_0) = 0, x_T holds
+    no data, and eps alone cannot give it: the first factor of y is then 0, and the caller takes
+    the data from m_0.
+    """
     ratio = alpha / points.alpha[:, :-1]
     if points.noise.starts_at_pure_noise:
         ratio = pad(alpha[:, 1:] / points.alpha[:, 1:-1], (1, 0))
@@ -213,7 +226,7 @@ def transfer(points: Points, alpha: Tensor, sigma: Tensor) -> Step:
 
 
 def noise_multistep(points: Points, weights: Tensor) -> Step:
-    """Transfer by the noise weights_ij eps_j; weights [*K, N, N]."""
+    """DDIM's steps with sum_j weights_ij eps_j as their noise; weights [*K, N, N]."""
     ratio, gain = transfer(points, points.alpha[:, 1:], points.sigma[:, 1:])
     inject: Tensor | float = 0.0
     if points.noise.starts_at_pure_noise:
@@ -222,8 +235,9 @@ def noise_multistep(points: Points, weights: Tensor) -> Step:
 
 
 def ipndm(points: Points, p: int, lower_order_final: bool | None) -> Step:
-    """iPNDM (Zhang & Chen 2023, arXiv 2204.13902): DDIM with Adams-Bashforth sums of the noise; p =
-    1 is DDIM.
+    """iPNDM (Zhang & Chen 2023, arXiv 2204.13902): DDIM with Adams-Bashforth sums of the noise.
+
+    p = 1 is DDIM itself.
     """
     steps = orders(p, points.N, lower_order_final)
     constant = lambda order: [
@@ -233,20 +247,20 @@ def ipndm(points: Points, p: int, lower_order_final: bool | None) -> Step:
 
 
 def deis(points: Points, p: int, lower_order_final: bool | None, in_lam: bool) -> Step:
-    """DEIS, time-AB (Zhang & Chen 2023): Lagrange polynomials of eps in t, integrated against
-    d(sigma / alpha).
+    """DEIS, time-AB (Zhang & Chen 2023, arXiv 2204.13902).
 
-    in_lam takes the polynomials in lam instead. The quadrature runs in lam: smooth up to the ends
-    of every schedule."""
+    Lagrange polynomials of eps in t are integrated against d(sigma / alpha). With `in_lam` they are
+    polynomials in lam instead. The quadrature runs over lam in both cases, because the integrand is
+    smooth in lam up to the ends of every schedule.
+    """
     x, w = (v.to(points.t) for v in gauss_legendre(16))
     lam = points.lam[:, :-1, None] + points.h[..., None] * x  # [K, N, q]
     u, at = (points.lam, lam) if in_lam else (points.t, points.noise.inverse(lam))
     measure = w * torch.exp(-points.h[..., None] * x)  # of d(sigma / alpha), up to a factor
     measure = measure / measure.sum(-1, keepdim=True)
     nodes = history(u, p)
-    gaps = [
-        at - node[..., None] for node in nodes
-    ]  # Lagrange polynomials are products of these, scaled
+    # the Lagrange polynomials are products of these gaps, scaled
+    gaps = [at - node[..., None] for node in nodes]
 
     def weights(order: int) -> list[Tensor]:
         c = []
@@ -265,11 +279,13 @@ def deis(points: Points, p: int, lower_order_final: bool | None, in_lam: bool) -
 
 
 def in_time(points: Points, stages: int) -> Step:
-    """Euler (1) or Heun (2: Karras et al. 2022, algorithm 1) in t on dx/dt = alpha' x_0 + sigma'
-    eps.
+    """Euler (1 stage) or Heun (2 stages: Karras et al. 2022, algorithm 1) in t.
 
-    For flow matching Euler is x + (t_{i+1} - t_i) velocity. An odd number of evaluations ends Heun
-    on an Euler step."""
+        dx/dt = alpha' x_0 + sigma' eps
+
+    For flow matching, Euler is x + (t_{i+1} - t_i) velocity. With an odd number of evaluations,
+    Heun's last step is an Euler step.
+    """
     dt = points.t.diff(dim=1)[..., None]
     first, second = stage_columns(points, stages)
     carry, weights = first, dt * first
@@ -283,31 +299,32 @@ def in_time(points: Points, stages: int) -> Step:
 
 
 def stage_columns(points: Points, stages: int) -> tuple[Tensor, Tensor]:
-    """One-hot rows [N, E]: the evaluation that each step makes first, and second."""
+    """One-hot rows [N, E] for the first evaluation of each step, and for its second one."""
     eye = torch.eye(stages * points.N, dtype=points.t.dtype, device=points.t.device)[:, : points.E]
     return eye[::stages], eye[stages - 1 :: stages]
 
 
 def interleave(points: Points, inside: Tensor, whole: Tensor) -> Tensor:
-    """Rows of the two stages of each step, in turn: [*K, N, E] twice -> [*K, E, E]."""
+    """Rows of the two stages of each step in turn: twice [*K, N, E] -> [*K, E, E]."""
     return torch.stack([inside, whole], -2).flatten(-3, -2)[..., : points.E, :]
 
 
 def interior_times(noise: NoiseSchedule, knots: Tensor, r: float) -> Tensor:
-    """The time inside every step at lam_i + r h; [*K, N+1] -> [*K, N]."""
+    """The time inside every step at which lam = lam_i + r h; [*K, N+1] -> [*K, N]."""
     lam = noise.lam(knots)
     return noise.inverse(lam[..., :-1] + r * lam.diff(dim=-1))
 
 
 def dpm_2(points: Points, r: float) -> Step:
-    """DPM-Solver-2 singlestep (Lu et al. 2022, arXiv 2206.00927, algorithm 4); an odd nfe ends on a
-    DDIM step.
+    """DPM-Solver-2 singlestep (Lu et al. 2022, arXiv 2206.00927, algorithm 4).
+
+    With an odd number of evaluations, the last step is a DDIM step.
     """
     if points.noise.starts_at_pure_noise:
         raise InputError(
             f"dpm-2 cannot run on {points.noise.name} from t_max = {points.noise.t_max}, where "
-            f"alpha = 0: its first "
-            "step is singular there; set t_max a little lower, or use dpmpp-2 or heun"
+            "alpha = 0: its first step is singular there; set t_max a little lower, or use "
+            "dpmpp-2 or heun"
         )
     s = interior_times(points.noise, points.t, r)
     if points.E % 2:

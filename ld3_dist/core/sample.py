@@ -1,8 +1,8 @@
-"""THE loop. It runs any tableau, and it is the only place that calls the network.
+"""The sampling loop. It runs any tableau, and it is the only place that calls the network.
 
     y_i = state_i x_T + sum_{j<i} outputs_ij m_j        m_i = D(y_i, evals_i)        i = 0 … E
 
-y_0 … y_{E-1} are what the network sees, y_E is the sample. NFE = E.
+The network sees y_0 … y_{E-1}; y_E is the sample. NFE = E.
 """
 
 from __future__ import annotations
@@ -31,17 +31,19 @@ def sample(
 
     Args:
         tableau: of one schedule, or of K schedules (leading dimension K).
-        x_T: starting noise, prior_scale * unit noise: [B, *shape], or [K, B, *shape] where members
+        x_T: starting noise, prior_scale * unit noise: [B, *shape], or [K, B, *shape] if members
             start differently.
-        condition: tensors of B rows, or of K * B rows (member-major) where members differ.
-        recompute: keep only the input of every evaluation, and evaluate again when differentiating:
-            the memory of one evaluation instead of E, for a third more time.
+        condition: tensors of B rows, or of K * B rows if members differ, those of the first member
+            first.
+        recompute: keep only the input of every evaluation, and evaluate again in the backward pass.
+            It takes the memory of one evaluation instead of E, and a third more time.
 
     Returns:
-        x_0: [B, *shape], or [K, B, *shape] for K schedules: all members go through the network in
-        one call of K*B.
+        x_0: [B, *shape], or [K, B, *shape] for K schedules. The members share every network call,
+            which then has K * B samples.
 
-    Raises InputError for a table whose times are those of another noise schedule.
+    Raises:
+        InputError: the tableau was made for another noise schedule than the denoiser's.
     """
     return states(denoiser, tableau, x_T, condition, recompute)[0][-1]
 
@@ -53,13 +55,14 @@ def states(
     condition: Condition = None,
     recompute: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The whole path: y_0 … y_E and m_0 … m_{E-1}, each of the shape that `sample` returns, from
-    the same arguments.
+    """The whole path: y_0 … y_E and m_0 … m_{E-1}, each of the shape that `sample` returns.
+
+    The arguments are those of `sample`.
     """
     if tableau.noise is not None and not same_noise(tableau.noise, denoiser.noise):
         raise InputError(
-            f"the table's times are those of {describe(tableau.noise)}, the model's noise schedule "
-            f"is {describe(denoiser.noise)}; use a schedule that was made for this model"
+            f"the table was made for {describe(tableau.noise)}, but the model's noise schedule is "
+            f"{describe(denoiser.noise)}; use a schedule that was made for this model"
         )
     shape = tuple(denoiser.shape)
     packed = tableau.evals.ndim == 2
@@ -68,9 +71,8 @@ def states(
     table = torch.cat(
         [tableau.state.reshape(K, -1, 1), tableau.outputs.reshape(K, tableau.nfe + 1, -1)], -1
     )
-    here = lambda numbers: numbers.to(x_T.dtype).to(
-        x_T.device
-    )  # in this order: not every device has float64
+    # dtype first, device second: not every device has float64
+    here = lambda numbers: numbers.to(x_T.dtype).to(x_T.device)
     rows = here(table).unbind(1)  # state_i, outputs_i  [K, 1+E] each
     times = here(tableau.evals.reshape(K, -1)).repeat_interleave(B, 0).unbind(1)  # [K*B] each
     if condition is not None and K > 1:
@@ -78,9 +80,8 @@ def states(
             lambda c: c if len(c) == K * B else c.repeat(K, *[1] * (c.ndim - 1)), condition
         )
 
-    history = [
-        x_T.reshape(-1, B * torch.Size(shape).numel()).expand(K, -1)
-    ]  # x_T, m_0, m_1, …  [K, B*d]
+    # x_T, m_0, m_1, …  [K, B*d]
+    history = [x_T.reshape(-1, B * torch.Size(shape).numel()).expand(K, -1)]
     path: list[Tensor] = []  # y_0, y_1, …  [K*B, *shape]
     for i, row in enumerate(rows):
         y = row[:, None, : i + 1] @ torch.stack(history, 1)
@@ -105,7 +106,7 @@ def initial_state(denoiser: Denoiser, z: Tensor) -> Tensor:
 def draw_noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """Unit noise of the given samples, [M, *shape] float32, each from a CPU generator of its own.
 
-    What a sample is depends neither on the batch it is drawn in nor on the process that draws it.
+    A sample's noise depends neither on the batch it is drawn in nor on the process that draws it.
     """
     return torch.stack([torch.randn(shape, generator=sample_generator(seed, i)) for i in indices])
 

@@ -1,16 +1,20 @@
 """Solvers: a solver is a pure function from a time grid to a table of coefficients.
 
-Every solver here is linear in the starting noise x_T and in the network's outputs m_j = D(y_j,
-evals_j), so a grid determines numbers `state` and `outputs` such that (non-stationary solvers,
-Shaul et al. 2024, arXiv 2403.01329)
+Every solver here is linear in the starting noise x_T and in the network's outputs
+m_j = D(y_j, evals_j). A grid therefore determines numbers `state` and `outputs` with
 
-    y_i = state_i x_T + sum_{j<i} outputs_ij m_j        i = 0 … E,    y_0 = x_T,    y_E = the
-    sample.
+    y_i = state_i x_T + sum_{j<i} outputs_ij m_j        i = 0 … E
 
-A rule says how a state is made from those before, y_{i+1} = sum_j carry_ij y_j + inject_ij m_j with
-lower triangular matrices, and one triangular solve turns that into the table. All of it is ordinary
-torch code in float64 on scalars, so autograd gives exact gradients with respect to knots and
-network times through every coefficient, and K grids are built at once."""
+where y_0 = x_T and y_E is the sample (non-stationary solvers, Shaul et al. 2024, arXiv 2403.01329).
+
+A rule gives each state by the states and outputs before it, with lower triangular matrices:
+
+    y_{i+1} = sum_j carry_ij y_j + inject_ij m_j
+
+One triangular solve turns these into the table. All of it is ordinary torch code in float64 on
+scalars. Autograd therefore gives exact gradients with respect to knots and network times, and K
+grids are built at once.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +36,13 @@ from .registry import Registry
 
 @dataclass(frozen=True)
 class Tableau:
-    """A solver on a grid: evals [*K, E], state [*K, E+1], outputs [*K, E+1, E] strictly lower
-    triangular.
+    """The coefficients of a solver on a grid.
 
-    noise: the noise schedule whose times these are; `sample` refuses a denoiser of another one.
-        None where it is not known.
+    evals: network times [*K, E].
+    state: weights of x_T [*K, E+1].
+    outputs: weights of the network's outputs [*K, E+1, E], strictly lower triangular.
+    noise: the noise schedule of the times; `sample` refuses a denoiser of another one. None if it
+        is not known.
     """
 
     evals: Tensor
@@ -49,17 +55,17 @@ class Tableau:
         if self.state.shape != (*lead, E + 1) or self.outputs.shape != (*lead, E + 1, E):
             raise InputError(
                 f"tableau: evals {tuple(self.evals.shape)}, state {tuple(self.state.shape)} and "
-                f"outputs "
-                f"{tuple(self.outputs.shape)} do not fit; need [*K, E], [*K, E+1] and [*K, E+1, E]"
+                f"outputs {tuple(self.outputs.shape)} do not fit; need [*K, E], [*K, E+1] and "
+                "[*K, E+1, E]"
             )
 
     @property
     def nfe(self) -> int:
-        """Number E of network evaluations."""
+        """The number E of network evaluations."""
         return self.evals.shape[-1]
 
     def take(self, members: Tensor | list[int] | slice) -> Tableau:
-        """The schedules with these numbers, of K."""
+        """The table of some of the K members."""
         index = (
             members
             if isinstance(members, slice)
@@ -68,7 +74,7 @@ class Tableau:
         return Tableau(self.evals[index], self.state[index], self.outputs[index], self.noise)
 
     def leaf(self, like: Tensor) -> Tableau:
-        """The same numbers where `like` lives and in its dtype, to differentiate with respect to."""
+        """A copy to differentiate with respect to, on the device and in the dtype of `like`."""
         evals, state, outputs = (
             part.detach().to(like.device, like.dtype, copy=True).requires_grad_()
             for part in (self.evals, self.state, self.outputs)
@@ -76,10 +82,13 @@ class Tableau:
         return Tableau(evals, state, outputs, self.noise)
 
     def backward(self, leaf: Tableau, members: Tensor, finite: Tensor | None = None) -> None:
-        """Carry gradients that arrived in `leaf`, taken of `members`, on to what this table was
-        built from.
+        """Pass the gradients of `leaf` on to the parameters from which this table was built.
 
-        Members that are not `finite` [K'] and entries that are no number pass on zero.
+        Args:
+            leaf: a `leaf` of the table of `members`, after its backward pass.
+            members: numbers of these members [K'] in this table.
+            finite: booleans [K']; members with False pass on zero. Entries of the gradient that are
+                not finite pass on zero in any case.
         """
         parts = [
             (getattr(self, name), getattr(leaf, name).grad)
@@ -90,7 +99,8 @@ class Tableau:
         def spread(whole: Tensor, grad: Tensor) -> Tensor:
             if finite is not None:
                 grad = torch.where(finite.view(-1, *[1] * (grad.ndim - 1)), grad, 0.0)
-            grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0).to(whole)
+            grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+            grad = grad.to(whole.device).to(whole)  # in this order: not every device has float64
             return torch.zeros_like(whole).index_copy(0, members.to(whole.device), grad)
 
         torch.autograd.backward([whole for whole, _ in parts], [spread(*part) for part in parts])
@@ -98,30 +108,32 @@ class Tableau:
 
 @dataclass(frozen=True)
 class Solver:
-    """A rule with its order. Make one with `make_solver`."""
+    """A rule with its order; `make_solver` makes one from its name."""
 
     name: str
     order: int
     rule: Callable[[rules.Points], rules.Step]
     stages: int = 1
     interior: float = 1.0
-    """Where the second stage of a two-stage step lies, as a fraction of the step in lam (1: at the
-    next knot).
+    """The place of a two-stage step's second stage, as a fraction of the step in lam.
+
+    1 is the next knot.
     """
 
     def steps(self, nfe: int) -> int:
-        """Number of steps that spend exactly nfe evaluations (an odd nfe ends a two-stage solver on
-        one stage).
+        """The number of steps that take exactly nfe evaluations.
 
-        Raises InputError for nfe < 1.
+        With an odd nfe, a two-stage solver ends on a step of one stage. Raises InputError for
+        nfe < 1.
         """
         if nfe < 1:
             raise InputError(f"nfe = {nfe}: solver {self.name} needs at least 1 network evaluation")
         return -(-nfe // self.stages)
 
     def brackets(self, nfe: int) -> tuple[list[int], list[int]]:
-        """For every evaluation, the knots before and after its nominal time: how far its network
-        time may move.
+        """The numbers of the knots before and after each evaluation's nominal time.
+
+        A network time may move as far as these knots.
         """
         N = self.steps(nfe)
         low, high = [], []
@@ -134,7 +146,10 @@ class Solver:
         return low, high
 
     def nominal(self, noise: NoiseSchedule, knots: Tensor, nfe: int | None = None) -> Tensor:
-        """The times [*K, E] at which the rule means to evaluate the network."""
+        """The nominal times of the evaluations [*K, E], as the rule places them.
+
+        Raises InputError if nfe evaluations do not take as many steps as the knots have.
+        """
         N = knots.shape[-1] - 1
         nfe = self.stages * N if nfe is None else nfe
         if self.steps(nfe) != N:
@@ -153,11 +168,11 @@ class Solver:
         return Grid(knots, self.nominal(noise, knots, nfe))
 
     def recurrence(self, noise: NoiseSchedule, grid: Grid) -> rules.Step:
-        """How each state is made from those before it: carry and inject [*K, E, E], differentiable
-        in knots and evals.
+        """The matrices carry and inject [*K, E, E] of the rule, differentiable in knots and evals.
 
-        Raises InputError where the grid leaves the schedule's range or its evals do not fit the
-        solver."""
+        Raises InputError if the grid leaves the schedule's range or its evals do not fit the
+        solver.
+        """
         E, N, lead = grid.nfe, grid.steps, grid.knots.shape[:-1]
         if self.steps(E) != N:
             raise InputError(
@@ -171,8 +186,9 @@ class Solver:
         return carry, inject
 
     def tableau(self, noise: NoiseSchedule, grid: Grid) -> Tableau:
-        """The coefficients of this solver on this grid; as `recurrence`, unrolled by forward
-        substitution.
+        """The coefficients of this solver on this grid.
+
+        The recurrence is unrolled by forward substitution. Raises as `recurrence` does.
         """
         carry, inject = self.recurrence(noise, grid)
         system = torch.eye(grid.nfe + 1).to(carry) - pad(carry, (0, 1, 1, 0))
@@ -193,15 +209,15 @@ def make_solver(name: str, **options: Any) -> Solver:
 
     Args:
         name: euler ddim heun dpm-2 dpmpp-{1,2,3} unipc-{1,2,3}[-bh1|-bh2] ipndm-{1..4}
-            deis-{1,2,3}[-lam], one that somebody registered, or python:FILE.py:NAME. Options may
+            deis-{1,2,3}[-lam], the name of a registered solver, or python:FILE.py:NAME. Options may
             follow a question mark: "dpmpp-3?lower_order_final=false", "dpm-2?interior=0.4".
-        options: lower_order_final (of the multistep solvers): end on lower orders; None is what
+        options: lower_order_final (multistep solvers) ends a grid on lower orders. None does what
             each method prescribes (dpmpp: below 15 steps; unipc: always; the others never).
-            interior (of dpm-2): where the second evaluation lies, as a fraction of the step in lam.
+            interior (dpm-2) places the second evaluation, as a fraction of the step in lam.
 
     Raises:
-        InputError: unknown name (the nearest known one is suggested), an option that the solver
-            does not have, interior outside (0, 1).
+        InputError: unknown name (the error suggests the nearest known one), an option that the
+            solver does not have, interior outside (0, 1).
     """
     plain, _, query = name.partition("?")
     given = _parse(name, query) | options
@@ -211,13 +227,19 @@ def make_solver(name: str, **options: Any) -> Solver:
         raise InputError(
             f"solver {name!r}: {', '.join(given) or 'no options'} do not suit it ({error})"
         ) from error
+    except InputError:
+        raise
+    except Exception as error:  # it may be somebody else's code: anything may come
+        raise InputError(
+            f"solver {name!r}: cannot be made ({type(error).__name__}: {error})"
+        ) from error
     if not isinstance(made, Solver):
         raise InputError(f"solver {name!r}: made a {type(made).__name__}, need a Solver")
     return replace(made, name=name)
 
 
 def _parse(name: str, query: str) -> dict[str, Any]:
-    """Options behind the question mark of a solver's name: true, false, numbers and words."""
+    """The options behind the question mark of a solver's name: true, false, numbers and words."""
     words: dict[str, Any] = {"true": True, "false": False, "none": None}
     found: dict[str, Any] = {}
     for part in filter(None, query.split("&")):

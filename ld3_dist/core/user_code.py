@@ -7,11 +7,13 @@ changes of PyTorch (default dtype, grad mode, seed, threads) is put back.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import importlib
 import importlib.util
 import random
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,9 @@ import torch
 from .errors import InputError, unknown
 
 PREFIX = "python:"
+
+_FILE = re.compile(rf"(?:^|(?<=[:=])){PREFIX}([^:]+\.py):")
+"""The file of a name, which may stand behind another word: `feature:python:FILE.py:NAME`."""
 
 _modules: dict[str, tuple[str, ModuleType]] = {}
 
@@ -94,11 +99,35 @@ def import_place(place: str, what: str) -> ModuleType:
     return module
 
 
-def content_of(spec: str) -> str:
-    """A hash of what `python:PLACE:NAME` runs: the file and its neighbours that it imported.
+def absolute(name: str) -> str:
+    """A name with the path of its file made absolute; any other name as it is.
 
-    Of a module of an installed package it is the hash of the module's own file.
+    Other processes of a sweep may have another working folder.
     """
+
+    def whole(found: re.Match[str]) -> str:
+        return f"{PREFIX}{Path(found[1]).expanduser().absolute()}:"
+
+    return _FILE.sub(whole, name, count=1)
+
+
+def label(name: str) -> str:
+    """A name as tables and pages show it: files without their folders, other names as they are."""
+    if name.endswith(".json") and not name.startswith(PREFIX):
+        return Path(name).name
+    return _FILE.sub(lambda found: f"{Path(found[1]).name}:", name, count=1).removeprefix(PREFIX)
+
+
+def content_in(name: str) -> str | None:
+    """The hash of the user's code behind a name, with options or not; None where there is none."""
+    at = name.find(PREFIX)
+    if at < 0 or (at and name[at - 1] not in ":="):
+        return None
+    return content_of(re.split("[?&]", name[at:])[0])
+
+
+def content_of(spec: str) -> str:
+    """A hash of what `python:PLACE:NAME` runs: the file and the neighbours that it imports."""
     place, name = split(spec, "name")
     module = import_place(place, spec)
     digest = hashlib.sha256(name.encode())
@@ -108,18 +137,38 @@ def content_of(spec: str) -> str:
 
 
 def sources(module: ModuleType) -> list[Path]:
-    """The Python file of a module and those in its folder that are imported, sorted by name."""
-    if not module.__file__:
+    """The Python file of a module and those of its folder that it imports, sorted by name.
+
+    They follow from the text of the files alone. What else a process has imported does not count:
+    the same files must have the same hash in a driver, in its workers and in another run.
+    """
+    if not module.__file__ or not module.__file__.endswith(".py"):
         return []
-    own = Path(module.__file__).resolve()
-    files = {own}
-    for other in list(sys.modules.values()):
-        file = getattr(other, "__file__", None)
-        if not file or not file.endswith(".py") or not Path(file).is_file():
-            continue  # some modules of PyTorch bear names of files that do not exist
-        if Path(file).resolve().parent == own.parent:
-            files.add(Path(file).resolve())
-    return sorted(files)
+    todo, found = [Path(module.__file__).resolve()], set()
+    while todo:
+        file = todo.pop()
+        if file not in found:
+            found.add(file)
+            todo += _neighbours(file)
+    return sorted(found)
+
+
+def _neighbours(file: Path) -> list[Path]:
+    """The files beside a file that its import statements name."""
+    names: set[str] = set()
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # a neighbour that is never really imported
+        return []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or "", *(alias.name for alias in node.names)}
+    # of `package.neighbour` the last part counts: the folder itself may be the package
+    parts = {part for name in names for part in (name.partition(".")[0], name.rpartition(".")[2])}
+    beside = [file.with_name(f"{part}.py") for part in parts if part]
+    return [other.resolve() for other in beside if other.is_file()]
 
 
 @contextlib.contextmanager

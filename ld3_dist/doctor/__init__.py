@@ -1,8 +1,7 @@
-"""`ld3-dist doctor`: everything an experiment needs, checked before anything runs; nothing is
-written or downloaded.
-"""
+"""`ld3-dist doctor`: check everything an experiment needs, before anything runs."""
 
+from .check import Check
 from .checklist import print_checks
-from .checks import Check, examine
+from .checks import examine
 
 __all__ = ["Check", "examine", "print_checks"]

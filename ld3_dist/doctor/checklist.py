@@ -1,4 +1,4 @@
-"""The checklist as text."""
+"""The checklist as text on a terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.markup import escape
 
-from .checks import Check
+from .check import Check
 
 MARKS = {
     "ok": "[green]ok     [/green]",
@@ -17,7 +17,10 @@ MARKS = {
 
 
 def print_checks(checks: Iterable[Check], console: Console) -> int:
-    """Print every check as it comes, under the heading of its area; returns how many are missing."""
+    """Print every check as it comes, under the heading of its area.
+
+    Returns the number of checks with the status "missing".
+    """
     area, missing, seen = "", 0, 0
     for check in checks:
         if check.area != area:

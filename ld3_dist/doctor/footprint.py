@@ -1,15 +1,17 @@
-"""What learning takes, measured without running a network or allocating anything: memory of a
-batch, pairs on disk.
+"""Memory of a learning step and pairs on disk, found without running a network.
 
 A pass over tensors that have shapes but no data (fake tensors) tells which tensors autograd would
-keep. What it keeps for two samples minus what it keeps for one is what a sample costs; weights and
-constants cancel. A learning step keeps, for members x batch samples,
+keep. The bytes kept for two samples, minus the bytes kept for one, are the cost of a sample;
+weights and constants cancel. A learning step with S = members * batch samples keeps
 
-    NFE evaluations of the network  +  one decoding and the features of the distance
+    S * (NFE * evaluation + comparison)
 
-or, where activations are made again (`learn.checkpointing`), what goes into and comes out of every
-evaluation, and the activations of one thing at a time: of an evaluation, or of the decoding with
-the features."""
+where `comparison` is one decoding with the features of the distance. If activations are recomputed
+(`learn.checkpointing`), it keeps the state before and after every evaluation, and the activations
+of one thing at a time, an evaluation or a comparison:
+
+    S * (2 * NFE * state + max(evaluation, comparison))
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,12 @@ from ..models import Model
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes: of the weights; for one sample, of its state, of what an evaluation keeps, and
-    decoding and distance.
+    """Bytes that learning takes.
+
+    weights: of the networks.
+    state: of one sample.
+    evaluation: kept for the backward pass of one evaluation of one sample.
+    comparison: kept for the backward pass of one sample's decoding and features.
     """
 
     weights: int
@@ -40,8 +46,10 @@ class Footprint:
     comparison: int
 
     def step(self, samples: int, nfe: int, recomputed: bool = False) -> int:
-        """Of a learning step of so many samples (members x batch) at once; recomputed: with
-        activations made again.
+        """Bytes of a learning step of members * batch samples.
+
+        Args:
+            recomputed: True if activations are recomputed in the backward pass.
         """
         kept = nfe * self.evaluation + self.comparison
         again = 2 * nfe * self.state + max(self.evaluation, self.comparison)
@@ -51,7 +59,7 @@ class Footprint:
 def footprint(opened: Model, distance: Distance | None) -> Footprint:
     """Measure a model and a distance; None leaves the distance out.
 
-    Raises whatever a model raises that needs values, not shapes (user code may).
+    A model that needs values, not just shapes, raises its own errors here.
     """
     denoiser, shape = opened.denoiser, tuple(opened.denoiser.shape)
     condition = opened.draw_condition(0, range(2))
@@ -73,7 +81,7 @@ def footprint(opened: Model, distance: Distance | None) -> Footprint:
 
 
 def pairs_bytes(plan: Plan, model: ModelSettings, opened: Model) -> int:
-    """What the teacher's pairs of a model take on disk, conditions included."""
+    """Bytes of a model's teacher pairs on disk, conditions included."""
     samples = sum(stop - start for start, stop in plan.shards())
     shape = opened.denoiser.shape if plan.experiment.loss_space == "latent" else opened.image_shape
     condition, sizes = opened.draw_condition(0, range(1)), [0]
@@ -103,9 +111,8 @@ def _per_sample(
         found: dict[int, Tensor] = {}
 
         def pack(tensor: Tensor) -> Tensor:
-            found[tensor.untyped_storage()._cdata] = (
-                tensor  # holding it keeps its storage's address from being reused
-            )
+            # the tensor is kept, so that no other storage gets its address
+            found[tensor.untyped_storage()._cdata] = tensor
             return tensor
 
         with (
@@ -113,12 +120,8 @@ def _per_sample(
             torch.autograd.graph.saved_tensors_hooks(pack, lambda s: s),
         ):
             x = torch.empty(samples, *shape, requires_grad=True)
-            run(
-                x,
-                map_condition(
-                    lambda c: torch.empty(samples, *c.shape[1:], dtype=c.dtype), condition
-                ),
-            )
+            like = lambda c: torch.empty(samples, *c.shape[1:], dtype=c.dtype)
+            run(x, map_condition(like, condition))
         return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
     return max(0, kept(2) - kept(1))

@@ -1,5 +1,6 @@
-"""Where results are to go: reachable, writable, and not another experiment's; found out by reading
-alone.
+"""Checks of the place for results: it can be reached and written to, and is no other experiment's.
+
+A file is written there and removed at once; nothing is left behind.
 """
 
 from __future__ import annotations
@@ -11,76 +12,66 @@ from pathlib import Path
 
 from ..core.errors import InputError
 from ..store.opening import open_storage
+from ..store.outputs import check_output
 from ..store.storage import Storage
+from .check import Check
+
+ANOTHER = "give another --output"
 
 
-def storage_checks(output: str, fingerprint: str | None) -> Iterator[tuple[str, str, str, str]]:
-    """(name, status, detail, remedy) of every check of an output folder or URL; `fingerprint` None
-    is unknown.
+def storage_checks(output: str, fingerprint: str | None) -> Iterator[Check]:
+    """Check an output folder or URL for an experiment.
+
+    Args:
+        fingerprint: of the experiment; None if it is not known.
     """
     try:
         storage = open_storage(output)
+        if storage.local_path is not None:
+            check_output(output, "folder", force=True, option="--output")
         found = storage.read_bytes("experiment.json") if storage.exists("experiment.json") else None
         empty = not storage.exists()
-    except (InputError, OSError, ImportError, ValueError) as error:
-        yield (
-            output,
-            "missing",
-            f"cannot be reached: {error}",
-            "check address, credentials and network",
-        )
+        if storage.local_path is None:
+            storage.check_writable()
+    except InputError as error:
+        yield Check("storage", output, "missing", str(error), ANOTHER)
         return
-    if storage.local_path is not None:
-        folder = existing(storage.local_path)
-        fits = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-        detail = "writable" if fits else f"{folder} is not a folder you may write to"
-        yield (
-            storage.url,
-            "ok" if fits else "missing",
-            detail,
-            "" if fits else "give another --output",
-        )
-    else:
-        detail = "answers; whether it may be written to shows when a sweep starts"
-        yield storage.url, "note", detail, ""
+    except (OSError, ImportError, ValueError) as error:
+        remedy = "check address, credentials and network"
+        yield Check("storage", output, "missing", f"cannot be reached: {error}", remedy)
+        return
+    yield Check("storage", storage.url, "ok", "writable")
     yield _owner(storage, found, empty, fingerprint)
 
 
 def existing(path: Path) -> Path:
     """The path itself, or the nearest one above it that exists."""
-    path = path.expanduser().absolute()
-    return next(p for p in (path, *path.parents) if p.exists())
+    path = Path(os.path.expanduser(path)).absolute()
+    return next(p for p in (path, *path.parents) if os.path.exists(p))
 
 
-def _owner(
-    storage: Storage, found: bytes | None, empty: bool, fingerprint: str | None
-) -> tuple[str, str, str, str]:
-    """Whose folder it is."""
+def _owner(storage: Storage, found: bytes | None, empty: bool, fingerprint: str | None) -> Check:
+    """Check to which experiment the results in a folder belong.
+
+    Args:
+        found: bytes of its experiment.json, if there is one.
+        empty: True if nothing is in the folder.
+    """
+    name = "results in it"
     if found is None:
         if empty or not (storage.exists("rows") or storage.exists("pairs")):
-            return "results in it", "ok", "none yet", ""
-        return (
-            "results in it",
-            "missing",
-            "there are some, but no experiment.json",
-            "give another --output",
-        )
+            return Check("storage", name, "ok", "none yet")
+        detail = "there are some, but no experiment.json"
+        return Check("storage", name, "missing", detail, ANOTHER)
     try:
         owner = json.loads(found).get("fingerprint")
     except (ValueError, AttributeError):
-        return "results in it", "missing", "experiment.json is damaged", "give another --output"
+        return Check("storage", name, "missing", "experiment.json is damaged", ANOTHER)
     if fingerprint is None:
-        return (
-            "results in it",
-            "note",
-            f"of an experiment with fingerprint {owner}; this one's is not known yet",
-            "",
-        )
+        detail = f"of an experiment with fingerprint {owner}; this one's is not known yet"
+        return Check("storage", name, "note", detail)
     if owner == fingerprint:
-        return "results in it", "ok", "this experiment's: a sweep goes on where it stopped", ""
-    return (
-        "results in it",
-        "missing",
-        f"another experiment's (fingerprint {owner})",
-        "give another --output",
-    )
+        detail = "this experiment's: a sweep goes on where it stopped"
+        return Check("storage", name, "ok", detail)
+    detail = f"another experiment's (fingerprint {owner})"
+    return Check("storage", name, "missing", detail, ANOTHER)

@@ -1,4 +1,4 @@
-"""Where the files that experiments name can be had: text for messages; nothing here downloads."""
+"""Sources of the files that experiments name, as text for messages; nothing here downloads."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ FILES: dict[str, str] = {
     f"{_LDM_CONFIGS}models/ldm/lsun_beds256/config.yaml, then: "
     "ld3-dist convert model.ckpt weights/ldm-lsun-bedroom-256 --config config.yaml",
 }
-"""Name of a file or folder -> where it is published."""
+"""The published source of each file or folder, by its name."""
 
 
 def where_from(path: str) -> str:
-    """A remedy for a file that is missing; empty where its name is not a published one."""
+    """The remedy for a missing file; empty if its name is not a published one."""
     place = FILES.get(Path(path).name)
     return "" if place is None else f"get it from {place}"

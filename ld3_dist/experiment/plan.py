@@ -14,14 +14,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..core.learning.config import LearnConfig
 from ..core.learning.procedure import make_config, procedures
 from ..core.solver import make_solver, solvers
-from ..core.user_code import PREFIX
+from ..core.user_code import PREFIX, content_in, label
 from ..schedule.starts import starts as start_table
 from ..schedule.teaching import Teacher
 from .settings import Experiment, ModelSettings
@@ -46,7 +47,7 @@ class Cell:
     @property
     def id(self) -> str:
         """The cell's name in tables and messages."""
-        return f"{self.model.label}/{self.solver}/{self.nfe}"
+        return f"{self.model.label}/{label(self.solver)}/{self.nfe}"
 
     @property
     def steps(self) -> int:
@@ -79,11 +80,19 @@ class Plan:
 
     conditionings: what the samples of a model are conditioned on (`Model.conditioning`), by label;
         the content of prompts and classes files is in it, so that an edited file gives new pairs.
+    contents: a hash for every name `python:FILE.py:NAME` and every schedule file in the settings;
+        keys hold it in the place of the path. It is made where the plan is made, and workers keep
+        it, so that all agree about keys.
     """
 
     experiment: Experiment
     model_hashes: dict[str, str]
     conditionings: dict[str, str] = field(default_factory=dict)
+    contents: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.contents is None:
+            object.__setattr__(self, "contents", contents_of(self.experiment))
 
     @property
     def fingerprint(self) -> str:
@@ -95,7 +104,17 @@ class Plan:
         if not self.experiment.search.asha:
             del settings["search"]["asha"]  # folders from before there was such a key go on
         models = {"models": self.model_hashes, "conditionings": self.conditionings}
-        return digest({"format": FORMAT, "experiment": settings, **models})
+        return digest({"format": FORMAT, "experiment": self._portable(settings), **models})
+
+    def _portable(self, value: Any) -> Any:
+        """The same settings with the content of files in the place of their paths."""
+        if isinstance(value, dict):
+            return {key: self._portable(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._portable(item) for item in value]
+        if isinstance(value, str) and value in (self.contents or {}):
+            return f"{label(value)} {(self.contents or {})[value]}"
+        return label(value) if isinstance(value, str) and PREFIX in value else value
 
     @property
     def cells(self) -> list[Cell]:
@@ -111,9 +130,10 @@ class Plan:
             exclude={"name", "channels_last", "compile", "recompute"},
             exclude_defaults=True,
         )
-        made_by = {"model": digest(options), "hash": self.model_hashes[model.label], "seed": e.seed}
+        made_by = {"model": digest(self._portable(options)), "seed": e.seed}
+        made_by |= {"hash": self.model_hashes[model.label]}
         made_by |= {"conditioning": self.conditionings.get(model.label), "space": e.loss_space}
-        return made_by | e.teacher.model_dump()
+        return made_by | self._portable(e.teacher.model_dump())
 
     @property
     def teacher(self) -> Teacher:
@@ -177,8 +197,8 @@ class Plan:
         versions |= self._versions(cell, settings["starts"])
         key = digest(
             {
-                "settings": settings,
-                "solver": cell.solver,
+                "settings": self._portable(settings),
+                "solver": self._portable(cell.solver),
                 "nfe": cell.nfe,
                 "pairs": e.pairs.model_dump(),
                 "teacher": self.teacher_meta(cell.model),
@@ -188,11 +208,10 @@ class Plan:
         return TrialSpec(cell, settings, key)
 
     def _versions(self, cell: Cell, names: Iterable[str]) -> dict[str, str]:
-        """What keys must know of solvers and starts beside their names: the content of files."""
-        plain = cell.solver.partition("?")[0]
+        """What keys must know of registered solvers and starts beside their names."""
+        plain = cell.solver.partition("?")[0].removesuffix("-bh2")
         found = {name: start_table.version(name) for name in names if name in start_table}
-        found |= {n: start_table.version(n) for n in names if n.startswith(PREFIX)}
-        found |= {"solver": solvers.version(plain) if plain.startswith(PREFIX) else None}
+        found |= {"solver": solvers.version(plain) if plain in solvers else None}
         return {name: version for name, version in found.items() if version is not None}
 
     def baseline_key(self, cell: Cell) -> str:
@@ -200,10 +219,12 @@ class Plan:
         e = self.experiment
         return "baseline-" + digest(
             {
-                "solver": cell.solver,
+                "solver": self._portable(cell.solver),
                 "nfe": cell.nfe,
-                "starts": e.baselines,
-                "distances": {name: e.distance_options(name) for name in e.distances},
+                "starts": self._portable(e.baselines),
+                "distances": {
+                    self._portable(name): e.distance_options(name) for name in e.distances
+                },
                 "pairs": e.pairs.model_dump(),
                 "teacher": self.teacher_meta(cell.model),
                 "versions": self._versions(cell, e.baselines),
@@ -225,6 +246,32 @@ class Plan:
                 search += e.search.rounds * len(trial.members) * samples * cell.nfe
             evaluate += (len(e.baselines) + len(trials[0].members)) * e.evaluate.samples * cell.nfe
         return {"teach": teacher, "search": search, "evaluate": evaluate}
+
+
+def contents_of(experiment: Experiment) -> dict[str, str]:
+    """A hash of each file of a user's own that an experiment names: code, and schedules to start
+    from. The models' hashes hold their own.
+    """
+    settings = experiment.model_dump(mode="json", exclude={"models", "report", "resources", "name"})
+    found: dict[str, str] = {}
+    for name in sorted(set(_words(settings))):
+        content = content_in(name)
+        if content is None and name.endswith(".json") and Path(name).is_file():
+            content = hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
+        if content is not None:
+            found[name] = content
+    return found
+
+
+def _words(value: Any) -> Iterator[str]:
+    """Every text in a structure of settings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _words(item)
 
 
 def _plain_numbers(value: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..core.errors import InputError
+from ..core.user_code import absolute
 from ..core.yaml_text import load_yaml
 from .axes import known_procedures, procedures_in
 from .settings import Experiment
@@ -48,6 +49,7 @@ def parse_experiment(data: Any, source: str = "experiment") -> Experiment:
             f"{source}: must hold keys like models, solvers and nfe; "
             "experiments/quickstart.yaml shows them"
         )
+    data = _with_whole_paths(data)
     try:
         known_procedures.set(procedures_in(data))
     except InputError as error:
@@ -70,6 +72,22 @@ def parse_experiment(data: Any, source: str = "experiment") -> Experiment:
     if len(lines) > MOST_TOLD:
         lines[MOST_TOLD:] = [f"{source}: and {len(lines) - MOST_TOLD} more mistakes"]
     raise InputError("\n".join(lines)) from None
+
+
+def _with_whole_paths(data: Any) -> Any:
+    """The data with the files of all names `python:FILE.py:NAME` as absolute paths.
+
+    Relative ones are taken from the working folder, like every path of an experiment. Workers may
+    have another working folder, so the paths are made whole once, here; on other machines the
+    files must lie at the same place.
+    """
+    if isinstance(data, str):
+        return absolute(data)
+    if isinstance(data, list | tuple):
+        return [_with_whole_paths(item) for item in data]
+    if isinstance(data, dict):
+        return {key: _with_whole_paths(value) for key, value in data.items()}
+    return data
 
 
 @contextlib.contextmanager

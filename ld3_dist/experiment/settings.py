@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from ..core.distance import distance_entry
 from ..core.learning.procedure import make_config
 from ..core.solver import make_solver
-from ..core.user_code import PREFIX
+from ..core.user_code import PREFIX, label
 from ..metrics.extractors import extractors
-from ..metrics.scores import metrics
+from ..metrics.scores import metric_columns, metrics
 from .axes import (
     OTHER_AXES,
     DistanceName,
@@ -71,6 +71,7 @@ class ModelSettings(Strict):
     size: tuple[Pixels, Pixels] | None = None
     shift: Positive | None = None
     dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
+    variant: str | None = None
     channels_last: bool = False
     compile: bool = False
     recompute: bool = False
@@ -90,7 +91,7 @@ class ModelSettings(Strict):
         """Name in cells and tables."""
         if self.name:
             return self.name
-        parts = [self.model]
+        parts = [label(self.model)]
         if self.conditional is False:
             parts.append("uncond")
         if self.guidance is not None and self.guidance != 1:
@@ -154,7 +155,9 @@ class Members(Strict):
     @field_validator("starts")
     @classmethod
     def _distinct(cls, starts: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return starts and unique("starts", starts)
+        if starts:
+            unique("starts", tuple(map(label, starts)))
+        return starts
 
 
 class Asha(Strict):
@@ -263,9 +266,9 @@ class Experiment(Strict):
         unique("models", tuple(m.label for m in self.models))
         cells = len(self.models) * len(self.solvers) * len(self.nfe)
         check_size(cells, self.search.grid, self.search.rounds)
-        unique("solvers", self.solvers)
+        unique("solvers", tuple(map(label, self.solvers)))
         unique("nfe", self.nfe)
-        unique("baselines", self.baselines)
+        unique("baselines", tuple(map(label, self.baselines)))
         self._check_learning()
         self._check_asha()
         if any(model.recompute for model in self.models):
@@ -344,8 +347,10 @@ class Experiment(Strict):
         """Extractors and metrics are known; figures are looked at when the page is written."""
         name = self.evaluate.extractor
         extractors.get(name if name.startswith(PREFIX) else name.partition(":")[0])
-        for metric in self.evaluate.metrics or ():
+        names = self.evaluate.metrics or ()
+        for metric in names:
             metrics.get(metric)
+        unique("evaluate.metrics", tuple(c for metric in names for c in metric_columns(metric)))
 
     def _check_recompute(self) -> None:
         fixed = self.learn.get("checkpointing", "always")

@@ -42,7 +42,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,7 +49,6 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.noise import FlowMatching, VPDiscrete
 from ..models.diffusers.guidance import guidance_of_call
 from ..models.diffusers.network_outputs import (
     data_coefficients,
@@ -58,13 +56,9 @@ from ..models.diffusers.network_outputs import (
     network_times,
     without_variance,
 )
-from ..models.diffusers.parametrisation import (
-    PREDICTIONS,
-    Parametrisation,
-    read_parametrisation,
-)
 from ..models.diffusers.scheduler_options import BASE, LEARNED, OURS, base_scheduler, underlying
 from ..schedule.file import Schedule, load_schedule, parse_schedule
+from .base_scheduler import demand, made_for, named, read_process, scheduler_of
 
 try:
     import diffusers
@@ -94,11 +88,11 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
     def __init__(self, schedule: dict[str, Any], base: Any = None, force: bool = False) -> None:
         self.schedule = parse_schedule(json.dumps(schedule))
         self._force = force
-        given = _made_for(self.schedule, {}) if base is None else _scheduler_of(base)
+        given = made_for(self.schedule, {}) if base is None else scheduler_of(base)
         base, _ = underlying(given, "LD3Scheduler")
         self._base = base
         self._register(base, schedule)
-        noise, process = self.schedule.noise_schedule, _read(base, self.schedule, force)
+        noise, process = self.schedule.noise_schedule, read_process(base, self.schedule, force)
         self.prediction = process.prediction
         """What the network predicts, as in `core.denoiser`, or "-velocity"."""
         self.init_noise_sigma = self.schedule.prior_scale
@@ -156,7 +150,7 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         base = (
             base_scheduler(told, "LD3Scheduler")
             if BASE in told
-            else _made_for(parse_schedule(json.dumps(told[LEARNED])), told)
+            else made_for(parse_schedule(json.dumps(told[LEARNED])), told)
         )
         made = cls(told[LEARNED], base, bool(told.get("force", False)))
         return (made, {}) if return_unused_kwargs else made
@@ -177,7 +171,7 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
             except InputError as error:
                 text = str(error)
                 raise InputError(text if where in text else f"{where}: {text}") from error
-        return cls(json.loads(schedule.to_json()), _scheduler_of(pipeline), force)
+        return cls(json.loads(schedule.to_json()), scheduler_of(pipeline), force)
 
     def check(
         self,
@@ -196,13 +190,13 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
 
         Raises InputError naming what does not fit and what to call it with.
         """
-        scheduler = _scheduler_of(pipeline)
+        scheduler = scheduler_of(pipeline)
         if scheduler is not self:
-            found = _read(scheduler, self.schedule, self._force).prediction
+            found = read_process(scheduler, self.schedule, self._force).prediction
             self._demand(
                 found == self.prediction,
-                f"this scheduler takes {_named(self.prediction)}, the pipeline's network gives "
-                f"{_named(found)}",
+                f"this scheduler takes {named(self.prediction)}, the pipeline's network gives "
+                f"{named(found)}",
             )
         if guidance_scale is not None:
             self._check_guidance("guidance_scale", guidance_scale)
@@ -317,7 +311,7 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         self._history: list[Tensor] = []
 
     def _demand(self, good: bool, complaint: str) -> None:
-        _demand(good, self.schedule, complaint, self._force)
+        demand(good, self.schedule, complaint, self._force)
 
     def _check_steps(self, steps: int) -> None:
         nfe = self.schedule.nfe
@@ -372,92 +366,3 @@ _FROM_NOISE = (
     "A table of coefficients starts from pure noise and takes every step in order; "
     "image to image, inpainting and split denoising need another scheduler"
 )
-
-
-def _scheduler_of(pipeline: Any) -> Any:
-    """The scheduler of a pipeline, or the scheduler itself; InputError where it is neither."""
-    scheduler = getattr(pipeline, "scheduler", pipeline)
-    if not isinstance(getattr(scheduler, "config", None), Mapping):
-        raise InputError(
-            f"{type(scheduler).__name__} is neither a diffusers pipeline with a scheduler nor a "
-            f"scheduler"
-        )
-    return scheduler
-
-
-def _made_for(schedule: Schedule, options: Mapping[str, Any]) -> Any:
-    """A scheduler with the noise schedule and the prediction of a schedule file.
-
-    Args:
-        options: of an LD3Scheduler saved without a base: its prediction_type, num_train_timesteps
-            and, of a flow model, shift.
-
-    Raises InputError for a noise schedule that no scheduler of diffusers has.
-    """
-    noise, named = schedule.noise_schedule, {kind: name for name, kind in PREDICTIONS.items()}
-    kind = str(options.get("prediction_type") or _named(schedule.prediction or "noise"))
-    if "reversed_flow_prediction" in (kind, _named(schedule.prediction or "noise")):
-        return diffusers.DDIMScheduler()
-    if isinstance(noise, VPDiscrete):
-        if kind not in named.values():
-            raise InputError(f"prediction_type {kind!r}: one of {', '.join(named.values())}")
-        a2 = noise.alphas_cumprod
-        betas = 1 - a2 / torch.cat([a2.new_ones(1), a2[:-1]])
-        return diffusers.DDIMScheduler(
-            num_train_timesteps=noise.steps, trained_betas=betas.tolist(), prediction_type=kind
-        )
-    if difference(noise, FlowMatching(), "") is not None:
-        raise InputError(
-            f"noise {noise.name!r} has no network steps: diffusers pipelines have vp-discrete or "
-            f"flow noise"
-        )
-    known = {key: value for key, value in options.items() if key in _SHIFTING}
-    return diffusers.FlowMatchEulerDiscreteScheduler(**known)
-
-
-_SHIFTING = (
-    "num_train_timesteps",
-    "shift",
-    "use_dynamic_shifting",
-    "base_shift",
-    "max_shift",
-    "base_image_seq_len",
-    "max_image_seq_len",
-)
-
-
-def _named(prediction: str) -> str:
-    """The name that diffusers has for a prediction."""
-    names = {kind: name for name, kind in PREDICTIONS.items()}
-    return names.get(prediction, "reversed_flow_prediction")
-
-
-def _read(scheduler: Any, schedule: Schedule, force: bool) -> Parametrisation:
-    """The process of a pipeline, once it is seen to be the file's."""
-    name = type(scheduler).__name__
-    base, rectified = underlying(scheduler, name)
-    # The scheduler of an InstaFlow pipeline is that of Stable Diffusion and does not say what the
-    # network is.
-    if schedule.prediction == "-velocity" and hasattr(base, "alphas_cumprod"):
-        rectified = not base.config.get("use_flow_sigmas")
-    process = read_parametrisation(base, name, tokens=0, shift=None, rectified=rectified)
-    differs = difference(schedule.noise_schedule, process.noise, name)
-    _demand(differs is None, schedule, f"{differs}; use it with {schedule.model}", force)
-    told, found = schedule.prediction, process.prediction
-    _demand(
-        told in (None, found),
-        schedule,
-        f"its network predicts {told}, the pipeline's {found}",
-        force,
-    )
-    return process
-
-
-def _demand(good: bool, schedule: Schedule, complaint: str, force: bool) -> None:
-    text = (
-        f"schedule of {schedule.model} ({schedule.solver}, {schedule.nfe} evaluations): {complaint}"
-    )
-    if not good and not force:
-        raise InputError(f"{text}, or run it all the same with force=True")
-    if not good:
-        warnings.warn(text, stacklevel=4)

@@ -23,7 +23,7 @@ import torch
 from ..core.errors import InputError
 from ..core.features import Extractor, Reference
 from ..core.registry import Registry
-from ..core.user_code import PREFIX
+from ..core.user_code import PREFIX, label
 from ..models import Model
 from .statistics import FeatureStatistics, read_moments
 
@@ -46,7 +46,18 @@ def open_extractor(name: str, model: Model, device: str = "cpu") -> Extractor | 
     """
     own = name.startswith(PREFIX)
     kind, _, argument = (name, "", "") if own else name.partition(":")
-    found = extractors.get(kind)(argument, model, device)
+    make = extractors.get(kind)
+    try:
+        found = make(argument, model, device)
+    except InputError:
+        raise
+    except Exception as error:
+        if not own:
+            raise
+        raise InputError(
+            f"extractor {name!r}: cannot be opened ({type(error).__name__}: {error}); it is called "
+            "with (argument, model, device)"
+        ) from error
     if found is not None and not isinstance(found, Extractor):
         raise InputError(
             f"extractor {name!r}: returned {type(found).__name__}; it must return an "
@@ -102,12 +113,12 @@ def model_reference(model: Model, extractor: Extractor) -> Reference | None:
     if model.data is not None:
         features = extractor.features_of(model.data)
         return Reference(
-            FeatureStatistics.of(features).moments, features, name=f"data of {model.id}"
+            FeatureStatistics.of(features).moments, features, name=f"data of {label(model.id)}"
         )
     own = model.extractor is not None and model.extractor.hash == extractor.hash
     if model.reference is None or not own:
         return None
-    return replace(model.reference, name=model.reference.name or f"statistics of {model.id}")
+    return replace(model.reference, name=model.reference.name or f"statistics of {label(model.id)}")
 
 
 def read_reference(path: str, extractor: Extractor | None = None) -> Reference:

@@ -45,7 +45,7 @@ def checked_features(features: Tensor, what: str = "features", at_least: int = 1
         raise InputError(
             f"{what}: sample {int(bad.nonzero()[0, 0])} has features that are not finite"
         )
-    return features.detach().to("cpu", torch.float64)
+    return features.detach().cpu().double()
 
 
 def read_moments(path: str | Path) -> FeatureMoments:

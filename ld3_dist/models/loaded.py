@@ -80,17 +80,7 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise unknown("model dtype", self.dtype, tuple(DTYPES))
-        try:
-            device = torch.device(self.device)
-        except RuntimeError as error:
-            raise InputError(
-                f"model device {self.device!r}: {str(error).splitlines()[0]}"
-            ) from error
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            found = torch.cuda.device_count()
-            raise InputError(
-                f"model device {self.device!r}: {found} CUDA devices are visible here; use 'cpu'"
-            )
+        check_device(self.device)
         if self.guidance is not None and not 0 <= self.guidance < float("inf"):
             raise InputError(
                 f"model guidance {self.guidance}: must be a finite number >= 0 (1 = no guidance)"
@@ -117,6 +107,27 @@ class ModelOptions:
     def guided(self) -> bool:
         """True where classifier-free guidance changes the result."""
         return self.guidance is not None and self.guidance != 1
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that this machine does not have. Raises InputError."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"model device {name!r}: {str(error).splitlines()[0]}") from error
+    found = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise InputError(f"model device {name!r}: {found} CUDA devices are visible here; use 'cpu'")
+    if device.type == "meta":
+        raise InputError(f"model device {name!r}: holds no numbers; use 'cpu' or 'cuda'")
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError, ImportError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise InputError(
+                f"model device {name!r}: is not there ({reason}); use 'cpu'"
+            ) from error
 
 
 def no_condition(seed: int, indices: Sequence[int]) -> Condition:

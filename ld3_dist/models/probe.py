@@ -10,7 +10,8 @@ A schedule is learned by gradients through the network D(x, t), so D must have
 
 `probe` calls the network at log-SNR 0 and compares its gradients with differences of its values.
 Large networks are called once, on two equal samples, and their graph is searched for x and t
-instead; nothing is kept for a backward pass then. The largest are left alone on a CPU, where one
+instead; nothing is kept for a backward pass then. So are networks for whose nine samples there is
+no memory. The largest are left alone on a CPU, where one
 call takes longer than to read them. Networks without data ("meta") are never called.
 """
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from ..core.denoiser import Condition, Denoiser, map_condition, network_output
 from ..core.errors import InputError
+from ..core.memory import out_of_memory
 from ..core.noise import NoiseSchedule
 from .inside import (
     device_of,
@@ -157,7 +159,13 @@ class _Trial:
             uncompiled(self.denoiser),
             torch.enable_grad(),
         ):
-            return self._light() if count > LARGE else self._full()
+            for look in [self._light] if count > LARGE else [self._full, self._light]:
+                try:
+                    return look()
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+        return Probe(called=False)  # sampling goes on with fewer samples at once, or says so
 
     def _light(self) -> Probe:
         """One call on the same sample twice; its graph is searched, and nothing is kept for it."""
@@ -282,6 +290,8 @@ class _Trial:
         except InputError as error:
             raise self._error(str(error)) from error
         except Exception as error:  # it is somebody else's code: anything may come
+            if isinstance(error, RuntimeError) and out_of_memory(error):
+                raise
             text = f"{type(error).__name__}: {error}".splitlines()[0]
             raise self._error(
                 f"a call on x {tuple(x.shape)}, t {tuple(t.shape)} fails ({text}); a denoiser is "

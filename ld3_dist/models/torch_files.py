@@ -10,7 +10,10 @@ it is given, any other name ends the reading."""
 from __future__ import annotations
 
 import pickle
+import tarfile
+import zipfile
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +23,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..core.errors import InputError
-from .edm.unpickle import Forbidden, Remembered
+from .edm.unpickle import Forbidden, Remembered, check_archive, checked_tensor
 
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "typing.")
 PLAIN: dict[str, Any] = {
-    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,  # type: ignore[attr-defined]
+    "torch._utils._rebuild_tensor_v2": lambda *told: checked_tensor(*told[:4]),
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "collections.OrderedDict": OrderedDict,
     "collections.defaultdict": lambda *_: {},
@@ -38,6 +41,14 @@ PLAIN: dict[str, Any] = {
 
 
 class _Reader(pickle.Unpickler):
+    sizes: Mapping[str, int] = {}
+    """Bytes of the storages in the archive, by their keys; empty for a file that is none."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """torch gives its reader the function that finds storages: check what it is asked for."""
+        checked = name == "persistent_load" and self.sizes
+        super().__setattr__(name, _checking(value, self.sizes) if checked else value)
+
     def find_class(self, module_name: str, global_name: str) -> Any:
         name = f"{module_name}.{global_name}"
         if name in PLAIN:
@@ -51,8 +62,37 @@ class _Reader(pickle.Unpickler):
         raise Forbidden(name)
 
 
-def _load(file: Any, **options: Any) -> Any:
-    return _Reader(file, **options).load()
+def _checking(find: Callable[[Any], Any], sizes: Mapping[str, int]) -> Callable[[Any], Any]:
+    """A function that finds storages, which first checks what it is asked for."""
+
+    def checked(saved: Any) -> Any:
+        _check_storage(saved, sizes)
+        return find(saved)
+
+    return checked
+
+
+def _check_storage(saved: Any, sizes: Mapping[str, int]) -> None:
+    """Refuse a storage that claims to be larger than its file; torch would read beyond the end."""
+    _, kind, key, _, count = saved
+    claimed = int(count) * kind.dtype.itemsize
+    if str(key) not in sizes or not 0 <= claimed <= sizes[str(key)]:
+        raise pickle.UnpicklingError(
+            f"the storage {key!r} is said to have {claimed:,} bytes, the file has "
+            f"{sizes.get(str(key), 0):,}"
+        )
+
+
+def _storage_sizes(file: Path) -> dict[str, int]:
+    """Bytes of each storage in a torch archive; empty for another file."""
+    if not zipfile.is_zipfile(file):
+        return {}
+    with zipfile.ZipFile(file) as archive:
+        return {
+            part.filename.rpartition("/")[2]: part.file_size
+            for part in archive.infolist()
+            if "/data/" in part.filename
+        }
 
 
 def read_tensors_of(file: Path) -> dict[str, Tensor]:
@@ -64,15 +104,22 @@ def read_tensors_of(file: Path) -> dict[str, Tensor]:
         raise InputError(f"checkpoint {file}: file not found; download it")
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
-        reader = SimpleNamespace(Unpickler=_Reader, load=_load, __name__="restricted")
+            return _floating(load_file(file))
+        check_archive(file, "it")
+        if tarfile.is_tarfile(file):
+            raise pickle.UnpicklingError("it is a tar archive, which is not read")
+        kind = type("Reader", (_Reader,), {"sizes": _storage_sizes(file)})
+        reader = SimpleNamespace(
+            Unpickler=kind,
+            load=lambda opened, **options: kind(opened, **options).load(),
+            __name__="restricted",
+        )
         content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader)
     except Forbidden as error:
         raise InputError(
             f"{file}: this checkpoint refers to {error}, which no weights need and which could "
-            f"run code; nothing in it "
-            "was executed. Get the file from its publisher again, or have its owner convert it "
-            "to safetensors"
+            f"run code; nothing in it was executed. Get the file from its publisher again, or have "
+            f"its owner convert it to safetensors"
         ) from None
     except Exception as error:  # a damaged file fails in as many ways as there are opcodes
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -80,13 +127,18 @@ def read_tensors_of(file: Path) -> dict[str, Tensor]:
             f"{file}: truncated, or not a checkpoint ({reason}); download it again"
         ) from error
     found = content.get("state_dict", content) if isinstance(content, dict) else {}
-    tensors = (
-        {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
-        if isinstance(found, dict)
-        else {}
-    )
+    tensors = _floating(found) if isinstance(found, dict) else {}
     if not tensors:
         raise InputError(
             f"{file}: holds no tensors under 'state_dict'; give a checkpoint of a model"
         )
     return tensors
+
+
+def _floating(found: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors of a table, without complex ones, which no network here has."""
+    return {
+        str(name): value
+        for name, value in found.items()
+        if isinstance(value, Tensor) and not value.is_complex()
+    }

@@ -12,6 +12,7 @@ from ..core.comparison import Distance
 from ..core.grid import Grid
 from ..core.learning.pairs import Pairs
 from ..core.solver import Solver, Tableau
+from ..core.user_code import label
 from ..models import Model
 from .file import Schedule
 from .sampling import BATCH, make_samples
@@ -41,7 +42,7 @@ class Baseline:
             coefficients=False,
             procedure=None,
             losses={"valid_loss": self.loss},
-            start=name,
+            start=label(name),
         )
 
 
@@ -80,4 +81,4 @@ def baselines_of(
 
 def mean_loss(distance: Distance, made: Tensor, target: Tensor) -> float:
     """Mean over samples of the distance, in float64."""
-    return distance(made, target).double().mean().item()
+    return distance(made, target).cpu().double().mean().item()

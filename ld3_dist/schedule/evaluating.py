@@ -15,6 +15,7 @@ from ..core.errors import InputError
 from ..core.features import Extractor, Reference
 from ..core.learning.pairs import Pairs
 from ..core.solver import Tableau
+from ..core.user_code import PREFIX
 from ..metrics.extractors import model_reference, open_extractor
 from ..metrics.scores import BUILT_IN, Samples, as_reference, score
 from ..models import Model
@@ -63,7 +64,7 @@ def measure(
         made = make_samples(viewed, tableau, pairs.noise, pairs.condition, batch)
     with torch.no_grad():
         parts = torch.arange(len(made)).split(batch)
-        losses = [distance(made[i], pairs.target[i]).double().cpu() for i in parts]
+        losses = [distance(made[i], pairs.target[i]).cpu().double() for i in parts]
         if extractor is None:
             return Measured(torch.cat(losses))
         images = to_images(model, space, made, batch)
@@ -168,6 +169,11 @@ def _tables(
         if not cells:
             raise InputError(f"grid {item!r}: say for which solver= and nfe=, or add a schedule")
         for name, count in dict.fromkeys(cells):
+            if solver is None and str(name).startswith(PREFIX):
+                raise InputError(
+                    f"grid {item!r}: the schedule's solver is code of a user's file ({name}), "
+                    "which no schedule file may run; say solver= and nfe= yourself"
+                )
             student = check_student(str(name), int(count or 0))
             table = hand_made(item, model, student, int(count or 0))[1]
             found.append(((item, str(name), int(count or 0)), table, {}))

@@ -20,6 +20,7 @@ from ..core.denoiser import PREDICTIONS, map_condition
 from ..core.errors import InputError, unknown
 from ..core.noise import NoiseSchedule
 from ..core.text import decode_text, parse_json, read_text
+from ..core.user_code import PREFIX
 from ..store.opening import open_storage
 from ..store.storage import Storage
 from .noise import BUILT_IN, LEVELS, check_same_noise, noise_from_dict, noise_to_dict, same_noise
@@ -75,7 +76,9 @@ class Schedule:
     nfe: int
     model: str
     order: int | None = None
-    """Order of the solver; follows from its name where it is not given."""
+    """Order of the solver. It follows from the name where it is not given, unless the solver is of
+    a user's own file.
+    """
     prediction: str | None = None
     """What the model's network predicts, one of NETWORK_PREDICTIONS. The table itself is of
     predictions of x_0.
@@ -118,7 +121,9 @@ class Schedule:
     def _check_solver(self) -> None:
         from ..core.solver import make_solver
 
-        order = make_solver(self.solver).order
+        # the solver of a user's file is never imported here: a file must not choose code to run
+        own = self.solver.startswith(PREFIX)
+        order = self.order if own else make_solver(self.solver).order
         if self.order not in (None, order):
             raise InputError(f"order = {self.order!r}, but the order of {self.solver} is {order}")
         object.__setattr__(self, "order", order)

@@ -33,11 +33,15 @@ from .noise import check_writable
 from .sampling import device_of, in_loss_space
 from .starts import looks_at_pairs, schedule_knots, start_knots
 from .teaching import Diverged, Teacher, teach
+from .trying import try_procedure, try_start
 
 log = logging.getLogger("ld3_dist")
 
 SEEDS = 1000
 """Member seed s of a sweep with seed S draws its batches with seed SEEDS * S + s."""
+
+ROUNDING = 1e-4
+"""Relative difference of two losses that parts of another size may make."""
 
 Start = str | Schedule
 """A start by name, or another schedule of the same model."""
@@ -142,15 +146,11 @@ def learn(
     """
     config = reachable(model, make_config(**settings))
     student = check_student(solver, nfe)
-    check_writable(model.noise)
-    names = tuple(starts) or procedures.get(config.procedure).starts
-    for name in names:  # those that need no pairs are made now, so that a bad one costs no work
-        if isinstance(name, Schedule) or not looks_at_pairs(name):
-            knots_of(name, model, student, nfe, None)
     opened = distance
     if isinstance(opened, str):
         opened = open_distance(opened, model, str(device_of(model)))
     viewed = in_loss_space(model, space)
+    names = check_before(viewed, solver, nfe, config, starts, opened)
     if pairs is None:
         pairs = teach(model, 100, seed=config.seed, teacher=teacher, space=space)
     train, valid = split(pairs, valid)
@@ -185,6 +185,33 @@ def learn(
     return _better(made, measured, loss)
 
 
+def check_before(
+    model: Model,
+    solver: str,
+    nfe: int,
+    config: LearnConfig,
+    starts: Sequence[Start],
+    distance: Distance,
+) -> tuple[Start, ...]:
+    """The starts of a run, the procedure's own if none are given, after everything was tried once.
+
+    Args:
+        model: with losses in the space that is asked for (`in_loss_space`).
+
+    Raises InputError for a noise schedule that no file can hold, a start that is no grid of the
+    model's, a solver that fails, and a procedure of a user's own that fails.
+    """
+    check_writable(model.noise)
+    student = check_student(solver, nfe)
+    names = tuple(starts) or procedures.get(config.procedure).starts
+    for name in names:  # those that need no pairs are made now, so that a bad one costs no work
+        if isinstance(name, Schedule) or not looks_at_pairs(name):
+            knots_of(name, model, student, nfe, None)
+    try_start("uniform", model, solver, nfe)
+    try_procedure(config, model, solver, nfe, distance)
+    return names
+
+
 def reachable(model: Model, config: LearnConfig) -> LearnConfig:
     """The settings, with network times fixed for a network without a gradient in its time."""
     if model.time_gradient or not config.offset_window:
@@ -202,7 +229,7 @@ def _better(learned: Schedule, baselines: dict[str, Baseline], loss: float) -> S
     if not usable:
         return learned
     name, base = min(usable.items(), key=lambda item: item[1].loss or math.inf)
-    if base.loss is None or base.loss >= loss:
+    if base.loss is None or base.loss >= loss * (1 - ROUNDING):
         return learned
     log.warning(
         "learning did not beat the hand-made grid %s (held-out loss %.4g, learned %.4g): the grid "

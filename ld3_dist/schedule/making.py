@@ -9,7 +9,8 @@ import torch
 
 from ..core.learning.config import LearnConfig
 from ..core.learning.procedure import Progress
-from ..core.solver import Tableau
+from ..core.solver import Tableau, make_solver
+from ..core.user_code import absolute, label
 from ..models import Model
 from .file import Schedule, noise_to_dict
 from .provenance import provenance
@@ -52,7 +53,8 @@ def make_schedule(
         outputs=tuple(map(tuple, table.outputs.tolist())),
         noise=noise_to_dict(noise),
         prior_scale=noise.prior_scale,
-        solver=solver,
+        solver=absolute(solver),
+        order=make_solver(solver).order,
         nfe=nfe,
         model=model.id,
         model_hash=model.hash,
@@ -61,10 +63,10 @@ def make_schedule(
         shift=model.settings.get("shift"),
         prediction=model.prediction,
         coefficients="corrections" in learned_parts(config),
-        procedure=config.procedure,
-        start=start,
+        procedure=label(config.procedure),
+        start=label(start),
         losses={name: loss if math.isfinite(loss) else None for name, loss in losses.items()},
-        baselines={name: {"valid_loss": loss} for name, loss in (baselines or {}).items()},
+        baselines={label(name): {"valid_loss": loss} for name, loss in (baselines or {}).items()},
         seeds={"seed": config.seed, "member": seed},
         versions=provenance(),
         experiment=experiment,

@@ -12,6 +12,7 @@ as baselines, as the teacher's grid, and as the place from which learning begins
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,7 +119,16 @@ def start_knots(
     x_T = None if pairs is None else initial_state(model.denoiser, pairs.noise)
     condition = None if pairs is None else pairs.condition
     problem = StartProblem(noise, solver, nfe, model.denoiser, x_T, condition)
-    return _checked(name, starts.get(name)(problem), problem)
+    find = starts.get(name)
+    try:
+        found = find(problem)
+    except InputError:
+        raise
+    except Exception as error:  # it may be somebody else's code: anything may come
+        if not name.startswith(PREFIX):
+            raise
+        raise InputError(f"start {name!r}: fails ({type(error).__name__}: {error})") from error
+    return _checked(name, found, problem)
 
 
 def schedule_knots(schedule: Schedule, model: Model, steps: int, name: str) -> Tensor:
@@ -142,8 +152,15 @@ def _checked(name: str, knots: Tensor, problem: StartProblem) -> Tensor:
     if not isinstance(knots, Tensor) or knots.shape != (problem.steps + 1,):
         found = list(knots.shape) if isinstance(knots, Tensor) else type(knots).__name__
         raise InputError(f"start {name}: made {found}, need knots [{problem.steps + 1}]")
+    noise = problem.noise
     try:
-        knots = knots.detach().double().cpu()
+        knots = knots.detach().cpu().double()
+        for end, wanted, word in (
+            (knots[0], noise.t_max, "t_max"),
+            (knots[-1], noise.t_min, "t_min"),
+        ):
+            if not math.isclose(end.item(), wanted, rel_tol=1e-6, abs_tol=1e-9):
+                raise InputError(f"a knot at an end is {end.item():g}, need {word} = {wanted:g}")
         return Grid(knots, knots[:1]).within(problem.noise).knots
     except InputError as error:
         raise InputError(f"start {name}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from ..core.solver import Tableau, make_solver
 from ..models import Model
 from .sampling import BATCH, device_of, draw_inputs, in_loss_space, make_samples
 from .starts import start_knots
+
+_TEACHER = re.compile(r"(?P<solver>python:[^:]+:[^/]+|[^/]+)/(?P<nfe>[0-9]+)/(?P<start>.+)")
+"""solver/NFE/grid; the path of a user's file may hold slashes too."""
 
 
 class Diverged(RuntimeError):
@@ -31,13 +35,13 @@ class Teacher:
     @classmethod
     def parse(cls, text: str) -> Teacher:
         """A teacher written as solver/NFE/grid, e.g. unipc-3/20/karras; InputError for anything else."""
-        parts = text.split("/")
-        if len(parts) != 3 or not parts[1].isdecimal() or int(parts[1]) < 1:
+        found = _TEACHER.fullmatch(text)
+        if not found or int(found["nfe"]) < 1:
             raise InputError(
                 f"teacher {text!r}: write it as solver/NFE/grid, e.g. unipc-3/20/karras"
             )
-        make_solver(parts[0])
-        return cls(parts[0], int(parts[1]), parts[2])
+        make_solver(found["solver"])
+        return cls(found["solver"], int(found["nfe"]), found["start"])
 
     def tableau(self, model: Model) -> Tableau:
         """The teacher's table for a model. Raises InputError for a grid the model cannot have."""

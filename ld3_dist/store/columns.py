@@ -1,16 +1,19 @@
 """The tables of a sweep, column by column: one explicit schema each, with its documentation inside.
 
-    rows         one row a learned schedule (member of a trial) or hand-made baseline
-    evaluations  what samples of a row's schedule, of a teacher, or the data themselves score
-    failures     every attempt that went wrong, also those whose retry went well
+    rows         one row per learned schedule (a member of a trial) and per hand-made baseline
+    evaluations  the scores of samples: of a row's schedule, of a teacher, or of the data themselves
+    failures     every attempt that went wrong, including those whose retry went well
 
-Null means "not measured" (or not a finite number: see `status`); no NaN and no infinity is ever
-written. The schemas are explicit because inferred ones depend on what happens to be null in the
-first file."""
+Null means "not measured", or "not a finite number" (see `status`); NaN and infinity are never
+written. The schemas are explicit because inferred ones would depend on the columns that happen to
+be null in the first file.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,9 +23,8 @@ from ..core.learning.procedure import procedures
 FORMAT = 1
 """Version of the tables; readers refuse a newer one."""
 
-_FLOATS = pa.list_(
-    pa.field("element", pa.float64())
-)  # Parquet's own name, so that the schema survives the file
+# "element" is Parquet's own name, so that the schema is the same after reading a file
+_FLOATS = pa.list_(pa.field("element", pa.float64()))
 
 
 def _field(name: str, kind: pa.DataType, doc: str, required: bool = False) -> pa.Field:
@@ -49,15 +51,35 @@ _KINDS = {bool: pa.bool_(), int: pa.int32(), float: pa.float64(), str: pa.string
 
 
 def _learning() -> list[pa.Field]:
-    """A column for every setting of learning that any procedure has."""
+    """One column for every setting of learning that any procedure has."""
     found: dict[str, pa.Field] = {}
     for procedure in procedures:
         for setting in dataclasses.fields(procedures.get(procedure).Config):
             kind = _KINDS[type(setting.default)]
             meaning = str(setting.metadata["meaning"])
             found.setdefault(setting.name, _field(setting.name, kind, meaning))
-    del found["seed"]  # rows have the member's
+    del found["seed"]  # rows have a column for the member's seed
     return list(found.values())
+
+
+LEARNING = {field.name: field.type for field in _learning()}
+"""Settings of learning that have a column of their own, with its type."""
+
+
+def learning_columns(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a procedure's settings that have a column of their own, and fit it.
+
+    The procedure of a user's file may have others. They are in the JSON of the column `settings`,
+    and `load_results` gives each a column `learn.NAME`.
+    """
+    return {name: value for name, value in settings.items() if has_column(name, value)}
+
+
+def has_column(name: str, value: Any) -> bool:
+    """True for a setting of learning that a column of `rows` holds."""
+    kind = _KINDS.get(type(value))
+    whole = kind == pa.int32() and LEARNING.get(name) == pa.float64()
+    return name in LEARNING and (whole or LEARNING[name] == kind)
 
 
 ROWS = _schema(
@@ -194,7 +216,10 @@ SCHEMAS = {"rows": ROWS, "evaluations": EVALUATIONS, "failures": FAILURES}
 
 
 def schema_of(folder: str) -> pa.Schema:
-    """The schema of the tables in a folder of a sweep; InputError for a folder that holds none."""
+    """The schema of the tables in a folder of a sweep.
+
+    Raises InputError for a folder that holds no tables.
+    """
     if folder not in SCHEMAS:
         raise unknown("table", folder, list(SCHEMAS))
     return SCHEMAS[folder]

@@ -1,14 +1,15 @@
-"""Teacher pairs on disk: what the teacher made of which noise, in shards of fixed index ranges.
+"""Teacher pairs on disk: unit noise and the teacher's samples, in shards of fixed index ranges.
 
-    noise     [n, *shape]  float32, unit variance, sample i drawn from (seed, i)
-    target    [n, ...]     the teacher's decoded sample of it
-    condition [n, ...]     if any; several named ones as condition.<name>
+    noise     [n, *shape]  float32, unit variance, drawn from (seed, i) for sample i
+    target    [n, ...]     the sample that the teacher makes from it, decoded
+    condition [n, ...]     the conditions, if there are any; named ones are condition.<name>
 
-Shard [start, stop) is the file shard-<start>-<stop>.safetensors. Each carries a digest of its own
-tensors and metadata in its header, so it can be judged alone, whatever else is there; the manifest,
-written last, adds the hash and length of every whole file. The bytes of a shard depend on its
-content alone: any number of actors writes the same files. (safetensors shuffles the order of
-metadata keys, therefore all of ours sit in one.)"""
+Shard [start, stop) is the file shard-<start>-<stop>.safetensors. Its header holds a digest of its
+tensors and metadata, so that it can be verified without any other file. The manifest is written
+last and adds hash and length of every file. The bytes of a shard depend on its content alone, so
+any number of actors write the same files. All metadata stands in one key, because safetensors does
+not keep the order of keys.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +40,9 @@ _NAME = re.compile(r"^shard-(\d+)-(\d+)\.safetensors$")
 
 
 class BadShard(RuntimeError):
-    """A shard that must be made again: `name` and `reason`. It pickles, so that it can come back
-    from a worker.
+    """A shard that must be made again, with its `name` and the `reason`.
+
+    It can be pickled, so that a worker can raise it.
     """
 
     def __init__(self, name: str, reason: str) -> None:
@@ -53,7 +55,7 @@ class BadShard(RuntimeError):
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One shard [start, stop) as the manifest lists it: hash and length of the whole file."""
+    """One shard [start, stop) in the manifest, with hash and length of the whole file."""
 
     name: str
     start: int
@@ -69,20 +71,23 @@ class ShardRecord:
 
 
 def shard_name(start: int, stop: int) -> str:
-    """The file of the samples [start, stop)."""
+    """The name of the file with the samples [start, stop)."""
     return f"shard-{start:05d}-{stop:05d}.safetensors"
 
 
 def write_shard(
     storage: Storage, start: int, stop: int, tensors: Mapping[str, Tensor], meta: Meta
 ) -> ShardRecord:
-    """Write the samples [start, stop) atomically; `meta` says whose they are (teacher key, seed,
-    …).
+    """Write the samples [start, stop), atomically.
 
-    Raises BadShard, and writes nothing, when a tensor has the wrong length or a number that is not
-    finite."""
+    Args:
+        meta: identifies the samples, for example by the teacher's key and the seed.
+
+    Raises BadShard, and writes nothing, for a tensor of the wrong length and for a number that is
+    not finite.
+    """
     name = shard_name(start, stop)
-    # cloned, because safetensors refuses tensors that share memory, such as slices of one batch
+    # copies, because safetensors refuses tensors that share memory, such as slices of one batch
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     _check(name, start, stop, plain)
     header = {"format": FORMAT, "start": start, "stop": stop, "meta": dict(meta), "digest": ""}
@@ -95,10 +100,17 @@ def write_shard(
 def read_shard(
     storage: Storage, shard: ShardRecord | str, meta: Meta | None = None
 ) -> tuple[ShardRecord, dict[str, Tensor]]:
-    """The record and the tensors of a shard, verified: digest, index range, shapes, finite numbers.
+    """The record and the tensors of a shard, after they were verified.
 
-    Given a record, length and hash of the file must match it too; given `meta`, the shard's must
-    equal it. Raises BadShard with the file and the reason, also when the file is missing."""
+    Digest, index range, shapes and finite numbers are checked.
+
+    Args:
+        shard: name of the file, or its record in the manifest, which hash and length must match.
+        meta: the metadata that the shard must have, if given.
+
+    Raises BadShard with the file and the reason, also for a file that is missing, and InputError
+    for one of a newer format.
+    """
     name = shard if isinstance(shard, str) else shard.name
     try:
         data = storage.read_bytes(name)
@@ -125,8 +137,9 @@ def read_shard(
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a complete set of pairs consists of; the last file written. Ranges may have gaps,
-    not overlaps.
+    """The list of all shards of a complete set of pairs; it is written last.
+
+    The ranges may have gaps between them, but must not overlap.
     """
 
     meta: Meta
@@ -140,7 +153,7 @@ class Manifest:
         object.__setattr__(self, "shards", ordered)
 
     def save(self, storage: Storage) -> None:
-        """Write it, atomically."""
+        """Write the manifest, atomically."""
         body = {
             "format": FORMAT,
             "meta": dict(self.meta),
@@ -150,13 +163,16 @@ class Manifest:
 
     @staticmethod
     def load(storage: Storage) -> Manifest | None:
-        """The manifest, or None while there is none; InputError if the file is not one."""
+        """The manifest of a folder, or None if there is none yet.
+
+        Raises InputError for a file that is no manifest or has a newer format.
+        """
         try:
             body = json.loads(storage.read_bytes(MANIFEST))
             if body["format"] > FORMAT:
                 raise InputError(
-                    f"{storage.address(MANIFEST)}: format {body['format']} is newer; update "
-                    f"ld3_dist"
+                    f"{storage.address(MANIFEST)}: format {body['format']} is newer; "
+                    "update ld3_dist"
                 )
             return Manifest(body["meta"], tuple(ShardRecord(**shard) for shard in body["shards"]))
         except FileNotFoundError:
@@ -170,8 +186,11 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Survey:
-    """What is there of the wanted ranges: good shards, ranges to make (again), and why present
-    files are bad.
+    """The state of the shards of some ranges.
+
+    good: shards that were verified.
+    missing: ranges to make, because their shard is absent or bad.
+    bad: the bad shards, with the reasons.
     """
 
     good: tuple[ShardRecord, ...]
@@ -180,7 +199,7 @@ class Survey:
 
 
 def survey(storage: Storage, ranges: Iterable[tuple[int, int]], meta: Meta | None = None) -> Survey:
-    """Read and verify the shards of the wanted ranges; works with and without a manifest."""
+    """Read and verify the shards of some ranges, with or without a manifest."""
     there = set(storage.list())
     good: list[ShardRecord] = []
     missing: list[tuple[int, int]] = []
@@ -204,10 +223,10 @@ def missing_ranges(
 
 
 def load_pairs(storage: Storage, start: int, stop: int) -> dict[str, Tensor]:
-    """The samples [start, stop), every tensor [stop - start, ...]; reads only the shards that hold
-    them.
+    """The samples [start, stop): tensors [stop - start, ...] by name.
 
-    Raises InputError where samples were never made, BadShard where a shard does not verify.
+    Only the shards that hold these samples are read. Raises InputError if samples were never made,
+    and BadShard for a shard that cannot be verified.
     """
     manifest = Manifest.load(storage)
     found = manifest.shards if manifest else _named_shards(storage)
@@ -227,8 +246,8 @@ def load_pairs(storage: Storage, start: int, stop: int) -> dict[str, Tensor]:
         at = min(high, stop)
     if at < stop or start >= stop:
         raise InputError(
-            f"{storage.url}: holds no teacher pairs for samples [{at}, {stop}); run the teach "
-            f"stage first"
+            f"{storage.url}: holds no teacher pairs for samples [{at}, {stop}); "
+            "run the teach stage first"
         )
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
@@ -271,8 +290,9 @@ def _record(name: str, start: int, stop: int, data: bytes) -> ShardRecord:
 
 
 def content_digest(header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over the header without its digest, then name, dtype, shape and bytes of every tensor
-    in order of name.
+    """SHA-256 of the header without its digest, and of all tensors in the order of their names.
+
+    Name, dtype, shape and bytes of a tensor enter.
     """
     rest = {key: value for key, value in header.items() if key != "digest"}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
@@ -307,9 +327,7 @@ def _check(where: str, start: int, stop: int, tensors: Mapping[str, Tensor]) -> 
         if value.ndim == 0 or len(value) != stop - start:
             raise BadShard(where, f"{key} has shape {tuple(value.shape)}, not [{stop - start}, …]")
         if value.is_floating_point() and not torch.isfinite(value).all():
-            index = (
-                int((~torch.isfinite(value)).flatten(1).any(1).nonzero()[0, 0])
-                if value.ndim > 1
-                else 0
-            )
+            index = 0
+            if value.ndim > 1:
+                index = int((~torch.isfinite(value)).flatten(1).any(1).nonzero()[0, 0])
             raise BadShard(where, f"{key} of sample {start + index} is not finite")

@@ -1,20 +1,23 @@
-"""The results of a sweep as one pandas frame: rows joined with their evaluations, and what follows
-from both.
+"""The results of a sweep as one pandas frame: rows, their evaluations, and four derived columns.
 
-best_baseline   smallest valid_loss among the cell's hand-made grids
-gain            best_baseline / valid_loss          above 1: better than every hand-made grid
-eval_gain       the same from eval_loss, on fresh pairs
-best            is this the learned row with the cell's smallest valid_loss (status ok)?
+learn.NAME      a setting of a user's own procedure for which rows have no column
+best_baseline   the smallest valid_loss of the cell's hand-made grids
+gain            best_baseline / valid_loss; above 1 means better than every hand-made grid
+eval_gain       the same for eval_loss, which is measured on fresh pairs
+best            true for the learned row with the cell's smallest valid_loss (status ok)
 """
 
 from __future__ import annotations
 
+import json
 import os
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError
+from .columns import has_column
 from .opening import open_storage
 from .storage import Storage
 from .tables import read_table
@@ -23,12 +26,18 @@ ORDER = ["cell", "kind", "trial", "member", "start", "key"]
 
 
 def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
-    """Every learned schedule and baseline of a sweep folder (path or URL), one row each, in a fixed
-    order.
+    """All learned schedules and baselines of a sweep, one row each, in a fixed order.
 
-    Columns are those of the tables `rows` and `evaluations` (host, device, seconds and versions of
-    the evaluation end in _eval) and the four above. Files that cannot be read are left out, named
-    in a message and in `frame.attrs["unreadable"]`. Raises InputError where there is no sweep."""
+    The columns are those of the tables `rows` and `evaluations`, and those at the top of this
+    file. If both tables have a column, such as host or seconds, the evaluation's ends in _eval.
+    Files that cannot be read are left out with a warning, and `frame.attrs["unreadable"]` names
+    them.
+
+    Args:
+        place: output folder of a sweep, a path or a URL.
+
+    Raises InputError for a folder that is missing or holds no sweep.
+    """
     storage = open_storage(place)
     if not storage.exists():
         raise InputError(f"{storage.url}: no such folder; give the output folder of a sweep")
@@ -38,18 +47,31 @@ def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
         )
     rows = read_table(storage, "rows")
     evaluations = read_table(storage, "evaluations")
-    frame = _derive(_join(rows, evaluations))
+    frame = _derive(_with_own_settings(_join(rows, evaluations)))
     frame.attrs["unreadable"] = rows.attrs["unreadable"] + evaluations.attrs["unreadable"]
     return frame
 
 
 def _join(rows: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:
-    """Left join on key. A key met twice (a trial that ran twice) counts once: same settings, same
-    result.
+    """Rows with their evaluations, joined on the key.
+
+    A key that stands there twice counts once: the trial ran twice, with the same result.
     """
     rows = rows.sort_values(ORDER, kind="stable", na_position="first").drop_duplicates("key")
     scores = evaluations.drop_duplicates("key").drop(columns=["kind", "cell"])
     return rows.merge(scores, on="key", how="left", suffixes=("", "_eval")).reset_index(drop=True)
+
+
+def _with_own_settings(frame: pd.DataFrame) -> pd.DataFrame:
+    """A column `learn.NAME` for each setting of a user's own procedure that has no other."""
+    found: dict[str, dict[int, Any]] = {}
+    learned = frame.loc[frame["kind"] == "learned", "settings"].dropna()
+    for index, text in learned.items():
+        for name, value in json.loads(text).get("learn", {}).items():
+            if name != "seed" and not has_column(name, value):
+                found.setdefault(f"learn.{name}", {})[index] = value
+    own = {name: pd.Series(values) for name, values in sorted(found.items())}
+    return frame.assign(**{name: values.reindex(frame.index) for name, values in own.items()})
 
 
 def _derive(frame: pd.DataFrame) -> pd.DataFrame:
@@ -63,9 +85,7 @@ def _derive(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _best_baseline(frame: pd.DataFrame, column: str) -> np.ndarray:
-    """The smallest value of a column among the hand-made grids of each row's cell; NaN where there
-    is none.
-    """
+    """The smallest value of a column among the hand-made grids of each row's cell, or NaN."""
     baselines = frame.query("status == 'ok' and kind == 'baseline'")
     smallest = {cell: group[column].min() for cell, group in baselines.groupby("cell")}
     return np.array([smallest.get(cell, np.nan) for cell in frame["cell"]], dtype=np.float64)

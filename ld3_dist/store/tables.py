@@ -1,10 +1,12 @@
 """Result tables: many small Parquet files of one schema, read as one.
 
-Every trial, baseline set or evaluation writes its own file, atomically and without asking anybody;
-reading a table is reading a folder. Nothing is appended to, so nothing can be half appended.
+Every trial, every set of baselines and every evaluation writes a file of its own, atomically.
+Writers need not wait for each other, and no file is ever appended to. Reading a table means reading
+all files of a folder.
 
-On writing, a NaN or an infinity becomes null; a row that calls itself "ok" with a loss that is not
-finite becomes "diverged", because null alone would read as "not measured"."""
+When a table is written, NaN and infinity become null. A row with the status "ok" and a loss that is
+not finite becomes "diverged", because null alone would mean "not measured".
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,10 @@ RENAMED = {"preset": "procedure"}
 """Columns that older versions wrote, by the names they have now."""
 
 READERS = 8
-"""Threads that read files; what they wait for is the disk or the network."""
+"""Number of threads that read files; they mostly wait for the disk or the network."""
 
 OWN = "metric."
-"""How columns of metrics that are not built in begin."""
+"""The beginning of the names of columns for metrics that are not built in."""
 
 log = logging.getLogger("ld3_dist")
 
@@ -51,16 +53,16 @@ _NULLABLE = {
 def write_table(
     storage: Storage, folder: str, name: str, records: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write `records` as folder/name.parquet, one atomic file in the schema of the folder; missing
-    keys become null.
+    """Write `records` as folder/name.parquet, one atomic file in the schema of the folder.
 
-    Raises TypeError, naming column and value, for an unknown key, a null where one is required, or
-    a wrong type."""
+    Missing keys become null. Raises TypeError, naming column and value, for an unknown key, for a
+    null in a required column, and for a value of the wrong type.
+    """
     storage.write_bytes(f"{folder}/{name}{SUFFIX}", encode_table(folder, records))
 
 
 def encode_table(folder: str, records: Sequence[Mapping[str, Any]]) -> bytes:
-    """The bytes of such a file; they depend on the records alone."""
+    """The bytes that `write_table` writes; they depend on the records alone."""
     schema = schema_of(folder)
     plain = [_plain(folder, schema, record) for record in records]
     columns = []
@@ -69,17 +71,13 @@ def encode_table(folder: str, records: Sequence[Mapping[str, Any]]) -> bytes:
         whole = pa.types.is_integer(field.type)
         if not field.nullable and None in values:
             raise TypeError(
-                f"table {folder}, record {values.index(None)}: column {field.name!r} must not be "
-                f"null"
+                f"table {folder}, record {values.index(None)}: column {field.name!r} must not "
+                "be null"
             )
         try:
-            # pyarrow would cut 1.5 down to 1
-            exact = (
-                [value if value is None else operator.index(value) for value in values]
-                if whole
-                else values
-            )
-            columns.append(pa.array(exact, type=field.type))
+            if whole:  # pyarrow would cut 1.5 down to 1
+                values = [value if value is None else operator.index(value) for value in values]
+            columns.append(pa.array(values, type=field.type))
         except (pa.ArrowInvalid, TypeError, OverflowError) as error:
             raise TypeError(
                 f"table {folder}: column {field.name!r} is {field.type}: {error}"
@@ -96,13 +94,12 @@ def frame_of(folder: str, records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def read_table(storage: Storage, folder: str) -> pd.DataFrame:
-    """Every file of a table as one frame, in order of the file names; integers and booleans in
-    pandas' nullable types.
+    """Every file of a table as one frame, in order of the file names.
 
-    A file that is not readable is left out, named in `frame.attrs["unreadable"]`, and, the first
-    time, in a message to the logger "ld3_dist".
-    Columns that an older version did not write are null. Raises InputError for a file of a newer
-    format."""
+    Integers and booleans have pandas' nullable types. Columns that an older version did not write
+    are null. A file that cannot be read is left out with a warning, and
+    `frame.attrs["unreadable"]` names it. Raises InputError for a file of a newer format.
+    """
     schema = schema_of(folder)
     names = [name for name in storage.list(folder) if name.endswith(SUFFIX)]
     with ThreadPoolExecutor(READERS) as pool:
@@ -127,19 +124,28 @@ def _say_once(message: str) -> None:
 
 
 def _with_own_metrics(frame: pd.DataFrame) -> pd.DataFrame:
-    """A column for each metric that is not built in, in place of their JSON."""
+    """A column for each metric that is not built in, in place of their JSON.
+
+    One that gives several numbers has no column of its own name, which holds only that it was not
+    measured.
+    """
     if "own_metrics" not in frame:
         return frame
     found = [json.loads(text) if isinstance(text, str) else {} for text in frame["own_metrics"]]
     frame = frame.drop(columns="own_metrics")
-    for name in sorted({name for values in found for name in values}):
-        frame[name] = [values.get(name) for values in found]
+    names = sorted({name for values in found for name in values})
+    for name in names:
+        column = [values.get(name) for values in found]
+        several = any(other.startswith(f"{name}.") for other in names)
+        if not several or any(value is not None for value in column):
+            frame[name] = column
     return frame
 
 
 def read_records(storage: Storage, folder: str, name: str) -> list[dict[str, Any]] | None:
-    """The records of one file; None where it is missing or cannot be read (it will then be written
-    again).
+    """The records of one file; None if it is missing or cannot be read.
+
+    Such a file is written again by the next run.
     """
     try:
         table = _read(storage, f"{folder}/{name}{SUFFIX}", schema_of(folder))
@@ -149,7 +155,7 @@ def read_records(storage: Storage, folder: str, name: str) -> list[dict[str, Any
 
 
 def _plain(folder: str, schema: pa.Schema, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record without numbers that are not finite, metrics of one's own as JSON."""
+    """The record with null for numbers that are not finite, and with a user's metrics as JSON."""
     own = {key: _finite(value) for key, value in record.items() if key.startswith(OWN)}
     if own:
         record = {key: value for key, value in record.items() if key not in own}
@@ -176,7 +182,7 @@ def _finite(value: Any) -> Any:
 
 
 def _read(storage: Storage, name: str, schema: pa.Schema) -> pa.Table | str:
-    """The table in `schema`, or why it cannot be read."""
+    """The table of a file in `schema`; a text with the reason if it cannot be read."""
     try:
         table = pq.read_table(pa.BufferReader(storage.read_bytes(name)))
     except (OSError, pa.ArrowException) as error:
@@ -185,8 +191,7 @@ def _read(storage: Storage, name: str, schema: pa.Schema) -> pa.Table | str:
     if version > FORMAT:
         raise InputError(
             f"{storage.address(name)}: written by a newer version of ld3_dist (format {version}, "
-            f"this one reads up to "
-            f"{FORMAT}); update ld3_dist"
+            f"this one reads up to {FORMAT}); update ld3_dist"
         )
     try:
         names = {RENAMED.get(name, name): name for name in table.column_names}

@@ -8,8 +8,9 @@ import time
 from typing import Any
 
 from ..core.solver import make_solver
+from ..core.user_code import label
 from ..experiment.plan import Cell, Plan
-from ..schedule.baselines import hand_made
+from ..schedule.baselines import hand_made, mean_loss
 from ..schedule.provenance import now, where
 from ..schedule.sampling import in_loss_space, make_samples
 from ..store.storage import Storage
@@ -34,11 +35,11 @@ def run_baselines(plan: Plan, cell: Cell, storage: Storage, device: str | None =
         made = make_samples(model, table, valid.noise, valid.condition, e.resources.batch)
         for distance_name in e.distances:
             distance = distance_of(plan, distance_name, cell.model, device)
-            loss = distance(made, valid.target).double().mean().item()
+            loss = mean_loss(distance, made, valid.target)
             row = row_of(plan, cell, model, distance_name, grid) | {
-                "key": f"{plan.baseline_key(cell)}-{name}-{distance_name}",
+                "key": f"{plan.baseline_key(cell)}-{label(name)}-{label(distance_name)}",
                 "kind": "baseline",
-                "start": name,
+                "start": label(name),
                 "start_loss": loss,
                 "valid_loss": loss,
                 "network_evals": len(valid) * cell.nfe,
@@ -56,6 +57,7 @@ def run_baselines(plan: Plan, cell: Cell, storage: Storage, device: str | None =
 
 def losses_of(rows: list[dict[str, Any]], distance: str) -> dict[str, float | None]:
     """Held-out loss of each hand-made grid in a distance, None where it is not finite."""
+    distance = label(distance)
     found: dict[str, float | None] = {}
     for row in rows:
         if row["kind"] == "baseline" and row["distance"] == distance:

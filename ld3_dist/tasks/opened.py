@@ -11,6 +11,7 @@ from typing import Any
 
 from ..core.distance import Distance
 from ..core.learning.pairs import Pairs
+from ..core.user_code import content_in
 from ..experiment.plan import Plan
 from ..experiment.settings import ModelSettings
 from ..metrics.extractors import Extractor, open_extractor
@@ -41,7 +42,7 @@ def model_of(settings: ModelSettings, device: str | None = None) -> Model:
     options = settings.model_dump(exclude={"model", "name", "recompute"})
     files = [file for file in (settings.prompts, settings.classes) if file]
     texts = [Path(file).stat().st_mtime_ns for file in files if Path(file).is_file()]
-    key = f"model {settings.model_dump_json()} {texts} {device}"
+    key = f"model {settings.model_dump_json()} {content_in(settings.model)} {texts} {device}"
     return keep(key, lambda: open_model(settings.model, ModelOptions(device=device, **options)))
 
 
@@ -69,7 +70,7 @@ def distance_of(
 ) -> Distance:
     """A distance by name, with the experiment's options, for a model."""
     model, options = model_of(settings, device), plan.experiment.distance_options(name)
-    key = f"distance {name} {options} {settings.model_dump_json()} {device}"
+    key = f"distance {name} {content_in(name)} {options} {model.hash} {device}"
     return keep(key, lambda: open_distance(name, model, device or default_device(), **options))
 
 
@@ -78,5 +79,5 @@ def extractor_of(
 ) -> Extractor | None:
     """The feature extractor of the evaluation, for a model."""
     name, model = plan.experiment.evaluate.extractor, model_of(settings, device)
-    key = f"extractor {name} {model.id} {device}"
+    key = f"extractor {name} {content_in(name)} {model.id} {model.hash} {device}"
     return keep(key, lambda: open_extractor(name, model, device or "cpu"))

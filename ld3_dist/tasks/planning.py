@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from ..core.errors import InputError
+from ..core.learning.config import LearnConfig
+from ..core.learning.procedure import make_config
 from ..core.user_code import PREFIX
 from ..experiment.plan import Plan
-from ..experiment.settings import Experiment
+from ..experiment.settings import Experiment, ModelSettings, Range
 from ..metrics.extractors import read_reference
 from ..models import Model
 from ..schedule.noise import check_writable
+from ..schedule.sampling import in_loss_space
+from ..schedule.trying import try_metric, try_procedure, try_start
 from .opened import distance_of, extractor_of, model_of
 
 
 def make_plan(experiment: Experiment) -> Plan:
     """Open every model, distance and extractor, for the models' hashes and to see that they open.
 
-    Raises InputError for any of them that cannot be opened or does not fit the model's images, and
-    for a model whose noise schedule a schedule file cannot hold.
+    Code of a user's own (solvers, starts, procedures, metrics) is tried once.
+
+    Raises InputError for any of them that cannot be opened or does not fit the model's images, for
+    code that fails, and for a model whose noise schedule a schedule file cannot hold.
     """
     models = {settings.label: model_of(settings, "cpu") for settings in experiment.models}
     plan = _plan(experiment, models)
@@ -24,12 +30,46 @@ def make_plan(experiment: Experiment) -> Plan:
         check_writable(models[settings.label].noise)
         for name in experiment.distances:
             distance_of(plan, name, settings, "cpu")
+        extractor = None
         if experiment.evaluate.samples:
-            extractor_of(plan, settings, "cpu")
+            extractor = extractor_of(plan, settings, "cpu")
+        for name in (experiment.evaluate.metrics or ()) if extractor else ():
+            try_metric(name, extractor, models[settings.label])
+        _try_out(plan, settings, models[settings.label])
     reference = experiment.evaluate.reference
     if experiment.evaluate.samples and reference not in ("auto", "teacher"):
         read_reference(reference)
     return plan
+
+
+def _try_out(plan: Plan, settings: ModelSettings, model: Model) -> None:
+    """Call what users wrote, and read schedule files, once per model; InputError where it fails."""
+    e, viewed = plan.experiment, in_loss_space(model, plan.experiment.loss_space)
+    cells = [cell for cell in plan.cells if cell.model == settings]
+    _, searched = e.search.axes.get("start", ("", ()))
+    axis = () if isinstance(searched, Range) else map(str, searched)
+    given = (*e.baselines, *(e.search.members.starts or ()), *axis)
+    names = [name for name in given if _of_user(name)]
+    for cell in {cell.solver: cell for cell in reversed(cells)}.values():
+        for name in dict.fromkeys(["uniform", *names]):
+            try_start(name, viewed, cell.solver, cell.nfe)
+    if _of_user(e.teacher.start) or _of_user(e.teacher.solver):
+        try_start(e.teacher.start, viewed, e.teacher.solver, e.teacher.nfe)
+    first = cells[0]
+    for config in {c.procedure: c for c in _configs(plan)}.values():
+        distance = distance_of(plan, e.distance, settings, "cpu")
+        try_procedure(config, viewed, first.solver, first.nfe, distance)
+
+
+def _of_user(name: str) -> bool:
+    """True for a name that stands for a file."""
+    return name.startswith(PREFIX) or name.endswith(".json")
+
+
+def _configs(plan: Plan) -> list[LearnConfig]:
+    """The settings of every procedure that a trial may use, without those that are searched."""
+    learn = {key: value for key, value in plan.experiment.learn.items() if key != "procedure"}
+    return [make_config(name, **learn) for name in plan.experiment.procedures]
 
 
 def plan_as_far_as_known(experiment: Experiment) -> tuple[Plan, list[str]]:

@@ -8,10 +8,11 @@ import math
 from typing import Any
 
 from ..core.grid import Grid, lam_range
+from ..core.user_code import label
 from ..experiment.plan import Cell, Plan, TrialSpec
 from ..models import Model
 from ..schedule.provenance import now, provenance
-from ..store.columns import ROWS
+from ..store.columns import learning_columns
 from ..store.storage import Storage
 from ..store.tables import read_records
 
@@ -42,10 +43,10 @@ def cell_columns(plan: Plan, cell: Cell, distance: str) -> dict[str, Any]:
         "experiment": plan.fingerprint,
         "cell": cell.id,
         "model": cell.model.label,
-        "solver": cell.solver,
+        "solver": label(cell.solver),
         "nfe": cell.nfe,
         "steps": cell.steps,
-        "distance": distance,
+        "distance": label(distance),
         "valid_pairs": plan.experiment.pairs.valid,
         **provenance(),
     }
@@ -53,11 +54,11 @@ def cell_columns(plan: Plan, cell: Cell, distance: str) -> dict[str, Any]:
 
 def settings_columns(spec: TrialSpec, seed: int, start: str) -> dict[str, Any]:
     """The settings of a learned row: a column for each that the table has, and all of them as JSON."""
-    config = dataclasses.asdict(spec.config)
-    del config["seed"]
-    known = {name: value for name, value in config.items() if name in ROWS.names}
+    known = learning_columns(dataclasses.asdict(spec.config))
+    known["procedure"] = label(spec.config.procedure)
     settings = spec.settings | {"seed": seed, "start": start}
-    return known | {"seed": seed, "start": start, "settings": json.dumps(settings, sort_keys=True)}
+    known |= {"seed": seed, "start": label(start)}
+    return known | {"settings": json.dumps(settings, sort_keys=True)}
 
 
 def trial_rows(storage: Storage, spec: TrialSpec) -> list[dict[str, Any]] | None:

@@ -26,6 +26,7 @@ import math
 from collections.abc import Sequence
 
 from ..core.learning.learn import Progress
+from ..core.user_code import label
 from ..experiment.plan import Plan, TrialSpec, digest
 from ..store.storage import Storage
 from ..store.tables import read_records
@@ -71,9 +72,8 @@ class Rungs:
 
     def _best_baseline(self) -> float | None:
         rows = read_records(self.storage, "rows", self.plan.baseline_key(self.spec.cell)) or []
-        mine = [
-            row["valid_loss"] for row in rows if row["distance"] == self.spec.settings["distance"]
-        ]
+        distance = label(self.spec.settings["distance"])
+        mine = [row["valid_loss"] for row in rows if row["distance"] == distance]
         return min((loss for loss in mine if loss), default=None)
 
 

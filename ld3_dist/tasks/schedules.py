@@ -8,6 +8,7 @@ learned again. A procedure whose grids are its own may put more into a table; so
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,7 @@ from ..models import Model
 from ..schedule.file import Schedule, read_schedule
 from ..schedule.making import make_schedule
 from ..store.storage import Storage
-from ..store.tables import read_records
+from ..store.tables import OWN, read_records
 from .baselines import losses_of
 from .opened import model_of
 from .rows import trial_rows
@@ -167,6 +168,8 @@ def write_schedule(
 def metrics_of(record: dict[str, Any]) -> dict[str, float]:
     """The numbers of an evaluation that a schedule file repeats."""
     found = {name: record.get(name) for name in METRICS}
+    found |= json.loads(record.get("own_metrics") or "{}")  # read back from the table
+    found |= {name: value for name, value in record.items() if name.startswith(OWN)}
     return {k: value for k, value in found.items() if value is not None and math.isfinite(value)}
 
 

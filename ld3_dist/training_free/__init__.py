@@ -1,12 +1,12 @@
-"""Discretizations that are computed rather than learned or written down.
+"""Discretizations that are computed: neither learned by gradient descent nor made by hand.
 
-    dmn             from the schedule alone: the weights that a multistep solver gives to the
-                    network's errors
-    gits            from teacher trajectories: the path of least curvature, by dynamic programming
-    optimal-steps   from teacher trajectories: the student that stays nearest to them, by dynamic
-                    programming
+    dmn             from the noise schedule alone: a multistep solver's weights of the network's
+                    errors are made small
+    gits            from teacher trajectories, by dynamic programming: the path of least curvature
+    optimal-steps   from teacher trajectories, by dynamic programming: the student that stays
+                    nearest to them
 
-They serve as baselines and as starts of LD3.
+They serve as baselines and as starts of LD3. Each module names its source.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from ..core.solver import Solver
 
 TRAINING_FREE = ("dmn", "gits", "optimal-steps")
 SAMPLES = {"gits": 64, "optimal-steps": 32}
-"""Trajectories used at most: both programmes average over them and change little beyond a few
-dozen. optimal-steps evaluates its own anew in each of N rounds, so it looks at fewer."""
+"""The most trajectories that each one uses.
+
+Both average over the trajectories, and their results change little beyond a few dozen.
+optimal-steps evaluates its samples again in each of N rounds, so it uses fewer.
+"""
 
 
 def find_knots(
@@ -34,14 +37,14 @@ def find_knots(
     x_T: Tensor | None = None,
     condition: Condition = None,
 ) -> Tensor:
-    """Knots [N+1] of a computed discretization, float64, from exactly t_max to exactly t_min.
+    """Knots [N+1] of a computed discretization, float64, from t_max to t_min exactly.
 
     Args:
         name: one of TRAINING_FREE.
         model: a denoiser; dmn takes a bare noise schedule as well.
-        solver, nfe: what the knots are for; N = solver.steps(nfe).
+        solver, nfe: solver and network evaluations that the knots are for; N = solver.steps(nfe).
         x_T: starting noise of the trajectories, prior_scale * unit noise [B, *shape], of which the
-            first SAMPLES are used; drawn from seed 0 where not given.
+            first SAMPLES are used; drawn from seed 0 if not given.
         condition: of the trajectories, B rows.
 
     Raises:

@@ -1,14 +1,16 @@
-"""GITS: the steps that cut the fewest corners (Chen et al. 2024, arXiv 2405.11326).
+"""GITS: long steps where trajectories are straight (Chen et al. 2024, arXiv 2405.11326).
 
-Trajectories of a diffusion model bend in the same places whatever the sample. With cost[i, j] what
-one step from knot i to knot j of a fine teacher trajectory loses, the schedule is the shortest path
-of N steps,
+The trajectories of a diffusion model bend at the same times for every sample. Let cost[i, j] be the
+error of one step from knot i to knot j of a fine teacher trajectory with n steps. The schedule is
+the shortest path of N steps from knot 0 to knot n:
 
-    V_1[i] = cost[i, n],        V_k[i] = min_{i < j < n} cost[i, j] + coefficient * V_{k-1}[j],
+    V_1[i] = cost[i, n],        V_k[i] = min_{i < j < n} cost[i, j] + coefficient * V_{k-1}[j]
 
-where a coefficient above 1 makes up for errors that grow on the way. The cost is how much further
-the step ends from the chord x_T to x_0 than the teacher does (`deviation`, as published), or its
-distance to the teacher (`l2`)."""
+A coefficient above 1 makes up for errors that grow on the way. There are two costs:
+
+    deviation   the step's distance to the chord from x_T to x_0, less the teacher's (as published)
+    l2          the step's distance to the teacher
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,16 @@ def gits(
     coefficient: float = 1.15,
     metric: str = "deviation",
 ) -> Tensor:
-    """Knots [steps + 1], float64, chosen from a fine grid; costs `fine` evaluations of the batch.
+    """Knots [steps + 1], float64, chosen from a fine grid.
 
-    fine: steps of that grid; 60, or twice as many as are chosen if that is more.
+    It costs `fine` evaluations of the batch x_T [B, *shape].
+
+    Args:
+        fine: steps n of the fine grid; if not given, 60 or 2 * steps, whichever is more.
+        coefficient: see the top of this file.
+        metric: the cost, "deviation" or "l2".
+
+    Raises InputError for another metric and for fewer fine steps than steps.
     """
     fine = max(60, 2 * steps) if fine is None else fine
     trajectory = follow(denoiser, x_T, condition, fine, steps)
@@ -41,19 +50,17 @@ def gits(
 
 
 def costs(trajectory: Trajectory, metric: str) -> Tensor:
-    """cost [n, n+1] of a step from i to j > i, averaged over the samples; infinite elsewhere."""
+    """cost [n, n+1] of a step from i to j, averaged over the samples; infinite unless i < j."""
     if metric not in ("deviation", "l2"):
         raise unknown("metric of gits", metric, ("deviation", "l2"))
     n = len(trajectory.t) - 1
     cost = torch.full((n, n + 1), torch.inf, dtype=torch.float64)
     teacher = trajectory.y[1:] / trajectory.alpha[1:]  # [n, B, d]; in the variance-exploding frame
     end = teacher[-1]
-    # where alpha(t_max) = 0 that frame has no start; the chord's direction is then the noise itself
-    chord = (
-        trajectory.y[0]
-        if trajectory.noise.starts_at_pure_noise
-        else trajectory.y[0] / trajectory.alpha[0] - end
-    )
+    if trajectory.noise.starts_at_pure_noise:  # x_T / alpha is infinite, in the direction of x_T
+        chord = trajectory.y[0]
+    else:
+        chord = trajectory.y[0] / trajectory.alpha[0] - end
     chord = chord / chord.norm(dim=-1, keepdim=True).clamp_min(1e-30)
 
     def deviation(x: Tensor) -> Tensor:
@@ -63,21 +70,21 @@ def costs(trajectory: Trajectory, metric: str) -> Tensor:
     eps = trajectory.eps(trajectory.y[:-1], trajectory.m)
     for j in range(1, n + 1):
         made, aim = trajectory.step(trajectory.m[:j], eps[:j], j), teacher[j - 1]
-        cost[:j, j] = (
-            (made - aim).norm(dim=-1).mean(-1)
-            if metric == "l2"
-            else deviation(made) - deviation(aim)
-        )
+        if metric == "l2":
+            cost[:j, j] = (made - aim).norm(dim=-1).mean(-1)
+        else:
+            cost[:j, j] = deviation(made) - deviation(aim)
     return cost
 
 
 def shortest_path(cost: Tensor, steps: int, coefficient: float) -> tuple[list[int], float]:
-    """The path 0 = i_0 < … < i_steps = n that minimises sum_k coefficient^k cost[i_k, i_{k+1}], and
-    that sum.
+    """The path 0 = i_0 < … < i_steps = n with the least sum_k coefficient^k cost[i_k, i_{k+1}].
+
+    Returns the path and that sum.
     """
     n = cost.shape[0]
     value = torch.full((n + 1,), torch.inf, dtype=torch.float64)
-    value[n] = 0.0  # of what is left to go, with no step left
+    value[n] = 0.0  # with no step left, only the end itself is reached
     choices = []
     for _ in range(steps):
         best, choice = (cost + coefficient * value).min(1)

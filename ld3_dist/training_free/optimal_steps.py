@@ -1,14 +1,14 @@
 """OptimalSteps: the student that stays nearest to its teacher (Pei et al. 2025, arXiv 2503.21774).
 
-The student's own states are carried along. With x_j the teacher's state at knot j of a fine grid
-and z_k[j] the best state that k steps can reach there,
+The student's own states are carried along. Let x_j be the teacher's state at knot j of a fine grid
+with n steps, and z_k[j] the best state that k steps can reach there:
 
-    z_k[j] = the step to j from z_{k-1}[i],  with i < j such that |step(z_{k-1}[i], i -> j) - x_j|
-    is least,
+    z_k[j] = step(z_{k-1}[i], i -> j),    i = argmin_{i < j} |step(z_{k-1}[i], i -> j) - x_j|
 
-the schedule is the chain of choices that leads to z_N[n]: as far as a state nearer to the teacher
-stays nearer, the N-step student with the smallest error at the end point. Every round costs one
-evaluation of the batch per knot."""
+The schedule is the chain of choices that leads to z_N[n]. If states nearer to the teacher stay
+nearer, it is the N-step student with the smallest error at the end point. Each of the N rounds
+costs one evaluation of the batch per knot.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +27,14 @@ def optimal_steps(
     *,
     fine: int | None = None,
 ) -> Tensor:
-    """Knots [steps + 1], float64, chosen from a fine grid; about steps * fine evaluations of the
-    batch.
+    """Knots [steps + 1], float64, chosen from a fine grid.
 
-    fine: steps of that grid; 40, or twice as many as are chosen if that is more.
+    It costs about steps * fine evaluations of the batch x_T [B, *shape].
+
+    Args:
+        fine: steps n of the fine grid; if not given, 40 or 2 * steps, whichever is more.
+
+    Raises InputError for fewer fine steps than steps.
     """
     fine = max(40, 2 * steps) if fine is None else fine
     trajectory = follow(denoiser, x_T, condition, fine, steps)
@@ -38,22 +42,20 @@ def optimal_steps(
 
 
 def nearest_chain(trajectory: Trajectory, steps: int) -> tuple[list[int], float]:
-    """Knots 0 = i_0 < … < i_steps = n of the best student, and its mean squared error at the end
-    (over alpha).
+    """Knots 0 = i_0 < … < i_steps = n of the best student, and its mean squared error at the end.
+
+    States are compared over alpha.
     """
     n, teacher = len(trajectory.t) - 1, trajectory.y / trajectory.alpha.clamp_min(1e-30)
-    z, m = (
-        trajectory.y[:1],
-        trajectory.m[:1],
-    )  # what a round starts from: states and outputs at the knots first …
+    # a round starts from the states z and outputs m at the knots first, first + 1, …
+    z, m = trajectory.y[:1], trajectory.m[:1]
     choices: list[list[int]] = []
     error = torch.inf
     for first in range(steps):
         eps = trajectory.eps(z, m, first)
         came_from, reached = [], []
-        for j in range(
-            first + 1, n - (steps - first) + 2
-        ):  # later knots leave too few for the steps to go
+        last = n - (steps - first) + 1  # behind it, too few knots are left for the other steps
+        for j in range(first + 1, last + 1):
             before = slice(j - first)
             options = trajectory.step(m[before], eps[before], j)
             errors = ((options - teacher[j]) ** 2).mean((1, 2)).nan_to_num(torch.inf)

@@ -1,13 +1,13 @@
-"""What the dynamic programmes look at: teacher trajectories on a fine grid, and steps between its
-knots.
+"""Teacher trajectories on a fine grid, and steps between its knots, for GITS and OptimalSteps.
 
-Both programmes step by DDIM, exact for constant noise and, for flow matching, the Euler step: from
-a state y at knot i
+Both step by DDIM (Song et al. 2020, arXiv 2010.02502). From a state y at knot i,
 
-    y_j = alpha_j m + sigma_j eps,        m = D(y, t_i),        eps = (y - alpha_i m) / sigma_i,
+    y_j = alpha_j m + sigma_j eps,        m = D(y, t_i),        eps = (y - alpha_i m) / sigma_i
 
-one network evaluation for all j > i. States are compared in the variance-exploding frame y / alpha,
-where paths are straight if the noise is constant."""
+so that one network evaluation serves all j > i. The step is exact for constant eps; for flow
+matching it is the Euler step. States are compared in the variance-exploding frame y / alpha, in
+which paths are straight if eps is constant.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +28,13 @@ from ..core.solver import Tableau, make_solver
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Fine knots t [n+1], the teacher's states y [n+1, B, d] and outputs m [n, B, d] there:
-    float64, on the CPU.
+    """The teacher's path on a fine grid, float64 on the CPU.
+
+    t: the knots [n+1].
+    y: the teacher's states at the knots [n+1, B, d].
+    m: the network's outputs at all knots but the last [n, B, d].
+    condition: of the trajectories, B rows.
+    device, dtype: of the network's inputs.
     """
 
     denoiser: Denoiser
@@ -42,31 +47,32 @@ class Trajectory:
 
     @property
     def noise(self) -> NoiseSchedule:
-        """The schedule of the denoiser."""
+        """The noise schedule of the denoiser."""
         return self.denoiser.noise
 
     @property
     def alpha(self) -> Tensor:
-        """At the fine knots, [n+1, 1, 1]."""
+        """alpha at the knots, [n+1, 1, 1]."""
         return self.noise.alpha(self.t)[:, None, None]
 
     @property
     def sigma(self) -> Tensor:
-        """At the fine knots, [n+1, 1, 1]."""
+        """sigma at the knots, [n+1, 1, 1]."""
         return self.noise.sigma(self.t)[:, None, None]
 
     def eps(self, y: Tensor, m: Tensor, first: int = 0) -> Tensor:
-        """The noise [k, B, d] of states y and outputs m [k, B, d] at the knots first, first + 1, …"""
+        """The noise eps [k, B, d] of states y and outputs m [k, B, d] at the knots from `first`."""
         here = slice(first, first + len(y))
         return (y - self.alpha[here] * m) / self.sigma[here]
 
     def step(self, m: Tensor, eps: Tensor, j: int) -> Tensor:
-        """Where steps with outputs m and noise eps [k, B, d] lead at knot j, over alpha: [k, B, d]."""
+        """The states y_j / alpha_j [k, B, d] after steps to knot j with m and eps [k, B, d]."""
         return m + self.sigma[j] / self.alpha[j] * eps
 
     def outputs(self, y: Tensor, t: Tensor) -> Tensor:
-        """D at the states y [n', B, d] of the first knots of t, one call of the batch per knot:
-        [n', B, d].
+        """D at states y [k, B, d] and at the first k of the times t: [k, B, d].
+
+        It takes one call of the batch per time.
         """
         one = Tableau(t.new_zeros(1), t.new_tensor([1.0, 0.0]), t.new_tensor([[0.0], [1.0]]))
         tables = [Tableau(time[None], one.state, one.outputs) for time in t[: len(y)]]
@@ -74,13 +80,10 @@ class Trajectory:
 
         def run(part: slice) -> list[Tensor]:
             given = map_condition(lambda c: c[part], self.condition)
-            here = [
-                state[part].to(self.dtype).to(self.device).view(shape) for state in y
-            ]  # in this order: no float64
-            return [
-                sample(self.denoiser, table, x, given)
-                for table, x in zip(tables, here, strict=True)
-            ]
+            # dtype first, device second: not every device has float64
+            here = [state[part].to(self.dtype).to(self.device).view(shape) for state in y]
+            called = zip(tables, here, strict=True)
+            return [sample(self.denoiser, table, x, given) for table, x in called]
 
         return gathered(y.shape[1], run)
 
@@ -88,22 +91,23 @@ class Trajectory:
 def follow(
     denoiser: Denoiser, x_T: Tensor, condition: Condition, fine: int, steps: int
 ) -> Trajectory:
-    """The teacher's path from x_T [B, *shape] over `fine` steps: Karras knots for EDM, uniform in
-    time for the others.
+    """The teacher's path from x_T [B, *shape] over `fine` steps.
 
-    Raises InputError where the fine grid has fewer steps than are to be chosen.
+    The teacher is iPNDM of order 2, on Karras's knots for EDM and on uniform times for the others.
+    Raises InputError if the fine grid has fewer steps than are to be chosen from it.
     """
     if steps > fine:
-        raise InputError(f"{steps} steps cannot be chosen from a fine grid of {fine}: raise it")
+        raise InputError(
+            f"{steps} steps cannot be chosen from a fine grid of {fine} steps: make it finer"
+        )
     noise = denoiser.noise
     t = discretize(noise, fine, "karras" if isinstance(noise, EDM) else "uniform")
     teacher = make_solver("ipndm-2")
     table = teacher.tableau(noise, teacher.coupled(noise, t))
 
     def run(part: slice) -> list[Tensor]:
-        path, outputs = states(
-            denoiser, table, x_T[part], map_condition(lambda c: c[part], condition)
-        )
+        given = map_condition(lambda c: c[part], condition)
+        path, outputs = states(denoiser, table, x_T[part], given)
         return [*path, *outputs]
 
     y, m = gathered(len(x_T), run).split([fine + 1, fine])
@@ -111,10 +115,11 @@ def follow(
 
 
 def gathered(count: int, run: Callable[[slice], list[Tensor]]) -> Tensor:
-    """What `run` makes of parts of the samples, n tensors [b, *shape], of all: [n, B, d], float64,
-    on the CPU.
+    """The results of `run` for all B samples, [n, B, d], float64 on the CPU.
+
+    `run` returns n tensors [b, *shape] for a part of the samples; the parts are as large as memory
+    allows.
     """
-    made = in_parts(
-        count, count, lambda part: torch.stack(run(part)).cpu(), "the teacher's trajectories"
-    )
+    stacked = lambda part: torch.stack(run(part)).cpu()
+    made = in_parts(count, count, stacked, "the teacher's trajectories")
     return torch.cat(made, 1).double().flatten(2)

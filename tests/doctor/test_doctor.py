@@ -1,10 +1,11 @@
-"""doctor: what is there, what is missing and where to get it, what learning will take; nothing is
-written.
-"""
+"""doctor names everything an experiment lacks, says where to get it, and leaves nothing behind."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def test_whose_folder_it_is(tmp_path: Path) -> None:
     file.write_text("")
     assert missing(DIGITS, mine) == ""
     assert "another experiment's (fingerprint 0123)" in missing(DIGITS, other)
-    assert "not a folder" in missing(DIGITS, file)
+    assert "is a file, and a folder is to be written" in missing(DIGITS, file)
 
 
 def test_memory_is_what_autograd_keeps() -> None:
@@ -207,12 +208,12 @@ def test_pairs_on_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({}, "where they do not fit and are made again (checkpointing: auto)"),
-        ({"learn": {"checkpointing": "never"}}, "activations kept (checkpointing: off)"),
-        ({"learn": {"checkpointing": "always"}}, "activations made again (checkpointing: on)"),
+        ({}, "if they do not fit and are recomputed (checkpointing: auto)"),
+        ({"learn": {"checkpointing": "never"}}, "activations kept (checkpointing: never)"),
+        ({"learn": {"checkpointing": "always"}}, "activations recomputed (checkpointing: always)"),
         (
             {"models": [{"model": "digits", "recompute": True}]},
-            "activations made again (checkpointing: on)",
+            "activations recomputed (checkpointing: always)",
         ),
     ],
 )
@@ -223,8 +224,10 @@ def test_memory_knows_whether_activations_are_kept(settings: dict[str, Any], sai
     assert check.status == "ok"
     assert said in check.detail
     size = footprint(open_model("digits"), None)
-    assert (readable(size.step(6, 3)) in check.detail) == ("on)" not in said)
-    assert (readable(size.step(6, 3, recomputed=True)) in check.detail) == ("off" not in said)
+    samples = 3 * 2 * 2  # seeds, starts, and the two pairs that there are
+    kept, again = (readable(size.step(samples, 3, recomputed)) for recomputed in (False, True))
+    assert (kept in check.detail) == ("always" not in said)
+    assert (again in check.detail) == ("never" not in said)
 
 
 def test_memory_of_recomputation_hardly_grows_with_evaluations() -> None:
@@ -244,7 +247,170 @@ def test_too_little_memory_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
         (size.step(2, 3, True), "in smaller parts"),
         (size.weights, "too little for one sample"),
     ):
-        monkeypatch.setattr("ld3_dist.doctor.checks.free_memory", lambda _, free=free: free)
+        monkeypatch.setattr("ld3_dist.doctor.memory.free_memory", lambda _, free=free: free)
         (check,) = [c for c in checks(DIGITS) if c.area == "memory" and c.name.startswith("digits")]
         assert check.status == "note"
         assert said in check.remedy
+
+
+OWN = """
+import torch
+from dataclasses import dataclass
+from ld3_dist.core.denoiser import NetworkDenoiser
+from ld3_dist.core.noise import EDM, NoiseIsTime
+from ld3_dist.models import Model
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x, time, condition=None):
+        {time}
+        return self.scale * x / (1 + time.view(-1, 1) ** 2)
+
+@dataclass(frozen=True)
+class Own(NoiseIsTime):
+    '''A noise schedule whose inverse is wrong.'''
+    t_min: float = 0.1
+    t_max: float = 5.0
+    name: str = "own"
+    def alpha(self, t): return torch.ones_like(t)
+    def d_alpha(self, t): return torch.zeros_like(t)
+    def inverse(self, lam): return torch.exp(-lam) + 0.1
+
+def build(options):
+    return Model(NetworkDenoiser(Net(), {noise}, (2,)), version="1")
+"""
+
+
+def own(folder: Path, time: str = "pass", noise: str = "EDM()") -> dict[str, Any]:
+    """An experiment with a user's network of two numbers."""
+    file = folder / f"own{len(list(folder.iterdir()))}.py"  # models stay open by their names
+    file.write_text(OWN.replace("{time}", time).replace("{noise}", noise))
+    model = {"name": "own", "model": f"python:{file}:build"}
+    return SMALL | {"models": [model], "evaluate": {"samples": 0}, "distance": "l2"}
+
+
+def test_a_network_without_a_gradient_in_time_is_a_note(tmp_path: Path) -> None:
+    assert [c for c in checks(own(tmp_path)) if c.name == "own, network"] == []
+    (check,) = [
+        c for c in checks(own(tmp_path, "time = time.detach()")) if c.name == "own, network"
+    ]
+    assert check.status == "note"
+    assert "no gradient with respect to time" in check.detail
+    assert "network times are not" in check.detail
+
+
+def test_a_network_that_was_not_called_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ld3_dist.models.probe.LARGEST_ON_CPU", 0)
+    (check,) = [c for c in checks(own(tmp_path)) if c.name == "own, network"]
+    assert check.status == "note"
+    assert "was not called" in check.detail
+
+
+def test_a_network_without_a_gradient_is_missing(tmp_path: Path) -> None:
+    said = missing(own(tmp_path, "x = x.detach()"))
+    assert "own: " in said
+    assert "gradient" in said
+
+
+def test_a_noise_schedule_that_cannot_be_used_is_missing(tmp_path: Path) -> None:
+    assert "inverse(lam(t)) differs from t" in missing(own(tmp_path, noise="Own()"))
+
+
+@pytest.mark.parametrize("text", ["a cat\na dog\n", "a cat\r\n\r\na dog", "\ufeffa cat\na dog\n\n"])
+def test_prompts_are_counted_as_they_are_read(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(text.encode())
+    models = [{"name": "sd", "model": "diffusers:./none", "prompts": str(file), "guidance": 1}]
+    (check,) = [c for c in checks(SMALL | {"models": models}) if c.name == "sd, prompts"]
+    assert check.status == "ok"
+    assert f"{file}, prompts: 2, sha256" in check.detail
+
+
+def test_classes_are_counted_one_by_one(tmp_path: Path) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text("1 2 3\n4\n\n")
+    models = [{"model": "digits", "classes": str(file)}]
+    (check,) = [c for c in checks(SMALL | {"models": models}) if c.name == "digits, classes"]
+    assert f"{file}, classes: 4, sha256" in check.detail
+
+
+def test_the_missing_part_of_a_pipeline_is_the_same_every_time(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    parts = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+    index = {"_class_name": "StableDiffusionPipeline"} | {p: ["diffusers", "X"] for p in parts}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    program = (
+        "import sys, yaml\n"
+        "from ld3_dist.doctor import examine\n"
+        "from ld3_dist.experiment import parse_experiment\n"
+        "checks = examine(parse_experiment(yaml.safe_load(sys.argv[1])))\n"
+        "print([c.detail for c in checks if c.status == 'missing' and c.name == 'sd'])\n"
+    )
+    model = {"name": "sd", "model": f"diffusers:{tmp_path}", "guidance": 1}
+    text = yaml.safe_dump(SMALL | {"models": [model]})
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", program, text],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1
+    assert any(part in str(said) for part in parts)
+
+
+def machine(name: str) -> Check:
+    (check,) = [c for c in checks(DIGITS) if c.area == "machine" and c.name == name]
+    return check
+
+
+def test_a_temporary_folder_that_is_too_long_for_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    assert machine("temporary folder").status == "ok"
+    long = tmp_path / ("job-" + 80 * "0")
+    monkeypatch.setenv("TMPDIR", str(long))
+    check = machine("temporary folder")
+    assert check.status == "note"
+    assert str(long) in check.detail
+    assert "RAY_TMPDIR" in check.remedy
+    monkeypatch.setattr("ld3_dist.store.temporary.short_places", lambda: (long, tmp_path / "none"))
+    check = machine("temporary folder")
+    assert check.status == "missing"
+    assert "can be written to" in check.detail
+    assert not long.exists()
+
+
+def test_no_shared_memory_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ld3_dist.store.temporary.SHARED", tmp_path / "shm")
+    check = machine("shared memory")
+    assert check.status == "note"
+    assert str(tmp_path / "shm") in check.detail
+
+
+def test_an_output_folder_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    assert missing(DIGITS, tmp_path / "new" / "folder") == ""
+    assert list(tmp_path.iterdir()) == []
+    assert "File name too long" in missing(DIGITS, tmp_path / ("x" * 300))
+    (tmp_path / "file").write_text("")
+    assert "a part of its path is a file" in missing(DIGITS, tmp_path / "file" / "below")
+    if os.getuid():
+        (tmp_path / "closed").mkdir(mode=0o500)
+        assert "cannot be written" in missing(DIGITS, tmp_path / "closed")
+
+
+def test_an_object_store_is_written_to_and_left_as_it_was() -> None:
+    fsspec = pytest.importorskip("fsspec")
+    found = [c for c in examine(parse_experiment(DIGITS), "memory://doctor") if c.area == "storage"]
+    assert [(c.status, c.detail) for c in found] == [("ok", "writable"), ("ok", "none yet")]
+    assert fsspec.filesystem("memory").find("/doctor") == []

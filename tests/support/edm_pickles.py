@@ -1,4 +1,4 @@
-"""Tiny EDM checkpoints, pickled by hand in the published form."""
+"""EDM pickles in their published form, written by hand."""
 
 from __future__ import annotations
 

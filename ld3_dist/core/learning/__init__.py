@@ -1,1 +1,1 @@
-"""Learning a schedule: settings, parameters, objective, and the procedures that move them."""
+"""Learning a schedule: settings, parameters, the objective, and the procedures that move them."""

@@ -1,8 +1,8 @@
 """Settings of learning: one dataclass per procedure, each field with its range and its meaning.
 
-A procedure's settings derive from `LearnConfig`. The fields know what they accept, so that YAML,
-the command line, an axis of a search and Python are checked in one place, and the columns of the
-result tables follow from them.
+The settings of a procedure derive from `LearnConfig`. Every field knows which values it accepts.
+YAML, the command line, the axes of a search and Python are therefore checked in one place, and the
+columns of the result tables follow from the fields.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def setting(
     """A field of a LearnConfig.
 
     Args:
-        default: its value where none is given; its type is the field's.
+        default: the value if none is given; its type is the field's type.
         meaning: one sentence, for the help and the columns of the tables.
         low, below: a number must lie in [low, below).
-        choices: what a word may be.
+        choices: the words that are allowed.
     """
     limits = {"meaning": meaning, "low": low, "below": below, "choices": choices}
     return dataclasses.field(default=default, metadata=limits)
@@ -40,9 +40,9 @@ def setting(
 
 @dataclass(frozen=True, kw_only=True)
 class LearnConfig:
-    """Settings that every procedure has; a procedure adds its own and changes defaults.
+    """Settings that every procedure has; a procedure may add its own and change the defaults.
 
-    Raises InputError naming the setting and the value for a value of another type or out of range.
+    Raises InputError for a value of another type or out of range; it names setting and value.
     """
 
     procedure: str = setting("default", "procedure of learning")
@@ -54,10 +54,10 @@ class LearnConfig:
     )
     offset_window: float = setting(
         0.5,
-        "how far a network time may move towards the neighbouring knot, as a fraction; 0: not at all",
+        "how far a network time may move towards the next knot, as a fraction; 0: not at all",
         below=1.0,
     )
-    lr: float = setting(0.2, "learning rate of the gap logits")
+    lr: float = setting(0.2, "learning rate of the gap logits", low=1e-300)
     lr_times: float = setting(0.05, "learning rate of the network times' offsets")
     lr_noise: float = setting(0.3, "step of the moved noise, as a fraction of the radius")
     epochs: int = setting(40, "epochs of learning asked for", low=1)
@@ -79,12 +79,18 @@ class LearnConfig:
 
     @classmethod
     def searchable(cls) -> tuple[str, ...]:
-        """Names of the settings that may be given and searched: all but the seed, which is the sweep's."""
+        """The names of the settings that may be given and searched.
+
+        These are all but the seed, which the sweep sets.
+        """
         return tuple(field.name for field in dataclasses.fields(cls) if field.name != "seed")
 
     @classmethod
     def of(cls, **settings: Any) -> LearnConfig:
-        """The settings with some changed. Raises InputError for a name the procedure does not have."""
+        """The default settings with some changed.
+
+        Raises InputError for a name that the procedure does not have.
+        """
         for name in settings:
             if name not in cls.__dataclass_fields__:
                 raise unknown("setting learn." + name + ": key of learn", name, cls.searchable())
@@ -95,13 +101,20 @@ class LearnConfig:
         return self.gamma * math.prod(shape) / nfe**2
 
     def samples(self, train: int, valid: int) -> int:
-        """Samples that a member sends through the network at most; a backward pass counts as two."""
+        """The most samples that a member sends through the network.
+
+        A backward pass counts as two.
+        """
         return self.epochs * (train * 3 + valid) + valid
 
 
 def checked(field: dataclasses.Field[Any], value: Any) -> Any:
-    """The value in the field's type; 1 and 1.0 are the same setting. InputError where it cannot be."""
-    name, kind, limits = field.name, type(field.default), field.metadata
+    """The value in the field's type; 1 and 1.0 are the same setting.
+
+    Raises InputError for a value that the field does not accept.
+    """
+    name, kind = field.name, type(field.default)
+    limits = {"low": -math.inf, "below": math.inf, "choices": ()} | dict(field.metadata)
     said = f"learn.{name} = {value!r}"
     if kind is bool or kind is str:
         if not isinstance(value, kind):

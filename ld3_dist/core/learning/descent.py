@@ -1,23 +1,23 @@
-"""Our procedure: Adam with a whole matrix of second moments, with cosine decay; noise moves at no
-extra cost.
+"""The default procedure: Adam with a full matrix of second moments; the noise x' moves for free.
 
-Every iteration differentiates the distance through the whole sampler with respect to the grid *and*
-to x'. What is learned of a member is some twenty numbers that hang together (a knot moves, and all
-weights and times after it have to follow), so it can afford what networks cannot: with g its
-gradient in units of the rates,
+Let g be a member's gradient, in units of the learning rates. Every step updates running means,
+which keep the fraction MEMORY of their past, and then the parameters:
 
-    m = mean(g),    C = mean(g g^T) + FLOOR tr(C) I,    parameters -= rate C^(-1/2) m      means
-                    forget by MEMORY a step
+    m = mean(g),    C = mean(g g^T),    parameters -= rate (C + FLOOR tr(C) I)^(-1/2) m
 
-which is Adam (Kingma & Ba 2015, arXiv 1412.6980) with the full matrix of AdaGrad (Duchi et al.
-2011, section 1.1) for its diagonal: it goes as far along a narrow valley as across. After n steps C
-is still its own diagonal by a share of MEMORY^n: along what a few gradients have not shown it would
-hardly move. Gauss-Newton, with random probes for its matrix, was tried on two cells of digits: at
-best as good as plain Adam, for a third more time.
+This is Adam (Kingma & Ba 2015, arXiv 1412.6980) with the full matrix of AdaGrad (Duchi et al. 2011,
+section 1.1) in place of a diagonal, so that steps along a narrow valley are as long as steps across
+it. A member has only some twenty parameters, so the matrix is cheap. It pays because they depend on
+each other: when a knot moves, all later weights and times must follow. `rate` decays as a cosine.
 
-x' takes a step down its gradient and is projected back onto the ball. Whether the move is kept is
-decided at the sample's next visit, by the loss computed there anyway: where it has not fallen, x'
-goes back."""
+Early on, C mixes in its own diagonal with weight MEMORY^n; otherwise directions that few gradients
+have covered would barely move. Gauss-Newton with random probes for its matrix was tried on two
+cells of digits: it was at best as good as plain Adam and took a third more time.
+
+The same backward pass gives the gradient with respect to x'. x' takes a step down that gradient and
+is projected back onto the ball. The sample's next visit computes its loss anyway, and decides: if
+the loss has not fallen, x' returns to where it was.
+"""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from .objective import Objective, clipped
 from .procedure import Problem, Procedure
 
 MEMORY = 0.9
-"""Weight in the means of what was seen a step ago."""
+"""The fraction of their past that the running means keep at every step."""
 FLOOR = 1e-6
-"""Least second moment in any direction, as a share of those of all."""
+"""The least second moment in any direction, as a fraction of the trace of C."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DescentConfig(LearnConfig):
     """Settings of the default procedure."""
 
-    coefficients: bool = setting(False, "were the solver's coefficients learned too")
+    coefficients: bool = setting(False, "true if the solver's coefficients are learned too")
     lr_coefficients: float = setting(0.03, "learning rate of the corrections to the coefficients")
     final_lr: float = setting(0.1, "fraction that the rates decay to")
 
 
 class Descent(Procedure[DescentConfig]):
-    """The default procedure."""
+    """The default procedure, see the top of this file."""
 
     Config = DescentConfig
     version = 1
@@ -67,32 +67,30 @@ class Descent(Procedure[DescentConfig]):
         g = self.gradient()
         self.state = {
             "weight": g.new_zeros(()), "first": g, "second": g[:, :, None] * g[:, None],
-            # x' to go back to where its loss, `known`, is not undercut at the next visit
+            # the last accepted x', restored if the next visit finds no lower loss than `known`
             "kept": self.moved.clone(), "known": self.moved.new_full(self.pool.shape, math.inf),
         }  # fmt: skip
 
     def rate(self, epoch: int) -> float:
         """Cosine decay from 1 to final_lr."""
         low = self.config.final_lr
-        return low + (1 - low) * 0.5 * (
-            1 + math.cos(math.pi * (epoch - 1) / max(self.config.epochs, 1))
-        )
+        progress = (epoch - 1) / max(self.config.epochs, 1)
+        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def epoch(self, epoch: int) -> None:
-        """Every pair of every active member once."""
-        k, total, batches = (
-            self.members(),
-            torch.zeros((), dtype=torch.float64, device=self.device),
-            0,
-        )
+        """One step on every batch, so that every active member sees each of its pairs once."""
+        k, losses = self.members(), []
         for batch in self.batches():
-            loss = self.step(batch[k], k, self.rate(epoch))
-            total, batches = total + loss.mean(1).double(), batches + 1
-        self.train_loss[self.active] = (total / batches).cpu()
+            losses.append(self.step(batch[k], k, self.rate(epoch)).mean(1))
+        total = torch.zeros(len(self.active), dtype=torch.float64)
+        for loss in torch.stack(losses).cpu().double():  # once an epoch: nothing waits inside it
+            total = total + loss
+        self.train_loss[self.active] = total / len(losses)
 
     def step(self, batch: Tensor, k: Tensor, rate: float) -> Tensor:
-        """One iteration of the members k on positions [k, b] of their pairs; their losses [k, b]
-        before it.
+        """One step of the members k on positions [k, b] of their pairs.
+
+        Returns their losses [k, b] before the step.
         """
         rows = self.pool[k].gather(1, batch)
         soft = self.radius > 0
@@ -100,7 +98,7 @@ class Descent(Procedure[DescentConfig]):
         _, built = self.grids.tableau()
         leaf = built.take(k).leaf(x)
         loss = self.objective.gradients(leaf, x, self.train, self.train_features, rows)
-        finite = torch.isfinite(loss).all(1)  # a member whose loss is not finite sits this step out
+        finite = torch.isfinite(loss).all(1)  # other members have a gradient of zero in this step
         self.grids.zero_grad()
         built.backward(leaf, k, finite)
         self.descend(rate)
@@ -109,8 +107,9 @@ class Descent(Procedure[DescentConfig]):
         return loss
 
     def gradient(self) -> Tensor:
-        """Every member's gradient [K, P] with respect to its parameters in units of their rates;
-        zero where none is.
+        """Every member's gradient [K, P], in units of the learning rates.
+
+        It is zero for parameters that have no gradient.
         """
         grad = lambda p: (
             torch.zeros_like(p) if p.grad is None else clipped(p.grad, self.config.clip)
@@ -119,7 +118,7 @@ class Descent(Procedure[DescentConfig]):
 
     @torch.no_grad()
     def descend(self, rate: float) -> None:
-        """A step of every member down its gradient, see the top of this file."""
+        """Update the running means and the parameters of every member, see the top of this file."""
         g = self.gradient()
         for name, seen in (("weight", 1.0), ("first", g), ("second", g[:, :, None] * g[:, None])):
             self.state[name] = MEMORY * self.state[name] + seen
@@ -134,8 +133,16 @@ class Descent(Procedure[DescentConfig]):
 
     @torch.no_grad()
     def move(self, batch: Tensor, k: Tensor, rows: Tensor, x: Tensor, loss: Tensor) -> None:
-        """Judge the move that led to x; from where it is kept, a step of lr_noise * r down the
-        gradient.
+        """Judge the move that led to x, and move on.
+
+        If the loss fell, x is accepted, and a step of lr_noise * r down the gradient gives the next
+        x'. If not, x' returns to the last one accepted.
+
+        Args:
+            batch, k: positions [k, b] in the pairs of the members k.
+            rows: the same samples as indices into the training pairs [k, b].
+            x: their noise [k, b, *shape], with its gradient.
+            loss: their losses [k, b] at x.
         """
         assert x.grad is not None
         at, kept, known = (k[:, None], batch), self.state["kept"], self.state["known"]
@@ -146,31 +153,31 @@ class Descent(Procedure[DescentConfig]):
         direction = flat(torch.nan_to_num(x.grad))
         direction = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         away = flat(x - start) - self.config.lr_noise * self.radius * direction
-        away = away * (self.radius / away.norm(dim=-1, keepdim=True).clamp_min(1e-30)).clamp_max(
-            1.0
-        )
+        length = away.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        away = away * (self.radius / length).clamp_max(1.0)
         kept[at] = torch.where(wide(good), x, kept[at])
         self.moved[at] = torch.where(wide(good), start + away.view_as(x), kept[at])
         known[at] = torch.where(good, loss, math.inf)
 
 
 def inverse_root(C: Tensor) -> Tensor:
-    """(C + FLOOR tr(C) I)^(-1/2) of symmetric matrices [K, P, P] without negative eigenvalues."""
+    """(C + FLOOR tr(C) I)^(-1/2) of symmetric, positive semidefinite matrices [K, P, P]."""
     trace = torch.diagonal(C, dim1=-2, dim2=-1).sum(-1).clamp_min(1e-60)[:, None, None]
     C = C / trace + FLOOR * torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
     if C.device.type != "cpu":
-        return newton_schulz(C) / trace.sqrt()  # eigenvalues would stall the queue
+        return newton_schulz(C) / trace.sqrt()  # eigenvalues would wait for all queued work
     values, vectors = torch.linalg.eigh(C)
     return (vectors * values[:, None].rsqrt()) @ vectors.mT / trace.sqrt()
 
 
 def newton_schulz(C: Tensor) -> Tensor:
-    """C^(-1/2) of symmetric matrices with eigenvalues from FLOOR to 1, by products alone (Higham
-    2008, eq. 6.35).
+    """C^(-1/2) of symmetric matrices by products alone (Higham 2008, eq. 6.35).
+
+    Their eigenvalues must lie between FLOOR and 1.
     """
     eye = torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
     root, other = eye.expand_as(C), C
-    for _ in range(25):  # the least eigenvalue of `other` grows by 9/4 a turn until it is near 1
+    for _ in range(25):  # each turn multiplies the least eigenvalue of `other` by 9/4, up to 1
         turn = 1.5 * eye - 0.5 * root @ other
         root, other = turn @ root, other @ turn
     return root

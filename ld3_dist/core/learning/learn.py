@@ -1,11 +1,12 @@
 """LD3: gradient descent on the grid of a solver (arXiv 2405.15506), for K members at once.
 
-With the teacher Psi* and the student Psi_xi, soft teacher forcing in unit-variance noise minimises
+With the teacher Psi*, the student Psi_xi and unit-variance noise, soft teacher forcing minimises
 
-    L(xi) = E_{x_T} min_{x' in Ball(x_T, r)} d( Psi_xi(x'), Psi*(x_T) ),    r = gamma d / NFE^2
+    L(xi) = E_{x_T} min_{x' in Ball(x_T, r)} dist( Psi_xi(x'), Psi*(x_T) ),    r = gamma d / NFE^2
 
-(section 3.2). `learn` runs a procedure and yields after every epoch: the caller logs, stops, plots,
-or keeps a snapshot to go on from.
+over the parameters xi of the schedule (section 3.2); d is the dimension of a sample. `learn` runs a
+procedure and yields after every epoch. The caller may then log, plot, stop, or keep a snapshot from
+which learning goes on later.
 """
 
 from __future__ import annotations
@@ -29,16 +30,18 @@ def learn(
     objective: Objective | None = None,
     resume: tuple[int, dict[str, Tensor]] | None = None,
 ) -> Iterator[Progress]:
-    """Learn K schedules; yields after every epoch, first the start itself.
+    """Learn K schedules; yields the start itself first, and then after every epoch.
 
     Args:
+        problem: the students, their pairs, and the distance.
         config: settings of one procedure, from `make_config`; the default procedure's if not given.
         objective: another loss than the procedure's own.
-        resume: (epoch, snapshot) of a run with the same arguments; learning goes on after that
-            epoch, to the same end.
+        resume: (epoch, snapshot) of a run with the same arguments. Learning goes on after that
+            epoch and ends as the first run would have.
 
-    Raises InputError for a start that is no grid of the model's noise schedule, bad settings, and a
-    snapshot of another run.
+    Raises:
+        InputError: a start that is no grid of the model's noise schedule, or a snapshot of another
+            run.
     """
     config = config or make_config()
     run = procedures.get(config.procedure)(problem, config, objective)

@@ -1,23 +1,24 @@
 """The learnable grid: any real parameter vector is a valid schedule.
 
-In a coordinate u that increases along the sampling path (u = lam, or u = -t), from u_0 at t_max to
-u_N at t_min:
+The coordinate u is lam or -t; it increases along the sampling path, from u_0 at t_max to u_N at
+t_min. With one logit per gap and one offset per evaluation,
 
-    u_i   = u_0 + (u_N - u_0) sum_{j<i} gap_j,      gap = floor + (1 - N floor) softmax(logits)
-    tau_j : u(tau_j) = nominal_j + window tanh(offset_j) * (distance to the neighbouring knot on
-        that side)
+    u_i      = u_0 + (u_N - u_0) sum_{j<i} gap_j,     gap = floor + (1 - N floor) softmax(logits)
+    u(tau_j) = nominal_j + window tanh(offset_j) * (distance to the next knot on that side)
 
-so knots decrease strictly and network times stay between their neighbours whatever the parameters
-are. The start is any hand-made grid, exactly: logits = log(gap - floor), offsets = 0. Learned
-coefficients are corrections to the tableau over all of the history (S4S, arXiv 2502.17423; GS,
-arXiv 2510.17699), zero at the start:
+For all parameters, knots decrease strictly and network times tau_j stay between their neighbours.
+Any hand-made grid can be the start, exactly: logits = log(gap - floor) and offsets = 0.
 
-    y_{i+1} = (1 + c_i) state_{i+1} x_T + sum_{j<=i} outputs_{i+1,j} m_j + a_i m_i + sum_{j<i} b_ij
-    (m_{j+1} - m_j)
+The solver's coefficients can be learned too, as corrections a, b and c to the tableau over the
+whole history (S4S, arXiv 2502.17423; GS, arXiv 2510.17699). They are zero at the start:
 
-Late outputs resemble each other, so the loss is stiff in the sum of their weights and soft in how
-it is shared out. Differences part the two: a_i and c_i, the stiff ones, are taken in units of
-STIFF."""
+    y_{i+1} = (1 + c_i) state_{i+1} x_T + sum_{j<=i} outputs_{i+1,j} m_j
+              + a_i m_i + sum_{j<i} b_ij (m_{j+1} - m_j)
+
+Late outputs resemble each other. The loss therefore changes fast with the sum of their weights, and
+slowly with how the sum is divided among them. The differences m_{j+1} - m_j separate the two: a_i
+and c_i change the sums and have the unit STIFF, b_ij only divides them.
+"""
 
 from __future__ import annotations
 
@@ -31,33 +32,33 @@ from ..solver import Solver, Tableau
 
 COORDINATES = ("lambda", "time")
 GAP_FLOOR = {"lambda": 2e-4, "time": 1e-8}
-"""Smallest gap of two knots as a fraction of the coordinate's range, or half the start's smallest
-if that is less.
+"""The smallest gap between two knots, as a fraction of the coordinate's range.
+
+If half of the start's smallest gap is less than this, that is the floor instead.
 """
 RESOLUTION = 1e-9
-"""Smallest gap a start may have: below it knots run together in float64 once they are added up and
-inverted.
-"""
+"""The smallest gap that a start may have; float64 cannot keep closer knots apart."""
 STIFF = 0.1
-"""Unit of the corrections that change how much of all outputs, or of x_T, there is."""
+"""The unit of the corrections a and c, which change how much the outputs or x_T count in all."""
 
 
 class LearnableGrid(nn.Module):
-    """K schedules of one solver as parameters logits [K, N], offsets [K, E] and corrections [K, E,
-    1 + E].
+    """K schedules of one solver as parameters.
+
+    These are logits [K, N], offsets [K, E] and corrections [K, E, 1 + E].
 
     Args:
         knots: start grids, as times [K, N+1], from t_max to t_min.
         nfe: network evaluations E of each schedule.
         coordinate: "lambda" or "time".
-        window: how far a network time may move towards the neighbouring knot, 0 (coupled) to below
-            1.
-        coefficients: whether corrections to the coefficients are learned as well.
-        device: where the parameters and the grid live; must have float64.
+        window: how far a network time may move towards the neighbouring knot, as a fraction in
+            [0, 1); with 0 network times are coupled to the knots.
+        coefficients: True if corrections to the coefficients are learned as well.
+        device: device of the parameters and the grid; it must have float64.
 
     Raises:
         InputError: unknown coordinate, window outside [0, 1), knots that are no grid of this
-        schedule.
+            schedule.
     """
 
     def __init__(
@@ -76,23 +77,17 @@ class LearnableGrid(nn.Module):
             raise unknown("coordinate", coordinate, COORDINATES)
         if not 0 <= window < 1:
             raise InputError(f"offset_window = {window}: must lie in [0, 1)")
-        start = Grid(knots.double().cpu(), solver.nominal(noise, knots.double().cpu(), nfe)).within(
-            noise
-        )
-        self.noise, self.solver, self.nfe, self.coordinate, self.window = (
-            noise,
-            solver,
-            nfe,
-            coordinate,
-            window,
-        )
+        knots = knots.double().cpu()
+        start = Grid(knots, solver.nominal(noise, knots, nfe)).within(noise)
+        self.noise, self.solver, self.nfe = noise, solver, nfe
+        self.coordinate, self.window = coordinate, window
         lam = noise.lam(start.knots)
-        # a schedule that ends in pure noise or pure data has lam softened there: its exact ends are
-        # put back in `grid`
+        # at an end of pure noise or pure data, finite numbers stand for an infinite lam; `grid`
+        # puts the exact ends back
         self.softened = coordinate == "lambda" and bool((lam[0, [0, -1]].abs() > 15).any())
         ends = lam_range(noise) if coordinate == "lambda" else (-noise.t_max, -noise.t_min)
         low, high = (torch.full_like(lam[:, :1], end) for end in ends)
-        if self.softened:  # no further than the schedule, but beyond every knot of the start
+        if self.softened:  # within the schedule, but beyond every inner knot of the start
             low = torch.cat([low, lam[:, 1:-1] - 1], 1).amin(1, keepdim=True).maximum(lam[:, :1])
             high = torch.cat([high, lam[:, 1:-1] + 1], 1).amax(1, keepdim=True).minimum(lam[:, -1:])
         u = lam.clamp(low, high) if coordinate == "lambda" else -start.knots
@@ -114,17 +109,14 @@ class LearnableGrid(nn.Module):
         self.before, self.after = (
             torch.tensor(knot, device=device) for knot in solver.brackets(nfe)
         )
-        self.limits = tuple(
-            limit.to(device) for limit in (floor, low, high)
-        )  # stay float64 where parameters do not
+        # no buffers, so that they stay float64 if the parameters do not
+        self.limits = tuple(limit.to(device) for limit in (floor, low, high))
 
     def _time(self, u: Tensor) -> Tensor:
         return self.noise.inverse(u) if self.coordinate == "lambda" else -u
 
     def grid(self) -> Grid:
-        """The K grids the parameters stand for, differentiable; float64 whatever the parameters'
-        dtype.
-        """
+        """The K grids of the parameters, differentiable, float64 for parameters of any dtype."""
         floor, low, high = self.limits
         gaps = floor + (1 - self.logits.shape[1] * floor) * torch.softmax(self.logits.double(), -1)
         inner = low + (high - low) * gaps.cumsum(-1)[:, :-1]
@@ -144,11 +136,11 @@ class LearnableGrid(nn.Module):
         return Grid(knots, evals)
 
     def times(self, u: Tensor, at: Tensor) -> Tensor:
-        """Network times in the coordinate, from knots u [K, N+1] and nominal times at [K, E]."""
+        """Network times [K, E] in the coordinate, from knots u [K, N+1] and nominal times `at`."""
         ahead, behind = u[:, self.after] - at, at - u[:, self.before]
         s = self.window * torch.tanh(self.offsets.double())
-        # at an end of the range there is room on one side only: the move is reflected there, never
-        # dead
+        # at an end of the range there is room on one side only: a move to the other side is
+        # reflected, so that it never lacks a gradient
         forward = s * torch.where(ahead > 1e-12, ahead, -behind)
         backward = s * torch.where(behind > 1e-12, behind, -ahead)
         return at + torch.where(s >= 0, forward, backward)
@@ -163,14 +155,14 @@ class LearnableGrid(nn.Module):
 
 
 def corrected(tableau: Tableau, corrections: Tensor) -> Tableau:
-    """A tableau with corrections [K, E, 1 + E]: c in the first column, then b below a on the
-    diagonal.
+    """A tableau with corrections [K, E, 1 + E] added, see the top of this file.
+
+    The first column holds c. The other columns [E, E] hold a on the diagonal and b below it.
     """
     c, rest = STIFF * corrections[..., :1], corrections[..., 1:]
     a, b = STIFF * torch.diagonal(rest, dim1=-2, dim2=-1), torch.tril(rest, -1)
-    added = (
-        torch.diag_embed(a) + nn.functional.pad(b, (1, 0))[..., :-1] - b
-    )  # b_ij at j + 1, taken away at j
+    # b_ij adds to the weight of m_{j+1} and takes as much from that of m_j
+    added = torch.diag_embed(a) + nn.functional.pad(b, (1, 0))[..., :-1] - b
     state = torch.cat([tableau.state[:, :1], tableau.state[:, 1:] * (1 + c[..., 0])], 1)
     outputs = torch.cat([tableau.outputs[:, :1], tableau.outputs[:, 1:] + added], 1)
     return Tableau(tableau.evals, state, outputs, tableau.noise)

@@ -1,10 +1,13 @@
-"""The loss of K students on pairs, and its gradients with respect to their tableaux and their
-noise, in bounded memory.
+"""The loss of K students on pairs, and its gradients, in bounded memory.
 
-A step differentiates through E network evaluations and the decoder. Kept whole, their activations
-grow with E; recomputed, every evaluation stores its input only and runs twice, so the peak is that
-of one evaluation. Samples are independent, so a call that does not fit is split into micro-batches
-whose gradients add up to the same numbers."""
+    l_kb = d( decode(sample(tableau_k, x_kb)), target_b )        gradients of mean_b l_kb
+
+are taken with respect to the tableaux of the members k and to the noise x. A step differentiates
+through E network evaluations and the decoder. If all activations are kept, they grow with E. If
+they are recomputed, every evaluation stores only its input and runs twice, and the peak is that of
+one evaluation. Samples are independent: a call that does not fit is split into smaller batches,
+whose gradients add up to the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -17,39 +20,47 @@ from torch.utils.checkpoint import checkpoint
 
 from ..denoiser import Denoiser, map_condition
 from ..distance import Distance
-from ..errors import InputError
+from ..errors import InputError, unknown
 from ..memory import free_memory, out_of_memory
 from ..sample import initial_state, sample
 from ..solver import Tableau
+from .config import CHECKPOINTING
 from .pairs import Pairs
 
 SAFE = 0.8
-"""Share of the free memory that activations may fill before they are recomputed."""
+"""The fraction of the free memory that activations may fill before they are recomputed."""
 
 log = logging.getLogger("ld3_dist")
 
 
 class Objective:
-    """Distances of students to the teacher on rows of `pairs`.
+    """Distances between students and the teacher, on rows of `pairs`.
 
     Args:
-        checkpointing: "on" recomputes activations in the backward pass, "off" keeps them, "auto"
-            measures one sample's activations at the first step and recomputes where those of a
-            whole step would not fit into free memory.
+        checkpointing: "always" recomputes activations in the backward pass, and "never" keeps them.
+            "auto" measures one sample's activations at the first step, and recomputes if those of a
+            whole step would not fit into the free memory.
     """
 
     def __init__(self, denoiser: Denoiser, distance: Distance, checkpointing: str = "auto") -> None:
+        if checkpointing not in CHECKPOINTING:
+            raise unknown("checkpointing", checkpointing, CHECKPOINTING)
         self.denoiser, self.distance = denoiser, distance
         self.free_to_choose = checkpointing == "auto"
-        self.recompute = None if self.free_to_choose else checkpointing == "on"
-        self.most = 2**62  # rows in one call; halved when memory runs out
+        self.recompute = None if self.free_to_choose else checkpointing == "always"
+        self.most = 2**62  # rows in one call, halved when memory runs out
         self.network_evals = 0
 
     def losses(
         self, tableau: Tableau, x: Tensor, pairs: Pairs, features: list[Tensor], rows: Tensor
     ) -> Tensor:
-        """Distances [K, b] from unit-variance noise x [K, b, *shape] to the targets of `rows` [K,
-        b]; no gradients.
+        """Distances [K, b] of the samples from noise x to the targets of `rows`; no gradients.
+
+        Args:
+            tableau: of K members.
+            x: unit-variance noise [K, b, *shape].
+            features: of the targets of all pairs.
+            rows: indices of the pairs [K, b].
         """
         with torch.no_grad():
             while True:
@@ -66,15 +77,16 @@ class Objective:
     def gradients(
         self, tableau: Tableau, x: Tensor, pairs: Pairs, features: list[Tensor], rows: Tensor
     ) -> Tensor:
-        """Distances [K, b]; the gradients of each member's mean are left in the leaves `tableau`
-        and, if it asks, x.
+        """Distances [K, b], from the arguments of `losses`; gradients are left in the leaves.
 
-        Those of a member with a distance that is not finite need not be finite either; the others'
-        are their own."""
+        The gradient of each member's mean distance goes to the leaves of `tableau`, and to x if x
+        requires it. If a member has a distance that is not finite, its gradient may be so too; the
+        other members' gradients do not depend on it.
+        """
         while True:
             try:
                 if self.recompute is None:
-                    self.recompute = True  # should even measuring be too much
+                    self.recompute = True  # in case that memory runs out while it is measured
                     self.recompute = self._decide(tableau, x, pairs, features, rows)
                 out = x.new_empty(rows.shape).detach()
                 for k, b in self.blocks(rows):
@@ -104,8 +116,9 @@ class Objective:
         )
 
     def blocks(self, rows: Tensor) -> Iterator[tuple[slice, slice]]:
-        """Members and positions that go through the network together: samples are split before
-        members are.
+        """Slices of members and of positions that go through the network together.
+
+        Samples are split first, and members only after that.
         """
         K, b = rows.shape
         members, samples = min(K, self.most), max(1, self.most // K)
@@ -114,8 +127,9 @@ class Objective:
                 yield slice(k, k + members), slice(i, i + samples)
 
     def _halve(self, error: RuntimeError, rows: Tensor) -> None:
-        """After an out-of-memory: half as many rows at once. Any other error, or no row left to
-        spare, goes on.
+        """Halve the rows of one call after memory ran out.
+
+        Raises any other error again, and InputError if a single sample does not fit.
         """
         if not out_of_memory(error):
             raise error
@@ -127,8 +141,7 @@ class Objective:
         if before < 2:
             raise InputError(
                 f"one sample does not fit into memory ({str(error).splitlines()[0]}); use a "
-                f"smaller model dtype, "
-                "learn.checkpointing: on, or a device with more memory"
+                "smaller model dtype, learn.checkpointing: always, or a device with more memory"
             ) from error
         self.most = before // 2
         torch.cuda.empty_cache()
@@ -137,16 +150,16 @@ class Objective:
     def _decide(
         self, tableau: Tableau, x: Tensor, pairs: Pairs, features: list[Tensor], rows: Tensor
     ) -> bool:
-        """Whether a whole step's activations, extrapolated from one sample's, are too much for the
-        free memory.
+        """Return True if the activations of a whole step would not fit into the free memory.
 
-        Where even those of a single evaluation are, rows go through in micro-batches that fit.
+        They are extrapolated from those of one sample. If not even one evaluation of all rows fits,
+        the rows are split into smaller calls.
         """
         free, spent = SAFE * free_memory(x.device), self.network_evals
         one = Tableau(tableau.evals[:1, :1], tableau.state[:1, :2], tableau.outputs[:1, :2, :1])
 
         def kept(count: int) -> int:
-            """Bytes that differentiating one evaluation of so many samples needs, weights included."""
+            """Bytes kept to differentiate one evaluation of `count` samples, weights included."""
             sizes: dict[int, int] = {}
 
             def pack(saved: Tensor) -> Tensor:
@@ -177,8 +190,9 @@ class Objective:
 
 
 def clipped(gradient: Tensor | None, most: float) -> Tensor:
-    """Each member's gradient [K, …] with a norm of at most `most`; what is not finite counts as
-    zero.
+    """Each member's gradient [K, …], scaled to a norm of at most `most`.
+
+    Entries that are not finite become zero.
     """
     assert gradient is not None
     gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)

@@ -1,4 +1,4 @@
-"""Teacher pairs: unit noise and what the teacher made of it."""
+"""Teacher pairs: unit noise, and the sample that the teacher makes from it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Pairs:
-    """What the teacher made: unit-variance noise [M, *shape], decoded outputs [M, …], conditions of M rows."""
+    """M teacher pairs.
+
+    noise: unit-variance noise [M, *shape].
+    target: the teacher's samples [M, …], decoded to images, or latents if the loss is on latents.
+    condition: of M rows.
+    """
 
     noise: Tensor
     target: Tensor

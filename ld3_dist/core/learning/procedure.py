@@ -1,13 +1,14 @@
-"""One run of learning: K members (start grids, seeds) that share every network call, and the best
-of each so far.
+"""One run of learning: K members (start grids, seeds) that share every network call.
 
-Member k draws its batches from a generator of its own and has its own optimiser state, so packing
-changes nothing but the speed. Selection uses the *hard* loss (r = 0) on held-out pairs, and counts
-the start as a candidate: what is learned is never worse than what it started from. How parameters
-and noise move is the business of the procedures: `Descent` (ours) and `Published`."""
+Each member has its own generator for batches and its own optimiser state, so learning K members
+together changes nothing but the speed. The run keeps each member's best grid by the hard loss
+(r = 0) on held-out pairs. The start is a candidate too, so the result is never worse than the start
+on these pairs. A procedure, such as `Descent` or `Published`, says how parameters and noise move.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,8 +34,14 @@ Settings = TypeVar("Settings", bound=LearnConfig)
 
 @dataclass(frozen=True)
 class Progress:
-    """State after an epoch (0: the start). Losses [K]; best grid and tableau [K, …] by held-out
-    hard loss.
+    """The state of K members after an epoch; epoch 0 is the start.
+
+    train, valid: training loss of the epoch and hard held-out loss after it, [K].
+    best_valid, best_epoch: each member's best hard held-out loss so far and its epoch, [K].
+    best, tableau: the grids and coefficients of these epochs, [K, …].
+    network_evals: network evaluations so far, counted per sample.
+    snapshot: returns the run's whole state, for `learn(…, resume=…)`. It is valid until the next
+        epoch begins.
     """
 
     epoch: int
@@ -45,25 +52,22 @@ class Progress:
     best: Grid
     tableau: Tableau
     network_evals: int
-    """Network evaluations spent so far, in samples."""
     snapshot: Callable[[], dict[str, Tensor]]
-    """The run's whole state at this point, to `learn(…, resume=…)` from; valid until the next epoch
-    begins.
-    """
 
 
 @dataclass(frozen=True)
 class Problem:
-    """K students of one solver, the pairs they are to match, and how samples are compared.
+    """K students of one solver, the teacher pairs they learn from, and the distance.
 
     Args:
         knots: start grids as times [K, N+1] ([N+1] for one member), from t_max to t_min.
         train, valid: teacher pairs; member k trains on train[subsets[k]].
-        nfe: network evaluations; 0: the solver's stages times N.
-        seeds: one seed a member, for the order of its batches.
-        subsets: indices into train [K, M]; all pairs for every member if not given.
+        nfe: network evaluations; 0 means the solver's stages times N.
+        seeds: one seed per member, for the order of its batches.
+        subsets: indices into train [K, M]; every member has all pairs if not given.
 
-    Raises InputError for fewer than two training pairs, no held-out pair, and sizes that do not fit.
+    Raises:
+        InputError: fewer than two training pairs, no held-out pair, or sizes that do not fit.
     """
 
     denoiser: Denoiser
@@ -97,18 +101,18 @@ class Problem:
 
 
 class Procedure(Generic[Settings]):
-    """One run: parameters, moved noise, batches, validation, the best so far, and a state to keep.
+    """One run: parameters, moved noise, batches, validation, the best so far, and snapshots.
 
-    A procedure derives from it and says in `epoch` how parameters and noise move. Beside that it
-    has four attributes:
+    A procedure derives from it and says in `epoch` how parameters and noise move. It also has four
+    attributes:
 
-        Config   its settings, a LearnConfig
+        Config   the class of its settings, a LearnConfig
         version  a number that enters the keys of result rows: raise it when results change
-        starts   names of the start grids that are used where none are asked for
-        Grid     what is learned, a LearnableGrid
+        starts   names of the start grids that are used if none are asked for
+        Grid     the class of its parameters, a LearnableGrid
 
     Args:
-        objective: the loss and its gradients; `make_objective` makes it where it is not given.
+        objective: the loss and its gradients; if not given, `make_objective` makes it.
     """
 
     Config: ClassVar[type[LearnConfig]] = LearnConfig
@@ -124,7 +128,7 @@ class Procedure(Generic[Settings]):
         self.train, self.valid = problem.train, problem.valid
         K, self.device = len(problem.knots), problem.train.noise.device
         self.radius = config.radius(tuple(problem.denoiser.shape), self.nfe)
-        # scalars in float64 are cheap on the CPU and on CUDA
+        # grids are float64, which not every accelerator has; on CUDA they stay with the network
         home = self.device if self.device.type == "cuda" else torch.device("cpu")
         self.grids = self.Grid(
             problem.denoiser.noise,
@@ -137,25 +141,39 @@ class Procedure(Generic[Settings]):
             home,
         )
         self.objective = objective or self.make_objective(problem, config)
+        # schedules are chosen by the distance that was asked for, whatever the loss of learning is
+        self.judge = self.objective
+        if type(self.objective) is not Objective or self.objective.distance is not problem.distance:
+            self.judge = Objective(problem.denoiser, problem.distance, config.checkpointing)
         seeds = problem.seeds or [config.seed] * K
         self.generators = [sample_generator(seed, 0, "batches") for seed in seeds]
         assert problem.subsets is not None
         self.pool = problem.subsets.to(self.device)
         self.moved = self.train.noise[self.pool]  # [K, M, *shape], x' in unit-variance noise
-        self.train_features = problem.distance.features(self.train.target)
+        self.train_features = self.objective.distance.features(self.train.target)
         self.valid_features = problem.distance.features(self.valid.target)
         self.active = list(range(K))
         self.train_loss = torch.full((K,), math.nan, dtype=torch.float64)
         self.best: dict[str, Tensor] = {}
-        self.state: dict[str, Tensor] = {}  # the procedure's own: all it needs to go on
+        self.state: dict[str, Tensor] = {}  # the procedure's own, part of a snapshot
 
     @classmethod
     def make_objective(cls, problem: Problem, config: LearnConfig) -> Objective:
-        """The loss of the procedure; override it for another one."""
+        """The loss that is learned from; override it for another one.
+
+        Held-out losses, by which schedules are chosen and compared with hand-made grids, stay in
+        the distance of the problem.
+        """
         return Objective(problem.denoiser, problem.distance, config.checkpointing)
 
+    @property
+    def network_evals(self) -> int:
+        """Network evaluations spent so far, in samples."""
+        judged = 0 if self.judge is self.objective else self.judge.network_evals
+        return self.objective.network_evals + judged
+
     def run(self, first: int = 1) -> Iterator[Progress]:
-        """The epochs from `first` on."""
+        """Run the epochs from `first` on, until the last or until no member is active."""
         for epoch in range(first, self.config.epochs + 1):
             self.epoch(epoch)
             yield self.validate(epoch)
@@ -163,37 +181,39 @@ class Procedure(Generic[Settings]):
                 return
 
     def epoch(self, epoch: int) -> None:
-        """Every pair of every active member once."""
+        """Run one epoch: usually, every pair of every active member once."""
         raise TypeError(f"{type(self).__name__} does not say what an epoch is")
 
     def batches(self) -> Iterator[Tensor]:
-        """Positions [K, b] into each member's pairs, every pair once an epoch."""
+        """Batches of positions [K, b] in each member's pairs; every pair comes once per epoch."""
         M = self.pool.shape[1]
         order = torch.stack([torch.randperm(M, generator=g) for g in self.generators])
         yield from order.to(self.device).split(min(self.config.batch, M), dim=1)
 
     def members(self) -> Tensor:
-        """The active members' numbers, on the device."""
+        """The numbers of the active members, on the device."""
         return torch.tensor(self.active, device=self.device)
 
     @torch.no_grad()
     def hard_loss(self, tableau: Tableau, rows: Tensor | None = None) -> Tensor:
-        """Mean distance [K] to the teacher on held-out pairs (all, or `rows`), each from its own
-        noise.
+        """Mean distance [K] to the teacher on the held-out pairs, or on some `rows` of them.
+
+        Student and teacher start from the same noise.
         """
         rows = torch.arange(len(self.valid), device=self.device) if rows is None else rows
         total = torch.zeros(len(tableau.evals), dtype=torch.float64)
         for chunk in rows.split(max(1, self.config.batch * 5)):
             index = chunk.expand(len(total), -1)
-            loss = self.objective.losses(
+            loss = self.judge.losses(
                 tableau, self.valid.noise[index], self.valid, self.valid_features, index
             )
-            total += loss.sum(1).double().cpu()
+            total += loss.sum(1).cpu().double()  # in this order: no float64 on the device
         return torch.nan_to_num(total / len(rows), nan=math.inf, posinf=math.inf)
 
     def validate(self, epoch: int) -> Progress:
-        """Hard loss of the present grids on the held-out pairs; keeps the best of every active
-        member.
+        """Measure the present grids by the hard loss on the held-out pairs, and keep the best.
+
+        Members without a better loss for `patience` epochs are no longer active.
         """
         with torch.no_grad():
             grid, tableau = self.grids.tableau()
@@ -205,7 +225,7 @@ class Procedure(Generic[Settings]):
         return self.progress(epoch, valid)
 
     def keep(self, epoch: int, valid: Tensor, grid: Grid, tableau: Tableau) -> Tensor:
-        """Record the members [K] whose held-out loss is the best they had; says which."""
+        """Record the members with a new best held-out loss; returns booleans [K] that say which."""
         now = {
             "knots": grid.knots,
             "evals": grid.evals,
@@ -227,7 +247,7 @@ class Procedure(Generic[Settings]):
         return better
 
     def progress(self, epoch: int, valid: Tensor) -> Progress:
-        """What the caller sees after an epoch."""
+        """The Progress that is yielded after an epoch."""
         best = {name: value.clone() for name, value in self.best.items()}
         return Progress(
             epoch,
@@ -237,14 +257,16 @@ class Procedure(Generic[Settings]):
             best["epoch"],
             Grid(best["knots"], best["evals"]),
             Tableau(best["evals"], best["state"], best["outputs"], self.problem.denoiser.noise),
-            self.objective.network_evals,
+            self.network_evals,
             self.snapshot,
         )
 
-    # what a killed run needs to go on exactly: tensors only, so that it is kept without pickling
-
     def snapshot(self) -> dict[str, Tensor]:
-        """The whole state after an epoch as CPU tensors by name."""
+        """The whole state after an epoch as CPU tensors by name.
+
+        A killed run goes on from it exactly. It holds tensors only, so that it can be written
+        without pickling.
+        """
         made = {f"grids.{name}": value for name, value in self.grids.state_dict().items()}
         made |= {f"best.{name}": value for name, value in self.best.items()}
         made |= {f"generator.{k}": g.get_state() for k, g in enumerate(self.generators)}
@@ -254,11 +276,11 @@ class Procedure(Generic[Settings]):
             "train_loss": self.train_loss,
             "active": torch.tensor(self.active),
         }
-        made["network_evals"] = torch.tensor(self.objective.network_evals)
+        made["network_evals"] = torch.tensor(self.network_evals)
         return {name: value.detach().cpu().clone() for name, value in made.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take over a snapshot of the same run."""
+        """Take over a snapshot of the same run. Raises InputError for one of another run."""
         part = lambda prefix: {
             n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)
         }
@@ -268,30 +290,57 @@ class Procedure(Generic[Settings]):
                 generator.set_state(state[f"generator.{k}"])
             own = part("own.")
             self.state = {name: own[name].to(value) for name, value in self.state.items()}
-            self.best, self.active = (
-                {n: v.clone() for n, v in part("best.").items()},
-                state["active"].tolist(),
-            )
+            self.best = {n: v.clone() for n, v in part("best.").items()}
+            self.active = state["active"].tolist()
             self.moved = state["moved"].to(self.moved)
-            self.train_loss, self.objective.network_evals = (
-                state["train_loss"].clone(),
-                int(state["network_evals"]),
-            )
+            self.train_loss = state["train_loss"].clone()
+            self.objective.network_evals = int(state["network_evals"])
         except (KeyError, RuntimeError) as error:
             raise InputError(
                 f"this state does not belong to this run of learning: {error}"
             ) from error
 
 
-procedures: Registry[type[Procedure[Any]]] = Registry("procedure")
-"""Procedures of learning: classes that derive from Procedure."""
+class Procedures(Registry[type[Procedure[Any]]]):
+    """Procedures of learning: classes that derive from Procedure."""
+
+    def get(self, name: str) -> type[Procedure[Any]]:
+        """The class of a name. Raises InputError, also for a user's class that is no procedure."""
+        found: Any = super().get(name)
+        if not isinstance(found, type) or not issubclass(found, Procedure):
+            raise InputError(
+                f"procedure {name!r}: must be a class that derives from "
+                "ld3_dist.core.learning.procedure.Procedure (or from Descent)"
+            )
+        _check_settings(name, found.Config)
+        if not isinstance(found.starts, tuple) or not found.starts:
+            raise InputError(
+                f"procedure {name!r}: starts = {found.starts!r}; name at least one start, as in "
+                'starts = ("log_snr",)'
+            )
+        return found
+
+
+def _check_settings(name: str, config: Any) -> None:
+    """Raise InputError for a Config from which neither a help text nor a column could be made."""
+    if not isinstance(config, type) or not issubclass(config, LearnConfig):
+        raise InputError(f"procedure {name!r}: its Config must derive from LearnConfig")
+    for field in dataclasses.fields(config):
+        if not isinstance(field.default, bool | int | float | str):
+            raise InputError(
+                f"procedure {name!r}: setting {field.name!r} needs a default that is a number, a "
+                'word or a switch; write it as setting(0.5, "what it means")'
+            )
+
+
+procedures = Procedures("procedure")
 
 procedures.register("default", lazily="ld3_dist.core.learning.descent:Descent")
 procedures.register("paper", lazily="ld3_dist.core.learning.published:Published")
 
 
 def make_config(procedure: str = "default", **settings: Any) -> LearnConfig:
-    """The settings of a procedure, some of them changed.
+    """The settings of a procedure: its defaults, with the given ones changed.
 
     Raises InputError for an unknown procedure, a setting it does not have, and a bad value.
     """
@@ -303,7 +352,7 @@ def make_config(procedure: str = "default", **settings: Any) -> LearnConfig:
 
 
 def no_such_setting(procedure: str, name: str) -> InputError:
-    """The error for a setting that a procedure does not have; says which procedures have it."""
+    """The error for a setting that a procedure does not have; it says which procedures have it."""
     have = [other for other in procedures if name in procedures.get(other).Config.searchable()]
     if have:
         return InputError(

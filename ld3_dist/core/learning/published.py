@@ -1,17 +1,21 @@
-"""The published LD3 procedure (arXiv 2405.15506, section 4 and the code that came with it), as a
-yardstick.
+"""The published LD3 procedure, for comparison (arXiv 2405.15506, section 4 and its code).
 
-Rounds over the training pairs in batches of two; in the first rounds only the knots learn, then the
-network times too. After every batch: RMSprop on the gap logits (rate lr, momentum 0.9), SGD on the
-offsets (lr_times / N), SGD on the noise (lr_noise / N), projected onto the ball and kept where the
-sample's loss fell. After every batch, too, the hard loss on held-out pairs; after `patience`
-batches without a better one the best parameters come back and the rates shrink by 0.8. A round
-starts from the best; lr_noise is halved after a round in which no noise moved.
+It runs rounds over the training pairs in batches of two. In the first rounds only the knots learn,
+later the network times too. Every batch makes one step of each kind:
 
-What is not taken over are the code's defects: its bound on the offsets is that of the grid here,
-not of the logits; gradients reach every coefficient; NFE counts network calls; held-out noise stays
-where it is, so training noise decides about its rate; and every validation sees all held-out pairs,
-not the first batch of them."""
+    gap logits   RMSprop with rate lr and momentum 0.9
+    offsets      SGD with rate lr_times / N
+    noise x'     SGD with rate lr_noise / N, projected onto the ball, kept if the sample's loss fell
+
+The hard loss on the held-out pairs is measured after every batch. After `patience` batches without
+a better one, the best parameters are restored and the rates are multiplied by 0.8. Every round
+starts from the best parameters; lr_noise is halved after a round in which no noise moved.
+
+Five defects of the published code are not taken over. Here the bound on the offsets follows from
+the grid, not from the logits. Gradients reach every coefficient. NFE counts network calls. Held-out
+noise does not move, so the moves of training noise decide when lr_noise is halved. Every validation
+sees all held-out pairs, not just their first batch.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +31,13 @@ from .procedure import Problem, Procedure, Progress
 
 MOMENTUM, SMOOTHING, DECAY, NOISE_DECAY = 0.9, 0.99, 0.8, 0.5
 LEAST_LR, LEAST_LR_TIMES, LEAST_HITS = 5e-5, 1e-6, 5
-"""Rates stop shrinking here; a member that asked for it LEAST_HITS times at the least lr_times has
-finished.
-"""
+"""The smallest rates; a member ends after LEAST_HITS reductions at the smallest lr_times."""
 
 
 class PublishedGrid(LearnableGrid):
-    """Offsets in units of the coordinate, at most `window` of the grid's smallest gap, none at the
-    first evaluation.
+    """A grid whose offsets are in units of the coordinate.
+
+    They are at most `window` times the grid's smallest gap; the first evaluation has none.
     """
 
     def times(self, u: Tensor, at: Tensor) -> Tensor:
@@ -48,7 +51,7 @@ class PublishedGrid(LearnableGrid):
 class PublishedConfig(LearnConfig):
     """Settings of the published procedure, with the published values."""
 
-    lr: float = setting(0.005, "learning rate of the gap logits")
+    lr: float = setting(0.005, "learning rate of the gap logits", low=1e-300)
     lr_times: float = setting(0.1, "learning rate of the offsets, times N")
     lr_noise: float = setting(12.0, "learning rate of the noise, times N")
     epochs: int = setting(7, "rounds over the training pairs", low=1)
@@ -59,15 +62,13 @@ class PublishedConfig(LearnConfig):
     )
 
     def samples(self, train: int, valid: int) -> int:
-        """As LearnConfig's: moves of the noise are checked, and every batch ends in a validation."""
+        """As LearnConfig's, plus a check of every move of noise and a validation per batch."""
         moves = 1 if self.gamma else 0
         return self.epochs * (train * (3 + moves) + -(-train // self.batch) * valid) + valid
 
 
 class Published(Procedure[PublishedConfig]):
-    """The procedure for K members side by side; each has its own rates, patience and best
-    parameters.
-    """
+    """The published procedure; every member has its own rates, patience and best parameters."""
 
     Grid = PublishedGrid
     Config = PublishedConfig
@@ -94,7 +95,7 @@ class Published(Procedure[PublishedConfig]):
         }
 
     def epoch(self, epoch: int) -> None:
-        """A round."""
+        """One round over the training pairs."""
         if epoch > 1:
             self.reload(torch.ones_like(self.state["worse"], dtype=torch.bool))
         moves = torch.zeros(len(self.state["lr"]), dtype=torch.bool)
@@ -102,7 +103,7 @@ class Published(Procedure[PublishedConfig]):
         for batch in self.batches():
             k = self.members()
             loss, moved = self.batch(batch[k], k, knots_only=epoch <= self.config.knots_only)
-            total[self.active] += loss.mean(1).double().cpu()
+            total[self.active] += loss.mean(1).cpu().double()
             moves[self.active] |= moved.any(1).cpu()
             batches += 1
             self.examine(epoch)
@@ -113,8 +114,10 @@ class Published(Procedure[PublishedConfig]):
         self.state["lr_noise"] = self.state["lr_noise"] * halved
 
     def batch(self, batch: Tensor, k: Tensor, knots_only: bool) -> tuple[Tensor, Tensor]:
-        """One iteration of the active members k on positions [k, b]: (losses [k, b], which samples
-        moved [k, b]).
+        """One step of the active members k on positions [k, b] of their pairs.
+
+        Returns their losses before the step [k, b], and booleans [k, b] for samples whose noise
+        moved.
         """
         rows = self.pool[k].gather(1, batch)
         x = self.moved[k[:, None], batch].requires_grad_(self.radius > 0)
@@ -148,31 +151,31 @@ class Published(Procedure[PublishedConfig]):
 
     @torch.no_grad()
     def move(self, batch: Tensor, k: Tensor, rows: Tensor, x: Tensor, before: Tensor) -> Tensor:
-        """A step of SGD on the noise, back onto the ball, kept where the loss fell below that
-        before the batch.
+        """Make a step of SGD on the noise, project it onto the ball, and keep it if the loss fell.
+
+        The loss is compared with `before`, the loss before the batch. Returns booleans [k, b] for
+        the samples whose step was kept.
         """
         assert x.grad is not None
         rate = self.state["lr_noise"].to(x)[k].view(-1, *[1] * (x.ndim - 1))
         origin = self.train.noise[rows]
         away = (x - rate * torch.nan_to_num(x.grad) - origin).flatten(2)
-        away = away * (self.radius / away.norm(dim=-1, keepdim=True).clamp_min(1e-30)).clamp_max(
-            1.0
-        )
+        length = away.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        away = away * (self.radius / length).clamp_max(1.0)
         trial = origin + away.view_as(x)
-        _, tableau = self.grids.tableau()
-        lower = (
-            self.objective.losses(tableau.take(k), trial, self.train, self.train_features, rows)
-            < before
-        )
-        self.moved[k[:, None], batch] = torch.where(
-            lower.view(*lower.shape, *[1] * (x.ndim - 2)), trial, x
-        )
+        tableau = self.grids.tableau()[1].take(k)
+        after = self.objective.losses(tableau, trial, self.train, self.train_features, rows)
+        lower = after < before
+        wide = lower.view(*lower.shape, *[1] * (x.ndim - 2))
+        self.moved[k[:, None], batch] = torch.where(wide, trial, x)
         return lower
 
     @torch.no_grad()
     def examine(self, epoch: int) -> None:
-        """Held-out loss after a batch; without a better one for `patience` batches: back to the
-        best, smaller rates.
+        """Measure the held-out loss after a batch.
+
+        Members without a better one for `patience` batches go back to their best parameters and
+        continue with smaller rates.
         """
         state = self.state
         grid, tableau = self.grids.tableau()
@@ -193,14 +196,15 @@ class Published(Procedure[PublishedConfig]):
 
     @torch.no_grad()
     def reload(self, which: Tensor) -> None:
-        """The best parameters again, for the members [K, 1] asked for."""
+        """Restore the best parameters of some members, booleans [K, 1]."""
         self.grids.logits.copy_(torch.where(which, self.state["logits"], self.grids.logits))
         self.grids.offsets.copy_(torch.where(which, self.state["offsets"], self.grids.offsets))
         self.state["worse"] = torch.where(which, 0.0, self.state["worse"])
 
     def validate(self, epoch: int) -> Progress:
-        """The start is examined here; later, every batch was, and the round's best is all there is
-        to say.
+        """The start's held-out loss at epoch 0; after a round, the best so far.
+
+        `examine` has measured every batch of the round already.
         """
         if epoch:
             return self.progress(epoch, self.best["valid"].clone())

@@ -18,7 +18,8 @@ coordinate keeps its standard score, and one dimension, where every trajectory k
 F_t(x_t) (`transport`).
 
 All arithmetic is in float64 whatever the dtype of x: at sigma = 0.002 the exponents are differences
-of large numbers."""
+of large numbers.
+"""
 
 from __future__ import annotations
 
@@ -305,7 +306,8 @@ def heavy_tails(
 
     t_df = z / sqrt(chi2_df / df), its scale cut into `components` equally likely pieces, each at
     its median. What is simulated is this finite mixture, for which everything stays exact; its
-    tails end where the widest component's do."""
+    tails end where the widest component's do.
+    """
     from scipy.stats import chi2
 
     if not (df > 0 and std > 0 and components >= 1):

@@ -9,14 +9,14 @@
     analytic:empirical?data=FILE&std=0             .npy, or .safetensors with `data` and perhaps
                                                    `labels`
 
-Each takes noise=edm (default), vp-linear, vp-cosine or flow, and the parameters of that schedule
-(t_min, t_max, …).
+Each takes noise=edm (default), vp-linear, vp-cosine, flow or python:FILE.py:NAME, and the
+parameters of that schedule (t_min, t_max, …).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
@@ -25,7 +25,8 @@ from torch import Tensor
 
 from ...core.denoiser import Condition, Denoiser, Guided, map_condition
 from ...core.errors import InputError, unknown
-from ...core.noise import EDM, FlowMatching, NoiseSchedule, VPCosine, VPLinear
+from ...core.noise import EDM, FlowMatching, NoiseSchedule, VPCosine, VPLinear, noise_schedules
+from ...core.user_code import PREFIX, content_in
 from ..loaded import (
     Model,
     ModelOptions,
@@ -89,6 +90,11 @@ def open_analytic(rest: str, options: ModelOptions) -> Model:
         raise InputError(
             f"model analytic:{name}: dtype={options.dtype!r} does not apply, it computes in float64"
         )
+    if torch.device(options.device).type == "mps":
+        raise InputError(
+            f"model analytic:{name}: device={options.device!r} has no float64, in which it "
+            "computes; use 'cpu'"
+        )
     parameters = Parameters(name, query)
     noise = _schedule(parameters)
     try:
@@ -98,7 +104,10 @@ def open_analytic(rest: str, options: ModelOptions) -> Model:
     except ValueError as error:
         raise InputError(f"model analytic:{rest}: {error}") from error
     parameters.finish()
-    digest = weights_hash(dict(mixture.state_dict()), {"noise": repr(noise)})
+    described = {"noise": repr(noise)}
+    if (source := content_in(query)) is not None:
+        described["source"] = source
+    digest = weights_hash(dict(mixture.state_dict()), described)
     return _loaded(
         mixture.requires_grad_(False).to(options.device), f"analytic:{rest}", digest, options
     )
@@ -132,9 +141,7 @@ def _no_label(condition: Condition) -> Condition:
 
 def _schedule(parameters: Parameters) -> NoiseSchedule:
     name = parameters.take("noise", str, "edm")
-    if name not in SCHEDULES:
-        raise unknown(f"noise schedule of {parameters.name}", name, tuple(SCHEDULES))
-    schedule = SCHEDULES[name]
+    schedule = SCHEDULES[name] if name in SCHEDULES else _own_schedule(name, parameters)
     given = {
         f.name: parameters.take(f.name, float, f.default)
         for f in fields(schedule)
@@ -144,6 +151,24 @@ def _schedule(parameters: Parameters) -> NoiseSchedule:
         return schedule(**given)
     except ValueError as error:
         raise InputError(f"model {parameters.name!r}: {error}") from error
+
+
+def _own_schedule(name: str, parameters: Parameters) -> type[NoiseSchedule]:
+    """A noise schedule that somebody registered or that lies in a user's file."""
+    if not name.startswith(PREFIX) and name not in noise_schedules:
+        raise unknown(f"noise schedule of {parameters.name}", name, tuple(SCHEDULES))
+    found = noise_schedules.get(name)
+    if not isinstance(found, type) or not issubclass(found, NoiseSchedule):
+        raise InputError(
+            f"model {parameters.name!r}: noise={name!r} must be a class that derives from "
+            "ld3_dist.core.noise.NoiseSchedule"
+        )
+    if not is_dataclass(found) or any(field.default is MISSING for field in fields(found)):
+        raise InputError(
+            f"model {parameters.name!r}: noise={name!r} must be a dataclass whose fields all have "
+            "defaults"
+        )
+    return found
 
 
 def _build(name: str, noise: NoiseSchedule, parameters: Parameters) -> analytic.Mixture:

@@ -62,9 +62,10 @@ def make_scheduler(settings: OriginalSettings, tensors: Mapping[str, Tensor], fi
         told["beta_schedule"] = "linear"
     else:
         told = {"trained_betas": betas.tolist()}
+    prediction: Any = PREDICTIONS[settings.parameterization]
     return diffusers.DDIMScheduler(
         num_train_timesteps=len(table),
-        prediction_type=PREDICTIONS[settings.parameterization],
+        prediction_type=prediction,
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,

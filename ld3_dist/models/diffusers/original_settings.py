@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ...core.errors import InputError, unknown
 from ...core.yaml_text import load_yaml
@@ -19,7 +19,7 @@ from ...core.yaml_text import load_yaml
 LARGEST = 1_000_000
 """Largest size that a setting may have."""
 
-TRAINING = (
+TRAINING: tuple[str, ...] = (
     "base_learning_rate", "ckpt_path", "cond_stage_key", "cond_stage_trainable", "first_stage_key",
     "ignore_keys", "image_key", "l_simple_weight", "learn_logvar", "load_only_unet", "log_every_t",
     "logvar_init", "loss_type", "lossconfig", "monitor", "original_elbo_weight", "reset_ema",
@@ -294,7 +294,7 @@ class Section:
                 f"the YAML that was published with the checkpoint"
             )
         self.values, self.file, self.name = values, file, name
-        self._taken = set(TRAINING)
+        self._taken: set[str] = set(TRAINING)
 
     def section(self, key: str) -> Section:
         """The parameters of a class that this section configures, its name checked."""
@@ -317,6 +317,10 @@ class Section:
         self._taken.add(key)
         return self.values.get(key)
 
+    def _or(self, key: str, default: Any) -> Any:
+        value = self.get(key)
+        return default if value is None else value
+
     def demand(self, key: str, only: Any) -> None:
         """Refuse a key with another value than the one that can be converted."""
         value = self.get(key)
@@ -326,8 +330,7 @@ class Section:
 
     def number(self, key: str, default: float) -> float:
         """A finite positive number."""
-        value = self.get(key)
-        value = default if value is None else value
+        value: Any = self._or(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             self.refuse(key, value, "it must be a number")
         if not 0 < value < math.inf:
@@ -336,8 +339,7 @@ class Section:
 
     def whole(self, key: str, default: int | None = None) -> int:
         """A whole number of at most LARGEST."""
-        value = self.get(key)
-        value = default if value is None else value
+        value: Any = self._or(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or abs(value) > LARGEST:
             self.refuse(key, value, f"it must be a whole number of at most {LARGEST:,}")
         return int(value)
@@ -351,8 +353,7 @@ class Section:
 
     def sizes(self, key: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
         """A list of at most 16 sizes."""
-        value = self.get(key)
-        value = default if value is None else value
+        value: Any = self._or(key, default)
         good = isinstance(value, (list, tuple)) and len(value) <= 16
         if not good or not all(type(v) is int and 0 < v <= LARGEST for v in value):
             self.refuse(key, value, "it must be a list of at most 16 whole numbers above 0")
@@ -368,21 +369,19 @@ class Section:
 
     def switch(self, key: str, default: bool) -> bool:
         """True or false."""
-        value = self.get(key)
-        value = default if value is None else value
+        value: Any = self._or(key, default)
         if not isinstance(value, bool):
             self.refuse(key, value, "it must be true or false")
         return value
 
     def one_of(self, key: str, known: tuple[str, ...], default: str) -> str:
         """One of a few words."""
-        value = self.get(key)
-        value = default if value is None else value
+        value: Any = self._or(key, default)
         if not isinstance(value, str) or value not in known:
             raise unknown(f"{self.name}.{key} of {self.file}:", value, known)
         return value
 
-    def refuse(self, key: str, value: Any, reason: str) -> None:
+    def refuse(self, key: str, value: Any, reason: str) -> NoReturn:
         """Raise InputError naming the file, the key and the value."""
         shown = repr(value)
         shown = shown if len(shown) < 80 else f"{shown[:80]} …"

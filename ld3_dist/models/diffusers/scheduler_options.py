@@ -304,7 +304,7 @@ def base_scheduler(config: Mapping[str, Any], model: str) -> Any:
     told: Any = {key: value for key, value in config.items() if key not in OURS}
     try:
         return kind.from_config(told)  # type: ignore[attr-defined]
-    except (TypeError, ValueError, NotImplementedError, ImportError) as error:
+    except (TypeError, ValueError, RuntimeError, ImportError) as error:
         raise InputError(
             f"model {model!r}: its LD3Scheduler stands in for {name}, which cannot be made from "
             f"its options: {error}"

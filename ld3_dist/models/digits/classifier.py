@@ -4,7 +4,8 @@ embedded model.
 Three convolutions and two linear layers with SiLU, averages instead of maxima: smooth, no norms, no
 roots, so gradients are finite everywhere. Penultimate features [B, 64] feed distribution distances;
 the maps of the convolutions feed a perceptual distance. Trained on four fifths of the digits;
-accuracy on the held-out fifth: see `classifier.json`."""
+accuracy on the held-out fifth: see `classifier.json`.
+"""
 
 from __future__ import annotations
 

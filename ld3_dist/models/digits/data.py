@@ -4,7 +4,8 @@
 
 The data set is the test part of Alpaydin & Kaynak's "Optical Recognition of Handwritten Digits"
 (UCI, 1998), the one that scikit-learn ships as `load_digits`. A copy lies beside this file (uint8,
-safetensors), so that nothing but training needs scikit-learn."""
+safetensors), so that nothing but training needs scikit-learn.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def held_out() -> Tensor:
 
     Every fifth image of each class in file order. The file keeps the writers together, so
     neighbours of a held-out image may come from the same hand: accuracies are those of known
-    writers."""
+    writers.
+    """
     labels = digits_reference()[1]
     mask = torch.zeros(len(labels), dtype=torch.bool)
     for c in labels.unique():

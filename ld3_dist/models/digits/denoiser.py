@@ -1,7 +1,8 @@
 """From the packaged weights to a Denoiser: the digits model as the rest of the package sees it.
 
 Samples are images [B, 1, 8, 8] in [-1, 1]; the condition is a label [B] int64 in 0 … 9, or None for
-no label at all. The noise schedule is EDM's, sigma from 80 down to 0.002."""
+no label at all. The noise schedule is EDM's, sigma from 80 down to 0.002.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def load_digits_network(
     """The raw network F, frozen, and the sigma_data of its preconditioning.
 
     Raises InputError, naming the file and the remedy, when the weights are missing, truncated or of
-    another kind."""
+    another kind.
+    """
     file = NETWORK_FILE if file is None else Path(file)
     tensors, config = read_tensors(file, NETWORK_KIND, REMEDY)
     try:
@@ -101,7 +103,8 @@ def load_digits_denoiser(
         file: weights trained into another file than the packaged one.
 
     Raises InputError for a bad guidance and for a weights file that is missing, truncated or of
-    another kind."""
+    another kind.
+    """
     net, sigma_data = load_digits_network(device, dtype, file)
     return digits_denoiser(net, sigma_data, guidance, conditional)
 

@@ -8,7 +8,8 @@
 The Fréchet distance of finite samples is biased upwards, the more so the fewer samples. So the
 distance of samples to data is also given at exactly the sizes of the yardstick, the distance
 between two disjoint halves of the data (898 against 898), averaged over the same random splits.
-Nearest-neighbour distances tell memory from invention."""
+Nearest-neighbour distances tell memory from invention.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ with respect to its input and its time. No layer mixes samples of a batch, so th
 can share one call.
 
 Learning a schedule calls this network thousands of times, on a laptop: most work sits at 4x4, where
-a convolution is a quarter of the price, and the wide maps of 8x8 are kept narrow."""
+a convolution is a quarter of the price, and the wide maps of 8x8 are kept narrow.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class NetworkConfig:
 
     channels: channels at 8x8 and at 4x4; blocks: residual blocks on the way down at 8x8 and at 4x4
     (the way up has as many at 8x8); embedding: width of the time and label embedding; frequencies:
-    sine/cosine pairs of the time."""
+    sine/cosine pairs of the time.
+    """
 
     channels: tuple[int, int] = (48, 128)
     blocks: tuple[int, int] = (1, 2)

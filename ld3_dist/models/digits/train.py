@@ -7,7 +7,8 @@ weight averaging.
 The weight makes the loss on F unweighted, so F is trained directly. ln sigma is stratified over the
 batch (one draw per quantile), which removes most of the loss's variance over noise levels. Labels
 become the null label with probability `dropout` (Ho & Salimans 2022). The averaged weights (EMA)
-are what is kept."""
+are what is kept.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 pixel and noise.
 
 Noise of a random strength makes the features vary smoothly around the data, which is what a
-distance between an image and its slightly wrong copy needs."""
+distance between an image and its slightly wrong copy needs.
+"""
 
 from __future__ import annotations
 

@@ -131,6 +131,8 @@ class Block(nn.Module):
                 c_in, c_out, 1 if style.project or c_in != c_out else 0, resample, style.taps
             )
         self.heads = (c_out // style.head if style.head else 1) if attention else 0
+        if self.heads and c_out % self.heads:
+            raise ValueError(f"{c_out} channels do not make {self.heads} heads of equal size")
         if self.heads:
             self.norm2 = Norm(c_out, style.eps)
             self.qkv = Conv(c_out, 3 * c_out, 1)

@@ -29,7 +29,7 @@ from ...core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser, map_c
 from ...core.errors import InputError, unknown
 from ...core.noise import EDM, NoiseSchedule, VPLinear
 from ..loaded import Model, ModelOptions, needs_name, on_classes, to_device, weights_hash
-from ..weights import load_weights, read_tensors, save_tensors
+from ..weights import read_tensors, save_tensors
 from .download import fetch
 from .unet import DhariwalUNet, SongUNet, UNetConfig
 from .unpickle import Checkpoint, read_pickle
@@ -110,8 +110,16 @@ def read_checkpoint(file: Path) -> Checkpoint:
             f"edm checkpoint {file}: file not found; download it, or give its URL{url}"
         )
     if file.suffix == ".safetensors":
-        tensors, config = read_tensors(file, KIND, "convert the .pkl again")
-        return Checkpoint(config["class_name"], config["arguments"], tensors)
+        try:
+            tensors, config = read_tensors(file, KIND, "convert the .pkl again")
+            return Checkpoint(config["class_name"], dict(config["arguments"]), tensors)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{file}: its header does not say which network it holds (class_name and "
+                f"arguments); convert the .pkl again"
+            ) from error
     return read_pickle(file)
 
 
@@ -121,21 +129,23 @@ def convert(source: Path, target: Path) -> None:
     The network is built and filled first, so that what is written loads.
     """
     checkpoint = read_checkpoint(source)
-    load_weights(
-        build_network(checkpoint, source),
-        checkpoint.tensors,
-        source,
-        "the checkpoint is of another network",
-    )
+    with torch.device("meta"):
+        net = build_network(checkpoint, source)
+    _load(net, checkpoint.tensors, source)
+    _process(checkpoint.class_name, _settings(checkpoint, source), source)
     config = {"class_name": checkpoint.class_name, "arguments": _plain(checkpoint.arguments)}
     save_tensors(target, checkpoint.tensors, KIND, config)
 
 
 def build_network(checkpoint: Checkpoint, file: Path) -> EDMNetwork:
-    """The network a checkpoint describes, with weights of its own (load the checkpoint's into it)."""
+    """The network that a checkpoint describes, with weights of its own.
+
+    Raises InputError for arguments that make no network, or one with more blocks than the file has
+    tensors.
+    """
     known = _settings(checkpoint, file)
     name = known["model_type"]
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise unknown(f"network (model_type) of {file}", name, tuple(NETWORKS))
     names = {field.name for field in fields(UNetConfig)}
     given = {key: value for key, value in checkpoint.arguments.items() if key in names}
@@ -147,8 +157,8 @@ def build_network(checkpoint: Checkpoint, file: Path) -> EDMNetwork:
     )
     if extra:
         raise InputError(
-            f"{file}: argument {min(extra)!r} of {checkpoint.class_name} is not known; an older "
-            f"file format?"
+            f"{file}: argument {min(extra, key=str)!r} of {checkpoint.class_name} is not known; an "
+            f"older file format?"
         )
     channels = known["img_channels"]
     try:
@@ -157,14 +167,28 @@ def build_network(checkpoint: Checkpoint, file: Path) -> EDMNetwork:
         )
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
-    return EDMNetwork(
-        NETWORKS[name](config), sign=-1.0 if checkpoint.class_name == "VEPrecond" else 1.0
-    )
+    if checkpoint.tensors and config.blocks > len(checkpoint.tensors):
+        raise InputError(
+            f"{file}: num_blocks={config.num_blocks} and channel_mult={config.channel_mult} make "
+            f"at least {config.blocks} blocks, the file has {len(checkpoint.tensors)} tensors"
+        )
+    try:
+        network = NETWORKS[name](config)
+    except (RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
+        raise InputError(
+            f"{file}: its arguments make no network ({str(error).splitlines()[0]})"
+        ) from error
+    return EDMNetwork(network, sign=-1.0 if checkpoint.class_name == "VEPrecond" else 1.0)
 
 
 def open_edm(rest: str, options: ModelOptions) -> Model:
     """The model behind `edm:{rest}`."""
     needs_name(rest, "edm", "a file or URL")
+    if options.variant is not None:
+        raise InputError(
+            f"model 'edm:{rest}': variant={options.variant!r} applies to diffusers pipelines; "
+            f"remove it"
+        )
     file = fetch(rest) if rest.startswith(("http://", "https://")) else Path(rest).expanduser()
     spec = f"edm:{rest}"
     checkpoint = read_checkpoint(file)
@@ -172,7 +196,7 @@ def open_edm(rest: str, options: ModelOptions) -> Model:
         net = build_network(checkpoint, file)
     _load(net, checkpoint.tensors, file)
     known = _settings(checkpoint, file)
-    noise, prediction, time = _process(checkpoint.class_name, known)
+    noise, prediction, time = _process(checkpoint.class_name, known, file)
     shape = (known["img_channels"], known["img_resolution"], known["img_resolution"])
     denoiser: Denoiser = NetworkDenoiser(
         to_device(net, options),
@@ -238,30 +262,47 @@ def _settings(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
     """Arguments over defaults; InputError for a class that is not one of EDM's, or arguments that
     are missing.
     """
-    if checkpoint.class_name not in DEFAULTS:
-        raise unknown(f"preconditioning of {file}", checkpoint.class_name, tuple(DEFAULTS))
-    known = {**DEFAULTS[checkpoint.class_name], **checkpoint.arguments}
+    name = checkpoint.class_name
+    if not isinstance(name, str) or name not in DEFAULTS:
+        raise unknown(f"preconditioning of {file}", name, tuple(DEFAULTS))
+    known = {**DEFAULTS[name], **checkpoint.arguments}
     for key in ("img_resolution", "img_channels"):
-        if not isinstance(known.get(key), int) or known[key] < 1:
+        if type(known.get(key)) is not int or known[key] < 1:
+            raise InputError(f"{file}: argument {key}={known.get(key)!r} of {name} is not a size")
+    for key in {*DEFAULTS[name]} - {"model_type"}:
+        if not _is_number(known[key]) or known[key] < 0:
             raise InputError(
-                f"{file}: argument {key}={known.get(key)!r} of {checkpoint.class_name} is not a "
-                f"size"
+                f"{file}: argument {key}={known[key]!r} of {name} is no number from 0 on"
             )
+    for key in IGNORED:
+        if known.get(key) is not None and not _is_number(known[key]):
+            raise InputError(f"{file}: argument {key}={known[key]!r} of {name} is no number")
     return known
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not math.isnan(value)
+
+
 def _process(
-    name: str, known: dict[str, Any]
+    name: str, known: dict[str, Any], file: Path
 ) -> tuple[NoiseSchedule, str, Callable[[Tensor], Tensor] | None]:
     """(noise schedule, kind of prediction, network time). Ends of the range are those the published
     samplers use.
+
+    Raises InputError for noise levels that make no schedule.
     """
-    if name == "EDMPrecond":
-        return EDM(max(0.002, known["sigma_min"]), min(80.0, known["sigma_max"])), "edm", None
-    if name == "VPPrecond":
-        last, beta = known["M"] - 1, known["beta_min"]
-        return VPLinear(beta, beta + known["beta_d"], t_min=1e-3), "noise", lambda t: last * t
-    return EDM(known["sigma_min"], known["sigma_max"]), "noise", lambda t: (0.5 * t).log()
+    try:
+        if name == "EDMPrecond":
+            return EDM(max(0.002, known["sigma_min"]), min(80.0, known["sigma_max"])), "edm", None
+        if name == "VPPrecond":
+            last, beta = known["M"] - 1, known["beta_min"]
+            noise = VPLinear(beta, beta + known["beta_d"], t_min=1e-3)
+            return noise, "noise", lambda t: last * t
+        return EDM(known["sigma_min"], known["sigma_max"]), "noise", lambda t: (0.5 * t).log()
+    except ValueError as error:
+        told = {key: known[key] for key in DEFAULTS[name]}
+        raise InputError(f"{file}: its noise levels make no process: {error} ({told})") from error
 
 
 def _no_label(condition: Condition) -> Condition:

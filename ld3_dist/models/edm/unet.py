@@ -21,6 +21,19 @@ from torch.nn import functional
 from ...core.errors import InputError, unknown
 from .blocks import Block, BlockStyle, Conv, Fourier, Norm, Positional, SwappedLinear
 
+_SIZES = {
+    "img_resolution": (1, 65_536),
+    "in_channels": (1, 65_536),
+    "out_channels": (1, 65_536),
+    "label_dim": (0, 1_000_000),
+    "augment_dim": (0, 65_536),
+    "model_channels": (4, 65_536),
+    "channel_mult_emb": (1, 1024),
+    "num_blocks": (1, 1000),
+    "channel_mult_noise": (1, 1024),
+}
+"""Lowest and highest value of each size."""
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -46,23 +59,48 @@ class UNetConfig:
     resample_filter: Sequence[int] = (1, 1)
 
     def __post_init__(self) -> None:
+        self._check_words()
+        self._check_sizes()
+        if self.img_resolution >> (len(self.channel_mult) - 1) < 1:
+            raise InputError(
+                f"U-Net: resolution {self.img_resolution} is too small for "
+                f"{len(self.channel_mult)} levels"
+            )
+        if self.model_channels % 4:
+            raise InputError(
+                f"U-Net: model_channels={self.model_channels} is no multiple of 4 and makes no "
+                f"network"
+            )
+
+    def _check_words(self) -> None:
         for key, known in (
             ("embedding_type", ("positional", "fourier")),
             ("encoder_type", ("standard", "residual")),
             ("decoder_type", ("standard",)),
         ):
-            if getattr(self, key) not in known:
-                raise unknown(f"{key} of a SongUNet", getattr(self, key), known)
-        if self.img_resolution >> (len(self.channel_mult) - 1) < 1 or not self.channel_mult:
-            raise InputError(
-                f"U-Net: resolution {self.img_resolution} is too small for "
-                f"{len(self.channel_mult)} levels"
-            )
-        if self.model_channels < 4 or self.model_channels % 4 or self.num_blocks < 1:
-            raise InputError(
-                f"U-Net: model_channels={self.model_channels}, num_blocks={self.num_blocks} make "
-                f"no network"
-            )
+            value = getattr(self, key)
+            if not isinstance(value, str) or value not in known:
+                raise unknown(f"{key} of a SongUNet", value, known)
+
+    def _check_sizes(self) -> None:
+        for key, (lowest, highest) in _SIZES.items():
+            value = getattr(self, key)
+            if type(value) is not int or not lowest <= value <= highest:
+                raise InputError(
+                    f"U-Net: {key}={value!r} must be a whole number from {lowest} to {highest:,}"
+                )
+        for key, lowest in (("channel_mult", 1), ("attn_resolutions", 0), ("resample_filter", 1)):
+            value = getattr(self, key)
+            good = isinstance(value, (list, tuple)) and lowest <= len(value) <= 16
+            if not good or not all(type(v) is int and 0 < v <= 65_536 for v in value):
+                raise InputError(
+                    f"U-Net: {key}={value!r} must be a list of {lowest} to 16 whole numbers above 0"
+                )
+
+    @property
+    def blocks(self) -> int:
+        """The number of residual blocks at least, each with tensors of its own."""
+        return len(self.channel_mult) * (2 * self.num_blocks + 1)
 
     @property
     def embedding(self) -> int:
@@ -202,7 +240,10 @@ def _encoder(
 def _decoder(
     c: UNetConfig, style: BlockStyle, skips: list[int], channels: int, attend_all: bool
 ) -> tuple[nn.ModuleDict, int]:
-    """attend_all: attention in every block of a resolution that has it, not in its last one only."""
+    """Build the walk up again.
+
+    attend_all: attention in every block of a resolution that has it, not in its last one only.
+    """
     dec = nn.ModuleDict()
     skips = list(skips)
     for level in reversed(range(len(c.channel_mult))):

@@ -14,7 +14,12 @@ which holds to the same rule. The tree of remembered modules is then flattened t
 from __future__ import annotations
 
 import io
+import math
 import pickle
+import pickletools
+import textwrap
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +111,7 @@ def _persistent_object(meta: dict[str, Any]) -> Remembered:
 
 
 def _storage(data: bytes) -> Any:
+    check_archive(io.BytesIO(data), "a tensor")
     try:
         storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -118,15 +124,68 @@ def _storage(data: bytes) -> Any:
 def _tensor(
     storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Tensor:
+    return checked_tensor(storage, offset, size, stride)
+
+
+def checked_tensor(
+    storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
+) -> Tensor:
+    """A tensor on a storage, once it is seen to lie inside and to repeat nothing.
+
+    Raises UnpicklingError where it reaches beyond its storage, or is larger than it (strides of 0
+    would make terabytes of one number).
+    """
     untyped = storage._untyped_storage  # the public spelling warns of its own deprecation
-    last = (
-        offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-        if all(size)
-        else offset - 1
-    )
-    if min(offset, *size, *stride, 0) < 0 or (last + 1) * storage.dtype.itemsize > untyped.nbytes():
+    room = untyped.nbytes() // storage.dtype.itemsize
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    last = last if all(size) else offset - 1
+    if min(offset, *size, *stride, 0) < 0 or last >= room or math.prod(size) > room:
         raise pickle.UnpicklingError(f"a tensor of size {tuple(size)} reaches beyond its storage")
     return torch.empty(0, dtype=storage.dtype).set_(untyped, offset, tuple(size), tuple(stride))
+
+
+def check_archive(file: Any, name: str) -> None:
+    """Refuse a zip archive that holds more than its own size, as compressed or overlapping files.
+
+    torch writes its archives uncompressed. Does nothing for a file that is no zip archive.
+
+    Args:
+        file: a path or an open file.  name: for the message.
+
+    Raises UnpicklingError.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+        end = archive.start_dir
+    total = sum(part.file_size for part in parts)
+    if total > end or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise pickle.UnpicklingError(
+            f"{name} is an archive of {end:,} bytes that inflates to {total:,}, or is compressed, "
+            f"which no checkpoint of torch is"
+        )
+
+
+MOST_OPERATIONS = 1_000_000
+"""Operations of a pickle; a published checkpoint has some ten thousand."""
+
+
+def check_operations(opened: Any) -> None:
+    """Read a pickle's operations without doing any; refuse one that would fill the memory.
+
+    Raises UnpicklingError for a pickle that is damaged, has too many operations, or remembers
+    objects under numbers far beyond their count.
+    """
+    count = 0
+    try:
+        for operation, argument, _ in pickletools.genops(opened):
+            count += 1
+            put = operation.name in ("LONG_BINPUT", "PUT", "BINPUT")
+            if count > MOST_OPERATIONS or (put and int(argument or 0) > MOST_OPERATIONS):
+                raise pickle.UnpicklingError(f"it has more than {MOST_OPERATIONS:,} operations")
+    except ValueError as error:
+        raise pickle.UnpicklingError(str(error)) from error
 
 
 def _parameter(data: Tensor, *_: Any) -> Tensor:
@@ -183,6 +242,8 @@ def read_pickle(file: Path) -> Checkpoint:
     executed), is truncated or no pickle, or holds no network."""
     try:
         with file.open("rb") as opened:
+            check_operations(opened)
+            opened.seek(0)
             content = _Reader(opened).load()
     except Forbidden as error:
         raise InputError(
@@ -203,12 +264,18 @@ def read_pickle(file: Path) -> Checkpoint:
         ) from error
     root = content.get("ema", content.get("net")) if isinstance(content, dict) else content
     if not isinstance(root, Remembered) or not root.origin:
-        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        names = (
+            [key for key in content if isinstance(key, str)] if isinstance(content, dict) else []
+        )
+        found = ", ".join(sorted(names)) or type(content).__name__
+        found = textwrap.shorten(found, 200, placeholder=" …")
         raise InputError(
             f"{file}: holds no network under 'ema' (found: {found}); give a network snapshot"
         )
-    tensors: dict[str, Tensor] = {}
-    _flatten(root, "", tensors)
+    try:
+        tensors = _flatten(root)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{file}: its network is nonsense ({error}); download it again") from error
     return Checkpoint(root.origin, _arguments(root, file), tensors)
 
 
@@ -219,6 +286,11 @@ def _arguments(root: Remembered, file: Path) -> dict[str, Any]:
         raise InputError(
             f"{file}: the network's constructor arguments (_init_args, _init_kwargs) are missing"
         )
+    if not isinstance(positional, (tuple, list)) or not isinstance(named, dict):
+        raise InputError(
+            f"{file}: the network's constructor arguments are a {type(positional).__name__} and a "
+            f"{type(named).__name__}, no list and no mapping"
+        )
     if len(positional) > len(names):
         raise InputError(
             f"{file}: {len(positional)} positional constructor arguments; at most {len(names)} "
@@ -227,11 +299,41 @@ def _arguments(root: Remembered, file: Path) -> dict[str, Any]:
     return {**dict(zip(names, positional, strict=False)), **named}
 
 
-def _flatten(module: Remembered, prefix: str, out: dict[str, Tensor]) -> None:
-    for kind in ("_parameters", "_buffers"):
-        for name, value in (module.state.get(kind) or {}).items():
-            if isinstance(value, Tensor):
-                out[prefix + name] = value
-    for name, child in (module.state.get("_modules") or {}).items():
-        if isinstance(child, Remembered):
-            _flatten(child, f"{prefix}{name}.", out)
+DEEPEST, MOST_MODULES = 30, 100_000
+"""Levels of modules, and their number, in a network; the published ones have 5 and some 1,000."""
+
+
+def _flatten(root: Remembered) -> dict[str, Tensor]:
+    """The tensors of a tree of modules by their full names.
+
+    Raises UnpicklingError for a tree that contains itself or has no end, and for names and tables
+    that are none.
+    """
+    out: dict[str, Tensor] = {}
+    waiting, visits = [(root, "", 0)], 0
+    while waiting:
+        module, prefix, depth = waiting.pop()
+        visits += 1
+        if depth > DEEPEST or visits > MOST_MODULES:
+            raise pickle.UnpicklingError(
+                f"modules contain each other without end, or more than {DEEPEST} levels deep, at "
+                f"{prefix[:80]!r}"
+            )
+        for kind in ("_parameters", "_buffers"):
+            for name, value in _table(module, kind, prefix).items():
+                if isinstance(value, Tensor):
+                    out[prefix + name] = value
+        children = _table(module, "_modules", prefix)
+        if len(waiting) + len(children) > MOST_MODULES or len(out) > MOST_MODULES:
+            raise pickle.UnpicklingError(f"it has more than {MOST_MODULES:,} modules or tensors")
+        for name, child in children.items():
+            if isinstance(child, Remembered):
+                waiting.append((child, f"{prefix}{name}.", depth + 1))
+    return out
+
+
+def _table(module: Remembered, kind: str, prefix: str) -> Mapping[str, Any]:
+    found = module.state.get(kind) or {}
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise pickle.UnpicklingError(f"{kind} of the module {prefix[:80]!r} is no table of names")
+    return found

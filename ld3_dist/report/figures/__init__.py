@@ -108,3 +108,9 @@ for _name, _place in {
     "samples": "samples:samples_plots",
 }.items():
     figures.register(_name, lazily=f"{__name__}.{_place}")
+
+
+def check_figures(names: Sequence[str] | None) -> None:
+    """Raise InputError for a name that no figure has; None stands for all that are registered."""
+    for name in names or ():
+        figures.get(name)

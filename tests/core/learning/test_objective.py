@@ -20,6 +20,7 @@ from ld3_dist.core.distance import Elementwise
 from ld3_dist.core.errors import InputError
 from ld3_dist.core.grid import discretize
 from ld3_dist.core.learning import objective as module
+from ld3_dist.core.learning.config import CHECKPOINTING
 from ld3_dist.core.learning.learn import Pairs, Problem, learn, make_config
 from ld3_dist.core.learning.objective import Objective
 from ld3_dist.core.noise import EDM
@@ -76,7 +77,7 @@ def pairs(count: int) -> Pairs:
 
 
 def gradients(
-    network: Network, nfe: int, checkpointing: str = "off", members: int = 3, batch: int = 4
+    network: Network, nfe: int, checkpointing: str = "never", members: int = 3, batch: int = 4
 ) -> list[Tensor]:
     """Losses, and gradients by table and noise."""
     solver, given = make_solver("ipndm-3"), pairs(batch)
@@ -96,7 +97,7 @@ def gradients(
 
 def test_recomputing_changes_no_gradient() -> None:
     for kept, recomputed in zip(
-        gradients(Network(), 5), gradients(Network(), 5, "on"), strict=True
+        gradients(Network(), 5), gradients(Network(), 5, "always"), strict=True
     ):
         torch.testing.assert_close(recomputed, kept, rtol=1e-12, atol=1e-15)
 
@@ -210,8 +211,16 @@ def peak(nfe: int, checkpointing: str) -> int:
     return found.most
 
 
+@pytest.mark.parametrize("word", CHECKPOINTING)
+def test_every_word_of_the_settings_means_what_it_says(word: str) -> None:
+    expected = {"always": True, "never": False, "auto": None}
+    assert Objective(Network(), L2, word).recompute is expected[word]
+    with pytest.raises(InputError, match="unknown checkpointing 'on'"):
+        Objective(Network(), L2, "on")
+
+
 def test_memory_hardly_grows_with_the_evaluations() -> None:
-    kept, recomputed = [[peak(nfe, how) for nfe in (4, 20)] for how in ("off", "on")]
+    kept, recomputed = [[peak(nfe, how) for nfe in (4, 20)] for how in ("never", "always")]
     assert recomputed[1] <= 1.3 * recomputed[0]
     assert kept[1] > 3.5 * kept[0]  # what is saved: else the bound above would say nothing
 
@@ -220,7 +229,7 @@ def test_auto_recomputes_only_what_does_not_fit(monkeypatch: pytest.MonkeyPatch,
     """Between one evaluation's activations and all of them it recomputes; below one evaluation's it
     splits as well.
     """
-    one, whole = peak(1, "off"), peak(10, "off")
+    one, whole = peak(1, "never"), peak(10, "never")
     for free, said, calls in (
         (4 * whole, "kept", 10),
         (2 * one, "recomputed", 20),
