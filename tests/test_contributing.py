@@ -29,6 +29,14 @@ def test_every_extension_point_has_a_section() -> None:
     assert headings == list(EXTENSION_POINTS)
 
 
+@pytest.mark.parametrize("point", EXTENSION_POINTS)
+def test_every_section_has_a_recipe_that_runs(point: str) -> None:
+    (section,) = re.findall(rf"^### An? {point}$(.*?)(?=^### |\Z)", PAGE, re.M | re.S)
+    blocks = blocks_of(section)
+    assert any(not block.file for block in blocks)
+    assert len({block.recipe for block in blocks}) == 1
+
+
 def test_targets_and_files_that_the_page_names_exist() -> None:
     root = Path(__file__).parents[1]
     makefile = (root / "Makefile").read_text()

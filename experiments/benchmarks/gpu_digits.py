@@ -83,7 +83,7 @@ class Ground:
 
     def losses(self, run: list[Progress], fresh: Pairs) -> list[float]:
         """Mean loss of what each member found, on fresh pairs."""
-        tables = (run[-1].tableau.take(k) for k in range(3))
+        tables = (run[-1].tableau.take(torch.tensor(k)) for k in range(3))
         made = (make_samples(self.opened, table, fresh.noise, fresh.condition) for table in tables)
         return [float(L2(x, fresh.target).double().mean()) for x in made]
 

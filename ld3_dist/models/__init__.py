@@ -61,5 +61,13 @@ def open_model(spec: str, options: ModelOptions | None = None) -> Model:
 
 
 def load_model(spec: str, **options: Any) -> Model:
-    """`open_model` with the options of ModelOptions by name: load_model("digits", guidance=1.5)."""
+    """The model of a name, with the options of ModelOptions by name.
+
+    Raises InputError as `open_model` does.
+
+    >>> import ld3_dist as ld3
+    >>> model = ld3.load_model("analytic:mixture-2d?components=4")
+    >>> model.shape, model.noise.name
+    ((2,), 'edm')
+    """
     return open_model(spec, ModelOptions(**options))

@@ -156,6 +156,19 @@ class Model:
     probe: what calling the network once has shown; None where it has not been called yet.
 
     Raises InputError for a denoiser that is none, and where a version is needed.
+
+    >>> import torch
+    >>> import ld3_dist as ld3
+    >>> from ld3_dist.core.noise import EDM
+    >>> class Gaussian(torch.nn.Module):  # data N(0, I), of which alpha = 1 makes this the best guess
+    ...     noise, shape = EDM(), (2,)
+    ...     def forward(self, x, t, condition=None):
+    ...         return x / (1 + t.view(-1, 1) ** 2)
+    ...     def decode(self, x0):
+    ...         return x0
+    >>> model = ld3.Model(Gaussian(), id="gaussian")
+    >>> model.image_shape, model.latent
+    ((2,), False)
     """
 
     denoiser: Denoiser

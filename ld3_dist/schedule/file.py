@@ -251,7 +251,15 @@ class Schedule:
 
 
 def load_schedule(place: str | os.PathLike[str]) -> Schedule:
-    """Read a schedule file (path or URL). Raises InputError naming the file and the key."""
+    """Read a schedule file (path or URL). Raises InputError naming the file and the key.
+
+    >>> import ld3_dist as ld3
+    >>> model = ld3.load_model("analytic:mixture-2d")
+    >>> schedule = ld3.learn(model, "ddim", 2, ld3.teach(model, 8), starts=["karras"], epochs=1)
+    >>> schedule.save("mine.json")
+    >>> ld3.load_schedule("mine.json") == schedule
+    True
+    """
     folder, name = _split(place)
     return read_schedule(folder, name)
 

@@ -81,6 +81,15 @@ def learning(
         resume: as for `core.learning.learn`.
 
     Raises InputError for anything that cannot be used, before the learning starts.
+
+    >>> import ld3_dist as ld3
+    >>> model = ld3.load_model("analytic:mixture-2d")
+    >>> pairs = ld3.teach(model, n=12, teacher="unipc-3/10/karras")
+    >>> for progress in ld3.learning(model, "ddim", 3, pairs, starts=["karras"], epochs=2):
+    ...     print(progress.epoch, len(progress.best_valid))
+    0 1
+    1 1
+    2 1
     """
     student = check_student(solver, nfe)
     config = reachable(model, config or make_config(**settings))

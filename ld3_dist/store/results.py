@@ -37,6 +37,14 @@ def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
         place: output folder of a sweep, a path or a URL.
 
     Raises InputError for a folder that is missing or holds no sweep.
+
+    >>> import ld3_dist as ld3
+    >>> try:
+    ...     frame = ld3.load_results("runs/quickstart")
+    ...     best = frame[frame["best"]][["cell", "start", "valid_loss", "gain"]]
+    ... except ld3.InputError as error:
+    ...     print(error)
+    /...runs/quickstart: no such folder; give the output folder of a sweep
     """
     storage = open_storage(place)
     if not storage.exists():

@@ -34,11 +34,11 @@ def make_plan(experiment: Experiment, source: str = "") -> Plan:
         check_writable(models[settings.label].noise)
         for name in experiment.distances:
             distance_of(plan, name, settings, "cpu")
-        extractor = None
         if experiment.evaluate.samples:
             extractor = extractor_of(plan, settings, "cpu")
-        for name in (experiment.evaluate.metrics or ()) if extractor else ():
-            try_metric(name, extractor, models[settings.label])
+            for name in (extractor and experiment.evaluate.metrics) or ():
+                assert extractor is not None
+                try_metric(name, extractor, models[settings.label])
         _try_out(plan, settings, models[settings.label])
     reference = experiment.evaluate.reference
     if experiment.evaluate.samples and reference not in ("auto", "teacher"):

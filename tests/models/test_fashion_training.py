@@ -118,7 +118,7 @@ def test_noise_levels_are_stratified():
 
 
 def test_training_learns_and_repeats(data):
-    config = TrainConfig(steps=60, batch=16, warmup=5, report=20)
+    config = TrainConfig(steps=30, batch=8, warmup=5, report=10)
     runs = [list(train_network(config, data, SMALL)) for _ in range(2)]
     assert runs[0][-1].loss < runs[0][0].loss
     assert [p.loss for p in runs[0]] == [p.loss for p in runs[1]]

@@ -189,7 +189,8 @@ class _Training:
         # the average forgets fast at first, so that the random start does not linger in it
         decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), self.parameters, 1 - decay)
+            average: list[Tensor] = list(self.average.parameters())
+            torch._foreach_lerp_(average, [*self.parameters], 1 - decay)
         self.step += 1
 
     def record_graph(self) -> None:
