@@ -166,7 +166,7 @@ def data_items(plan: Plan) -> list[Item]:
     found: dict[str, Item] = {}
     for settings in plan.experiment.models:
         if model_of(settings, "cpu").data is not None:
-            name = f"data:{label(settings.model)}"
+            name = f"data:{plan.model_hashes[settings.label][:16]}"
             found.setdefault(name, Item(name, "data", settings))
     return list(found.values())
 

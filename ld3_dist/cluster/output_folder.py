@@ -184,7 +184,10 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _shown(settings: dict[str, Any], key: str) -> str:
-    text = json.dumps(settings[key], ensure_ascii=False) if key in settings else "not set"
+    value = settings.get(key)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = json.dumps(value, ensure_ascii=False) if key in settings else "not set"
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 

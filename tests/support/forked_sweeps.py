@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 from tiny_sweep import changed
 
 from ld3_dist.cluster.evaluate_stage import evaluation_items, losses_of_baselines
-from ld3_dist.cluster.output_folder import claim
+from ld3_dist.cluster.output_folder import claim, with_names_of
 from ld3_dist.cluster.search.searcher import CellSearcher
 from ld3_dist.experiment import parse_experiment
 from ld3_dist.experiment.plan import TrialSpec
@@ -56,6 +56,7 @@ def sweep(storage: Storage, experiment: dict[str, Any]) -> None:
     plan = make_plan(parse_experiment(experiment))
     with locks.acquire(storage):
         claim(storage, plan)
+        plan = with_names_of(storage, plan)
         storage.sweep_temporary()
         (model,) = plan.experiment.models
         for start, stop in missing_shards(plan, model, storage)[0]:
