@@ -21,8 +21,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from ..core.errors import InputError
 from ..core.text import file_name
 from ..experiment.plan import digest
@@ -32,6 +30,8 @@ from ..store.sealed import unseal
 from ..store.storage import Storage
 from ..store.tables import SUFFIX, read_records, read_table
 from .schedules import complaint, schedule_name
+
+Rows = list[dict[str, Any]]
 
 AGAIN = "the next sweep makes it again"
 LEARN = "the next sweep learns its trial again"
@@ -62,15 +62,14 @@ def check(storage: Storage) -> Iterator[Finding]:
         raise InputError(f"{storage.url}: holds no sweep; give the output folder of one")
     experiment: dict[str, Any] = {}
     yield from _experiment(storage, experiment)
-    results = load_results(storage) if storage.exists("rows") else None
-    if results is None:
-        results = pd.DataFrame()
     yield from _tables(storage)
-    if len(results):
-        yield from _rows(storage, results, experiment)
-        yield from _schedules(storage, results)
-        yield from _evaluations(storage, results, experiment)
-    yield from _pairs(storage, results)
+    rows: Rows = []
+    if storage.exists("rows"):
+        rows = [dict(row) for row in load_results(storage).to_dict("records")]
+        yield from _rows(rows, experiment)
+        yield from _schedules(storage, rows)
+        yield from _evaluations(storage, rows, experiment)
+    yield from _pairs(storage, rows)
     yield from _samples(storage)
     yield from _studies(storage)
     yield from _leftovers(storage)
@@ -125,15 +124,17 @@ def _named(folder: str, stem: str, records: list[dict[str, Any]]) -> bool:
     return len(keys) == 1 and stem in (file_name(keys[0]), keys[0].replace(":", "_"))
 
 
-def _rows(storage: Storage, rows: pd.DataFrame, experiment: dict[str, Any]) -> Iterator[Finding]:
+def _rows(rows: Rows, experiment: dict[str, Any]) -> Iterator[Finding]:
     owner = experiment.get("fingerprint")
-    for row in rows.to_dict("records"):
+    for row in rows:
         file = f"rows/{_file_of(row)}{SUFFIX}"
         if owner and row["experiment"] != owner:
             yield Finding(file, "belongs to another experiment", "move it to a folder of its own")
         if row["status"] == "failed":
             yield Finding(file, f"the trial failed: {row['message']}", "the next sweep tries again")
-    learned, grids = (set(rows.loc[rows["kind"] == k, "cell"]) for k in ("learned", "baseline"))
+    learned, grids = (
+        {row["cell"] for row in rows if row["kind"] == kind} for kind in ("learned", "baseline")
+    )
     for cell in sorted(learned - grids):
         yield Finding("rows", f"cell {cell} has no hand-made grids", AGAIN)
 
@@ -144,10 +145,11 @@ def _file_of(row: dict[str, Any]) -> str:
     return "-".join(key.split("-")[:2]) if row["kind"] == "baseline" else key.rpartition("-")[0]
 
 
-def _schedules(storage: Storage, rows: pd.DataFrame) -> Iterator[Finding]:
-    learned = rows[(rows["kind"] == "learned") & (rows["status"] == "ok")]
+def _schedules(storage: Storage, rows: Rows) -> Iterator[Finding]:
     known = set()
-    for row in learned.to_dict("records"):
+    for row in rows:
+        if (row["kind"], row["status"]) != ("learned", "ok"):
+            continue
         name = schedule_name(row["key"])
         known.add(name)
         if reason := complaint(storage, row):
@@ -160,44 +162,45 @@ def _schedules(storage: Storage, rows: pd.DataFrame) -> Iterator[Finding]:
             yield Finding(name, "belongs to no row", f"{LEARN}, or nothing needs it: remove it")
 
 
-def _evaluations(
-    storage: Storage, rows: pd.DataFrame, experiment: dict[str, Any]
-) -> Iterator[Finding]:
+def _evaluations(storage: Storage, rows: Rows, experiment: dict[str, Any]) -> Iterator[Finding]:
     """Rows and teachers whose evaluation is missing, where a sweep has begun to evaluate."""
     there = set(read_table(storage, "evaluations")["key"])
     settings = experiment.get("settings", {})
     if not there and not storage.list("evaluations"):
         return
-    for row in evaluated_rows(rows, settings.get("distance")).to_dict("records"):
+    for row in evaluated_rows(rows, settings.get("distance")):
         if row["key"] not in there:
             yield Finding(f"evaluations/{file_name(row['key'])}{SUFFIX}", "is missing", AGAIN)
-    for teacher in sorted(set(rows["teacher"].dropna())):
+    for teacher in sorted(_teachers(rows)):
         name = f"teacher:{teacher}"
         if name not in there:
             yield Finding(f"evaluations/{file_name(name)}{SUFFIX}", "is missing", AGAIN)
 
 
-def evaluated_rows(rows: pd.DataFrame, distance: str | None) -> pd.DataFrame:
+def evaluated_rows(rows: Rows, distance: str | None) -> Rows:
     """Rows that a sweep evaluates: hand-made grids, and the members of each cell's best trial.
 
     Args:
         distance: the experiment's own, which the grids are compared in; any if not known.
     """
-    ok = rows[rows["status"] == "ok"]
-    grids = ok[ok["kind"] == "baseline"]
-    if distance is not None:
-        grids = grids[grids["distance"] == distance]
-    learned = ok[ok["kind"] == "learned"]
-    best = learned.loc[learned["best"], ["cell", "trial"]]
-    chosen = learned.merge(best, on=["cell", "trial"])
-    return pd.concat([grids, chosen], ignore_index=True)
+    ok = [row for row in rows if row["status"] == "ok"]
+    best = {(row["cell"], row["trial"]) for row in ok if row["best"]}
+    return [
+        row
+        for row in ok
+        if (row["kind"] == "baseline" and distance in (None, row["distance"]))
+        or (row["kind"] == "learned" and (row["cell"], row["trial"]) in best)
+    ]
 
 
-def _pairs(storage: Storage, rows: pd.DataFrame) -> Iterator[Finding]:
+def _teachers(rows: Rows) -> set[str]:
+    return {row["teacher"] for row in rows if isinstance(row["teacher"], str)}
+
+
+def _pairs(storage: Storage, rows: Rows) -> Iterator[Finding]:
     files = storage.list("pairs", recursive=True)
     teachers = {name.split("/")[1] for name in files}
-    used = set(rows["teacher"].dropna()) if len(rows) else set()
-    for key in sorted(used - teachers):
+    for key in sorted(_teachers(rows) - teachers):
         yield Finding(f"pairs/{key}", "is missing, and rows were learned from it", AGAIN)
     for key in sorted(teachers):
         inside = [name.rpartition("/")[2] for name in files if name.split("/")[1] == key]

@@ -1,4 +1,4 @@
-"""From an experiment to its plan: everything it names is opened once, before anything is written."""
+"""From an experiment to its plan: all that it names is opened once, before anything is written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from .opened import distance_of, extractor_of, model_of
 def make_plan(experiment: Experiment, source: str = "") -> Plan:
     """Open every model, distance and extractor, for the models' hashes and to see that they open.
 
-    `source` is the experiment's file, for messages. Code of a user's own (solvers, starts, procedures, metrics) is tried once.
+    `source` is the experiment's file, for messages. Code of a user's own (solvers, starts,
+    procedures, metrics) is tried once.
 
     Raises InputError for any of them that cannot be opened or does not fit the model's images, for
     code that fails, and for a model whose noise schedule a schedule file cannot hold.

@@ -53,7 +53,7 @@ def cell_columns(plan: Plan, cell: Cell, distance: str) -> dict[str, Any]:
 
 
 def settings_columns(spec: TrialSpec, seed: int, start: str) -> dict[str, Any]:
-    """The settings of a learned row: a column for each that the table has, and all of them as JSON."""
+    """The settings of a learned row: columns for those that the table has, and all as JSON."""
     known = learning_columns(dataclasses.asdict(spec.config))
     known["procedure"] = label(spec.config.procedure)
     settings = spec.settings | {"seed": seed, "start": start}

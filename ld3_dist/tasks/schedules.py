@@ -21,6 +21,7 @@ from ..core.learning.learnable import LearnableGrid
 from ..core.learning.procedure import Progress, procedures
 from ..core.solver import Tableau, make_solver
 from ..core.text import file_name
+from ..core.user_code import label
 from ..experiment.plan import Plan, TrialSpec
 from ..models import Model
 from ..schedule.file import Schedule, read_schedule
@@ -61,10 +62,14 @@ def complaint(storage: Storage, row: dict[str, Any]) -> str | None:
 
 def differs(schedule: Schedule, row: dict[str, Any]) -> str | None:
     """The first thing in which a schedule is not that of a row, or None."""
-    wanted = {"row": row["key"], "solver": row["solver"], "nfe": row["nfe"]}
-    for name, value in wanted.items():
-        if getattr(schedule, name) != value:
-            return f"its {name} is {getattr(schedule, name)!r}, that of its row is {value!r}"
+    pairs = {
+        "row": (schedule.row, row["key"]),
+        "solver": (label(schedule.solver), label(row["solver"])),
+        "nfe": (schedule.nfe, row["nfe"]),
+    }
+    for name, (found, wanted) in pairs.items():
+        if found != wanted:
+            return f"its {name} is {found}, that of its row is {wanted}"
     for name in ("knots", "evals"):
         if list(getattr(schedule, name)) != list(row[name]):
             return f"its {name} are not those of its row"
@@ -77,7 +82,8 @@ def differs(schedule: Schedule, row: dict[str, Any]) -> str | None:
 
 def _is_plain(schedule: Schedule) -> bool:
     """True where the table is the solver's own for the knots, or that cannot be known here."""
-    if schedule.procedure not in procedures or not _plain_procedure(schedule.procedure):
+    name = schedule.procedure
+    if name is None or name not in procedures or not _plain_procedure(name):
         return True
     try:
         table = _plain_table(schedule.noise_schedule, schedule)
@@ -148,7 +154,7 @@ def write_schedule(
         model,
         spec.cell.solver,
         spec.cell.nfe,
-        progress or _progress_of(model, row),
+        progress or _progress_of(model, spec.cell.solver, row),
         row["member"] if progress else 0,
         spec.config,
         start=row["start"],
@@ -173,7 +179,7 @@ def metrics_of(record: dict[str, Any]) -> dict[str, float]:
     return {k: value for k, value in found.items() if value is not None and math.isfinite(value)}
 
 
-def _progress_of(model: Model, row: dict[str, Any]) -> Progress:
+def _progress_of(model: Model, solver: str, row: dict[str, Any]) -> Progress:
     """The end of the run of one member, as its row has it."""
     knots, evals = (torch.tensor([row[n]], dtype=torch.float64) for n in ("knots", "evals"))
     grid = Grid(knots, evals)
@@ -181,7 +187,7 @@ def _progress_of(model: Model, row: dict[str, Any]) -> Progress:
         torch.tensor([math.nan if row[n] is None else row[n]], dtype=torch.float64)
         for n in ("train_loss", "valid_loss")
     )
-    table = make_solver(row["solver"]).tableau(model.denoiser.noise, grid)
+    table = make_solver(solver).tableau(model.denoiser.noise, grid)
     return Progress(
         epoch=row["epochs_run"],
         train=train,

@@ -151,9 +151,11 @@ def test_a_folder_of_format_1_is_read_but_not_continued(tmp_path: Path) -> None:
     assert "cannot go on in it" in message
     frame = load_results(out)
     assert len(frame) == 7
-    assert set(frame.loc[frame["kind"] == "learned", "procedure"]) == {"default"}
-    assert frame["eval_loss"].notna().sum() == 7
-    assert frame["gain"].max() > 1
+    assert {r["procedure"] for r in frame.to_dict("records") if r["kind"] == "learned"} == {
+        "default"
+    }
+    assert frame["eval_loss"].notna().all()
+    assert max(frame["gain"].tolist()) > 1
     page = Path(write_report(out).html).read_text()
     assert "samples" in page.lower()
     assert read_claim(open_storage(out)) == json.loads((out / "experiment.json").read_text())

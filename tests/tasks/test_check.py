@@ -1,4 +1,4 @@
-"""Damage to every kind of file that a sweep leaves: `check` names it, and the next sweep repairs it.
+"""Damage to every kind of file that a sweep leaves: `check` names it, the next sweep repairs it.
 
 The sweeps run in this process, without Ray, each task after the other.
 """
@@ -34,7 +34,7 @@ KINDS = {
     "manifest": "pairs/*/manifest.json",
 }
 
-Damage = Callable[[Path], None]
+Damage = Callable[[Path], object]
 
 
 def _garbage(file: Path) -> None:

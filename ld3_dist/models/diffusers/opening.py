@@ -269,7 +269,7 @@ def _hash(
     if table is not None:
         tensors["classes"] = table
     base, reversed_flow = underlying(scheduler, spec)
-    config = {"scheduler": _settings(base), "network": _settings(inner)}
+    config: dict[str, Any] = {"scheduler": _settings(base), "network": _settings(inner)}
     if vae is not None:
         config["decoder"] = _settings(vae)  # the scale of the latents stands there alone
     if rectified or reversed_flow:
