@@ -1,4 +1,4 @@
-"""Learning, measured: the default procedure against the published procedure, on the same pairs, side
+"""Learning, measured: the default procedure against the published one, on the same pairs, side
 by side.
 
     python experiments/benchmarks/learning.py [--workers 2] [--cells FOLDER] [--out FILE]
@@ -11,7 +11,7 @@ seed:
 
     paper        procedure: paper, one member from the log-SNR grid (the published start); timed for
                  one seed
-    default      procedure: default, members = 3 seeds x the default starts, packed; "search" is what
+    default      procedure: default, members = 3 seeds x the default starts; "search" is what
                  finding these took coefficients the same with learn.coefficients
     neighbour    procedure: default, from the solution of the next smaller NFE alone
     time         procedure: default, one member from the log-SNR grid, until it is as good as paper

@@ -4,7 +4,7 @@
         [--out results/benchmarks/starts.json]
 
 Grounds, pairs and seeds of `defaults.py`; three minutes on the mixtures, half an hour on digits.
-All starts of a cell and its seeds are learned in one packed run with the default procedure; a set of
+All starts of a cell and its seeds are learned in one packed run of the default; a set of
 starts gives the member of it with the least held-out loss. "previous" is the solution for the next
 smaller NFE, resampled. Printed and written: a set's loss on 500 fresh pairs relative to that of
 SETS' first, as a geometric mean over cells, the share of cells where it is lower, and the loss

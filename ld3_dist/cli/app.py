@@ -64,7 +64,7 @@ def sweep(experiment: ExperimentFile, output: Output = None, address: Address = 
 
 @app.command()
 def teach(experiment: ExperimentFile, output: Output = None, address: Address = None) -> None:
-    """Generate the teacher's pairs only (noise, precise sample), in parallel, in verified shards."""
+    """Generate the teacher's pairs only (noise and precise sample), in verified shards."""
     _stages(experiment, output, address, ("teach",))
 
 
@@ -244,7 +244,7 @@ def doctor(
     """Check everything an experiment needs (weights, extras, memory, GPUs, storage) before anything
     runs.
 
-    Writes and downloads nothing. Exits with 2 if something is missing, and says where to get it.
+    Downloads nothing and leaves nothing behind. Exits with 2 if something is missing, and says where to get it.
     """
     from ..doctor import examine, print_checks
     from ..experiment import load_experiment

@@ -110,7 +110,7 @@ def _lines(events: Iterable[Event], console: Console) -> None:
 
 
 def print_learning(plan: Plan, console: Console) -> None:
-    """Print how the trials of a plan learn, once per procedure: the settings that are not searched."""
+    """Print the settings of learning that are not searched, once per procedure."""
     search = plan.experiment.search
     configs = [plan.trial(plan.cells[0], point).config for point in plan.grid_points()]
     for config in {config.procedure: config for config in reversed(configs)}.values():

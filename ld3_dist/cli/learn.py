@@ -25,7 +25,8 @@ def learn(
     model: Annotated[
         str,
         typer.Option(
-            help="digits, edm:FILE, diffusers:FOLDER, analytic:NAME or python:FILE.py:NAME."
+            help="digits, fashion, edm:FILE, diffusers:FOLDER, analytic:NAME or "
+            "python:FILE.py:NAME."
         ),
     ],
     nfe: Annotated[int, typer.Option(help="Network evaluations of a sample.")],
@@ -106,7 +107,7 @@ def learn(
     options = _given(
         device=device, guidance=guidance, prompts=prompts, classes=classes, dtype=dtype
     )
-    given = {"--start": name for name in start or () if name.endswith(".json")}
+    given = {f"--start {name}": name for name in start or () if name.endswith(".json")}
     given |= _given(**{"--prompts": prompts, "--classes": classes, "--trunk": trunk})
     picture = out.with_suffix(".png")
     check_distinct({"the schedule": out, "its picture": picture})

@@ -142,7 +142,10 @@ class Evaluation:
 
 
 def evaluation_items(plan: Plan, frame: Any) -> list[Item]:
-    """Teachers, data, all baselines, and every member of the best trial of each cell."""
+    """Teachers, data, all baselines, and every member of the best trial of each cell.
+
+    Where trials learn in several distances, each distance has its best trial.
+    """
     items = [teacher_item(plan, model) for model in plan.experiment.models]
     items += data_items(plan)
     distance = label(plan.experiment.distance)
@@ -150,11 +153,9 @@ def evaluation_items(plan: Plan, frame: Any) -> list[Item]:
         here = frame[(frame["cell"] == cell.id) & (frame["status"] == "ok")]
         base = here[(here["kind"] == "baseline") & (here["distance"] == distance)]
         items += [_item(row, cell) for row in base.to_dict("records")]
-        best = here[here["best"]]
-        if len(best):
-            trial = best.iloc[0]["trial"]
-            chosen = here[(here["kind"] == "learned") & (here["trial"] == trial)]
-            items += [_item(row, cell) for row in chosen.to_dict("records")]
+        trials = here.loc[here["best"], "trial"]
+        chosen = here[(here["kind"] == "learned") & here["trial"].isin(trials)]
+        items += [_item(row, cell) for row in chosen.to_dict("records")]
     return items
 
 
@@ -165,25 +166,32 @@ def data_items(plan: Plan) -> list[Item]:
         return []
     found: dict[str, Item] = {}
     for settings in plan.experiment.models:
-        if model_of(settings, "cpu").data is not None:
-            name = f"data:{plan.model_hashes[settings.label][:16]}"
+        model = model_of(settings, "cpu")
+        if model.data is not None or (model.reference and model.reference.features is not None):
+            name = f"data:{model.hash[:16]}"
             found.setdefault(name, Item(name, "data", settings))
     return list(found.values())
 
 
 def picture_pairs(plan: Plan, frame: Any) -> list[tuple[Cell, Item, Item]]:
-    """Best baseline and best learned row of every cell that has both and samples images."""
+    """Best baseline and best learned row of every cell that has both and samples images.
+
+    Both are best in the experiment's own distance, or in the first that was learned in.
+    """
     pairs = []
     for cell in plan.cells if plan.experiment.evaluate.pictures else []:
         if len(model_of(cell.model, "cpu").image_shape) != 3:
             continue
         here = frame[(frame["cell"] == cell.id) & (frame["status"] == "ok")]
-        base = here[here["kind"] == "baseline"].sort_values("valid_loss")
         best = here[here["best"]]
-        if len(base) and len(best):
-            pairs.append(
-                (cell, _item(base.iloc[0].to_dict(), cell), _item(best.iloc[0].to_dict(), cell))
-            )
+        if best.empty:
+            continue
+        own = best[best["distance"] == label(plan.experiment.distance)]
+        learned = (own if len(own) else best).iloc[0].to_dict()
+        same = here[(here["kind"] == "baseline") & (here["distance"] == learned["distance"])]
+        if len(same):
+            baseline = same.sort_values("valid_loss").iloc[0].to_dict()
+            pairs.append((cell, _item(baseline, cell), _item(learned, cell)))
     return pairs
 
 
@@ -191,8 +199,12 @@ def losses_of_baselines(frame: Any, item: Item) -> dict[str, Any]:
     """Losses of the cell's baselines, for a learned row's schedule file."""
     if item.kind != "learned" or item.cell is None:
         return {}
+    distances = frame.loc[frame["key"] == item.key, "distance"]
     here = frame[
-        (frame["cell"] == item.cell.id) & (frame["kind"] == "baseline") & (frame["status"] == "ok")
+        (frame["cell"] == item.cell.id)
+        & (frame["kind"] == "baseline")
+        & (frame["status"] == "ok")
+        & frame["distance"].isin(distances)
     ]
     return {row["start"]: {"valid_loss": row["valid_loss"]} for row in here.to_dict("records")}
 

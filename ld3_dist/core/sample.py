@@ -33,8 +33,8 @@ def sample(
         tableau: of one schedule, or of K schedules (leading dimension K).
         x_T: starting noise, prior_scale * unit noise: [B, *shape], or [K, B, *shape] if members
             start differently.
-        condition: tensors of B rows, or of K * B rows if members differ, those of the first member
-            first.
+        condition: tensors of B rows, or of K * B rows if members differ: B for the first member,
+            then B for the next.
         recompute: keep only the input of every evaluation, and evaluate again in the backward pass.
             It takes the memory of one evaluation instead of E, and a third more time.
 
@@ -57,7 +57,7 @@ def states(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The whole path: y_0 … y_E and m_0 … m_{E-1}, each of the shape that `sample` returns.
 
-    The arguments are those of `sample`.
+    It takes the arguments of `sample`.
     """
     if tableau.noise is not None and not same_noise(tableau.noise, denoiser.noise):
         raise InputError(

@@ -1,4 +1,4 @@
-"""All checks of an experiment, area by area, and those of models, distances and metrics.
+"""The list of all checks of an experiment, and the checks of models, distances and metrics.
 
 Nothing is downloaded: a model that is named by a URL or a hub id counts as missing until it is in
 the cache of this machine. A network is called once, as `models.probe` says; nothing is learned. The

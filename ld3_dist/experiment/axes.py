@@ -1,4 +1,4 @@
-"""Names and axes that an experiment may hold: what each accepts, asked of the tables that know it."""
+"""Names and axes that an experiment may hold, and what each accepts."""
 
 from __future__ import annotations
 

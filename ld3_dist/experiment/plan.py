@@ -324,7 +324,7 @@ def _words(value: Any) -> Iterator[str]:
 
 
 def _plain_numbers(value: Any) -> Any:
-    """The same settings with whole numbers as floats: 1 and 1.0 are the same setting."""
+    """The same settings with whole numbers as floats, so that 1 and 1.0 are the same setting."""
     if isinstance(value, dict):
         return {k: _plain_numbers(v) for k, v in value.items()}
     if isinstance(value, list):

@@ -319,6 +319,12 @@ class Experiment(Strict):
             raise ValueError(
                 f"axis {key!r} stands both in search.grid and in search.optuna: keep one"
             )
+        if key == "distance" and self.search.optuna and self.search.sampler == "tpe":
+            raise ValueError(
+                f"{name} with search.optuna and the sampler 'tpe': losses in two distances are not "
+                "comparable, so that Optuna would follow their scales; use the sampler 'random' or "
+                "'qmc', or one experiment for each distance"
+            )
         if not isinstance(axis, Range):
             for value in unique(name, axis):
                 _check(procedure, key, value, name)

@@ -2,7 +2,7 @@
 
     digits                     the network and data that come with this package (8x8 handwritten
                                digits)
-    fashion                    28x28 pictures of clothes, from a network that comes with this package
+    fashion                    28x28 pictures of clothes; the network comes with this package
     edm:FILE                   an EDM checkpoint: .pkl (nothing in it is executed), URL, or
                                converted .safetensors
     diffusers:FOLDER           a diffusers pipeline on disk or on the hub: pixel, latent, class,

@@ -160,7 +160,7 @@ class Model:
     >>> import torch
     >>> import ld3_dist as ld3
     >>> from ld3_dist.core.noise import EDM
-    >>> class Gaussian(torch.nn.Module):  # data N(0, I), of which alpha = 1 makes this the best guess
+    >>> class Gaussian(torch.nn.Module):  # the best guess of data N(0, I), as alpha = 1
     ...     noise, shape = EDM(), (2,)
     ...     def forward(self, x, t, condition=None):
     ...         return x / (1 + t.view(-1, 1) ** 2)

@@ -34,7 +34,7 @@ def of_kind(frame: pd.DataFrame, kind: str, status: str | None = None) -> pd.Dat
 
 
 def best_only(frame: pd.DataFrame) -> pd.DataFrame:
-    """The best learned row of each cell."""
+    """The best learned row of each cell and distance."""
     return where(frame, column(frame, "best"))
 
 

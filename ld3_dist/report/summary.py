@@ -1,5 +1,7 @@
 """One row per cell: the best hand-made grid, the best learned schedule, and how far apart they are.
 
+A cell that learned in several distances has a row for each, as their losses are not comparable.
+
     baseline   the hand-made grid with the smallest held-out loss in the cell; every column that
                begins with `baseline_` is a score of this grid
     loss       smallest held-out loss of a learned schedule; fid, coverage, inception_score and the
@@ -36,7 +38,7 @@ Scores = Mapping[str, Mapping[str, Any]]
 
 
 def summary_table(frame: pd.DataFrame, evaluations: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row per cell, ordered by model, conditioning, guidance, solver and NFE.
+    """One row per cell and distance, ordered by model, conditioning, guidance, solver and NFE.
 
     Values are null where nothing was measured. The columns are those of `columns.COLUMNS` and
     three for each metric of a user's own.
@@ -50,10 +52,11 @@ def summary_table(frame: pd.DataFrame, evaluations: pd.DataFrame | None = None) 
     columns = with_metrics(metrics)
     teachers = teacher_scores(evaluations)
     scores = (*SCORES, *metrics)
-    cells = [_cell(rows, teachers, scores) for _, rows in groups(frame, "cell", sort=False)]
+    places = groups(frame, ["cell", "distance"], sort=False, nulls=True)
+    cells = [_cell(rows, teachers, scores) for _, rows in places]
     table = pd.DataFrame.from_records(cells, columns=[known.name for known in columns])
     table = table.astype({known.name: known.dtype for known in columns if known.dtype})
-    order = ["model", "conditioning", "guidance", "solver", "nfe", "cell"]
+    order = ["model", "conditioning", "guidance", "solver", "nfe", "cell", "distance"]
     return table.sort_values(order, ignore_index=True)
 
 

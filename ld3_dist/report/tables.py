@@ -19,6 +19,7 @@ import pandas as pd
 from ..core.errors import InputError
 from ..core.noise import NoiseSchedule
 from ..core.text import file_name
+from ..core.user_code import label
 from ..schedule.file import read_schedule
 from ..store.opening import open_storage
 from ..store.results import load_results
@@ -52,6 +53,13 @@ class SweepTables:
         """Names of files that could not be read and were left out."""
         tables = (self.results, self.failures)
         return [name for table in tables for name in table.attrs.get("unreadable", [])]
+
+    @property
+    def distance(self) -> str:
+        """The label of the experiment's own distance, in which fresh samples are compared."""
+        settings = self.experiment.get("settings")
+        found = settings.get("distance") if isinstance(settings, dict) else None
+        return label(found) if isinstance(found, str) else ""
 
     @property
     def figures(self) -> list[str] | None:

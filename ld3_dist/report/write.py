@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -18,7 +19,7 @@ from .figures import figures as registered
 from .figures.draw import Drawn, draw
 from .findings import broken_rows, findings, status_counts
 from .formats import counted
-from .frames import column, count, distinct, of_kind, where
+from .frames import column, count, distinct, groups, of_kind, records, varies, where
 from .headline import headline
 from .markdown import table_markdown
 from .page import Page, Section, blocks_of, broken_view, html_page, summary_view
@@ -66,8 +67,8 @@ def write_report(
     out = sweep.storage.child("report") if output is None else open_storage(output)
     table = summary_table(sweep.results, sweep.evaluations)
     sections = [
-        _section(sweep, table, model, i, chosen, drawn)
-        for i, model in enumerate(dict.fromkeys(column(table, "model")))
+        _section(sweep, rows, i, chosen, drawn)
+        for i, (_, rows) in enumerate(groups(table, ["model", "distance"], sort=False, nulls=True))
     ]
     page = Page(
         sweep.name,
@@ -106,17 +107,29 @@ def _of_settings(sweep: SweepTables, drawn: Drawn) -> dict[str, FigureFunction]:
 def _section(
     sweep: SweepTables,
     table: pd.DataFrame,
-    model: str,
     index: int,
     figures: dict[str, FigureFunction],
     drawn: Drawn,
 ) -> Section:
+    """The section of one model, and of one distance where the sweep learned in several."""
+    model, distance = records(table.head(1))[0]["model"], column(table, "distance").iloc[0]
+    several = varies(sweep.results, "distance")
     frame = where(sweep.results, column(sweep.results, "model") == model)
+    title = model
+    if several:
+        frame = where(frame, column(frame, "distance") == distance)
+        title = f"{model}, learned in {distance}"
     prefix = f"{_slug(model)}-{index}" if index else _slug(model)
     teachers = teacher_scores(sweep.evaluations)
-    data = FigureData(model, frame, teachers, sweep.noise_of(frame), prefix, sweep.images)
-    rows = where(table, column(table, "model") == model).reset_index(drop=True)
-    return Section(model, summary_view(rows), blocks_of(draw(figures, data, drawn)))
+    images = sweep.images if not several or distance == sweep.distance else _no_images
+    data = FigureData(title, frame, teachers, sweep.noise_of(frame), prefix, images)
+    rows = table.reset_index(drop=True)
+    return Section(title, summary_view(rows), blocks_of(draw(figures, data, drawn)))
+
+
+def _no_images(cell: str) -> dict[str, Any]:
+    """Sample images are kept of schedules in the experiment's own distance alone."""
+    return {}
 
 
 def _facts(sweep: SweepTables, table: pd.DataFrame) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What a user gets from schedules: fresh samples, their distance to the teacher, and their scores."""
+"""Fresh samples of schedules, their distance to the teacher, and their scores."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FRESH = 10**9
 
 @dataclass(frozen=True)
 class Measured:
-    """Distances to the teacher, float64 [M], and features [M, F] float32 where there is an extractor."""
+    """Distances to the teacher, float64 [M], and features [M, F] if there is an extractor."""
 
     losses: Tensor
     features: Tensor | None = None

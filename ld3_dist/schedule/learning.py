@@ -75,7 +75,7 @@ def learning(
         starts: names of start grids, or schedules of this model with any number of evaluations; the
             procedure's own if not given.
         distance: name of a distance, or one that is open.
-        config: settings from `make_config`; or name them here: procedure="paper", gamma=0, epochs=20.
+        config: settings from `make_config`; or name them here: procedure="paper", gamma=0.
         seeds: numbers of the members' seeds.
         subsets: for each seed the indices of `pairs` to train on; all of them if not given.
         resume: as for `core.learning.learn`.

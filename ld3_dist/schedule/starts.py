@@ -94,7 +94,7 @@ def check_start(name: str) -> str:
 
 
 def looks_at_pairs(name: str) -> bool:
-    """True for a start that may follow the network's trajectories, and so wants the noise of pairs."""
+    """True for a start that may follow the network's trajectories from the noise of pairs."""
     alone = (*DISCRETIZATIONS, "dmn")
     return name not in alone and not _is_polynomial(name) and not name.endswith(".json")
 

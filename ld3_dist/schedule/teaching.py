@@ -34,7 +34,10 @@ class Teacher:
 
     @classmethod
     def parse(cls, text: str) -> Teacher:
-        """A teacher written as solver/NFE/grid, e.g. unipc-3/20/karras; InputError for anything else."""
+        """A teacher written as solver/NFE/grid, e.g. unipc-3/20/karras.
+
+        Raises InputError for anything else.
+        """
         found = _TEACHER.fullmatch(text)
         if not found or int(found["nfe"]) < 1:
             raise InputError(

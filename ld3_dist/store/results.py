@@ -1,10 +1,15 @@
 """The results of a sweep as one pandas frame: rows, their evaluations, and four derived columns.
 
 learn.NAME      a setting of a user's own procedure for which rows have no column
-best_baseline   the smallest valid_loss of the cell's hand-made grids
+best_baseline   the smallest valid_loss of the cell's hand-made grids, in the row's distance
 gain            best_baseline / valid_loss; above 1 means better than every hand-made grid
 eval_gain       the same for eval_loss, which is measured on fresh pairs
-best            true for the learned row with the cell's smallest valid_loss (status ok)
+best            true for the learned row with the cell's smallest valid_loss (status ok); where a
+                cell learned in several distances, one row for each of them
+
+Losses in two distances have different scales and are never compared. eval_loss is in the
+experiment's own distance for every row. A hand-made grid is evaluated once, and its rows in all
+distances have the result.
 """
 
 from __future__ import annotations
@@ -23,12 +28,14 @@ from .storage import Storage
 from .tables import read_table
 
 ORDER = ["cell", "kind", "trial", "member", "start", "key"]
+COMPARABLE = ["cell", "distance"]
+"""Rows that agree in these have losses that can be compared."""
 
 
 def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
     """All learned schedules and baselines of a sweep, one row each, in a fixed order.
 
-    The columns are those of the tables `rows` and `evaluations`, and those at the top of this
+    It has the columns of the tables `rows` and `evaluations`, and those at the top of this
     file. If both tables have a column, such as host or seconds, the evaluation's ends in _eval.
     Files that cannot be read are left out with a warning, and `frame.attrs["unreadable"]` names
     them.
@@ -67,7 +74,13 @@ def _join(rows: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:
     """
     rows = rows.sort_values(ORDER, kind="stable", na_position="first").drop_duplicates("key")
     scores = evaluations.drop_duplicates("key").drop(columns=["kind", "cell"])
-    return rows.merge(scores, on="key", how="left", suffixes=("", "_eval")).reset_index(drop=True)
+    frame = rows.merge(scores, on="key", how="left", suffixes=("", "_eval")).reset_index(drop=True)
+    grids = frame[frame["kind"] == "baseline"]
+    if grids["distance"].nunique() > 1:
+        shared = [name for name in frame.columns if name not in rows.columns]
+        found = grids.groupby(["cell", "start"], sort=False)[shared].transform("first")
+        frame.loc[grids.index, shared] = found
+    return frame
 
 
 def _with_own_settings(frame: pd.DataFrame) -> pd.DataFrame:
@@ -88,12 +101,14 @@ def _derive(frame: pd.DataFrame) -> pd.DataFrame:
     frame["eval_gain"] = _best_baseline(frame, "eval_loss") / frame["eval_loss"]
     measured = frame.query("status == 'ok' and kind == 'learned' and valid_loss.notna()")
     ranked = measured.sort_values(by="valid_loss", kind="stable")
-    frame["best"] = frame.index.isin(ranked.drop_duplicates("cell").index)
+    frame["best"] = frame.index.isin(ranked.drop_duplicates(COMPARABLE).index)
     return frame
 
 
 def _best_baseline(frame: pd.DataFrame, column: str) -> np.ndarray:
-    """The smallest value of a column among the hand-made grids of each row's cell, or NaN."""
+    """The smallest value of a column among the hand-made grids that a row compares with, or NaN."""
     baselines = frame.query("status == 'ok' and kind == 'baseline'")
-    smallest = {cell: group[column].min() for cell, group in baselines.groupby("cell")}
-    return np.array([smallest.get(cell, np.nan) for cell in frame["cell"]], dtype=np.float64)
+    groups = baselines.fillna({"distance": ""}).groupby(COMPARABLE)
+    smallest = {pair: group[column].min() for pair, group in groups}
+    pairs = zip(*(frame[name].fillna("") for name in COMPARABLE), strict=True)
+    return np.array([smallest.get(pair, np.nan) for pair in pairs], dtype=np.float64)

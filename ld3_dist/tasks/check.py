@@ -23,6 +23,7 @@ from typing import Any
 
 from ..core.errors import InputError
 from ..core.text import file_name
+from ..core.user_code import label
 from ..experiment.plan import digest
 from ..store.pairs import BadShard, Manifest, read_shard
 from ..store.results import load_results
@@ -168,7 +169,8 @@ def _evaluations(storage: Storage, rows: Rows, experiment: dict[str, Any]) -> It
     settings = experiment.get("settings", {})
     if not there and not storage.list("evaluations"):
         return
-    for row in evaluated_rows(rows, settings.get("distance")):
+    distance = settings.get("distance")
+    for row in evaluated_rows(rows, distance and label(distance)):
         if row["key"] not in there:
             yield Finding(f"evaluations/{file_name(row['key'])}{SUFFIX}", "is missing", AGAIN)
     for teacher in sorted(_teachers(rows)):

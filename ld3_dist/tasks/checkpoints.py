@@ -89,7 +89,7 @@ class Checkpoints:
         return course.seconds + time.monotonic() - self.began
 
     def load(self) -> Course:
-        """What an earlier process left; the beginning of a trial where it left nothing of use."""
+        """Read what an earlier process left; a new beginning where it left nothing of use."""
         try:
             return self._parse(self.storage.read_bytes(self.name))
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""From an experiment to its plan: all that it names is opened once, before anything is written."""
+"""From an experiment to its plan: everything it names is opened before anything is written."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def make_plan(experiment: Experiment, source: str = "") -> Plan:
             distance_of(plan, name, settings, "cpu")
         if experiment.evaluate.samples:
             extractor = extractor_of(plan, settings, "cpu")
-            for name in (extractor and experiment.evaluate.metrics) or ():
-                assert extractor is not None
-                try_metric(name, extractor, models[settings.label])
+            if extractor is not None:
+                for name in experiment.evaluate.metrics or ():
+                    try_metric(name, extractor, models[settings.label])
         _try_out(plan, settings, models[settings.label])
     reference = experiment.evaluate.reference
     if experiment.evaluate.samples and reference not in ("auto", "teacher"):

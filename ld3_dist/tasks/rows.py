@@ -53,7 +53,7 @@ def cell_columns(plan: Plan, cell: Cell, distance: str) -> dict[str, Any]:
 
 
 def settings_columns(spec: TrialSpec, seed: int, start: str) -> dict[str, Any]:
-    """The settings of a learned row: columns for those that the table has, and all as JSON."""
+    """The settings of a learned row: those that have a column, and all of them as JSON."""
     known = learning_columns(dataclasses.asdict(spec.config))
     known["procedure"] = label(spec.config.procedure)
     settings = spec.settings | {"seed": seed, "start": start}
@@ -73,7 +73,8 @@ def trial_rows(storage: Storage, spec: TrialSpec) -> list[dict[str, Any]] | None
 def baseline_keys(plan: Plan, cell: Cell) -> list[str]:
     """Keys of the rows of a cell's hand-made grids, in the order of their file."""
     e, key = plan.experiment, plan.baseline_key(cell)
-    return [f"{key}-{name}-{distance}" for name in e.baselines for distance in e.distances]
+    names = [(label(name), label(distance)) for name in e.baselines for distance in e.distances]
+    return [f"{key}-{name}-{distance}" for name, distance in names]
 
 
 def has_baselines(storage: Storage, plan: Plan, cell: Cell) -> bool:

@@ -21,7 +21,7 @@ from ..core.learning.learnable import LearnableGrid
 from ..core.learning.procedure import Progress, procedures
 from ..core.solver import Tableau, make_solver
 from ..core.text import file_name
-from ..core.user_code import label
+from ..core.user_code import PREFIX, label
 from ..experiment.plan import Plan, TrialSpec
 from ..models import Model
 from ..schedule.file import Schedule, read_schedule
@@ -62,14 +62,11 @@ def complaint(storage: Storage, row: dict[str, Any]) -> str | None:
 
 def differs(schedule: Schedule, row: dict[str, Any]) -> str | None:
     """The first thing in which a schedule is not that of a row, or None."""
-    pairs = {
-        "row": (schedule.row, row["key"]),
-        "solver": (label(schedule.solver), label(row["solver"])),
-        "nfe": (schedule.nfe, row["nfe"]),
-    }
-    for name, (found, wanted) in pairs.items():
-        if found != wanted:
-            return f"its {name} is {found}, that of its row is {wanted}"
+    wanted = {"row": row["key"], "solver": row["solver"], "nfe": row["nfe"]}
+    named = {"row": schedule.row, "solver": label(schedule.solver), "nfe": schedule.nfe}
+    for name, value in wanted.items():
+        if named[name] != value:
+            return f"its {name} is {named[name]!r}, that of its row is {value!r}"
     for name in ("knots", "evals"):
         if list(getattr(schedule, name)) != list(row[name]):
             return f"its {name} are not those of its row"
@@ -85,6 +82,8 @@ def _is_plain(schedule: Schedule) -> bool:
     name = schedule.procedure
     if name is None or name not in procedures or not _plain_procedure(name):
         return True
+    if schedule.solver.startswith(PREFIX):
+        return True  # a schedule file must not choose code to run
     try:
         table = _plain_table(schedule.noise_schedule, schedule)
     except (InputError, ValueError):

@@ -43,7 +43,7 @@ SMALLEST, LARGEST = 0.35, 2.0
 """The limits of a gap in lam, as fractions of the mean gap, for more than FEW steps."""
 STARTS = ("log_snr", "karras", "uniform", "quadratic", "cosine")
 POLISHED = 3
-"""How many of the best starts are polished."""
+"""Number of the best starts that are polished."""
 
 
 def dmn(

@@ -319,6 +319,7 @@ def row(
     storage: Storage, key: str, cell: str, kind: str, loss: float | None, status: str = "ok"
 ) -> None:
     record = {"key": key, "cell": cell, "kind": kind, "valid_loss": loss, "status": status}
+    record["distance"] = "l2"
     write_table(storage, "rows", key, [record])
 
 
@@ -329,7 +330,7 @@ def test_best_gain_reads_the_tables_once(tmp_path: Path, monkeypatch: pytest.Mon
     row(storage, "b3", "b", "baseline", 10.0)
     best = BestGain(storage)
     assert best.value is None
-    best.add("a", (0.1,))
+    best.add("a", "l2", (0.1,))
     assert best.value is None  # not yet compared with anything
     row(storage, "l0", "a", "learned", 0.1)
     best = BestGain(storage)
@@ -343,7 +344,7 @@ def test_best_gain_reads_the_tables_once(tmp_path: Path, monkeypatch: pytest.Mon
         ("c", (1e-9,), 5.0),  # a cell without a baseline has no gain
         ("a", (), 5.0),
     ]:
-        best.add(cell, losses)
+        best.add(cell, "l2", losses)
         assert best.value == pytest.approx(value)
     monkeypatch.undo()
     for i, (cell, loss) in enumerate([("a", 0.15), ("b", 2.0), ("c", 1e-9)]):

@@ -11,7 +11,7 @@ from schedules import inside, one_thread  # noqa: F401
 from ld3_dist.core.grid import discretize
 from ld3_dist.core.noise import EDM, FlowMatching, NoiseSchedule, VPLinear
 from ld3_dist.core.rules import phi
-from ld3_dist.core.solver import SOLVERS, make_solver
+from ld3_dist.core.solver import SINGLESTEP, SOLVERS, make_solver
 from ld3_dist.models.analytic.mixture import Mixture
 
 every_solver = pytest.mark.parametrize("name", SOLVERS)
@@ -44,7 +44,8 @@ def seeded_error(name: str, noise: NoiseSchedule, steps: int, start: str) -> flo
     Of UniPC y_i is the predicted state and what is carried is the corrected one. The error of the
     last predictor, made once, is of the order of all the corrected steps together, so that y_N
     shows the order of the method."""
-    solver = make_solver(name, lower_order_final=False)
+    singlestep = name in SINGLESTEP
+    solver = make_solver(name) if singlestep else make_solver(name, lower_order_final=False)
     mixture = Mixture(
         noise, torch.tensor([[-0.6], [0.5]]), torch.tensor([0.5, 0.6]), torch.tensor([0.4, 0.6])
     )

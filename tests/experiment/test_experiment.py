@@ -201,7 +201,8 @@ def test_mistakes_of_combinations_stand_in_the_file(tmp_path: Path) -> None:
         load_experiment(file)
     (line,) = str(caught.value).splitlines()
     assert line.startswith(
-        f"{file}: with search.grid.procedure = 'paper', learn.coefficients: procedure paper has no such"
+        f"{file}: with search.grid.procedure = 'paper', "
+        "learn.coefficients: procedure paper has no such"
     )
 
 

@@ -1,4 +1,4 @@
-"""Bad code of a user's own: one message with the name and what to do, exit code 2, nothing written."""
+"""Bad code of a user's own: one message with the name and what to do, exit code 2."""
 
 from __future__ import annotations
 

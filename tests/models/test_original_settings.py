@@ -338,7 +338,8 @@ def test_settings_that_cannot_be_converted_are_named(
     elsewhere = {
         "use_spatial_transformer": "context_dim", "out_channels": "in_channels",
         "model_channels": "unet_config", "ch": "first_stage_config", "params": "model.params",
-        "num_res_blocks": "is missing", "n_classes": "cond_stage_model.embedding.weight", "linear_end": "noise schedule",
+        "num_res_blocks": "is missing", "n_classes": "cond_stage_model.embedding.weight",
+        "linear_end": "noise schedule",
     }  # fmt: skip
     assert key in said or elsewhere.get(key, "given_betas") in said or "noise schedule" in said
 

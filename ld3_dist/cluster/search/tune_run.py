@@ -28,6 +28,7 @@ from ray.tune import (
 )
 
 from ...core.learning.learn import Progress
+from ...core.user_code import label
 from ...experiment.plan import Plan, TrialSpec
 from ...store.storage import Storage
 from ...store.tables import write_table
@@ -56,13 +57,17 @@ WARNINGS = "warnings"
 
 @dataclass(frozen=True)
 class TrialEvent:
-    """A trial is running, done (with its outcome), about to be tried again (retry), or failed."""
+    """A trial is running, done (with its outcome), about to be tried again (retry), or failed.
+
+    distance: label of the distance that it learned in, if done.
+    """
 
     kind: str
     cell: str
     key: str
     outcome: Outcome | None = None
     message: str = ""
+    distance: str = ""
 
 
 def trainable(
@@ -176,7 +181,10 @@ class Watcher(Callback):
             losses,
             result.get("status", "ok"),
         )
-        self.events.put(TrialEvent("done", trial.config["cell"], trial.config["key"], outcome))
+        distance = label(json.loads(trial.config["settings"])["distance"])
+        self.events.put(
+            TrialEvent("done", trial.config["cell"], outcome.key, outcome, distance=distance)
+        )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed for good."""

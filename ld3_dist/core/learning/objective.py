@@ -4,8 +4,8 @@
 
 are taken with respect to the tableaux of the members k and to the noise x. A step differentiates
 through E network evaluations and the decoder. If all activations are kept, they grow with E. If
-they are recomputed, every evaluation stores only its input and runs twice, and the peak is that of
-one evaluation. Samples are independent: a call that does not fit is split into smaller batches,
+they are recomputed, every evaluation stores only its input and runs twice, and the peak is one
+evaluation. Samples are independent: a call that does not fit is split into smaller batches,
 whose gradients add up to the same numbers.
 """
 
@@ -38,8 +38,8 @@ class Objective:
 
     Args:
         checkpointing: "always" recomputes activations in the backward pass, and "never" keeps them.
-            "auto" measures one sample's activations at the first step, and recomputes if those of a
-            whole step would not fit into the free memory.
+            "auto" measures one sample's activations at the first step, and recomputes if a whole
+            step's activations would not fit into the free memory.
     """
 
     def __init__(self, denoiser: Denoiser, distance: Distance, checkpointing: str = "auto") -> None:
@@ -152,8 +152,8 @@ class Objective:
     ) -> bool:
         """Return True if the activations of a whole step would not fit into the free memory.
 
-        They are extrapolated from those of one sample. If not even one evaluation of all rows fits,
-        the rows are split into smaller calls.
+        One sample's activations are measured and multiplied. If not even one evaluation of all rows
+        fits, the rows are split into smaller calls.
         """
         free, spent = SAFE * free_memory(x.device), self.network_evals
         one = Tableau(tableau.evals[:1, :1], tableau.state[:1, :2], tableau.outputs[:1, :2, :1])

@@ -1,1 +1,1 @@
-"""Distributions whose denoiser is known exactly."""
+"""Models whose denoiser is known exactly: mixtures of Gaussians, and their names."""

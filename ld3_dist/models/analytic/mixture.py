@@ -1,24 +1,25 @@
 """Distributions whose denoiser, score and density are known exactly at every time.
 
-A mixture of K Gaussians with diagonal covariances, x_0 ~ sum_k w_k N(mu_k, diag(s_k^2)), stays one
-under noise:
+A mixture of K Gaussians with diagonal covariances, x_0 ~ sum_k w_k N(mu_k, diag(s_k^2)), remains
+such a mixture when noise is added:
 
     x_t = alpha x_0 + sigma z  ~  sum_k w_k N(alpha mu_k, v_k),    v_k = alpha^2 s_k^2 + sigma^2
     r_k(x, t)   = softmax_k( log w_k + log N(x; alpha mu_k, v_k) )    posterior of the component
     D(x, t)     = sum_k r_k ( mu_k + (alpha s_k^2 / v_k) (x - alpha mu_k) )  =  E[x_0 | x_t = x]
     log p_t(x)  = logsumexp_k( log w_k + log N(x; alpha mu_k, v_k) )
-    score       = grad_x log p_t(x)  =  (alpha D(x, t) - x) / sigma^2    (Tweedie's formula)
+    score       = grad_x log p_t(x)  =  (alpha D(x, t) - x) / sigma^2    (Tweedie's formula, Efron
+                                                                         2011)
 
-Special cases: K = 1 is a Gaussian; equal means and different s_k are a Gaussian scale mixture
-(heavy tails); s_k = 0 with one component per example is the empirical denoiser of a data set, which
-memorises it.
+There are three special cases. K = 1 is a Gaussian. Equal means with different s_k are a Gaussian
+scale mixture (heavy tails). s_k = 0 with one component per example is the empirical denoiser of a
+data set, which memorises it.
 
-The probability-flow ODE has a closed solution in two cases: a single Gaussian, where every
-coordinate keeps its standard score, and one dimension, where every trajectory keeps its quantile
-F_t(x_t) (`transport`).
+The probability-flow ODE has a closed solution in two cases (`transport`). For a single Gaussian,
+every coordinate keeps its standard score. In one dimension, every trajectory keeps its quantile
+F_t(x_t).
 
-All arithmetic is in float64 whatever the dtype of x: at sigma = 0.002 the exponents are differences
-of large numbers.
+All arithmetic is in float64, for x of any dtype: at sigma = 0.002 the exponents are differences of
+large numbers.
 """
 
 from __future__ import annotations
@@ -39,13 +40,12 @@ class Mixture(nn.Module):
     """A mixture of Gaussians as a Denoiser.
 
     Args:
-        noise: any schedule.
-        means: [K, *shape].
-        stds: [K] (isotropic) or [K, *shape]; zero is allowed where sigma(t_min) > 0.
-        weights: [K], positive, normalised here; equal if not given.
-        labels: int64 [K], the class each component belongs to, for conditional denoising; a
-            condition is then int64 [B] of such classes, or ANY_LABEL. Without labels a condition is
-            refused.
+        noise: any noise schedule.
+        means: mu_k [K, *shape].
+        stds: s_k, [K] (isotropic) or [K, *shape]; zero is allowed if sigma(t_min) > 0.
+        weights: w_k [K], positive, normalised here; equal if not given.
+        labels: int64 [K], the class of each component. A condition is then int64 [B] of such
+            classes, or ANY_LABEL. Without labels, a condition is refused.
 
     Raises ValueError for sizes that do not fit, negative stds and weights that are not positive.
     """
@@ -77,18 +77,18 @@ class Mixture(nn.Module):
 
     @property
     def dim(self) -> int:
-        """Number of coordinates d of a sample."""
+        """The number of coordinates d of a sample."""
         return self.means.shape[1]
 
     def _posterior(self, x: Tensor, t: Tensor, label: Condition) -> tuple[Tensor, Tensor, Tensor]:
-        """log w_k N(x; alpha mu_k, v_k) [B, K], v [B, K, d or 1] and alpha [B, 1, 1], at x [B, d] and
-        t [B].
+        """log w_k N(x; alpha mu_k, v_k) [B, K], v_k [B, K, d or 1] and alpha [B, 1, 1].
+
+        They are taken at x [B, d] and t [B].
         """
         alpha, sigma = self.noise.alpha(t)[:, None, None], self.noise.sigma(t)[:, None, None]
         v = (alpha * self.stds) ** 2 + sigma**2  # [B, K, d|1]
-        if (
-            v.shape[2] == 1
-        ):  # one matrix product instead of [B, K, d]: data sets have many components
+        if v.shape[2] == 1:
+            # one matrix product instead of a tensor [B, K, d]: data sets have many components
             centre = self.means.mean(0)
             y, mu = x - alpha[:, 0] * centre, self.means - centre
             dots = (
@@ -98,15 +98,13 @@ class Mixture(nn.Module):
             )
             mahalanobis, log_det = dots.clamp_min(0) / v[:, :, 0], self.dim * v[:, :, 0].log()
         else:
-            mahalanobis, log_det = (
-                ((x[:, None] - alpha * self.means) ** 2 / v).sum(2),
-                v.log().sum(2),
-            )
+            mahalanobis = ((x[:, None] - alpha * self.means) ** 2 / v).sum(2)
+            log_det = v.log().sum(2)
         log_normal = -0.5 * (mahalanobis + log_det + self.dim * math.log(2 * math.pi))
         return self._class_weights(label, len(x)) + log_normal, v, alpha
 
     def _class_weights(self, label: Condition, count: int) -> Tensor:
-        """log w_k [B, K], minus infinity outside the class that is asked for."""
+        """log w_k [B, K], normalised within the class of each sample; minus infinity outside."""
         log_weights = self.log_weights.expand(count, -1)
         if label is None:
             return log_weights
@@ -134,9 +132,8 @@ class Mixture(nn.Module):
             rg = r * gain[:, :, 0]
             mean = (r - alpha[:, 0] * rg) @ self.means + rg.sum(1, keepdim=True) * flat
         else:
-            mean = (r[:, :, None] * (self.means + gain * (flat[:, None] - alpha * self.means))).sum(
-                1
-            )
+            component = self.means + gain * (flat[:, None] - alpha * self.means)  # [B, K, d]
+            mean = (r[:, :, None] * component).sum(1)
         return mean.to(x.dtype).reshape(x.shape)
 
     def decode(self, x0: Tensor) -> Tensor:
@@ -189,10 +186,10 @@ class Mixture(nn.Module):
         ).T @ spread
 
     def transport(self, x: Tensor, t_from: float, t_to: float) -> Tensor:
-        """The exact solution at t_to of the probability-flow ODE through x [B, *shape] at t_from;
-        float64, no gradient.
+        """The exact solution at t_to of the probability-flow ODE through x [B, *shape] at t_from.
 
-        Raises ValueError unless the mixture is a single Gaussian or one-dimensional.
+        It is float64 and has no gradient. Raises ValueError unless the mixture is a single Gaussian
+        or one-dimensional.
         """
         if len(self.means) > 1 and self.dim > 1:
             raise ValueError(
@@ -214,8 +211,10 @@ class Mixture(nn.Module):
     def _match_quantile(
         self, x: Tensor, mean: Tensor, std: Tensor, mean_to: Tensor, std_to: Tensor
     ) -> Tensor:
-        """x [B, 1]; means and stds [1, K]. Bisection on the nearer tail's log-probability, so both
-        tails are exact.
+        """The points [B, 1] that have the same quantiles at t_to as x [B, 1] at t_from.
+
+        Means and stds at both times are [1, K]. Bisection runs on the log-probability of the nearer
+        tail, so that both tails are exact.
         """
 
         def log_tail(y: Tensor, mu: Tensor, s: Tensor, sign: Tensor) -> Tensor:
@@ -226,13 +225,10 @@ class Mixture(nn.Module):
         ones = torch.ones_like(x)
         sign = torch.where(log_tail(x, mean, std, ones) < math.log(0.5), ones, -ones)
         target = log_tail(x, mean, std, sign)
-        z = ((x - mean) / std).abs().amax(
-            1, keepdim=True
-        ) + 1  # no component moves further than its own score
-        low, high = (
-            (mean_to - z * std_to).amin(1, keepdim=True),
-            (mean_to + z * std_to).amax(1, keepdim=True),
-        )
+        # a point moves no further than within the standard scores that it has in the components
+        z = ((x - mean) / std).abs().amax(1, keepdim=True) + 1
+        low = (mean_to - z * std_to).amin(1, keepdim=True)
+        high = (mean_to + z * std_to).amax(1, keepdim=True)
         for _ in range(200):
             mid = 0.5 * (low + high)
             below = sign * (log_tail(mid, mean_to, std_to, sign) - target) < 0
@@ -285,8 +281,9 @@ def random_mixture(
     std: float = 0.25,
     seed: int = 0,
 ) -> Mixture:
-    """Means ~ N(0, I / 4), stds between std / 2 and std, one class each; a pure function of the
-    seed.
+    """A mixture of means ~ N(0, I / 4) and stds between std / 2 and std, one class each.
+
+    It is a pure function of the arguments.
     """
     generator = torch.Generator().manual_seed(seed)
     means = 0.5 * torch.randn(components, *shape, generator=generator, dtype=torch.float64)
@@ -301,12 +298,13 @@ def heavy_tails(
     std: float = 0.5,
     components: int = 32,
 ) -> Mixture:
-    """A Gaussian scale mixture that follows Student's t with `df` degrees of freedom and scale
-    `std`.
+    """A Gaussian scale mixture close to Student's t with `df` degrees of freedom and scale `std`.
 
-    t_df = z / sqrt(chi2_df / df), its scale cut into `components` equally likely pieces, each at
-    its median. What is simulated is this finite mixture, for which everything stays exact; its
-    tails end where the widest component's do.
+        t_df = z / sqrt(chi2_df / df)
+
+    The distribution of the scale is cut into `components` equally likely pieces, each at its
+    median. The model is this finite mixture, and exact as such; its tails are its widest
+    component's.
     """
     from scipy.stats import chi2
 
@@ -322,7 +320,5 @@ def heavy_tails(
 def empirical(
     noise: NoiseSchedule, data: Tensor, labels: Tensor | None = None, std: float = 0.0
 ) -> Mixture:
-    """The denoiser that is optimal for a data set [M, *shape] itself; std > 0 smooths it to a
-    kernel density.
-    """
+    """The optimal denoiser of a data set [M, *shape]; with std > 0, of its kernel density."""
     return Mixture(noise, data, torch.full((len(data),), std), labels=labels)

@@ -6,8 +6,8 @@
     analytic:mixture?means=-1,0;1,0.5&stds=0.2,0.3&weights=0.4,0.6
     analytic:random-mixture?shape=64&components=5&std=0.25&seed=0
     analytic:heavy-tails?shape=2&df=3&std=0.5&components=32
-    analytic:empirical?data=FILE&std=0             .npy, or .safetensors with `data` and perhaps
-                                                   `labels`
+    analytic:empirical?data=FILE&std=0             .npy, or .safetensors with `data` and, if there
+                                                   are classes, `labels`
 
 Each takes noise=edm (default), vp-linear, vp-cosine, flow or python:FILE.py:NAME, and the
 parameters of that schedule (t_min, t_max, …).
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import torch
@@ -54,7 +54,7 @@ NAMES = (
 
 
 class Parameters:
-    """The key=value pairs of a name; a pair that no distribution takes is an error."""
+    """The key=value pairs of a name; a key that the distribution does not have is an error."""
 
     def __init__(self, name: str, text: str) -> None:
         self.name = f"analytic:{name}"
@@ -62,7 +62,10 @@ class Parameters:
         self.taken: list[str] = []
 
     def take(self, key: str, read: Callable[[str], T], default: T) -> T:
-        """The value of a key, read; InputError names the key and the value where it cannot be."""
+        """The value of a key, converted by `read`.
+
+        Raises InputError, naming key and value, if it cannot be converted.
+        """
         self.taken.append(key)
         if key not in self.values:
             return default
@@ -75,7 +78,7 @@ class Parameters:
             ) from error
 
     def finish(self) -> None:
-        """Raise InputError for keys that mean nothing."""
+        """Raise InputError for a key that was not taken."""
         for key in self.values:
             raise unknown(f"parameter of {self.name}", key, self.taken)
 
@@ -115,7 +118,7 @@ def open_analytic(rest: str, options: ModelOptions) -> Model:
 
 def _loaded(mixture: analytic.Mixture, model: str, digest: str, options: ModelOptions) -> Model:
     classes = [] if mixture.labels is None else sorted(set(mixture.labels.tolist()))
-    # several components are one distribution, so its classes are used only when asked for
+    # a mixture is a model without a condition, unless its classes are asked for
     wanted = bool(options.conditional or options.guided or options.classes or options.prompts)
     conditional = wanted and conditional_on(bool(classes), options, model)
     denoiser: Denoiser = mixture
@@ -141,7 +144,7 @@ def _no_label(condition: Condition) -> Condition:
 
 def _schedule(parameters: Parameters) -> NoiseSchedule:
     name = parameters.take("noise", str, "edm")
-    schedule = SCHEDULES[name] if name in SCHEDULES else _own_schedule(name, parameters)
+    schedule: Any = SCHEDULES[name] if name in SCHEDULES else _own_schedule(name, parameters)
     given = {
         f.name: parameters.take(f.name, float, f.default)
         for f in fields(schedule)
@@ -178,11 +181,8 @@ def _build(name: str, noise: NoiseSchedule, parameters: Parameters) -> analytic.
     if name == "mixture-2d":
         return analytic.mixture_2d(noise, take("components", int, 8), take("std", float, 0.1))
     if name == "mixture":
-        means, stds, weights = (
-            take("means", _rows, None),
-            take("stds", _row, None),
-            take("weights", _row, None),
-        )
+        means, stds = take("means", _rows, None), take("stds", _row, None)
+        weights = take("weights", _row, None)
         if means is None or stds is None:
             raise InputError(
                 "model analytic:mixture needs means=… and stds=…, e.g. "
@@ -197,11 +197,8 @@ def _build(name: str, noise: NoiseSchedule, parameters: Parameters) -> analytic.
         mean, std = take("mean", float, 0.0), take("std", float, 0.5)
         return analytic.gaussian(noise, torch.full(shape, mean), torch.full(shape, std))
     if name == "random-mixture":
-        count, std, seed = (
-            take("components", int, 5),
-            take("std", float, 0.25),
-            take("seed", int, 0),
-        )
+        count, std = take("components", int, 5), take("std", float, 0.25)
+        seed = take("seed", int, 0)
         return analytic.random_mixture(noise, shape, count, std, seed)
     df, std, count = take("df", float, 3.0), take("std", float, 0.5), take("components", int, 32)
     return analytic.heavy_tails(noise, shape, df, std, count)

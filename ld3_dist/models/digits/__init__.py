@@ -1,5 +1,6 @@
-"""The embedded model `digits`: an 8x8 class-conditional diffusion model, its data and its
-classifier, in 4 MB.
+"""The embedded model `digits`: an 8x8 class-conditional diffusion model, in 4 MB with its data.
+
+Its parts can be made again from the command line:
 
     python -m ld3_dist.models.digits              trains the network (14 minutes on two CPU cores)
     python -m ld3_dist.models.digits classifier   trains the classifier

@@ -1,5 +1,7 @@
-"""Training and measuring the embedded model: `python -m ld3_dist.models.digits [classifier |
-evaluate | data]`.
+"""Train and measure the embedded model.
+
+`python -m ld3_dist.models.digits` trains the network; `classifier`, `evaluate` and `data` after it
+do the rest.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ def _keep(
     record: dict[str, Any],
     device: str,
 ) -> None:
-    """Write the weights and, beside them, where they come from."""
+    """Write the weights, and beside them a JSON file that says how they were made."""
     save_tensors(file, dict(net.state_dict()), kind, config)
     record = {
         "kind": kind,
@@ -77,7 +79,7 @@ def _keep(
 
 
 def write_json(file: Path, record: dict[str, Any]) -> None:
-    """One JSON object, readable, newline at the end."""
+    """Write one JSON object, indented, with a newline at the end."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -178,8 +180,10 @@ def evaluate_command(
         bool, typer.Option(help="Also write the figures into the weights' provenance file.")
     ] = False,
 ) -> None:
-    """Measure the model: samples classified as asked, Fréchet distance to the data against that of
-    two halves of it.
+    """Measure the model.
+
+    The record holds the share of samples that are classified as asked, and the Fréchet distance of
+    samples to the data, beside the distance between two halves of the data.
     """
     config = EvaluateConfig(samples, nfe, solver, guidance=guidance, seed=seed, device=device)
     figures = {"command": " ".join([COMMAND, *sys.argv[1:]]), **evaluate(config, file)}
@@ -194,7 +198,7 @@ def evaluate_command(
 
 @app.command()
 def data() -> None:
-    """Write the packaged copy of the data from scikit-learn's."""
+    """Write the packaged copy of the data, from scikit-learn's copy."""
     write_data()
 
 

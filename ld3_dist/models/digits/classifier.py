@@ -1,10 +1,10 @@
-"""The digits classifier: feature extractor of the Fréchet, kernel and perceptual distances on the
-embedded model.
+"""The digits classifier, the feature extractor of the embedded model.
 
-Three convolutions and two linear layers with SiLU, averages instead of maxima: smooth, no norms, no
-roots, so gradients are finite everywhere. Penultimate features [B, 64] feed distribution distances;
-the maps of the convolutions feed a perceptual distance. Trained on four fifths of the digits;
-accuracy on the held-out fifth: see `classifier.json`.
+It has three convolutions and two linear layers, with SiLU and average pooling. All of that is
+smooth, without norms and roots, so gradients are finite everywhere. The penultimate features
+[B, 64] serve the Fréchet and the kernel distance; the maps of the convolutions serve a perceptual
+distance. It was trained on four fifths of the digits; `classifier.json` has its accuracy on the
+other fifth.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     image = count / 8 - 1,   count in 0 … 16
 
 The data set is the test part of Alpaydin & Kaynak's "Optical Recognition of Handwritten Digits"
-(UCI, 1998), the one that scikit-learn ships as `load_digits`. A copy lies beside this file (uint8,
-safetensors), so that nothing but training needs scikit-learn.
+(UCI, 1998), which scikit-learn ships as `load_digits`. A copy lies beside this file (uint8,
+safetensors); scikit-learn is needed only to write that copy again.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ REMEDY = (
 
 
 def digits_reference() -> tuple[Tensor, Tensor]:
-    """All images [1797, 1, 8, 8] float32 in [-1, 1] and their labels [1797] int64; the caller owns
-    the tensors.
+    """All images [1797, 1, 8, 8] float32 in [-1, 1], and their labels [1797] int64.
 
-    Raises InputError when the packaged file is missing, truncated or another file.
+    The tensors are copies, which the caller may change. Raises InputError if the packaged file is
+    missing, truncated or another file.
     """
     images, labels = _counts()
     return images.float()[:, None] / 8 - 1, labels.long()
@@ -50,12 +50,11 @@ def data_hash() -> str:
 
 
 def held_out() -> Tensor:
-    """Boolean mask [1797]: the held-out fifth of the classifier, stratified by label and the same
-    for ever.
+    """Boolean mask [1797] of the fifth that the classifier is not trained on.
 
-    Every fifth image of each class in file order. The file keeps the writers together, so
-    neighbours of a held-out image may come from the same hand: accuracies are those of known
-    writers.
+    It is every fifth image of each class, in file order, and never changes. The file keeps the
+    images of a writer together, so the training images show the same hands: the accuracy is for
+    writers that the classifier knows.
     """
     labels = digits_reference()[1]
     mask = torch.zeros(len(labels), dtype=torch.bool)
@@ -66,8 +65,10 @@ def held_out() -> Tensor:
 
 
 def halves(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Indices of two disjoint random halves of the data (898 and 898; one image is left out): the
-    Fréchet yardstick.
+    """Indices of two disjoint random halves of the data.
+
+    Each has 898 images; one is left out. The Fréchet distance between them is the best that samples
+    can be expected to reach.
     """
     images = digits_reference()[0]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
@@ -76,8 +77,9 @@ def halves(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def write_data(file: Path = DATA_FILE) -> None:
-    """Write the data file from scikit-learn's copy; ImportError names the extra when scikit-learn
-    is absent.
+    """Write the data file from scikit-learn's copy.
+
+    Raises ImportError, naming the extra to install, if scikit-learn is absent.
     """
     try:
         from sklearn.datasets import load_digits

@@ -1,7 +1,7 @@
-"""From the packaged weights to a Denoiser: the digits model as the rest of the package sees it.
+"""The digits model as a Denoiser, from the packaged weights.
 
-Samples are images [B, 1, 8, 8] in [-1, 1]; the condition is a label [B] int64 in 0 … 9, or None for
-no label at all. The noise schedule is EDM's, sigma from 80 down to 0.002.
+Samples are images [B, 1, 8, 8] in [-1, 1]. The condition is a label [B] int64 in 0 … 9, or None.
+The noise schedule is EDM's, with sigma from 80 down to 0.002.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ REMEDY = "reinstall ld3_dist, or train it anew with `python -m ld3_dist.models.d
 
 
 class Unlabelled(nn.Module):
-    """A digits network that is never told the label: the unconditional model inside the conditional
-    one.
-    """
+    """The unconditional model inside the conditional one: its network never sees a label."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -45,7 +43,7 @@ def load_digits_network(
 ) -> tuple[DigitsNetwork, float]:
     """The raw network F, frozen, and the sigma_data of its preconditioning.
 
-    Raises InputError, naming the file and the remedy, when the weights are missing, truncated or of
+    Raises InputError, naming the file and the remedy, for weights that are missing, truncated or of
     another kind.
     """
     file = NETWORK_FILE if file is None else Path(file)
@@ -68,8 +66,9 @@ def load_digits_network(
 def digits_denoiser(
     net: nn.Module, sigma_data: float, guidance: float = 1.0, conditional: bool = True
 ) -> Denoiser:
-    """A digits network as a Denoiser; see load_digits_denoiser. States are cast to the network's
-    dtype and back.
+    """A digits network as a Denoiser, with the arguments of `load_digits_denoiser`.
+
+    States are cast to the network's dtype and back.
     """
     if not (math.isfinite(guidance) and guidance >= 0):
         raise InputError(
@@ -97,10 +96,10 @@ def load_digits_denoiser(
     """The embedded model.
 
     Args:
-        guidance: scale of classifier-free guidance, 1 = none; other values run the network on 2B
-            samples a call.
+        guidance: scale of classifier-free guidance; 1 is none, and other values run the network on
+            2B samples per call.
         conditional: False for the unconditional model, which ignores labels.
-        file: weights trained into another file than the packaged one.
+        file: another weights file than the packaged one.
 
     Raises InputError for a bad guidance and for a weights file that is missing, truncated or of
     another kind.
@@ -115,8 +114,9 @@ def null_labels(condition: Condition) -> Condition:
 
 
 def draw_condition(seed: int, index: int) -> Tensor:
-    """The label of sample `index` of `seed`: uniform over the ten digits, int64 scalar, from its
-    own generator.
+    """The label of sample `index` of `seed`: an int64 scalar, uniform over the ten digits.
+
+    Every sample has its own generator.
     """
     return torch.randint(CLASSES, (), generator=sample_generator(seed, index, "condition"))
 

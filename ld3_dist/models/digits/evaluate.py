@@ -1,14 +1,15 @@
-"""How good the embedded model is: measured, with a teacher of many evaluations, and written down.
+"""The quality of the embedded model, measured with a teacher of many evaluations.
 
-    agreement    share of class-conditional samples that the classifier reads as the label that was
-                 asked for
+    agreement    the fraction of class-conditional samples that the classifier reads as the label
+                 that was asked for
     Fréchet      |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^{1/2}) on the classifier's 64 features
                  (Dowson & Landau 1982)
 
-The Fréchet distance of finite samples is biased upwards, the more so the fewer samples. So the
-distance of samples to data is also given at exactly the sizes of the yardstick, the distance
-between two disjoint halves of the data (898 against 898), averaged over the same random splits.
-Nearest-neighbour distances tell memory from invention.
+The yardstick is the Fréchet distance between two disjoint halves of the data (898 images each),
+averaged over random splits. The Fréchet distance of finite samples is biased upwards, and more so
+for fewer samples. Samples are therefore also compared with the data at the sizes of the yardstick,
+over the same splits. The distances to nearest neighbours show whether samples are copies of the
+data.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SPLITS = 10
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What is sampled: a teacher of `nfe` evaluations on the hand-made grid `grid`."""
+    """Settings of the samples: a teacher of `nfe` evaluations on the hand-made grid `grid`."""
 
     samples: int = 2000
     nfe: int = 50
@@ -80,17 +81,16 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 
 def frechet_figures(samples: Tensor, data: Tensor) -> dict[str, float]:
-    """Fréchet distances of features of samples [M, F] and data [N, F]; the ratios are to the
-    yardstick.
+    """Fréchet distances between features of samples [M, F] and of the data [N, F].
+
+    The ratios are to the yardstick, see the top of this file.
     """
     between, same_size = [], []
     for seed in range(SPLITS):
         first, second = (data[index] for index in halves(seed))
         between.append(frechet(first, second))
-        some = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[
-            : len(first)
-        ]
-        same_size.append(frechet(samples[some], second))
+        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
+        same_size.append(frechet(samples[order[: len(first)]], second))
     whole, yardstick, same = frechet(samples, data), sum(between) / SPLITS, sum(same_size) / SPLITS
     return {
         "samples_to_data": whole,
@@ -110,9 +110,7 @@ def nearest(a: Tensor, b: Tensor) -> Tensor:
 
 
 def evaluate(config: EvaluateConfig, file: Path | None = None) -> dict[str, Any]:
-    """Measure the packaged network (or one in `file`); the flat record that is written under
-    results/.
-    """
+    """Measure the packaged network, or one in `file`; returns the record for results/."""
     file = NETWORK_FILE if file is None else Path(file)
     start = time.perf_counter()
     denoiser = load_digits_denoiser(config.guidance, device=config.device, file=file)

@@ -1,17 +1,17 @@
-"""The digits network: a small U-Net F(x, time, label), the raw network inside EDM's
-preconditioning.
+"""The digits network: a small U-Net F(x, time, label), the raw network in EDM's preconditioning.
 
-    x [B, 1, 8, 8] = c_in * noisy image,   time [B] = ln(sigma) / 4,   label [B] in 0 … 9, or
-                                           NULL_LABEL = 10
+    x      [B, 1, 8, 8]   c_in * noisy image        (Karras et al. 2022, arXiv 2206.00364, table 1)
+    time   [B]            ln(sigma) / 4
+    label  [B]            0 … 9, or NULL_LABEL = 10
 
-Two resolutions, 8x8 and 4x4. A block is GroupNorm -> SiLU -> conv -> GroupNorm -> FiLM -> SiLU ->
-conv, plus a skip; FiLM (Perez et al. 2018) scales and shifts channels by a function of time and
-label. Everything is smooth (SiLU, no ReLU, no max-pooling): LD3 differentiates through the network
-with respect to its input and its time. No layer mixes samples of a batch, so that several schedules
-can share one call.
+It has two resolutions, 8x8 and 4x4. A block is GroupNorm -> SiLU -> conv -> GroupNorm -> FiLM ->
+SiLU -> conv, plus a skip. FiLM (Perez et al. 2018, arXiv 1709.07871) scales and shifts channels by
+a function of time and label. Everything is smooth (SiLU, no ReLU, no max-pooling), because LD3
+differentiates through the network with respect to its input and its time. No layer mixes the
+samples of a batch, so that several schedules can share one call.
 
-Learning a schedule calls this network thousands of times, on a laptop: most work sits at 4x4, where
-a convolution is a quarter of the price, and the wide maps of 8x8 are kept narrow.
+Learning a schedule calls this network thousands of times, on a laptop. Most of its work is
+therefore done at 4x4, where a convolution costs a quarter, and the layers at 8x8 are narrow.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from torch.nn import functional
 CLASSES = 10
 NULL_LABEL = CLASSES
 LARGEST = 1024
-"""Largest size that a weights file may ask for: a file must not say how much memory is taken."""
+"""The largest size that a weights file may ask for; it bounds the memory that is taken."""
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes of the U-Net; stored with the weights.
+    """Sizes of the U-Net; they are stored with the weights.
 
-    channels: channels at 8x8 and at 4x4; blocks: residual blocks on the way down at 8x8 and at 4x4
-    (the way up has as many at 8x8); embedding: width of the time and label embedding; frequencies:
-    sine/cosine pairs of the time.
+    channels: at 8x8 and at 4x4.
+    blocks: residual blocks on the way down at 8x8 and at 4x4; the way up has as many at 8x8.
+    embedding: width of the embedding of time and label.
+    frequencies: number of sine and cosine pairs of the time.
+    groups: of the group norms.
     """
 
     channels: tuple[int, int] = (48, 128)
@@ -61,7 +63,7 @@ class NetworkConfig:
 
     @classmethod
     def from_json(cls, sizes: dict[str, Any]) -> NetworkConfig:
-        """From the JSON of a weights file, where tuples are lists."""
+        """The sizes in the JSON of a weights file, where tuples are lists."""
         fields: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()
         }
@@ -75,14 +77,11 @@ class Block(nn.Module):
         super().__init__()
         self.norm_1, self.conv_1 = nn.GroupNorm(groups, c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.film = nn.Linear(embedding, 2 * c_out)
-        self.norm_2, self.conv_2 = (
-            nn.GroupNorm(groups, c_out),
-            nn.Conv2d(c_out, c_out, 3, padding=1),
-        )
+        self.norm_2 = nn.GroupNorm(groups, c_out)
+        self.conv_2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
-        nn.init.zeros_(
-            self.conv_2.weight
-        )  # every block starts as its skip, which steadies early training
+        # every block starts as its skip, which steadies early training
+        nn.init.zeros_(self.conv_2.weight)
         nn.init.zeros_(self.conv_2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -94,8 +93,9 @@ class Block(nn.Module):
 
 
 class DigitsNetwork(nn.Module):
-    """net(x [B, 1, 8, 8], time [B], label [B] int64 or None) -> [B, 1, 8, 8]; None is the null
-    label.
+    """The U-Net: (x [B, 1, 8, 8], time [B], label [B] int64 or None) -> [B, 1, 8, 8].
+
+    None stands for null labels.
     """
 
     frequencies: Tensor
@@ -104,8 +104,8 @@ class DigitsNetwork(nn.Module):
         super().__init__()
         self.config = c = config or NetworkConfig()
         (wide, deep), (n_wide, n_deep), e = c.channels, c.blocks, c.embedding
-        # time spans [-1.6, 1.1]; up to one period over ~0.4 of it: finer features would only
-        # roughen d/dtime
+        # time lies in [-1.6, 1.1], and the shortest period is ~0.4; shorter ones would only make
+        # the derivative with respect to time rough
         self.register_buffer(
             "frequencies", torch.logspace(0, math.log2(16), c.frequencies, base=2), persistent=False
         )
@@ -123,7 +123,7 @@ class DigitsNetwork(nn.Module):
         nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
 
     def embed(self, time: Tensor, label: Tensor | None) -> Tensor:
-        """time [B], label [B] or None -> [B, e]."""
+        """The embedding [B, e] of time [B] and label [B] or None."""
         angle = time[:, None].to(self.time.weight.dtype) * self.frequencies.to(
             self.time.weight.dtype
         )
@@ -133,7 +133,7 @@ class DigitsNetwork(nn.Module):
         return functional.silu(self.mix(functional.silu(hidden)))
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """See the class; every sample of the batch is treated on its own."""
+        """The raw output F [B, 1, 8, 8]; no sample depends on the others of its batch."""
         embedding = self.embed(time, label)
         h = self.enter(x.contiguous(memory_format=torch.channels_last))
         skips = []

@@ -1,13 +1,15 @@
-"""Training of the digits network: EDM's denoising loss (Karras et al. 2022, eq. 8), label dropout,
-weight averaging.
+"""Training of the digits network: EDM's loss, label dropout, and an average of the weights.
 
-    L = E_{x_0, sigma, z} (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 |D(x_0 + sigma z, sigma) -
-      x_0|^2 = E |F(c_in x, ln(sigma) / 4) - target|^2,      ln sigma ~ N(p_mean, p_std^2)
+    L = E_{x_0, sigma, z}  w(sigma) |D(x_0 + sigma z, sigma) - x_0|^2
+      = E_{x_0, sigma, z}  |F(c_in x, ln(sigma) / 4) - target|^2
 
-The weight makes the loss on F unweighted, so F is trained directly. ln sigma is stratified over the
-batch (one draw per quantile), which removes most of the loss's variance over noise levels. Labels
-become the null label with probability `dropout` (Ho & Salimans 2022). The averaged weights (EMA)
-are what is kept.
+    w(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2,      ln sigma ~ N(p_mean, p_std^2)
+
+(Karras et al. 2022, arXiv 2206.00364, eq. 8.) The weight w makes the loss on F unweighted, so F is
+trained directly. ln sigma is stratified over the batch, with one draw per quantile; this removes
+most of the loss's variance over noise levels. A label becomes the null label with probability
+`dropout` (Ho & Salimans 2022, arXiv 2207.12598). The result is an exponential moving average of the
+weights.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from .network import NULL_LABEL, DigitsNetwork, NetworkConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the network is trained; after `warmup` steps lr falls to zero as a cosine."""
+    """Settings of the training; after `warmup` steps lr falls to zero as a cosine."""
 
     steps: int = 6000
     batch: int = 256
@@ -51,8 +53,12 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """One training step: its number, the running mean of the loss, seconds so far, the averaged
-    network.
+    """The state after a training step.
+
+    step: its number, from 1.
+    loss: running mean of the loss.
+    seconds: since the start.
+    average: the network with the averaged weights.
     """
 
     step: int
@@ -62,7 +68,7 @@ class TrainProgress:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
+    """The learning rate of a step: a linear warm-up, and a cosine to zero."""
     rise = min(1.0, (step + 1) / max(1, config.warmup))
     return config.lr * rise * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
@@ -91,8 +97,9 @@ def denoising_loss(
 def train_network(
     config: TrainConfig, sizes: NetworkConfig | None = None
 ) -> Iterator[TrainProgress]:
-    """Train from scratch, yielding after every step. The same seed, device kind and torch version
-    give the same run.
+    """Train from scratch, yielding after every step.
+
+    The same seed, kind of device and version of PyTorch give the same run.
     """
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
@@ -111,10 +118,8 @@ def train_network(
         position += config.batch
         label = labels[index].clone()
         label[torch.rand(config.batch, generator=generator) < config.dropout] = NULL_LABEL
-        sigma, z = (
-            draw_sigma(config, generator),
-            torch.randn(config.batch, *images.shape[1:], generator=generator),
-        )
+        sigma = draw_sigma(config, generator)
+        z = torch.randn(config.batch, *images.shape[1:], generator=generator)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         batch = [tensor.to(config.device) for tensor in (images[index], sigma, z, label)]
@@ -123,7 +128,7 @@ def train_network(
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        # the average forgets fast at first, so that the random start does not linger in it
+        # the average forgets fast at first, so that the random start soon leaves it
         decay = min(config.ema, (step + 1) / (step + 10))
         with torch.no_grad():
             for old, new in zip(average.parameters(), net.parameters(), strict=True):
@@ -144,5 +149,5 @@ def measure_sigma_data(images: Tensor) -> float:
 
 
 def settings(config: TrainConfig, sizes: NetworkConfig) -> dict[str, object]:
-    """Everything that decides the weights, flat, for the provenance file."""
+    """All settings that determine the weights, in one flat record for the provenance file."""
     return {**asdict(config), **asdict(sizes)}

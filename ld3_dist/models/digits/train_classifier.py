@@ -1,8 +1,8 @@
-"""Training of the digits classifier: cross-entropy on four fifths of the data, with shifts of a
-pixel and noise.
+"""Training of the digits classifier: cross-entropy on four fifths of the data.
 
-Noise of a random strength makes the features vary smoothly around the data, which is what a
-distance between an image and its slightly wrong copy needs.
+The images are shifted by a pixel, and noise of a random strength is added. The noise makes the
+features vary smoothly around the data, as they must for a distance between an image and a slightly
+wrong copy of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .data import digits_reference, held_out
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """How the classifier is trained; AdamW, cosine to zero."""
+    """Settings of the training: AdamW, with a rate that falls to zero as a cosine."""
 
     epochs: int = 100
     batch: int = 64
@@ -40,8 +40,13 @@ class ClassifierConfig:
 
 @dataclass(frozen=True)
 class ClassifierProgress:
-    """One epoch: its number, mean training loss, accuracy on the held-out fifth, seconds so far,
-    the network.
+    """The state after an epoch.
+
+    epoch: its number, from 1.
+    loss: mean training loss of the epoch.
+    accuracy: on the held-out fifth.
+    seconds: since the start.
+    network: the classifier.
     """
 
     epoch: int
@@ -52,14 +57,15 @@ class ClassifierProgress:
 
 
 def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images [M, 1, 8, 8] classified as their labels [M] say."""
+    """The fraction of images [M, 1, 8, 8] that are classified as their labels [M]."""
     with torch.no_grad():
         return float((net(images).argmax(1) == labels).double().mean())
 
 
 def augment(images: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """Shift the batch by up to one pixel (background enters), a third of it, and add noise of
-    uniform strength.
+    """Shift a third of the batch by up to one pixel, and add noise to all images.
+
+    Background enters at the edges. The noise's strength is uniform in [0, noise], per image.
     """
     moved = images.clone()
     dx, dy = (int(v) for v in torch.randint(-1, 2, (2,), generator=generator))
@@ -71,7 +77,7 @@ def augment(images: Tensor, noise: float, generator: torch.Generator) -> Tensor:
 
 
 def train_classifier(config: ClassifierConfig) -> Iterator[ClassifierProgress]:
-    """Train from scratch, yielding after every epoch; nothing is selected on the held-out fifth."""
+    """Train from scratch, yielding after every epoch; the held-out fifth selects nothing."""
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     images, labels = digits_reference()

@@ -189,7 +189,7 @@ class _Training:
         # the average forgets fast at first, so that the random start does not linger in it
         decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
-            average: list[Tensor] = list(self.average.parameters())
+            average: Any = list(self.average.parameters())
             torch._foreach_lerp_(average, [*self.parameters], 1 - decay)
         self.step += 1
 

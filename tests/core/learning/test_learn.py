@@ -90,7 +90,9 @@ def test_packed_members_equal_single_runs(
         )
     )
     for k in range(3):
-        alone = list(learn(Problem(mixture, SOLVER, knots[k], train[subsets[k]], valid, L2, seeds=[seeds[k]]), config))  # fmt: skip
+        pairs = train[subsets[k]]
+        problem = Problem(mixture, SOLVER, knots[k], pairs, valid, L2, seeds=[seeds[k]])
+        alone = list(learn(problem, config))
         assert len(alone) == len(packed)
         for one, many in zip(alone, packed, strict=True):
             torch.testing.assert_close(one.valid[0], many.valid[k], **close)
