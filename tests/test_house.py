@@ -1,5 +1,5 @@
-"""The rules of the house, read from the source: who may import what, and how long a file or a
-function may be.
+"""The rules of the house, read from the source: who may import what, and how long may be a file, or
+what a function does (its signature and its docstring do not count).
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def test_third_parties_stay_in_their_rooms(file: Path) -> None:
     for dotted, statement, inside, typing in imports(file):
         package = dotted.split(".")[0]
         rooms = ONLY_IN.get(package)
-        assert rooms is None or room_of(file) in rooms, (
+        assert rooms is None or typing or room_of(file) in rooms, (
             f"{file}:{statement.lineno}: {package} belongs into {rooms}"
         )
         if package in HEAVY and not typing and AT_TOP.get(str(file.relative_to(ROOT))) != package:
@@ -225,7 +225,8 @@ def test_lengths_and_names(file: Path) -> None:
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
+            length = (node.end_lineno or node.lineno) - first.lineno + 1
             assert length <= 60, f"{file}:{node.lineno}: {node.name} has {length} lines"
     public = isinstance(tree.body[0] if tree.body else None, ast.Expr)
     assert public or not text.strip(), f"{file}: begins without saying what it is"

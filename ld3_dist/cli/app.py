@@ -244,7 +244,8 @@ def doctor(
     """Check everything an experiment needs (weights, extras, memory, GPUs, storage) before anything
     runs.
 
-    Downloads nothing and leaves nothing behind. Exits with 2 if something is missing, and says where to get it.
+    Downloads nothing and leaves nothing behind. Exits with 2 if something is missing, and says
+    where to get it.
     """
     from ..doctor import examine, print_checks
     from ..experiment import load_experiment

@@ -35,8 +35,9 @@ class BestGain:
             if isfinite(loss)
         }
         learned = frame.query("kind == 'learned' and valid_loss.notna()")
-        for row in learned[["cell", "distance", "valid_loss"]].to_dict("records"):
-            self.add(row["cell"], row["distance"], [row["valid_loss"]])
+        columns = (learned[name] for name in ("cell", "distance", "valid_loss"))
+        for cell, distance, loss in zip(*columns, strict=True):
+            self.add(cell, distance, [loss])
 
     def add(self, cell: str, distance: str, losses: Iterable[float]) -> None:
         """A trial finished with these held-out losses."""

@@ -18,7 +18,8 @@ from ray.exceptions import RayError
 from ray.tune import TuneError
 
 from ..experiment.plan import Plan
-from ..experiment.settings import Experiment, ModelSettings
+from ..experiment.sections import ModelSettings
+from ..experiment.settings import Experiment
 from ..store.credentials import masked
 from ..store.lock import Lock, acquire, refuse_if_held
 from ..store.storage import Storage

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from ..core.errors import InputError
 from ..experiment.plan import Plan
-from ..experiment.settings import ModelSettings
+from ..experiment.sections import ModelSettings
 from ..store.storage import Storage
 from ..tasks.baselines import run_baselines
 from ..tasks.rows import has_baselines

@@ -15,7 +15,8 @@ from ..core.errors import InputError
 from ..core.lpips import MIN_SIDE, TRUNK_FILES, default_trunk
 from ..core.text import read_lines
 from ..experiment.plan import Plan
-from ..experiment.settings import Experiment, ModelSettings
+from ..experiment.sections import ModelSettings
+from ..experiment.settings import Experiment
 from ..metrics.extractors import open_extractor, read_reference
 from ..models import Model
 from ..models.edm.download import cached_path

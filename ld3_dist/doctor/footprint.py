@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..core.denoiser import Condition, map_condition
 from ..core.distance import Distance
 from ..experiment.plan import Plan
-from ..experiment.settings import ModelSettings
+from ..experiment.sections import ModelSettings
 from ..models import Model
 
 

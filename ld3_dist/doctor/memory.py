@@ -12,7 +12,7 @@ from ..core.errors import InputError
 from ..core.learning.config import CHECKPOINTING
 from ..core.memory import free_memory
 from ..experiment.plan import Plan
-from ..experiment.settings import ModelSettings
+from ..experiment.sections import ModelSettings
 from ..models import Model
 from ..schedule.sampling import in_loss_space
 from ..tasks.opened import distance_of

@@ -25,7 +25,8 @@ from ..core.solver import make_solver, solvers
 from ..core.user_code import PREFIX, content_in, label
 from ..schedule.starts import starts as start_table
 from ..schedule.teaching import Teacher
-from .settings import Experiment, ModelSettings
+from .sections import ModelSettings
+from .settings import Experiment
 
 FORMAT = 2
 """Of an output folder; 1 had other keys, paths in them, and presets in place of procedures."""

@@ -76,7 +76,7 @@ def _join(rows: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:
     scores = evaluations.drop_duplicates("key").drop(columns=["kind", "cell"])
     frame = rows.merge(scores, on="key", how="left", suffixes=("", "_eval")).reset_index(drop=True)
     grids = frame[frame["kind"] == "baseline"]
-    if grids["distance"].nunique() > 1:
+    if len(set(grids["distance"])) > 1:
         shared = [name for name in frame.columns if name not in rows.columns]
         found = grids.groupby(["cell", "start"], sort=False)[shared].transform("first")
         frame.loc[grids.index, shared] = found

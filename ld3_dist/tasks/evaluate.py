@@ -21,7 +21,7 @@ from ..core.grid import Grid
 from ..core.solver import Tableau, make_solver
 from ..core.text import file_name
 from ..experiment.plan import Cell, Plan, digest
-from ..experiment.settings import ModelSettings
+from ..experiment.sections import ModelSettings
 from ..metrics.extractors import model_reference, read_reference
 from ..metrics.scores import BUILT_IN, as_reference
 from ..models import Model

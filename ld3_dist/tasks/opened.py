@@ -13,7 +13,7 @@ from ..core.distance import Distance
 from ..core.learning.pairs import Pairs
 from ..core.user_code import content_in
 from ..experiment.plan import Plan
-from ..experiment.settings import ModelSettings
+from ..experiment.sections import ModelSettings
 from ..metrics.extractors import Extractor, open_extractor
 from ..models import Model, ModelOptions, open_model
 from ..schedule.distances import open_distance

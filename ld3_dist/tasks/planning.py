@@ -8,7 +8,8 @@ from ..core.learning.procedure import make_config
 from ..core.user_code import PREFIX
 from ..experiment.plan import Plan
 from ..experiment.reading import blamed_on
-from ..experiment.settings import Experiment, ModelSettings, Range
+from ..experiment.sections import ModelSettings, Range
+from ..experiment.settings import Experiment
 from ..metrics.extractors import read_reference
 from ..models import Model
 from ..schedule.noise import check_writable

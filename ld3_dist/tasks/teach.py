@@ -7,7 +7,7 @@ from typing import Any
 from ..core.denoiser import map_condition
 from ..core.errors import InputError
 from ..experiment.plan import Plan
-from ..experiment.settings import ModelSettings
+from ..experiment.sections import ModelSettings
 from ..schedule.teaching import teach
 from ..store.pairs import Manifest, ShardRecord, pack_condition, survey, write_shard
 from ..store.storage import Storage

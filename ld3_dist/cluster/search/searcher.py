@@ -31,7 +31,7 @@ from ray.tune.search import Searcher
 
 from ...core.learning.procedure import make_config
 from ...experiment.plan import Cell, Plan, TrialSpec, digest
-from ...experiment.settings import Range
+from ...experiment.sections import Range
 from ...tasks.trial import Outcome
 
 Finished = Callable[[TrialSpec], Outcome | None]
