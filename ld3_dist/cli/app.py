@@ -17,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.errors import InputError
+from ..store.credentials import masked
+from .check import check
 from .console import console, say, warn
 from .learn import learn
 
@@ -80,13 +82,14 @@ def _stages(
     from ..experiment.reading import blamed_on
     from ..report.figures import check_figures
     from ..store.opening import open_storage
+    from ..store.tables import unreadable_tables
     from .display import show as show_events
 
     settings = load_experiment(experiment)
     with blamed_on(str(experiment), "report.figures"):
         check_figures(settings.report.figures)
     place = output or f"runs/{settings.name}"
-    run = Sweep(settings, open_storage(place), address, stages)
+    run = Sweep(settings, open_storage(place), address, stages, str(experiment))
     again = " ".join(["ld3-dist", *sys.argv[1:]])
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -103,7 +106,13 @@ def _stages(
             f"{run.failures} tasks failed",
             f"see {place}/failures; the same command tries them again",
         )
-    if run.failures or lost:
+    damaged = unreadable_tables(place)
+    if damaged:
+        warn(
+            f"{len(damaged)} files cannot be read",
+            f"{', '.join(damaged[:5])} in {place}; `ld3-dist check {place}` says more",
+        )
+    if run.failures or lost or damaged:
         raise typer.Exit(1)
 
 
@@ -180,6 +189,7 @@ def show(experiment: ExperimentFile) -> None:
 
 
 app.command("learn")(learn)
+app.command("check")(check)
 
 
 @app.command()
@@ -280,7 +290,7 @@ def main() -> None:
         app()
     except InputError as error:
         Console(stderr=True).print(
-            f"[red]Error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True
+            f"[red]Error:[/red] {escape(masked(str(error)))}", highlight=False, soft_wrap=True
         )
         raise SystemExit(2) from None
 

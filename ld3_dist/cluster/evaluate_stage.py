@@ -168,7 +168,7 @@ def data_items(plan: Plan) -> list[Item]:
     for settings in plan.experiment.models:
         model = model_of(settings, "cpu")
         if model.data is not None or (model.reference and model.reference.features is not None):
-            name = f"data:{label(settings.model)}"
+            name = f"data:{model.hash[:16]}"
             found.setdefault(name, Item(name, "data", settings))
     return list(found.values())
 

@@ -29,7 +29,7 @@ from . import logs
 from .evaluate_stage import Evaluation
 from .events import Event
 from .failures import record_failure
-from .output_folder import check_claim, claim, scratch
+from .output_folder import check_claim, claim, scratch, with_names_of
 from .ray.connect import Sizes, connect, sizes_of
 from .ray.liveness import HeadWatch, room_for
 from .ray.nodes import check_nodes, versions
@@ -44,12 +44,16 @@ LOOK_EVERY = 30.0
 
 @dataclass
 class Sweep:
-    """One run of an experiment into an output folder."""
+    """One run of an experiment into an output folder.
+
+    source: the file of the experiment, for messages.
+    """
 
     experiment: Experiment
     storage: Storage
     address: str | None = None
     stages: tuple[str, ...] = ("teach", "search", "evaluate")
+    source: str = ""
     failures: int = 0
     watch: HeadWatch | None = None
     lock: Lock | None = None
@@ -64,9 +68,11 @@ class Sweep:
         try:
             with contextlib.suppress(OSError):  # what cannot be read is refused below, in words
                 refuse_if_held(self.storage)
-            plan = make_plan(self.experiment)
+            plan = make_plan(self.experiment, self.source)
             check_trackers(self.experiment)
             check_claim(self.storage, plan)
+            plan = with_names_of(self.storage, plan)
+            self.experiment = plan.experiment
             self.storage.check_writable()
             with acquire(self.storage) as self.lock:
                 connect(self.address)

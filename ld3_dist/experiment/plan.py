@@ -29,7 +29,11 @@ from .sections import ModelSettings
 from .settings import Experiment
 
 FORMAT = 2
-"""Of an output folder; 1 had other keys and presets in the place of procedures."""
+"""Of an output folder; 1 had other keys, paths in them, and presets in place of procedures."""
+
+
+HOW = ("channels_last", "compile", "recompute")
+"""Options of a model that change its speed, and its samples by rounding at most."""
 
 
 def digest(value: Any) -> str:
@@ -97,15 +101,33 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """What an output folder belongs to: everything that changes results; not the resources, not
-        the name.
-        """
+        """What an output folder belongs to: a hash of `identity`."""
+        return digest(self.identity)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes results: not the resources, not names, and content for paths."""
         settings = self.experiment.model_dump(mode="json", exclude={"resources", "name", "report"})
         settings |= {key: _plain_numbers(settings[key]) for key in ("learn", "search")}
         if not self.experiment.search.asha:
             del settings["search"]["asha"]  # folders from before there was such a key go on
-        models = {"models": self.model_hashes, "conditionings": self.conditionings}
-        return digest({"format": FORMAT, "experiment": self._portable(settings), **models})
+        settings = self._portable(settings)
+        settings["models"] = [self._model_identity(m) for m in self.experiment.models]
+        return {"format": FORMAT, **settings}
+
+    def _model_identity(self, model: ModelSettings) -> dict[str, Any]:
+        """A model without paths: its weights, its conditions, and the options that are set."""
+        options = model.model_dump(
+            mode="json",
+            exclude={"name", "model", "prompts", "classes"},
+            exclude_defaults=True,
+        )
+        return {
+            "family": model.model.partition(":")[0],
+            "weights": self.model_hashes[model.label],
+            "conditioning": content_of_conditioning(self.conditionings.get(model.label)),
+            **options,
+        }
 
     def _portable(self, value: Any) -> Any:
         """The same settings with the content of files in the place of their paths."""
@@ -114,7 +136,7 @@ class Plan:
         if isinstance(value, list | tuple):
             return [self._portable(item) for item in value]
         if isinstance(value, str) and value in (self.contents or {}):
-            return f"{label(value)} {(self.contents or {})[value]}"
+            return f"{_without_folder(value)} {(self.contents or {})[value]}"
         return label(value) if isinstance(value, str) and PREFIX in value else value
 
     @property
@@ -126,14 +148,11 @@ class Plan:
     def teacher_meta(self, model: ModelSettings) -> dict[str, Any]:
         """What the teacher's pairs depend on."""
         e = self.experiment
-        options = model.model_dump(
-            mode="json",
-            exclude={"name", "channels_last", "compile", "recompute"},
-            exclude_defaults=True,
-        )
-        made_by = {"model": digest(self._portable(options)), "seed": e.seed}
-        made_by |= {"hash": self.model_hashes[model.label]}
-        made_by |= {"conditioning": self.conditionings.get(model.label), "space": e.loss_space}
+        found = self._model_identity(model)
+        weights, conditioning = found.pop("weights"), found.pop("conditioning")
+        options = {k: v for k, v in found.items() if k not in HOW}
+        made_by = {"model": digest(options), "seed": e.seed, "hash": weights}
+        made_by |= {"conditioning": conditioning, "space": e.loss_space}
         return made_by | self._portable(e.teacher.model_dump())
 
     @property
@@ -224,7 +243,8 @@ class Plan:
                 "nfe": cell.nfe,
                 "starts": self._portable(e.baselines),
                 "distances": {
-                    self._portable(name): e.distance_options(name) for name in e.distances
+                    self._portable(name): self._portable(e.distance_options(name))
+                    for name in e.distances
                 },
                 "pairs": e.pairs.model_dump(),
                 "teacher": self.teacher_meta(cell.model),
@@ -250,8 +270,8 @@ class Plan:
 
 
 def contents_of(experiment: Experiment) -> dict[str, str]:
-    """A hash of each file of a user's own that an experiment names: code, and schedules to start
-    from. The models' hashes hold their own.
+    """A hash of each file that an experiment names: code, schedules to start from, LPIPS trunks,
+    reference statistics, weights of extractors. The models' hashes hold their own.
     """
     settings = experiment.model_dump(mode="json", exclude={"models", "report", "resources", "name"})
     found: dict[str, str] = {}
@@ -261,7 +281,36 @@ def contents_of(experiment: Experiment) -> dict[str, str]:
             content = hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
         if content is not None:
             found[name] = content
+    for name in files_of(experiment):
+        with open(Path(_path(name)).expanduser(), "rb") as file:
+            found.setdefault(name, hashlib.file_digest(file, "sha256").hexdigest()[:16])
     return found
+
+
+def files_of(experiment: Experiment) -> list[str]:
+    """Names in the settings that stand for a file of weights or statistics, as they are written."""
+    evaluate = experiment.evaluate
+    names = [experiment.lpips.trunk, evaluate.reference, evaluate.extractor]
+    return [name for name in names if name and Path(_path(name)).expanduser().is_file()]
+
+
+def _path(name: str) -> str:
+    """The path in "inception:FILE" or "FILE"."""
+    kind, colon, rest = name.partition(":")
+    return rest if colon and kind.isalpha() and kind != PREFIX.rstrip(":") else name
+
+
+def _without_folder(name: str) -> str:
+    """A name without the path of its file."""
+    if PREFIX in name or name.endswith(".json"):
+        return label(name)
+    return name.removesuffix(_path(name)) or "file"
+
+
+def content_of_conditioning(name: str | None) -> str | None:
+    """ "prompts:<file>:<hash>" without the file's name."""
+    kind, colon, rest = (name or "").partition(":")
+    return f"{kind}:{rest.rpartition(':')[2]}" if colon else name
 
 
 def _words(value: Any) -> Iterator[str]:

@@ -110,6 +110,10 @@ class Storage(ABC):
         bucket's lifecycle rule expire it)."""
         return []
 
+    def temporary(self) -> list[str]:
+        """Names of temporary files, whether their writers live or not."""
+        return []
+
     def address(self, name: str) -> str:
         """The full address of `name`, for messages."""
         return f"{self.url}/{checked(name)}" if name else self.url
@@ -237,6 +241,10 @@ class LocalStorage(Storage):
             yield
         finally:
             os.close(handle)
+
+    def temporary(self) -> list[str]:
+        found = (path for path in self._walk("", recursive=True) if _TEMPORARY.match(path.name))
+        return sorted(path.relative_to(self.root).as_posix() for path in found)
 
     def sweep_temporary(self, foreign_age: float = FOREIGN_AGE) -> list[str]:
         swept = []

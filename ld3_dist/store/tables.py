@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,7 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.errors import InputError
-from .columns import FORMAT, schema_of
+from .columns import FORMAT, SCHEMAS, schema_of
+from .opening import open_storage
 from .storage import Storage
 
 SUFFIX = ".parquet"
@@ -140,6 +142,12 @@ def _with_own_metrics(frame: pd.DataFrame) -> pd.DataFrame:
         if not several or any(value is not None for value in column):
             frame[name] = column
     return frame
+
+
+def unreadable_tables(place: str | os.PathLike[str] | Storage) -> list[str]:
+    """Names of the files of tables in a sweep's folder that cannot be read."""
+    storage = open_storage(place)
+    return [name for folder in SCHEMAS for name in read_table(storage, folder).attrs["unreadable"]]
 
 
 def read_records(storage: Storage, folder: str, name: str) -> list[dict[str, Any]] | None:

@@ -7,6 +7,7 @@ from ..core.learning.config import LearnConfig
 from ..core.learning.procedure import make_config
 from ..core.user_code import PREFIX
 from ..experiment.plan import Plan
+from ..experiment.reading import blamed_on
 from ..experiment.sections import ModelSettings, Range
 from ..experiment.settings import Experiment
 from ..metrics.extractors import read_reference
@@ -17,15 +18,19 @@ from ..schedule.trying import try_metric, try_procedure, try_start
 from .opened import distance_of, extractor_of, model_of
 
 
-def make_plan(experiment: Experiment) -> Plan:
+def make_plan(experiment: Experiment, source: str = "") -> Plan:
     """Open every model, distance and extractor, for the models' hashes and to see that they open.
 
-    Code of a user's own (solvers, starts, procedures, metrics) is tried once.
+    `source` is the experiment's file, for messages. Code of a user's own (solvers, starts,
+    procedures, metrics) is tried once.
 
     Raises InputError for any of them that cannot be opened or does not fit the model's images, for
     code that fails, and for a model whose noise schedule a schedule file cannot hold.
     """
-    models = {settings.label: model_of(settings, "cpu") for settings in experiment.models}
+    models: dict[str, Model] = {}
+    for i, settings in enumerate(experiment.models):
+        with blamed_on(source, f"models.{i}.model"):
+            models[settings.label] = model_of(settings, "cpu")
     plan = _plan(experiment, models)
     for settings in experiment.models:
         check_writable(models[settings.label].noise)

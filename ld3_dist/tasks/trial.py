@@ -49,17 +49,13 @@ def run_trial(
 ) -> Outcome:
     """Learn the members of a trial and write their rows and schedules.
 
-    Goes on from the checkpoint of a killed process if it left one. Where the rows are there and
-    only schedule files are not, these are made again from the rows, if that can be done.
+    Goes on from the checkpoint of a killed process if it left one.
 
     Args:
         numbers: trial, generation, attempts.
         on_progress: called after each epoch.
         note: told what a log should know.
     """
-    known = trial_rows(storage, spec)
-    if known and restore(plan, spec, storage, known, device):
-        return outcome_of(spec, known)
     checkpoints = Checkpoints(storage, spec, plan.experiment.resources.checkpoint_seconds, note)
     rungs, message = Rungs(plan, spec, storage), None
     last: tuple[Progress, Course] | None = None
@@ -88,6 +84,19 @@ def finished_outcome(storage: Storage, spec: TrialSpec) -> Outcome | None:
     """
     rows = trial_rows(storage, spec)
     if not rows or any(row["status"] == "ok" and complaint(storage, row) for row in rows):
+        return None
+    return outcome_of(spec, rows)
+
+
+def restored_outcome(
+    plan: Plan, spec: TrialSpec, storage: Storage, device: str | None = None
+) -> Outcome | None:
+    """A trial's outcome from its rows, its schedule files made again from them where needed.
+
+    None if there are no rows, or if a schedule file can be made again by learning alone.
+    """
+    rows = trial_rows(storage, spec)
+    if not rows or not restore(plan, spec, storage, rows, device):
         return None
     return outcome_of(spec, rows)
 

@@ -362,11 +362,12 @@ def test_a_folder_of_a_newer_version_is_refused(
     assert "newer ld3_dist (format 99)" in refused(finished.file, tmp_path / "out")
 
 
-def test_results_without_their_experiment_are_refused(
+def test_results_of_another_experiment_without_experiment_json_are_refused(
     finished: Finished, cluster: None, tmp_path: Path
 ) -> None:
     shutil.copytree(finished.out / "rows", tmp_path / "out" / "rows")
-    assert "no experiment.json" in refused(finished.file, tmp_path / "out")
+    other = write(tmp_path, changed(seed=7, name="seventh"))
+    assert "experiment.json is missing or damaged" in refused(other, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

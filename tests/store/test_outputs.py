@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -94,13 +95,13 @@ def test_a_file_is_written_whole_or_the_result_is_kept_elsewhere(
     assert file.read_bytes() == b"two"
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
-    def full(self: LocalStorage, temporary: Path, name: str, data: bytes) -> None:
-        temporary.write_bytes(data[:1])
+    def full(self: LocalStorage, file: BinaryIO, data: bytes) -> None:
+        file.write(data[:1])
         raise OSError(28, "No space left on device")
 
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(outputs.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
-    monkeypatch.setattr(LocalStorage, "_write_temporary", full)
+    monkeypatch.setattr(LocalStorage, "_put", full)
     with pytest.raises(
         InputError, match=r"cannot be written \(No space left on device\)"
     ) as caught:

@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 from tiny_sweep import changed
 
 from ld3_dist.cluster.evaluate_stage import evaluation_items, losses_of_baselines
-from ld3_dist.cluster.output_folder import claim
+from ld3_dist.cluster.output_folder import claim, with_names_of
 from ld3_dist.cluster.search.searcher import CellSearcher
 from ld3_dist.experiment import parse_experiment
 from ld3_dist.experiment.plan import TrialSpec
@@ -35,7 +35,7 @@ from ld3_dist.tasks.evaluate import finish, sample_part, teacher_item
 from ld3_dist.tasks.planning import make_plan
 from ld3_dist.tasks.rows import has_baselines
 from ld3_dist.tasks.teach import make_shard, missing_shards, seal
-from ld3_dist.tasks.trial import finished_outcome, run_trial
+from ld3_dist.tasks.trial import finished_outcome, restored_outcome, run_trial
 
 SMALL: dict[str, Any] = {
     "solvers": ["ddim"],
@@ -56,6 +56,7 @@ def sweep(storage: Storage, experiment: dict[str, Any]) -> None:
     plan = make_plan(parse_experiment(experiment))
     with locks.acquire(storage):
         claim(storage, plan)
+        plan = with_names_of(storage, plan)
         storage.sweep_temporary()
         (model,) = plan.experiment.models
         for start, stop in missing_shards(plan, model, storage)[0]:
@@ -71,7 +72,8 @@ def sweep(storage: Storage, experiment: dict[str, Any]) -> None:
             cell = next(cell for cell in plan.cells if cell.id == given["cell"])
             spec = TrialSpec(cell, json.loads(given["settings"]), given["key"])
             numbers = {"trial": given["trial"], "generation": given["generation"], "attempts": 1}
-            outcome = run_trial(plan, spec, storage, numbers)
+            outcome = restored_outcome(plan, spec, storage)
+            outcome = outcome or run_trial(plan, spec, storage, numbers)
             searcher.on_trial_complete("now", {"objective": outcome.objective})
         assert given == Searcher.FINISHED
         frame, written = load_results(storage), set(read_table(storage, "evaluations")["key"])

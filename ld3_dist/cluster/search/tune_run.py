@@ -33,7 +33,7 @@ from ...experiment.plan import Plan, TrialSpec
 from ...store.storage import Storage
 from ...store.tables import write_table
 from ...tasks.rows import failed_rows
-from ...tasks.trial import Outcome, finished_outcome, run_trial
+from ...tasks.trial import Outcome, finished_outcome, restored_outcome, run_trial
 from ..best_gain import BestGain
 from ..events import Event
 from ..failures import death_of, failures_of, last_failure, record_failure
@@ -81,7 +81,7 @@ def trainable(
     torch.set_num_threads(max(threads, 1))
     cell = next(cell for cell in plan.cells if cell.id == config["cell"])
     spec = TrialSpec(cell, json.loads(config["settings"]), config["key"])
-    outcome = finished_outcome(storage, spec)
+    outcome = restored_outcome(plan, spec, storage)
     log = worker_log(storage)
     if outcome is None:
         attempt = 1 + len(failures_of(storage, spec.key))

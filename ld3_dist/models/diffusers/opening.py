@@ -86,6 +86,8 @@ def open_diffusers(rest: str, options: ModelOptions) -> Model:
     )
     conditioning = _conditioning(pipeline, inner, kind, spec, options, table)
     digest = _hash(inner, vae, pipeline.scheduler, table, rectified, spec)
+    if conditioning.name.startswith("prompts"):
+        digest = weights_hash(_encoders(pipeline), {"model": digest})
     embedded = kind == "flux" and bool(inner.config.guidance_embeds)
     guidance = options.guidance if options.guidance is not None else 3.5 if embedded else 1.0
     image_shape = _image_shape(shape, vae)
@@ -267,6 +269,24 @@ def _hash(
     if table is not None:
         tensors["classes"] = table
     base, reversed_flow = underlying(scheduler, spec)
-    config = {key: value for key, value in base.config.items() if not key.startswith("_")}
-    rectified = rectified or reversed_flow
-    return weights_hash(tensors, {"scheduler": config} | ({"rectified": True} if rectified else {}))
+    config: dict[str, Any] = {"scheduler": _settings(base), "network": _settings(inner)}
+    if vae is not None:
+        config["decoder"] = _settings(vae)  # the scale of the latents stands there alone
+    if rectified or reversed_flow:
+        config["rectified"] = True
+    return weights_hash(tensors, config)
+
+
+def _settings(part: Any) -> dict[str, Any]:
+    """The configuration of a pipeline's part without versions and paths."""
+    return {key: value for key, value in part.config.items() if not key.startswith("_")}
+
+
+def _encoders(pipeline: Any) -> dict[str, Tensor]:
+    """The weights that turn prompts into conditions."""
+    found = {}
+    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+        part = getattr(pipeline, name, None)
+        if isinstance(part, nn.Module):
+            found |= {f"{name}.{key}": tensor for key, tensor in part.state_dict().items()}
+    return found

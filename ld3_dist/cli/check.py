@@ -1,0 +1,41 @@
+"""`ld3-dist check`: what is wrong in the output folder of a sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated
+
+import typer
+
+from .console import say
+
+
+def check(
+    results: Annotated[str, typer.Argument(help="Output folder (or URL) of a sweep.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the findings as JSON, and nothing else.")
+    ] = False,
+) -> None:
+    """Verify everything in the output folder of a sweep, and say what the next sweep makes again.
+
+    Reads only. Exits with 0 if all is well, 1 if something is wrong, 2 if there is no sweep.
+    """
+    from ..store.opening import open_storage
+    from ..tasks.check import check as findings_of
+
+    storage = open_storage(results)
+    findings = []
+    for finding in findings_of(storage):
+        findings.append(finding)
+        if not as_json:
+            say(f"{finding.file}: {finding.problem}; {finding.remedy}")
+    if as_json:
+        listed = [dataclasses.asdict(finding) for finding in findings]
+        typer.echo(json.dumps({"folder": storage.url, "findings": listed}, indent=2))
+    else:
+        count = len(findings)
+        what = "everything is well" if not count else f"{count} finding{'s' * (count > 1)}"
+        say(f"{storage.url}: {what}")
+    if findings:
+        raise typer.Exit(1)

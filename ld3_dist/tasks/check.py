@@ -1,0 +1,263 @@
+"""Everything in the output folder of a sweep, verified from the files alone.
+
+    experiment.json     is there and readable
+    rows                readable; every file holds the rows that its name says; every cell with
+                        learned rows has its hand-made grids; no trial failed
+    schedules           one for each learned row that came out ok, and equal to it
+    evaluations         readable, and there for the rows that a sweep evaluates
+    pairs               shards by their own digests and by length and hash in the manifest
+    samples             readable; there for cells of images
+    failures, studies   readable
+    parts, checkpoints, temporary files     left over from a process that was killed
+
+Models are not opened, so that a folder can be checked on any machine. The next run of the sweep
+makes again what `remedy` says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.errors import InputError
+from ..core.text import file_name
+from ..core.user_code import label
+from ..experiment.plan import digest
+from ..store.pairs import BadShard, Manifest, read_shard
+from ..store.results import load_results
+from ..store.sealed import unseal
+from ..store.storage import Storage
+from ..store.tables import SUFFIX, read_records, read_table
+from .schedules import complaint, schedule_name
+
+Rows = list[dict[str, Any]]
+
+AGAIN = "the next sweep makes it again"
+LEARN = "the next sweep learns its trial again"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong in an output folder.
+
+    file: its name in the folder.
+    problem: what is wrong with it.
+    remedy: what the next sweep does about it, or what you can do.
+    """
+
+    file: str
+    problem: str
+    remedy: str
+
+
+def check(storage: Storage) -> Iterator[Finding]:
+    """Everything that is wrong in an output folder, in the order of its parts.
+
+    Raises InputError where there is no folder, or no sweep in it.
+    """
+    if not storage.exists():
+        raise InputError(f"{storage.url}: no such folder; give the output folder of a sweep")
+    if not any(storage.exists(name) for name in ("experiment.json", "rows", "pairs")):
+        raise InputError(f"{storage.url}: holds no sweep; give the output folder of one")
+    experiment: dict[str, Any] = {}
+    yield from _experiment(storage, experiment)
+    yield from _tables(storage)
+    rows: Rows = []
+    if storage.exists("rows"):
+        rows = [dict(row) for row in load_results(storage).to_dict("records")]
+        yield from _rows(rows, experiment)
+        yield from _schedules(storage, rows)
+        yield from _evaluations(storage, rows, experiment)
+    yield from _pairs(storage, rows)
+    yield from _samples(storage)
+    yield from _studies(storage)
+    yield from _leftovers(storage)
+
+
+def _experiment(storage: Storage, found: dict[str, Any]) -> Iterator[Finding]:
+    """Check experiment.json and put its content into `found`."""
+    try:
+        content = json.loads(storage.read_bytes("experiment.json"))
+        found |= content if isinstance(content, dict) and "fingerprint" in content else {}
+    except FileNotFoundError:
+        yield Finding("experiment.json", "is missing", AGAIN)
+        return
+    except (ValueError, RecursionError) as error:
+        yield Finding("experiment.json", f"is damaged ({error})", AGAIN)
+        return
+    if not found:
+        yield Finding("experiment.json", "does not describe an experiment", AGAIN)
+
+
+def _tables(storage: Storage) -> Iterator[Finding]:
+    """Files of tables that cannot be read, or hold what their names do not say."""
+    remedies = {
+        "rows": AGAIN,
+        "evaluations": f"{AGAIN}, if it is still wanted; else remove it",
+        "failures": "remove it: the record of an earlier failure is lost",
+    }
+    for folder, remedy in remedies.items():
+        for name in storage.list(folder):
+            stem = name.removeprefix(f"{folder}/").removesuffix(SUFFIX)
+            if not name.endswith(SUFFIX):
+                yield Finding(name, "is no part of a sweep", "remove it")
+                continue
+            try:
+                records = read_records(storage, folder, stem)
+            except InputError as error:
+                yield Finding(name, str(error), "update ld3_dist")
+                continue
+            if records is None:
+                yield Finding(name, "cannot be read", remedy)
+            elif folder != "failures" and not _named(folder, stem, records):
+                yield Finding(name, "holds what belongs to another file", remedy)
+
+
+def _named(folder: str, stem: str, records: list[dict[str, Any]]) -> bool:
+    """True if the records of a file are those that its name says."""
+    keys = [str(record["key"]) for record in records]
+    if folder == "rows":
+        numbered = [f"{stem}-{i}" for i in range(len(keys))]
+        baseline = stem.startswith("baseline-") and all(k.startswith(f"{stem}-") for k in keys)
+        return bool(keys) and (keys == numbered or baseline)
+    return len(keys) == 1 and stem in (file_name(keys[0]), keys[0].replace(":", "_"))
+
+
+def _rows(rows: Rows, experiment: dict[str, Any]) -> Iterator[Finding]:
+    owner = experiment.get("fingerprint")
+    for row in rows:
+        file = f"rows/{_file_of(row)}{SUFFIX}"
+        if owner and row["experiment"] != owner:
+            yield Finding(file, "belongs to another experiment", "move it to a folder of its own")
+        if row["status"] == "failed":
+            yield Finding(file, f"the trial failed: {row['message']}", "the next sweep tries again")
+    learned, grids = (
+        {row["cell"] for row in rows if row["kind"] == kind} for kind in ("learned", "baseline")
+    )
+    for cell in sorted(learned - grids):
+        yield Finding("rows", f"cell {cell} has no hand-made grids", AGAIN)
+
+
+def _file_of(row: dict[str, Any]) -> str:
+    """The file of a row without its suffix: a trial's key, or that of a cell's grids."""
+    key = str(row["key"])
+    return "-".join(key.split("-")[:2]) if row["kind"] == "baseline" else key.rpartition("-")[0]
+
+
+def _schedules(storage: Storage, rows: Rows) -> Iterator[Finding]:
+    known = set()
+    for row in rows:
+        if (row["kind"], row["status"]) != ("learned", "ok"):
+            continue
+        name = schedule_name(row["key"])
+        known.add(name)
+        if reason := complaint(storage, row):
+            problem = reason.removeprefix(f"{storage.address(name)}: ")
+            config = json.loads(row["settings"]).get("learn", {})
+            remedy = LEARN if config.get("coefficients") else f"{AGAIN}, from its row"
+            yield Finding(name, problem, remedy)
+    for name in storage.list("schedules"):
+        if name not in known:
+            yield Finding(name, "belongs to no row", f"{LEARN}, or nothing needs it: remove it")
+
+
+def _evaluations(storage: Storage, rows: Rows, experiment: dict[str, Any]) -> Iterator[Finding]:
+    """Rows and teachers whose evaluation is missing, where a sweep has begun to evaluate."""
+    there = set(read_table(storage, "evaluations")["key"])
+    settings = experiment.get("settings", {})
+    if not there and not storage.list("evaluations"):
+        return
+    distance = settings.get("distance")
+    for row in evaluated_rows(rows, distance and label(distance)):
+        if row["key"] not in there:
+            yield Finding(f"evaluations/{file_name(row['key'])}{SUFFIX}", "is missing", AGAIN)
+    for teacher in sorted(_teachers(rows)):
+        name = f"teacher:{teacher}"
+        if name not in there:
+            yield Finding(f"evaluations/{file_name(name)}{SUFFIX}", "is missing", AGAIN)
+
+
+def evaluated_rows(rows: Rows, distance: str | None) -> Rows:
+    """Rows that a sweep evaluates: hand-made grids, and the members of each cell's best trial.
+
+    Args:
+        distance: the experiment's own, which the grids are compared in; any if not known.
+    """
+    ok = [row for row in rows if row["status"] == "ok"]
+    best = {(row["cell"], row["trial"]) for row in ok if row["best"]}
+    return [
+        row
+        for row in ok
+        if (row["kind"] == "baseline" and distance in (None, row["distance"]))
+        or (row["kind"] == "learned" and (row["cell"], row["trial"]) in best)
+    ]
+
+
+def _teachers(rows: Rows) -> set[str]:
+    return {row["teacher"] for row in rows if isinstance(row["teacher"], str)}
+
+
+def _pairs(storage: Storage, rows: Rows) -> Iterator[Finding]:
+    files = storage.list("pairs", recursive=True)
+    teachers = {name.split("/")[1] for name in files}
+    for key in sorted(_teachers(rows) - teachers):
+        yield Finding(f"pairs/{key}", "is missing, and rows were learned from it", AGAIN)
+    for key in sorted(teachers):
+        inside = [name.rpartition("/")[2] for name in files if name.split("/")[1] == key]
+        yield from _shards(storage.child(f"pairs/{key}"), f"pairs/{key}", key, inside)
+
+
+def _shards(folder: Storage, where: str, key: str, inside: list[str]) -> Iterator[Finding]:
+    try:
+        manifest = Manifest.load(folder)
+        problem = "is missing" if manifest is None else ""
+    except (InputError, ValueError, AttributeError, TypeError):
+        manifest, problem = None, "is damaged"
+    if problem:
+        yield Finding(f"{where}/manifest.json", problem, AGAIN)
+    elif manifest is not None and digest(dict(manifest.meta)) != key:
+        yield Finding(f"{where}/manifest.json", "belongs to another teacher", AGAIN)
+        manifest = None
+    listed = {shard.name: shard for shard in manifest.shards} if manifest else {}
+    for name in sorted({*listed, *(n for n in inside if n.endswith(".safetensors"))}):
+        try:
+            read_shard(folder, listed.get(name, name), manifest.meta if manifest else None)
+        except BadShard as error:
+            problem = error.reason
+            yield Finding(f"{where}/{name}", problem, AGAIN)
+        except (InputError, TypeError, ValueError) as error:
+            yield Finding(f"{where}/{name}", f"is of another format ({error})", "remove it")
+
+
+def _samples(storage: Storage) -> Iterator[Finding]:
+    for name in storage.list("samples"):
+        try:
+            about, _ = unseal(storage.read_bytes(name))
+        except InputError as error:
+            yield Finding(name, str(error), AGAIN)
+            continue
+        if name != f"samples/{file_name(str(about.get('cell')))}.safetensors":
+            yield Finding(name, f"shows cell {about.get('cell')}", AGAIN)
+
+
+def _studies(storage: Storage) -> Iterator[Finding]:
+    name = "studies.journal"
+    if not storage.exists(name):
+        return
+    try:
+        for line in storage.read_bytes(name).decode().splitlines():
+            json.loads(line)
+    except ValueError as error:
+        yield Finding(name, f"is damaged ({error})", AGAIN)
+
+
+def _leftovers(storage: Storage) -> Iterator[Finding]:
+    """What a process left that was killed; a sweep uses or removes it."""
+    for name in storage.list("parts", recursive=True):
+        yield Finding(name, "is left over from an evaluation", "the next sweep goes on from it")
+    for name in storage.list("checkpoints"):
+        yield Finding(name, "is left over from a trial", "the next sweep goes on from it")
+    for name in storage.temporary():
+        yield Finding(name, "is left over from a write", "the next sweep removes it")
