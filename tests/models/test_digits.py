@@ -362,7 +362,7 @@ def test_weights_that_do_not_fit_name_the_tensor(tmp_path):
 def test_sizes_and_settings_validate_themselves():
     with pytest.raises(ValueError, match="multiples of groups"):
         NetworkConfig(channels=(12, 16))
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="from 1 to 1024"):
         NetworkConfig(blocks=(0, 1))
     with pytest.raises(ValueError, match="steps must be positive"):
         TrainConfig(steps=0)
