@@ -17,6 +17,7 @@ from ..store.storage import Storage
 from .check import Check
 
 ANOTHER = "give another --output"
+MADE_AGAIN = "a sweep makes it again if rows and pairs are this experiment's, and refuses otherwise"
 
 
 def storage_checks(output: str, fingerprint: str | None) -> Iterator[Check]:
@@ -61,12 +62,12 @@ def _owner(storage: Storage, found: bytes | None, empty: bool, fingerprint: str 
     if found is None:
         if empty or not (storage.exists("rows") or storage.exists("pairs")):
             return Check("storage", name, "ok", "none yet")
-        detail = "there are some, but no experiment.json"
-        return Check("storage", name, "missing", detail, ANOTHER)
+        detail = f"there are some, but no experiment.json: {MADE_AGAIN}"
+        return Check("storage", name, "note", detail)
     try:
         owner = json.loads(found).get("fingerprint")
     except (ValueError, AttributeError):
-        return Check("storage", name, "missing", "experiment.json is damaged", ANOTHER)
+        return Check("storage", name, "note", f"experiment.json is damaged: {MADE_AGAIN}")
     if fingerprint is None:
         detail = f"of an experiment with fingerprint {owner}; this one's is not known yet"
         return Check("storage", name, "note", detail)

@@ -160,6 +160,8 @@ def test_whose_folder_it_is(tmp_path: Path) -> None:
         (folder / "experiment.json").write_text(json.dumps({"fingerprint": fingerprint}))
     file.write_text("")
     assert missing(DIGITS, mine) == ""
+    (mine / "experiment.json").write_text("{")
+    assert missing(DIGITS, mine) == ""  # a sweep makes it again
     assert "another experiment's (fingerprint 0123)" in missing(DIGITS, other)
     assert "is a file, and a folder is to be written" in missing(DIGITS, file)
 

@@ -11,7 +11,7 @@ from command_line import call, elsewhere  # noqa: F401  a fixture
 
 import ld3_dist as ld3
 from ld3_dist.experiment import parse_experiment
-from ld3_dist.store.storage import open_storage
+from ld3_dist.store.opening import open_storage
 from ld3_dist.tasks.baselines import run_baselines
 from ld3_dist.tasks.planning import make_plan
 from ld3_dist.tasks.teach import make_shard, seal
