@@ -73,8 +73,9 @@ def test_reader_takes_plain_and_compressed_files(data):
         (idx(np.zeros((3, 28, 28))) + b"x", "too long"),
         (idx(np.zeros(3)), "not an IDX file of images"),
         (b"", "not an IDX file of images"),
-        (gzip.compress(idx(np.zeros((3, 28, 28))))[:-9], "cannot be read"),
+        (gzip.compress(idx(np.zeros((3, 28, 28))), mtime=0)[:-9], "cannot be read"),
     ],
+    ids=["cut", "head", "long", "labels", "empty", "half"],
 )
 def test_reader_refuses_damaged_files(tmp_path, content, message):
     file = tmp_path / "train-images-idx3-ubyte"
