@@ -37,6 +37,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(group))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A worker whose groups got no mark in the names would run two Rays at once."""
+    config = session.config
+    if "PYTEST_XDIST_WORKER" not in os.environ or not config.getoption("loadgroup", False):
+        return
+    for item in session.items:
+        if item.get_closest_marker("xdist_group") and "@" not in item.nodeid:
+            raise pytest.UsageError("this pytest-xdist does not keep groups of tests together")
+
+
 def group_of(item: pytest.Item) -> str | None:
     """The group of a test, None where it may run anywhere."""
     path = item.path.relative_to(TESTS)
