@@ -64,6 +64,7 @@ def test_the_table_of_the_benchmarks_is_measured() -> None:
          "default", "paper", True),
         (BENCHMARKS, "`coefficients` / `paper` {mean:.2f}", "coefficients", "paper", False),
     ],
+    ids=["readme default", "readme coefficients", "page default", "page coefficients"],
 )  # fmt: skip
 def test_ratios_in_prose(page: str, sentence: str, method: str, base: str, worst: bool) -> None:
     ratios = [a / b for a, b in zip(fresh(method), fresh(base), strict=True)]

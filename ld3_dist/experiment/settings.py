@@ -131,12 +131,6 @@ class Experiment(Strict):
             raise ValueError(
                 f"axis {key!r} stands both in search.grid and in search.optuna: keep one"
             )
-        if key == "distance" and self.search.optuna and self.search.sampler == "tpe":
-            raise ValueError(
-                f"{name} with search.optuna and the sampler 'tpe': losses in two distances are not "
-                "comparable, so that Optuna would follow their scales; use the sampler 'random' or "
-                "'qmc', or one experiment for each distance"
-            )
         if not isinstance(axis, Range):
             for value in unique(name, axis):
                 _check(procedure, key, value, name)
@@ -147,6 +141,12 @@ class Experiment(Strict):
         _check(procedure, key, axis.high, name)
 
     def _check_distances(self) -> None:
+        if "distance" in self.search.axes and self.search.optuna and self.search.sampler == "tpe":
+            raise ValueError(
+                f"{self.search.axes['distance'][0]} with search.optuna and the sampler 'tpe': "
+                "losses in two distances are not comparable, so that Optuna would follow their "
+                "scales; use the sampler 'random' or 'qmc', or one experiment for each distance"
+            )
         entries = {name: distance_entry(name) for name in self.distances}
         for name, entry in entries.items():
             if self.loss_space == "latent" and entry.space == "image":

@@ -49,7 +49,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 def plan_of(data: dict[str, Any], hashes: str = "h") -> Plan:
     experiment = parse_experiment(data)
-    return Plan(experiment, {model.label: hashes for model in experiment.models})
+    return Plan(experiment, {m.label: f"{hashes} {m.label}" for m in experiment.models})
 
 
 # each: what is set, and all that the message must say: key, value, remedy

@@ -121,7 +121,7 @@ def test_bad_input_is_named(
     assert "guidance=2.0" in attempt(folders["pixel"], guidance=2.0)
     assert "unconditional" in attempt(folders["latent"], guidance=2.0)
     assert "give prompts" in attempt(folders["sd"])
-    assert f"{str(empty)!r} is empty" in attempt(folders["sd"], prompts=str(empty))
+    assert f"{empty}: is empty" in attempt(folders["sd"], prompts=str(empty))
     assert "nowhere.txt" in attempt(folders["sd"], prompts="nowhere.txt")
     assert "classes" in attempt(folders["sd"], classes=prompts)
     assert "prompts" in attempt(folders["dit"], prompts=prompts)

@@ -5,6 +5,7 @@ loop, a comparison.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,31 @@ def stock(folder: Path) -> Any:
     return pipeline
 
 
+@dataclass(frozen=True)
+class _To:
+    """A denoiser with the same noise schedule to another end."""
+
+    inner: Denoiser
+    noise: FlowMatching
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.inner.shape
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+        return self.inner(x, t, condition)
+
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner.decode(x)
+
+
 def ours(
     denoiser: Denoiser, knots: list[float], noise: torch.Tensor, condition: Condition
 ) -> torch.Tensor:
     solver, schedule = make_solver("ddim"), denoiser.noise
     if isinstance(schedule, FlowMatching):  # stock pipelines integrate to 0
         schedule = FlowMatching(t_min=1e-6)
+        denoiser = _To(denoiser, schedule)
     grid = solver.coupled(schedule, torch.tensor(knots, dtype=torch.float64))
     with torch.no_grad():
         return sample(denoiser, solver.tableau(schedule, grid), noise, condition)

@@ -191,7 +191,7 @@ def test_noise_moves_only_where_its_loss_falls(
     are refused.
     """
     still = replace(
-        CONFIG, gamma=0.5, lr=0.0, lr_times=0.0, epochs=3
+        CONFIG, gamma=0.5, lr=1e-300, lr_times=0.0, epochs=3
     )  # a move is judged at the next visit
     for lr_noise in (0.05, 1.0):
         session = run_session(mixture, train, valid, replace(still, lr_noise=lr_noise))
@@ -227,7 +227,7 @@ def test_network_evaluations_are_counted(mixture: Mixture, train: Pairs, valid: 
 
 
 def test_early_stopping_by_patience(mixture: Mixture, train: Pairs, valid: Pairs) -> None:
-    still = replace(CONFIG, lr=0.0, lr_times=0.0, gamma=0.0, epochs=30, patience=3)
+    still = replace(CONFIG, lr=1e-300, lr_times=0.0, gamma=0.0, epochs=30, patience=3)
     steps = list(learn(Problem(mixture, SOLVER, start_of("karras"), train, valid, L2), still))
     assert [p.epoch for p in steps] == [0, 1, 2, 3]
 
@@ -260,7 +260,7 @@ def test_coefficients_are_learned(mixture: Mixture, train: Pairs, valid: Pairs) 
     """On a grid held still the coefficients alone bring the loss down, and the table that comes
     back has them.
     """
-    still = replace(CONFIG, lr=0.0, lr_times=0.0, gamma=0.0, epochs=10, lr_coefficients=0.01)
+    still = replace(CONFIG, lr=1e-300, lr_times=0.0, gamma=0.0, epochs=10, lr_coefficients=0.01)
     fixed = last(learn(Problem(mixture, SOLVER, start_of("karras"), train, valid, L2), still))
     free = last(
         learn(
