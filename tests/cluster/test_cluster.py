@@ -124,6 +124,7 @@ def test_a_killed_driver_leaves_no_workers_and_the_same_command_goes_on(
     assert chaos.left_over(out) == []
 
 
+@pytest.mark.slow
 def test_a_lost_head_ends_the_driver_with_a_message_and_another_cluster_goes_on(
     chaos: Any, nodes: Any, file: Path, expected: pd.DataFrame
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_lost_head_ends_the_driver_with_a_message_and_another_cluster_goes_on(
     assert chaos.difference(out, expected) == ""
 
 
+@pytest.mark.slow
 def test_workers_killed_while_they_upload(endpoint: str, tmp_path: Path) -> None:  # noqa: F811
     """Half-way through every file of rows, in actors, in trials and in the driver: then again,
     undisturbed.

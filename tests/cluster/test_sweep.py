@@ -430,6 +430,7 @@ def test_a_folder_in_use_is_refused(
         assert files_of(tmp_path / "out", "rows", "pairs") == before
 
 
+@pytest.mark.slow
 def test_a_driver_that_loses_its_lock_stops_writing(
     finished: Finished, cluster: None, tmp_path: Path
 ) -> None:

@@ -119,7 +119,7 @@ def test_noise_levels_are_stratified():
 
 
 def test_training_learns_and_repeats(data):
-    config = TrainConfig(steps=30, batch=8, warmup=5, report=10)
+    config = TrainConfig(steps=150, batch=8, warmup=5, report=50)
     runs = [list(train_network(config, data, SMALL)) for _ in range(2)]
     assert runs[0][-1].loss < runs[0][0].loss
     assert [p.loss for p in runs[0]] == [p.loss for p in runs[1]]
