@@ -22,6 +22,7 @@ a run and a resumed one, may differ. Finished trials are never done again, stopp
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 
@@ -57,7 +58,8 @@ class Rungs:
         here = {self.spec.key: mine}
         for name in self.storage.list(folder):
             key, _, gain = name.rpartition("/")[2].partition("~")
-            here.setdefault(key, float(gain))
+            with contextlib.suppress(ValueError):  # a file of somebody else's
+                here.setdefault(key, float(gain))
         return sum(other > mine for other in here.values()) >= len(here) / self.asha.reduction
 
     def _is_rung(self, epoch: int) -> bool:

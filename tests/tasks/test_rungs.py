@@ -101,6 +101,20 @@ def test_who_goes_on_is_who_the_rule_says(reduction: int, tmp_path: Path) -> Non
         assert expected[losses.index(min(losses))]
 
 
+def test_files_of_somebody_else_are_no_notes(tmp_path: Path) -> None:
+    plan, storage = plan_of({"grace": 4, "reduction": 2}), open_storage(tmp_path)
+    measured(plan, storage, BASELINE, BASELINE)
+    losses = [0.5, 0.4, 0.6]
+    alone = open_storage(tmp_path / "alone")
+    measured(plan, alone, BASELINE, BASELINE)
+    expected = arrivals(plan, alone, losses, 4)
+    assert arrivals(plan, storage, losses[:1], 4) == expected[:1]
+    (note,) = storage.list("rungs", recursive=True)
+    for stray in (".DS_Store", "stray~better"):
+        storage.write_bytes(f"{note.rpartition('/')[0]}/{stray}", b"x")
+    assert arrivals(plan, storage, losses, 4) == expected
+
+
 def test_orders_with_a_known_end(tmp_path: Path) -> None:
     """Each better than all before: all go on. Each worse: the first alone. Equals do not stop each
     other.
