@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from ld3_dist.cli.app import app
 from ld3_dist.schedule.file import load_schedule
+from ld3_dist.schedule.provenance import provenance
 from ld3_dist.store.opening import open_storage
 from ld3_dist.tasks.check import Finding, check
 
@@ -63,11 +64,13 @@ DAMAGES: dict[str, Damage] = {
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which a sweep is finished; not to be changed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LD3_DIST_COMMIT", "none")
+        patch.setenv("LD3_DIST_COMMIT", "none")  # asking git takes as long as a sweep
+        provenance.cache_clear()
         folder = tmp_path_factory.mktemp("finished") / "out"
         sweep(open_storage(folder), changed(**SMALL))
         shutil.rmtree(folder / "parts")
         yield folder
+    provenance.cache_clear()  # the tests that follow have a commit again
 
 
 def findings(folder: Path) -> list[Finding]:
