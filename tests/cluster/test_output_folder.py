@@ -19,7 +19,7 @@ from ld3_dist.cluster.output_folder import check_claim, claim, read_claim, with_
 from ld3_dist.core.errors import InputError
 from ld3_dist.experiment import parse_experiment
 from ld3_dist.experiment.plan import Plan, content_of_conditioning
-from ld3_dist.models.digits.denoiser import NETWORK_FILE, NETWORK_KIND
+from ld3_dist.models.digits import NETWORK
 from ld3_dist.models.weights import read_tensors, save_tensors
 from ld3_dist.report import write_report
 from ld3_dist.store.opening import open_storage
@@ -50,8 +50,8 @@ def refused(storage: Storage, plan: Plan) -> str:
 def weights_at(file: Path, scale: float = 1.0) -> dict[str, Any]:
     """A model whose weights are a file; `scale` changes them."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    tensors, config = read_tensors(NETWORK_FILE, NETWORK_KIND, "")
-    save_tensors(file, {name: t * scale for name, t in tensors.items()}, NETWORK_KIND, config)
+    tensors, config = read_tensors(NETWORK.file, NETWORK.kind, "")
+    save_tensors(file, {name: t * scale for name, t in tensors.items()}, NETWORK.kind, config)
     return {"model": f"digits:{file}"}
 
 
