@@ -1,4 +1,4 @@
-"""Checks of the place for results: it can be reached and written to, and is no other experiment's.
+"""Checks of the place for results: it can be written to, and belongs to no other experiment.
 
 A file is written there and removed at once; nothing is left behind.
 """
@@ -52,7 +52,7 @@ def existing(path: Path) -> Path:
 
 
 def _owner(storage: Storage, found: bytes | None, empty: bool, fingerprint: str | None) -> Check:
-    """Check to which experiment the results in a folder belong.
+    """Check that the results in a folder belong to this experiment.
 
     Args:
         found: bytes of its experiment.json, if there is one.

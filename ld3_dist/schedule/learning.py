@@ -1,6 +1,6 @@
-"""Learning one cell: from a model, a solver, an NFE and teacher pairs to a schedule.
+"""Learning of one cell: a model, a solver, an NFE and teacher pairs give a schedule.
 
-`ld3-dist learn`, a trial of a sweep, the benchmarks and Python all come through here.
+`ld3-dist learn`, a trial of a sweep, the benchmarks and Python all call these functions.
 
     learning   a generator over epochs, of all members (seeds x starts) side by side
     learn      the best member as a Schedule, compared with the hand-made grids
@@ -41,7 +41,7 @@ SEEDS = 1000
 """Member seed s of a sweep with seed S draws its batches with seed SEEDS * S + s."""
 
 ROUNDING = 1e-4
-"""Relative difference of two losses that parts of another size may make."""
+"""Relative difference of two losses that comes from splitting samples into other parts."""
 
 Start = str | Schedule
 """A start by name, or another schedule of the same model."""
@@ -131,19 +131,19 @@ def learn(
 ) -> Schedule:
     """Learn one schedule for one model, here and now.
 
-    Several starts are learned side by side and the best result is kept. Where a hand-made grid is
+    Several starts are learned side by side and the best result is kept. If a hand-made grid is
     better still, that grid is returned, and a warning says so.
 
     Args:
         pairs, valid: as for `learning`; 100 teacher pairs of `seed` are made if not given.
-        teacher: solver/NFE/grid that the pairs are made with if they are not given, and what the
-            schedule's provenance says.
-        space: "image" or "latent": what the pairs hold of a latent model.
+        teacher: solver/NFE/grid, written into the schedule's provenance. If no pairs are given,
+            they are made with it.
+        space: "image" or "latent", the space of the pairs' targets.
         baselines: hand-made grids to compare with.
         on_progress: called after every epoch.
         settings: of the procedure, by name: procedure="paper", gamma=0, coefficients=True, seed=1.
 
-    Raises InputError for anything that cannot be used, before any work, and Diverged where the
+    Raises InputError for anything that cannot be used, before any work, and Diverged if the
     model's samples are not finite.
 
     >>> import ld3_dist as ld3
@@ -213,7 +213,7 @@ def check_before(
     check_writable(model.noise)
     student = check_student(solver, nfe)
     names = tuple(starts) or procedures.get(config.procedure).starts
-    for name in names:  # those that need no pairs are made now, so that a bad one costs no work
+    for name in names:  # starts that need no pairs are made now, so that a bad one costs no work
         if isinstance(name, Schedule) or not looks_at_pairs(name):
             knots_of(name, model, student, nfe, None)
     try_start("uniform", model, solver, nfe)

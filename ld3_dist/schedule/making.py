@@ -1,4 +1,4 @@
-"""From what was learned to a Schedule: the one place where schedule files get their content."""
+"""The content of schedule files: the one place where a learned grid becomes a Schedule."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 
 class Conv(nn.Module):
-    """Convolution [B, c_in, h, w] -> [B, c_out, h', w'], with a filtered resampling by 2 before it.
+    """Convolution [B, c_in, h, w] -> [B, c_out, h', w'], after a filtered resampling by 2.
 
     Args:
         kernel: odd size; 0 for a resampling alone.
@@ -56,7 +56,7 @@ class Conv(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Filter, then convolve (or the other way round)."""
+        """Filter and convolve, or convolve and filter."""
         pad = self.kernel // 2
         if self.filter_last:
             margin = (self.resample_filter.shape[-1] - 1) // 2
@@ -139,7 +139,7 @@ class Block(nn.Module):
             self.proj = Conv(c_out, c_out, 1)
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        """One block."""
+        """x [B, c_in, h, w], e [B, E] -> [B, c_out, h', w']."""
         h = self.conv0(functional.silu(self.norm0(x)))
         modulation = self.affine(e)[:, :, None, None]
         if self.style.adaptive:
@@ -166,10 +166,12 @@ class Positional(nn.Module):
     def __init__(self, channels: int, endpoint: bool, sine_first: bool) -> None:
         super().__init__()
         self.waves, self.sine_first = channels // 2, sine_first
-        self.last = self.waves - 1 if endpoint else self.waves  # whether 1/10000 itself is reached
+        self.last = (
+            self.waves - 1 if endpoint else self.waves
+        )  # True if 1/10000 itself is the last frequency
 
     def forward(self, time: Tensor) -> Tensor:
-        """In the dtype of time: half precision would lose the phase of 999 * t."""
+        """Embeddings in the dtype of time; half precision would lose the phase of 999 * t."""
         exponent = torch.arange(self.waves, device=time.device, dtype=time.dtype) / self.last
         return _waves(time[:, None] * 10_000.0**-exponent, self.sine_first)
 
@@ -192,7 +194,7 @@ class Fourier(nn.Module):
         return self
 
     def forward(self, time: Tensor) -> Tensor:
-        """In the dtype of time."""
+        """Embeddings in the dtype of time."""
         return _waves(time[:, None] * (2 * math.pi * self.freqs).to(time.dtype), sine_first=True)
 
 
