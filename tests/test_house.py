@@ -349,3 +349,32 @@ def test_the_package_loads_only_what_every_use_needs() -> None:
 def test_the_help_of_the_command_line_loads_neither_ray_nor_torch() -> None:
     loaded = loaded_by("import ld3_dist.cli.app")
     assert not loaded & {"ray", "optuna", "pandas", "matplotlib", "torch"}
+
+
+CLEAN = {"core", "models", "schedule", "training_free", "integrations", "doctor"}
+"""Rooms whose docstrings have been read by this rule; every room is to be one of them."""
+NOUN_CLAUSE = re.compile(r"(What|Where|Who|Whether|Is|Are|How)\b")
+
+
+def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, text) of the docstrings of a module and of everything public in it."""
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for node in ast.walk(tree):
+        if isinstance(node, kinds) and not getattr(node, "name", "").startswith("_"):
+            if text := ast.get_docstring(node):
+                yield getattr(node, "lineno", 1), text
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if room_of(f) in CLEAN], ids=name_of)
+def test_docstrings_say_what_a_thing_does_or_is(file: Path) -> None:
+    for line, text in docstrings(ast.parse(file.read_text(encoding="utf-8"))):
+        first = text.splitlines()[0]
+        assert not NOUN_CLAUSE.match(first), f"{file}:{line}: {first}"
+
+
+def test_docstrings_are_found() -> None:
+    source = '"""Where."""\nclass A:\n    """Is it?"""\n    def f(self):\n        """How."""\n'
+    found = list(docstrings(ast.parse(source + 'def _g():\n    """Who."""\n')))
+    assert found == [(1, "Where."), (2, "Is it?"), (4, "How.")]
+    assert all(NOUN_CLAUSE.match(text) for _, text in found)
+    assert not NOUN_CLAUSE.match("Isotropic noise, whatever it is.")

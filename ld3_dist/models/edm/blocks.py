@@ -1,13 +1,16 @@
 """The parts of EDM's U-Nets: resampling convolutions, the residual block, embeddings of time.
 
-A block is   h = conv1(silu(affine(norm1(conv0(silu(norm0(x)))))))   with the embedding e [B, E]
-             entering as a shift
-(DDPM++, NCSN++) or as a scale and a shift (ADM), then  s (h + skip(x)),  then, where there is
-attention,
-s (x + proj(attention(qkv(norm2(x))))).  Dropout does nothing when sampling and is left out.
+A block computes, with a factor s,
 
-Names of parameters are those of the published checkpoints (Karras et al. 2022), which load
-strictly."""
+    h = conv1(silu(affine(norm1(conv0(silu(norm0(x)))))))
+    x = s (h + skip(x))
+    x = s (x + proj(attention(qkv(norm2(x)))))         if it has attention
+
+The embedding e [B, E] enters in `affine`, as a shift (DDPM++, NCSN++) or as a scale and a shift
+(ADM). Dropout does nothing when sampling and is left out.
+
+Parameters have the names of the published checkpoints (Karras et al. 2022), which load strictly.
+"""
 
 from __future__ import annotations
 
@@ -94,14 +97,16 @@ class SwappedLinear(nn.Linear):
 
 @dataclass(frozen=True)
 class BlockStyle:
-    """What distinguishes the blocks of the two families.
+    """The differences between the blocks of the two families.
 
-    embedding: width of e.  head: channels per attention head, 0 for one head of all.  scale: factor
-                            s after each
-    residual sum.  eps: of the normalisations.  adaptive: e enters as scale and shift, not as shift
-                   alone.
-    project: resampled skips have a 1x1 convolution even when the number of channels stays.  taps:
-    resampling filter."""
+    embedding: width of e.
+    head: channels per attention head; 0 for one head with all channels.
+    scale: factor s after each residual sum.
+    eps: of the normalisations.
+    adaptive: True if e enters as scale and shift, not as shift alone.
+    project: True if resampled skips always have a 1x1 convolution.
+    taps: the resampling filter.
+    """
 
     embedding: int
     head: int

@@ -1,11 +1,11 @@
 """`edm:FILE`: an EDM checkpoint as a Denoiser.
 
-FILE is a .pkl, a .safetensors written by `convert`, or an http(s) URL. The prediction of the network
-F follows from the checkpoint's outermost class. In the variance-exploding frame x = x_0 + sigma z:
+FILE is a .pkl, a .safetensors written by `convert`, or an http(s) URL. The checkpoint's outermost
+class determines the prediction of its network F. In the variance-exploding frame x = x_0 + sigma z:
 
     EDMPrecond   D = c_skip x + c_out F(c_in x, ln(sigma) / 4)                 sigma in [0.002, 80]
-    VPPrecond    D = x - sigma F(x / sqrt(sigma^2 + 1), (M - 1) t)       sigma(t) of
-                 VPLinear(beta_min, + beta_d)
+    VPPrecond    D = x - sigma F(x / sqrt(sigma^2 + 1), (M - 1) t)
+                 with sigma(t) of VPLinear(beta_min, beta_min + beta_d)
     VEPrecond    D = x + sigma F(x, ln(sigma / 2))                             sigma in [0.02, 100]
 
 (Karras et al. 2022, table 1). The second predicts the noise of a variance-preserving process in t,
