@@ -358,11 +358,12 @@ NOUN_CLAUSE = re.compile(r"(What|Where|Who|Whether|Is|Are|How)\b")
 
 def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """(line, text) of the docstrings of a module and of everything public in it."""
-    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(tree):
-        if isinstance(node, kinds) and not getattr(node, "name", "").startswith("_"):
-            if text := ast.get_docstring(node):
-                yield getattr(node, "lineno", 1), text
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        public = not getattr(node, "name", "").startswith("_")
+        if public and (text := ast.get_docstring(node)):
+            yield getattr(node, "lineno", 1), text
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if room_of(f) in CLEAN], ids=name_of)

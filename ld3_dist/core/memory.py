@@ -15,7 +15,7 @@ Made = TypeVar("Made")
 log = logging.getLogger("ld3_dist")
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-"""Words by which a RuntimeError of MPS, the CPU's allocator or a CUDA library means lack of memory.
+"""Words of a RuntimeError of MPS, the CPU's allocator or a CUDA library that lacks memory.
 
 PyTorch's own OutOfMemoryError is raised by CUDA's allocator alone.
 """

@@ -38,7 +38,7 @@ MACHINERY = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 COMPILER = ("torch._dynamo", "torch._inductor", "torch._functorch")
 
 PATHS = ("_name_or_path", "name_or_path")
-"""Entries of configurations with the place of weights; the weights enter the hash, not the place."""
+"""Entries with the place of weights; the weights enter the hash, not their place."""
 
 
 def weights_hash(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:

@@ -12,8 +12,8 @@
 
 Only the scheduler's configuration and table are used, never its stepping, because grid and solver
 are ours to choose. `scheduler_options` lists the options that are read and those that are refused.
-`shift` is kept as a fact: by s -> shift s / (1 + (shift - 1) s) the pipeline spaces its steps. It is
-no part of the process.
+`shift` is kept as a fact: by s -> shift s / (1 + (shift - 1) s) the pipeline spaces its steps. It
+is no part of the process.
 """
 
 from __future__ import annotations
