@@ -32,10 +32,7 @@ TRAINING: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class UNetSettings:
-    """Settings of the U-Net, named as in its YAML.
-
-    context_dim: None if it attends to no condition.
-    """
+    """Settings of the U-Net, named as in its YAML; context_dim is None without a condition."""
 
     image_size: int
     in_channels: int
@@ -153,10 +150,7 @@ SCHEDULES = {
 
 
 def _conditioning(top: Section, unet: UNetSettings) -> int | None:
-    """The number of classes, if the YAML gives it.
-
-    Raises InputError for every conditioning except on classes or on nothing.
-    """
+    """The number of classes, if given; InputError unless conditioned on classes or nothing."""
     stage, given = top.get("cond_stage_config"), top.get("conditioning_key")
     concat = top.switch("concat_mode", True)
     if stage == "__is_unconditional__":
