@@ -159,11 +159,11 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
     def from_schedule(
         cls, schedule: str | os.PathLike[str] | Schedule, pipeline: Any, *, force: bool = False
     ) -> LD3Scheduler:
-        """The scheduler of a schedule file (path, URL or Schedule) for a pipeline, or for the
-        pipeline's scheduler.
+        """The scheduler of a schedule file (path, URL or Schedule) for a pipeline or its scheduler.
 
-        Raises InputError naming what differs if the pipeline's noise schedule or prediction is not
-        the file's."""
+        Raises InputError, naming the difference, if the pipeline's noise schedule or prediction is
+        not the file's.
+        """
         if not isinstance(schedule, Schedule):
             where = os.fspath(schedule)
             try:
@@ -180,8 +180,9 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         guidance_scale: float | None = None,
         num_inference_steps: int | None = None,
     ) -> None:
-        """Check that this scheduler would run in a pipeline called like this. What is not given is
-        not checked.
+        """Check that this scheduler would run in a pipeline that is called like this.
+
+        An argument that is not given is not checked.
 
         Args:
             pipeline: a pipeline that has this scheduler, or the one it is to replace.
@@ -246,8 +247,9 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         generator: Any = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor]:
-        """From y_i and the network's output there to y_{i+1}, in at least float32 whatever the
-        pipeline's dtype.
+        """The next state y_{i+1}, from y_i and the network's output there.
+
+        It is computed in float32 at least, whatever the pipeline's dtype.
 
         Args:
             model_output: [B, C, ...]; a variance predicted as well (2 C channels) is cut off.
