@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from ...core.errors import InputError
 from ...core.features import Extractor
 from ..weights import check_weights, entry, read_tensors
-from .denoiser import load_frozen, packaged_hash
+from .packaged import Packaged, load_frozen
 from .unet import LARGEST
 
 
@@ -37,35 +37,16 @@ Net = TypeVar("Net", bound=Any)  # an nn.Module that is a Classifier; no type sa
 
 
 @dataclass(frozen=True)
-class EmbeddedClassifier(Generic[Net]):
-    """A packaged classifier: the name of its model, its folder and its type.
+class EmbeddedClassifier(Packaged, Generic[Net]):
+    """A packaged classifier.
 
     network: makes the classifier from the three channels of its stages.
     """
 
-    name: str
-    folder: Path
+    part: ClassVar[str] = "classifier"
+    stage: ClassVar[str] = " classifier"
+
     network: Callable[[tuple[int, int, int]], Net]
-
-    @property
-    def file(self) -> Path:
-        """The packaged weights file."""
-        return self.folder / "classifier.safetensors"
-
-    @property
-    def kind(self) -> str:
-        """The kind in the header of a weights file."""
-        return f"ld3_dist {self.name} classifier 1"
-
-    @property
-    def remedy(self) -> str:
-        """The advice in messages about a weights file."""
-        command = f"python -m ld3_dist.models.{self.name} classifier"
-        return f"reinstall ld3_dist, or train it anew with `{command}`"
-
-    def hash(self) -> str:
-        """SHA-256 of the packaged weights file."""
-        return packaged_hash(self.file)
 
     def load(
         self,

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +18,9 @@ from ...core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser, map_c
 from ...core.errors import InputError
 from ...core.noise import EDM
 from ...core.sample import sample_generator
-from ..weights import check_weights, entry, load_weights, read_tensors, sha256_of
+from ..weights import check_weights, entry, read_tensors
+from .packaged import Net, Packaged, load_frozen
 from .unet import Sizes
-
-Net = TypeVar("Net", bound=nn.Module)
-
-
-@cache
-def packaged_hash(file: Path) -> str:
-    """SHA-256 of a packaged file, which does not change while a process runs."""
-    return sha256_of(file)
-
-
-def load_frozen(net: Net, tensors: dict[str, Tensor], file: Path, remedy: str) -> Net:
-    """The network with these weights, frozen, in evaluation mode."""
-    load_weights(net, tensors, file, remedy)
-    return net.eval().requires_grad_(False)
 
 
 class Unlabelled(nn.Module):
@@ -50,41 +36,21 @@ class Unlabelled(nn.Module):
 
 
 @dataclass(frozen=True)
-class EmbeddedNetwork(Generic[Net]):
-    """A packaged network: its name, its files and its classes.
+class EmbeddedNetwork(Packaged, Generic[Net]):
+    """A packaged network with its classes.
 
-    name: of the model and of the package below `ld3_dist.models`.
-    folder: the folder with `network.safetensors`.
     shape: of one sample.
     classes: number of labels; the label `classes` stands for none.
     sizes, network: the types of its sizes and of the network, which is made from the sizes.
     """
 
-    name: str
-    folder: Path
+    part: ClassVar[str] = "network"
+    stage: ClassVar[str] = ""
+
     shape: tuple[int, ...]
     classes: int
     sizes: type[Sizes]
     network: type[Net]
-
-    @property
-    def file(self) -> Path:
-        """The packaged weights file."""
-        return self.folder / "network.safetensors"
-
-    @property
-    def kind(self) -> str:
-        """The kind in the header of a weights file."""
-        return f"ld3_dist {self.name} network 1"
-
-    @property
-    def remedy(self) -> str:
-        """The advice in messages about a weights file."""
-        return f"reinstall ld3_dist, or train it anew with `python -m ld3_dist.models.{self.name}`"
-
-    def hash(self) -> str:
-        """SHA-256 of the packaged weights file."""
-        return packaged_hash(self.file)
 
     def load_network(
         self,
