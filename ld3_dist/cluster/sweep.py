@@ -142,7 +142,7 @@ class Sweep:
         """Facts that the log gives of a sweep at its start and end."""
         about = {
             "fingerprint": plan.fingerprint,
-            "address": self.address,
+            "cluster": self.address,
             "nodes": len(ray.nodes()),
         }
         return about | {"trial": sizes.trial, "actor": sizes.actor, "versions": versions()}

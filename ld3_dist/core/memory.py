@@ -49,11 +49,14 @@ def in_parts(count: int, batch: int, run: Callable[[slice], Made], name: str) ->
     return made
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Return True if an error says that an allocation failed."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        sign in str(error) for sign in OUT_OF_MEMORY
-    )
+def out_of_memory(error: BaseException) -> bool:
+    """Return True if an error says that an allocation failed: Python's own MemoryError, PyTorch's,
+    or a RuntimeError that says so in words.
+    """
+    if isinstance(error, RuntimeError):
+        said = any(sign in str(error) for sign in OUT_OF_MEMORY)
+        return said or isinstance(error, torch.OutOfMemoryError)
+    return isinstance(error, MemoryError)
 
 
 def free_memory(device: torch.device) -> int:

@@ -295,9 +295,7 @@ class _Trial:
         except InputError as error:
             raise self._error(str(error)) from error
         except Exception as error:  # it is somebody else's code: anything may come
-            if isinstance(error, MemoryError) or (
-                isinstance(error, RuntimeError) and out_of_memory(error)
-            ):
+            if out_of_memory(error):
                 raise
             text = f"{type(error).__name__}: {error}".splitlines()[0]
             raise self._error(
