@@ -49,8 +49,9 @@ from ray.exceptions import (
 
 from ...core.errors import InputError
 from ...store.process import node_name, set_node_address
+from .. import logs
 from ..logs import Logged
-from .liveness import ClusterLost
+from .liveness import ClusterLost, room_in_words
 
 IN_FLIGHT = 2
 SICK_AFTER = 3
@@ -108,26 +109,25 @@ class Failed:
 
 @dataclass(frozen=True)
 class Waiting:
-    """There are tasks but no worker for them, since `seconds`."""
+    """There are tasks but no worker for them, since `seconds`; `room` says what the cluster has."""
 
     seconds: float
+    room: str
 
     @property
     def message(self) -> str:
         """In words."""
-        return (
-            f"no worker has started for {self.seconds:.0f} s: the cluster has no room, or its "
-            f"nodes are still loading; waiting"
-        )
+        return f"no worker has started for {self.seconds:.0f} s: {self.room}; waiting"
 
 
 class Worker:
-    """Runs tasks one after the other; models and pairs stay in its process between them."""
+    """Runs tasks one after the other; models and pairs stay in its process between them.
+
+    PyTorch is loaded by the first task, not at the start: from a cold or shared disk that may take
+    a minute, which is no lack of room."""
 
     def __init__(self, threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(max(threads, 1))
+        self.threads, self.ready = threads, False
 
     def where(self) -> tuple[str, int]:
         """Host name with address, and pid, for failure records."""
@@ -136,6 +136,11 @@ class Worker:
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """Call the task."""
+        if not self.ready:
+            import torch
+
+            torch.set_num_threads(max(self.threads, 1))
+            self.ready = True
         return function(*arguments)
 
 
@@ -165,14 +170,16 @@ class Pool:
         call: the call a worker makes for a task.
         check: called at least every few seconds while the pool works; ends the work by raising.
         warn: called with each warning that comes with a worker's result.
+        room: what the cluster has, in words, for (size of a worker, how many were asked for).
     """
 
     def __init__(
         self, count: int, cpus: float, gpus: float, retries: int, deadline: float,
         call: Callable[[Task], Call] = plainly, check: Callable[[], None] = lambda: None,
         warn: Callable[[str], None] = lambda text: None,
+        room: Callable[[dict[str, float], int], str] = room_in_words,
     ) -> None:  # fmt: skip
-        self.call, self.warn = call, warn
+        self.call, self.warn, self.room = call, warn, room
         self.count, self.retries, self.deadline, self.check = count, retries, deadline, check
         self.options = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
         self.threads = int(cpus)
@@ -274,6 +281,10 @@ class Pool:
         """
         try:
             host, pid = ray.get(slot.started)
+            logs.write(
+                "note", "workers", None, message="a worker has started", worker_node=host,
+                worker_pid=pid, seconds=round(time.monotonic() - slot.since, 3),
+            )  # fmt: skip
             slot.place, self.bad_starts, slot.since = (host, pid), 0, time.monotonic()
         except RayError as error:
             self.slots.remove(slot)
@@ -301,15 +312,18 @@ class Pool:
         if any(slot.place is not None for slot in self.slots):
             self.idle_since = self.noticed = now
         elif now - self.idle_since > max(self.deadline, NOTICE):
-            size = ", ".join(
-                f"{self.options[key]:g} {key[4:].upper()}" for key in ("num_cpus", "num_gpus")
-            )
             raise RuntimeError(
-                f"for {now - self.idle_since:.0f} s the cluster had no room for a worker of {size}"
+                f"no worker has started for {now - self.idle_since:.0f} s: {self._room()}"
             )
         elif now - self.noticed > NOTICE:
             self.noticed = now
-            yield Waiting(now - self.idle_since)
+            waiting = Waiting(now - self.idle_since, self._room())
+            logs.write("note", "workers", None, message=waiting.message)
+            yield waiting
+
+    def _room(self) -> str:
+        size = {"CPU": self.options["num_cpus"], "GPU": self.options["num_gpus"]}
+        return self.room(size, len(self.slots))
 
     def _replace(
         self, slot: _Slot, reason: str | None, trace: str | None = None
