@@ -293,6 +293,15 @@ def main() -> None:
             f"[red]Error:[/red] {escape(masked(str(error)))}", highlight=False, soft_wrap=True
         )
         raise SystemExit(2) from None
+    except MemoryError as error:
+        said = str(error) or "an allocation failed"
+        Console(stderr=True).print(
+            f"[red]Error:[/red] there is not enough memory ({escape(masked(said))}); use fewer "
+            "pairs or samples, a smaller model dtype, or a machine with more",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

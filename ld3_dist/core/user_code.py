@@ -73,7 +73,7 @@ def import_place(place: str, what: str) -> ModuleType:
                     "or give the file: python:FILE.py:NAME"
                 ) from error
             raise _failed(what, error) from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _failed(what, error) from error
     file = Path(place).expanduser().resolve()
     if not file.is_file():
@@ -92,7 +92,7 @@ def import_place(place: str, what: str) -> ModuleType:
     try:
         with left_as_found():
             found.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise _failed(what, error) from error
     _modules[str(file)] = (digest, module)
@@ -191,7 +191,7 @@ def left_as_found() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _failed(what: str, error: Exception) -> InputError:
+def _failed(what: str, error: BaseException) -> InputError:
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError):
         text = f"line {error.lineno}: {error.msg}"

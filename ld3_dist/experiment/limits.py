@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..core.errors import InputError
+from ..core.solver import MOST_NFE
 from ..core.text import control_character
 
 LONGEST_NAME = 100
@@ -80,7 +81,7 @@ Name = Annotated[str, AfterValidator(check_name)]
 Count = Annotated[int, OnlyNumber, Field(ge=1, le=10_000_000)]
 """Pairs, samples, epochs, batches."""
 CountOrZero = Annotated[int, OnlyNumber, Field(ge=0, le=10_000_000)]
-Nfe = Annotated[int, OnlyNumber, Field(ge=1, le=1000)]
+Nfe = Annotated[int, OnlyNumber, Field(ge=1, le=MOST_NFE)]
 SeedCount = Annotated[int, OnlyNumber, Field(ge=1, le=1000)]
 """Seeds packed into one trial."""
 Seed = Annotated[int, OnlyNumber, Field(ge=0, lt=2**63)]

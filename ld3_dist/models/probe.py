@@ -62,6 +62,9 @@ steps, the staircase has the slope of its trend.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Relative difference of values that counts as equal, by the dtype of the network."""
 
+COMPARED = 128
+"""Numbers of two samples that are compared between calls; smaller samples are called more often."""
+
 CONVERGED, WRONG = 0.15, 0.1
 """Two relative limits.
 
@@ -107,7 +110,7 @@ def decoded_shape(denoiser: Denoiser, name: str) -> tuple[int, ...]:
     try:
         with torch.no_grad():
             return tuple(denoiser.decode(zeros).shape[1:])
-    except Exception as error:  # it is somebody else's code: anything may come
+    except (Exception, SystemExit) as error:  # it is somebody else's code: anything may come
         raise InputError(
             f"model {name!r}: decode fails on zeros {tuple(zeros.shape)} "
             f"({type(error).__name__}: {error}); repair decode, or give image_shape"
@@ -203,6 +206,7 @@ class _Trial:
                 torch.stack([t[0] + b for _, b in steps]),
                 self._condition([0] * len(steps)),
             )
+        self._repeat(call)
         if self._far(near[-1], call.out[0]):
             with torch.no_grad():
                 again = self._values(x, t, self._condition([0, 1]))
@@ -212,6 +216,16 @@ class _Trial:
         ]
         self._check_x(call, slopes[:2], v)
         return self._with_time(self._has_time(call, slopes[2:]))
+
+    def _repeat(self, call: _Call) -> None:
+        """Raise InputError if further calls give other values.
+
+        In one call on few numbers, rare noise (dropout of a tenth) may just not show."""
+        for _ in range(COMPARED // call.x.numel()):
+            with torch.no_grad():
+                again = self._values(call.x.detach(), call.t.detach(), self._condition([0, 1]))
+            if self._far(again, call.out):
+                raise self._unequal()
 
     def _check_x(self, call: _Call, slopes: list[Tensor], v: Tensor) -> None:
         """Raise InputError unless there is a gradient with respect to x, and the right one."""
@@ -294,7 +308,7 @@ class _Trial:
             out = self.denoiser(x, t, condition)
         except InputError as error:
             raise self._error(str(error)) from error
-        except Exception as error:  # it is somebody else's code: anything may come
+        except (Exception, SystemExit) as error:  # it is somebody else's code: anything may come
             if out_of_memory(error):
                 raise
             text = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -23,7 +23,7 @@ from ..core.learning.config import LearnConfig
 from ..core.learning.learn import learn as learn_members
 from ..core.learning.pairs import Pairs
 from ..core.learning.procedure import Problem, Progress, make_config, procedures
-from ..core.solver import Solver, make_solver
+from ..core.solver import MOST_NFE, Solver, make_solver
 from ..models import Model
 from .baselines import BASELINES, Baseline, baselines_of
 from .distances import open_distance
@@ -266,6 +266,8 @@ def check_student(solver: str, nfe: int) -> Solver:
             f"nfe = {nfe!r}: must be a whole number of at least {student.stages} for {solver}, "
             "the evaluations of one of its steps"
         )
+    if nfe > MOST_NFE:
+        raise InputError(f"nfe = {nfe}: must be at most {MOST_NFE}; few steps are the point")
     return student
 
 

@@ -11,7 +11,7 @@ import torch
 from ..core.denoiser import map_condition
 from ..core.errors import InputError
 from ..core.learning.pairs import Pairs
-from ..core.solver import Tableau, make_solver
+from ..core.solver import MOST_NFE, Tableau, make_solver
 from ..models import Model
 from .sampling import BATCH, device_of, draw_inputs, in_loss_space, make_samples
 from .starts import start_knots
@@ -39,9 +39,13 @@ class Teacher:
         Raises InputError for anything else.
         """
         found = _TEACHER.fullmatch(text)
-        if not found or int(found["nfe"]) < 1:
+        if not found or not found["nfe"].strip("0"):
             raise InputError(
                 f"teacher {text!r}: write it as solver/NFE/grid, e.g. unipc-3/20/karras"
+            )
+        if len(found["nfe"]) > 9 or int(found["nfe"]) > MOST_NFE:
+            raise InputError(
+                f"teacher {text[:60]!r}: its NFE must be at most {MOST_NFE}; 20 to 50 are precise"
             )
         make_solver(found["solver"])
         return cls(found["solver"], int(found["nfe"]), found["start"])

@@ -67,7 +67,7 @@ def open_user_code(rest: str, options: ModelOptions) -> Model:
             built = build(options)
     except InputError as error:
         raise InputError(f"model {spec!r}: {error}") from error
-    except Exception as error:  # it is somebody else's code: anything may come
+    except (Exception, SystemExit) as error:  # it is somebody else's code: anything may come
         raise InputError(
             f"model {spec!r}: the factory fails ({type(error).__name__}: {error}); it is called "
             "with the model's options, ld3_dist.models.ModelOptions"
