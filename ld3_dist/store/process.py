@@ -2,9 +2,9 @@
 
 A process is named by (host, pid, start): the start is what tells it from a later process under the
 same number, and holds the boot and the space of process numbers it belongs to: containers of one
-machine, or of two, may have equal host names and equal pids. Temporary files and the lock of an output folder
-carry this name, so that what a killed process left behind can be told from what a living one is
-working on."""
+machine, or of two, may have equal host names and equal pids. Temporary files and the lock of an
+output folder carry this name, so that what a killed process left behind can be told from what a
+living one is working on."""
 
 from __future__ import annotations
 

@@ -33,14 +33,18 @@ def test_no_room(address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     pool = pools.Pool(2, 3.0, 0, 0, deadline=4.0)
     pool.add([pools.Task("teach", str(i), len, ("abc",)) for i in range(2)])
     seen = list[str]()
+
+    def work() -> None:
+        for outcome in pool.run():
+            assert isinstance(outcome, pools.Waiting)
+            seen.append(outcome.message)
+
     with (
         logs.driver_log(open_storage(tmp_path)),
         pool,
         pytest.raises(RuntimeError, match="no worker has started for") as caught,
     ):
-        for outcome in pool.run():
-            assert isinstance(outcome, pools.Waiting)
-            seen.append(outcome.message)
+        work()
     assert seen
     for message in [*seen, str(caught.value)]:
         assert f"asked for 2 of 3 CPU; the cluster has 2 of 2 CPU free on 1 node ({address})" in (
