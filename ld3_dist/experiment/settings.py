@@ -32,6 +32,7 @@ from .limits import (
     Name,
     Nfe,
     Seed,
+    check_shards,
     check_size,
 )
 from .sections import (
@@ -78,6 +79,9 @@ class Experiment(Strict):
         unique("models", tuple(m.label for m in self.models))
         cells = len(self.models) * len(self.solvers) * len(self.nfe)
         check_size(cells, self.search.grid, self.search.rounds)
+        seeds, pairs = self.search.members.seeds, self.pairs
+        samples = pairs.train * seeds + pairs.valid + self.evaluate.samples
+        check_shards(samples, self.resources.shard)
         unique("solvers", tuple(map(label, self.solvers)))
         unique("nfe", self.nfe)
         unique("baselines", tuple(map(label, self.baselines)))
