@@ -44,6 +44,7 @@ def hosts() -> Iterator[tuple[Host, Host]]:
 def environment(home: Path, mode: str | None) -> dict[str, str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTEST_"))}
     clean |= {"HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2])}
+    clean |= {"RAY_raylet_start_wait_time_s": "150"}  # of a busy machine; 30 s are Ray's own
     return clean | HEALTH | ({"RAY_AUTH_MODE": mode} if mode else {})
 
 
