@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,7 +120,10 @@ def test_python_has_the_same_bounds() -> None:
     model = load_model("analytic:mixture-2d")
     with pytest.raises(InputError, match="nfe = 10000: must be at most 1000"):
         learn(model, "ddim", nfe=10_000)
-    for settings in ({"seed": -1}, {"epochs": 10**8}, {"batch": 10**400}, {"lr": float("inf")}):
+    wrong: list[dict[str, Any]] = [
+        {"seed": -1}, {"epochs": 10**8}, {"batch": 10**400}, {"lr": float("inf")},
+    ]  # fmt: skip
+    for settings in wrong:
         with pytest.raises(InputError, match=f"learn.{next(iter(settings))} = "):
             LearnConfig(**settings)
     assert LearnConfig(seed=2**63 - 1).seed == 2**63 - 1
