@@ -113,7 +113,8 @@ def run(
     monkeypatch.setattr(sys, "argv", ["ld3-dist", "learn", *BASE, *given])
     with pytest.raises(SystemExit) as caught:
         cli.main()
-    return caught.value.code, *capsys.readouterr()
+    out, err = capsys.readouterr()
+    return caught.value.code, out, err
 
 
 def test_python_has_the_same_bounds() -> None:
