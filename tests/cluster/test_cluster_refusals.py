@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from one_ray import end_local_ray
 from tiny_sweep import changed, write
 
 from ld3_dist.cluster.ray import connect as joining
@@ -25,6 +26,11 @@ from ld3_dist.core.errors import InputError
 from ld3_dist.experiment import parse_experiment
 from ld3_dist.store.opening import open_storage
 from ld3_dist.store.storage import LocalStorage
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_other_ray() -> None:
+    end_local_ray()
 
 
 def closed_port() -> int:
