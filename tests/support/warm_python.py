@@ -106,6 +106,9 @@ def main() -> None:
 
     for name in PRELOADED:
         importlib.import_module(name)
+    from ld3_dist.core import registry
+
+    registry._loaded.clear()  # entry points are looked for on the path of each process
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
