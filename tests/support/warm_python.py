@@ -16,6 +16,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,19 @@ _server: subprocess.Popen[str] | None = None
 
 
 def run(
-    arguments: list[str], folder: Path, environment: dict[str, str]
+    arguments: list[str],
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Exit code and output of Python in a folder; minus the signal that ended it."""
+    """Exit code (minus the signal that ended it) and output of Python; folder and environment are
+    those of the tests unless given.
+    """
     with tempfile.TemporaryDirectory() as place:
         files = [Path(place) / name for name in ("out", "error")]
         request = {
             "arguments": arguments,
-            "folder": str(folder),
-            "environment": environment,
+            "folder": str(folder or Path.cwd()),
+            "environment": dict(os.environ if environment is None else environment),
             "files": [str(file) for file in files],
         }
         server = _serving()
