@@ -1,12 +1,9 @@
-"""Fixtures of the tests that start Ray: finished sweeps, and one Ray for all that need no other."""
+"""Finished sweeps, made once for all tests of the cluster."""
 
 from __future__ import annotations
 
 import pytest
 from finished_sweeps import Contest, Finished, make_contest, make_finished
-from one_ray import local_ray
-
-__all__ = ["local_ray"]
 
 
 @pytest.fixture(scope="session")

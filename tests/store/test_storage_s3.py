@@ -96,9 +96,8 @@ def test_a_killed_writer_leaves_nothing_half(endpoint: str) -> None:  # noqa: F8
         return warm_python.run(["-c", WORK, place], environment=with_fault(point)).returncode
 
     places = [root % point.replace("@", "-") for point in points]
-    assert [work(*job) for job in zip(places, points, strict=True)] == [-signal.SIGKILL] * len(
-        points
-    )
+    codes = [work(*job) for job in zip(places, points, strict=True)]
+    assert codes == [-signal.SIGKILL] * len(points)
     for place, point in zip(places, points, strict=True):
         storage = open_storage(place)
         found = survey(storage, [(0, 5)], META)
