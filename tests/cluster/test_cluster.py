@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 from faulty_storage import SWEEP, with_fault
-from finished_sweeps import copy_pairs
+from finished_sweeps import PATIENCE, copy_pairs
 from forked_sweeps import SMALL, sweep
 from object_store import endpoint  # noqa: F401
 from tiny_sweep import changed, lasting, write
@@ -29,7 +29,6 @@ from tiny_sweep import changed, lasting, write
 from ld3_dist.store.opening import open_storage
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 250.0
 
 
 def load_chaos() -> Any:
@@ -41,6 +40,7 @@ def load_chaos() -> Any:
     sys.modules["chaos"] = module
     spec.loader.exec_module(module)
     module.EXPERIMENT["learn"] = {"epochs": 20, "batch": 4}
+    module.LIMIT = PATIENCE
     return module
 
 

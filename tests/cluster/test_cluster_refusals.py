@@ -74,7 +74,7 @@ def test_the_command_line_exits_with_2_and_writes_nothing(tmp_path: Path) -> Non
         "--output",
     ]
     command += [str(tmp_path / "out"), "--address", f"127.0.0.1:{closed_port()}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 2
     assert "no Ray cluster answers there" in done.stderr
     assert "Traceback" not in done.stderr
@@ -243,7 +243,7 @@ def test_wrong_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             "--output",
             url,
         ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
         assert done.returncode == 2, done.stderr
         assert "s3://bucket/out" in done.stderr
         assert "credentials" in done.stderr
@@ -357,7 +357,7 @@ def test_a_sweep_on_a_cluster_made_by_ray_start_with_a_token(tmp_path: Path) -> 
             env=clean | {"HOME": str(tmp_path)} | more,
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=1200,
             check=False,
         )
 

@@ -51,9 +51,7 @@ def test_gradcheck_through_the_sampler(name: str, noise: NoiseSchedule) -> None:
 
         inputs = [value.requires_grad_() for value in (x_T, knots, evals)]
         fast = noise.name != "vp-linear"
-        assert torch.autograd.gradcheck(
-            run, inputs, eps=1e-6, atol=1e-6, rtol=1e-4, fast_mode=fast
-        )
+        assert torch.autograd.gradcheck(run, inputs, eps=1e-6, atol=1e-6, rtol=1e-4, fast_mode=fast)
 
 
 @every_schedule

@@ -19,7 +19,8 @@ from tiny_sweep import changed, write
 from ld3_dist.experiment import load_experiment
 from ld3_dist.store.opening import open_storage
 
-PATIENCE = 280.0
+PATIENCE = 1200.0
+"""Seconds after which a sweep hangs, on a busy machine as well."""
 
 
 @dataclass(frozen=True)

@@ -416,7 +416,7 @@ def test_a_sweep_whose_driver_and_workers_are_killed_in_the_middle_of_a_trial(
         env=with_fault("write.after@checkpoints/:150"),
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=1200,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
