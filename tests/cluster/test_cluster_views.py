@@ -7,16 +7,15 @@ import json
 import logging
 import math
 import pickle
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from faulty_storage import SWEEP, with_fault
+from finished_sweeps import Contest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from tiny_sweep import changed, write
+from tiny_sweep import changed
 
 from ld3_dist import load_results
 from ld3_dist.cluster import logs
@@ -41,17 +40,6 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
     )
 
 
-def sweep(file: Path, out: Path, fault: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*SWEEP, str(file), "--output", str(out)],
-        capture_output=True,
-        text=True,
-        timeout=250,
-        env=with_fault(fault),
-        check=False,
-    )
-
-
 def studies_in(file: Path) -> dict[str, list[optuna.trial.FrozenTrial]]:
     storage = JournalStorage(JournalFileBackend(str(file)))
     names = optuna.get_all_study_names(storage)
@@ -59,15 +47,10 @@ def studies_in(file: Path) -> dict[str, list[optuna.trial.FrozenTrial]]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep whose driver is killed once, run again to its end, with TensorBoard."""
-    folder = tmp_path_factory.mktemp("views")
-    file = write(folder, changed(resources={"callbacks": ["tensorboard"]}))
-    killed = sweep(file, folder / "out", "write.after@studies")
-    assert killed.returncode == -9, killed.stderr[-2000:]
-    done = sweep(file, folder / "out")
-    assert done.returncode == 0, done.stderr[-2000:]
-    return folder / "out"
+def finished(contest: Contest) -> Path:
+    """A sweep whose driver was killed once, run again to its end, with TensorBoard."""
+    assert contest.third.returncode == 0, contest.third.stderr[-2000:]
+    return contest.out
 
 
 def test_logs_tell_the_whole_story(finished: Path) -> None:

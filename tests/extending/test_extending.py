@@ -56,7 +56,10 @@ def test_every_file_is_short() -> None:
 
 @pytest.mark.cluster
 def test_a_sweep_of_extensions(
-    mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mine: Path,
+    local_ray: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = mine.parent / "out"
     code, said, err = call(monkeypatch, capsys, "sweep", "sweep.yaml", "--output", out)

@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import warm_python
 from faulty_storage import SWEEP, with_fault
 from forked_sweeps import SMALL
 from object_store import endpoint  # noqa: F401
@@ -114,10 +115,7 @@ def test_a_killed_process_goes_on_to_the_same_rows(
     fault = with_fault("write.after@checkpoints/:3")
     path = os.pathsep.join([str(Path(__file__).parent), fault["PYTHONPATH"]])
     fault |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLED, procedure, str(tmp_path)]
-    done = subprocess.run(
-        command, env=fault, capture_output=True, text=True, timeout=100, check=False
-    )
+    done = warm_python.run(["-c", KILLED, procedure, str(tmp_path)], environment=fault)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     plan, storage = plan_of(procedure), open_storage(tmp_path)
     spec = taught(plan, storage)
@@ -382,6 +380,7 @@ def notes_in(out: Path) -> list[str]:
 
 
 @pytest.mark.slow  # in short: test_cluster
+@pytest.mark.cluster
 def test_a_sweep_whose_driver_and_workers_are_killed_in_the_middle_of_a_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,7 +416,7 @@ def test_a_sweep_whose_driver_and_workers_are_killed_in_the_middle_of_a_trial(
         env=with_fault("write.after@checkpoints/:150"),
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=1200,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
