@@ -171,13 +171,14 @@ def show(experiment: ExperimentFile) -> None:
     fingerprint = "unknown until the weights are there" if absent else plan.fingerprint
     resolved = settings.model_dump(mode="json", exclude_none=True)
     say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-    points, rounds = plan.grid_points(), settings.search.rounds
-    members = len(plan.trial(plan.cells[0], points[0]).members)
+    rounds = settings.search.rounds
     title = f"{settings.name}: {len(plan.cells)} cells, fingerprint {fingerprint}"
     table = Table(title=Text(title))
     for column in ("cell", "steps", "trials", "members each"):
         table.add_column(column, justify="left" if column == "cell" else "right")
     for cell in plan.cells:
+        points = plan.points_of(cell)
+        members = len(plan.trial(cell, points[0]).members)
         table.add_row(Text(cell.id), str(cell.steps), str(len(points) * rounds), str(members))
     console.print(table)
     print_learning(plan, console)

@@ -111,14 +111,10 @@ def _lines(events: Iterable[Event], console: Console) -> None:
 
 def print_learning(plan: Plan, console: Console) -> None:
     """Print the settings of learning that are not searched, once per procedure."""
-    search = plan.experiment.search
-    configs = [plan.trial(plan.cells[0], point).config for point in plan.grid_points()]
+    axes = plan.experiment.axes
+    configs = [plan.trial(plan.cells[0], point).config for point in plan.points()]
     for config in {config.procedure: config for config in reversed(configs)}.values():
-        values = {
-            k: v
-            for k, v in asdict(config).items()
-            if k not in ("procedure", "seed", *search.grid, *search.optuna)
-        }
+        values = {k: v for k, v in asdict(config).items() if k not in ("procedure", "seed", *axes)}
         text = ", ".join(f"{key} {value}" for key, value in values.items())
         line = f"Learning, procedure {config.procedure}: {text}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)

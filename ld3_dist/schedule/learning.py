@@ -59,12 +59,15 @@ def learning(
     config: LearnConfig | None = None,
     seeds: Sequence[int] = (0,),
     subsets: Sequence[Sequence[int]] | None = None,
+    members: Sequence[tuple[int, int]] | None = None,
+    start_pairs: Pairs | None = None,
     resume: tuple[int, dict[str, Tensor]] | None = None,
     **settings: Any,
 ) -> Iterator[Progress]:
     """Learn a schedule, epoch by epoch; the first Progress is the start itself.
 
-    Members are all seeds with all starts, starts varying fastest; they share every network call.
+    Members share every network call. If not chosen by `members`, they are all seeds with all
+    starts, starts varying fastest.
 
     Args:
         solver: name of the student, e.g. "dpmpp-3".
@@ -78,6 +81,8 @@ def learning(
         config: settings from `make_config`; or name them here: procedure="paper", gamma=0.
         seeds: numbers of the members' seeds.
         subsets: for each seed the indices of `pairs` to train on; all of them if not given.
+        members: (position in `seeds`, position in `starts`) of each member.
+        start_pairs: pairs that starts follow trajectories of; `pairs` if not given.
         resume: as for `core.learning.learn`.
 
     Raises InputError for anything that cannot be used, before the learning starts.
@@ -97,18 +102,21 @@ def learning(
     names = starts or procedures.get(config.procedure).starts
     if isinstance(distance, str):
         distance = open_distance(distance, model, str(device_of(model)))
-    knots = torch.stack([knots_of(start, model, student, nfe, train) for start in names])
-    members = [seed for seed in range(len(seeds)) for _ in names]
-    chosen = None if subsets is None else torch.tensor([list(subsets[i]) for i in members])
+    followed = train if start_pairs is None else start_pairs
+    knots = torch.stack([knots_of(start, model, student, nfe, followed) for start in names])
+    packed = members or [(seed, start) for seed in range(len(seeds)) for start in range(len(names))]
+    chosen = None
+    if subsets is not None:
+        chosen = torch.tensor([list(subsets[seed]) for seed, _ in packed])
     problem = Problem(
         model.denoiser,
         student,
-        knots.repeat(len(seeds), 1),
+        knots[[start for _, start in packed]],
         train,
         valid,
         distance,
         nfe,
-        [SEEDS * config.seed + seeds[i] for i in members],
+        [SEEDS * config.seed + seeds[seed] for seed, _ in packed],
         chosen,
     )
     yield from learn_members(problem, config, resume=resume)

@@ -56,7 +56,7 @@ def by_sweep(folder: Path, settings: dict[str, Any], seed: int) -> Path:
     seal(plan, model, storage)
     run_baselines(plan, cell, storage, "cpu")
     spec = plan.trial(cell, {})
-    run_trial(plan, spec, storage, {"trial": 0, "generation": 0, "attempts": 1}, "cpu")
+    run_trial(plan, spec, storage, {"round": 0, "attempts": 1}, "cpu")
     return folder / f"schedules/{spec.key}-0.json"
 
 

@@ -67,7 +67,7 @@ def run(experiment: Experiment, folder: Path) -> Any:
     seal(plan, model, storage)
     run_baselines(plan, cell, storage, "cpu")
     spec = plan.trial(cell, plan.grid_points()[0])
-    outcome = run_trial(plan, spec, storage, {"trial": 0, "generation": 0, "attempts": 1}, "cpu")
+    outcome = run_trial(plan, spec, storage, {"round": 0, "attempts": 1}, "cpu")
     assert outcome.status == "ok"
     rows = load_results(folder)
     base, learned = (
