@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..core.errors import InputError
 from ..core.text import control_character
-from .ranges import MOST_SEEDS, SEED_STRIDE, SET_STRIDE
+from ..schedule.ranges import MOST_SEEDS, SEED_STRIDE, SET_STRIDE
 
 LONGEST_NAME = 100
 """Characters of a name that a user chooses."""

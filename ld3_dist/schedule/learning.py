@@ -30,6 +30,7 @@ from .distances import open_distance
 from .file import Schedule
 from .making import make_schedule
 from .noise import check_writable
+from .ranges import learning_indices
 from .sampling import device_of, in_loss_space
 from .starts import looks_at_pairs, schedule_knots, start_knots
 from .teaching import Diverged, Teacher, teach
@@ -169,7 +170,8 @@ def learn(
     viewed = in_loss_space(model, space)
     names = check_before(viewed, solver, nfe, config, starts, opened)
     if pairs is None:
-        pairs = teach(model, 100, seed=config.seed, teacher=teacher, space=space)
+        indices = learning_indices(50)
+        pairs = teach(model, seed=config.seed, teacher=teacher, space=space, indices=indices)
     train, valid = split(pairs, valid)
     first = progress = None
     for progress in learning(
