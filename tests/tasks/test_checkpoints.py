@@ -140,7 +140,7 @@ def test_a_killed_process_goes_on_to_the_same_rows(
         (
             "default",
             {"patience": 1},
-            {"lr": 0.1, "lr_times": 0.1},
+            {"lr": 0.05, "lr_times": 0.2},
         ),  # one of the members has stopped
         ("default", {}, {"gamma": 0}),
         ("paper", {"knots_only": 3, "patience": 1}, {"lr": 0.3}),
