@@ -25,7 +25,6 @@ from ld3_dist.report import write_report
 from ld3_dist.store.lineage import current, lineages, read_claim
 from ld3_dist.store.opening import open_storage
 from ld3_dist.store.storage import Storage
-from ld3_dist.store.tables import read_table
 from ld3_dist.tasks.planning import make_plan
 
 QUICKSTART = Path(__file__).parents[1] / "support" / "format_1"
@@ -83,20 +82,20 @@ def test_the_same_weights_under_another_path_are_the_same_experiment(
     assert "model mine is called" in caplog.text
 
 
-def test_other_weights_of_the_same_name_make_rows_of_their_own(tmp_path: Path) -> None:
-    out = open_storage(tmp_path / "out")
-    first, other = (
-        weights_at(tmp_path / name / "net.safetensors", scale) | {"name": "net"}
-        for name, scale in (("a", 1.0), ("b", 1.01))
-    )
-    alone = sweep(out, changed(**SMALL | {"models": [first]}))
-    before = lasting(tmp_path / "out")
-    plan = sweep(out, changed(**SMALL | {"models": [other]}))
-    after = read_table(out, "rows")
-    assert set(before["key"]) < set(after["key"])
-    assert len(after) == 2 * len(before)
-    assert set(after["cell"]) == set(before["cell"])
-    assert set(after["teacher"]) == {p.teacher_key(p.models[0]) for p in (alone, plan)}
+def test_other_weights_of_the_same_name_have_keys_of_their_own(tmp_path: Path) -> None:
+    """So their rows lie beside the old ones, in the same cell and with another teacher."""
+    experiment = parse_experiment(changed(**SMALL))
+    one, other = (Plan(experiment, {"analytic:mixture-2d": name}) for name in ("a", "b"))
+    storage = open_storage(tmp_path / "out")
+    claim(storage, one)
+    assert with_names_of(storage, other) == other
+    claim(storage, other)
+    cell = one.cells[0]
+    assert cell == other.cells[0]
+    assert one.teacher_key(cell.model) != other.teacher_key(cell.model)
+    keys = [plan.trial(cell, plan.points()[0]).keys for plan in (one, other)]
+    keys += [tuple(key for key, *_ in plan.baselines(cell)) for plan in (one, other)]
+    assert len({key for found in keys for key in found}) == sum(map(len, keys))
 
 
 def test_other_files_count_by_their_content_too(tmp_path: Path) -> None:
