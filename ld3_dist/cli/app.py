@@ -154,7 +154,17 @@ def report(
 
 
 @app.command()
-def show(experiment: ExperimentFile) -> None:
+def show(
+    experiment: ExperimentFile,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Also say what a sweep into this folder or URL would do, reuse and leave out.",
+        ),
+    ] = None,
+) -> None:
     """Show a resolved experiment: its cells, trials and members, and what it costs.
 
     The cost is counted in network evaluations of one sample. Nothing is written, and no cluster is
@@ -164,20 +174,21 @@ def show(experiment: ExperimentFile) -> None:
 
     from ..experiment import load_experiment
     from ..tasks.planning import plan_as_far_as_known
-    from .display import print_learning
+    from .display import print_growth, print_learning
 
     settings = load_experiment(experiment)
     plan, absent = plan_as_far_as_known(settings)
     fingerprint = "unknown until the weights are there" if absent else plan.fingerprint
     resolved = settings.model_dump(mode="json", exclude_none=True)
     say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-    points, rounds = plan.grid_points(), settings.search.rounds
-    members = len(plan.trial(plan.cells[0], points[0]).members)
+    rounds = settings.search.rounds
     title = f"{settings.name}: {len(plan.cells)} cells, fingerprint {fingerprint}"
     table = Table(title=Text(title))
     for column in ("cell", "steps", "trials", "members each"):
         table.add_column(column, justify="left" if column == "cell" else "right")
     for cell in plan.cells:
+        points = plan.points_of(cell)
+        members = len(plan.trial(cell, points[0]).members)
         table.add_row(Text(cell.id), str(cell.steps), str(len(points) * rounds), str(members))
     console.print(table)
     print_learning(plan, console)
@@ -186,6 +197,13 @@ def show(experiment: ExperimentFile) -> None:
     cost = plan.cost()
     parts = ", ".join(f"{stage} {count:,}" for stage, count in cost.items())
     say(f"Network evaluations (of one sample): {parts}; all {sum(cost.values()):,}")
+    if output is not None:
+        if absent:
+            raise InputError(
+                f"{output}: what is in it for this experiment cannot be told while weights are "
+                "missing; see above"
+            )
+        print_growth(plan, output, console)
 
 
 app.command("learn")(learn)

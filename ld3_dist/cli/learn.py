@@ -189,6 +189,7 @@ def _learn(
     from ..schedule.distances import open_distance
     from ..schedule.learning import check_before, check_student, learn
     from ..schedule.provenance import default_device
+    from ..schedule.ranges import learning_indices
     from ..schedule.starts import check_start, looks_at_pairs, start_knots
     from ..schedule.teaching import Teacher, teach
     from ..store.outputs import write_output
@@ -213,7 +214,7 @@ def _learn(
     distance = open_distance(name, model, options["device"], **lpips)
     check_before(model, cell.get("solver", "ipndm-3"), cell["nfe"], config, starts, distance)
     with console.status("teacher pairs"):
-        pairs = teach(model, 2 * count, seed=config.seed, teacher=teacher)
+        pairs = teach(model, seed=config.seed, teacher=teacher, indices=learning_indices(count))
     with _Bar(config.epochs, name) as bar:
         schedule = learn(
             model,

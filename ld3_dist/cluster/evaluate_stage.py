@@ -44,7 +44,7 @@ class Evaluation:
         written = set(read_table(storage, "evaluations")["key"])
         wanted = evaluation_items(plan, self.frame)
         self.items = [item for item in wanted if item.key not in written]
-        self.teachers = [teacher_item(plan, model) for model in plan.experiment.models]
+        self.teachers = [teacher_item(plan, model) for model in plan.models]
         self.seconds = {item.key: 0.0 for item in (*self.items, *self.teachers)}
 
     def run(self) -> Iterator[Event]:
@@ -70,11 +70,12 @@ class Evaluation:
         specs: dict[str, TrialSpec] = {}
         for item in [item for item in self.items if item.key in bad]:
             assert item.cell is not None
-            trial = item.key.rpartition("-")[0]
-            specs[trial] = TrialSpec(item.cell, json.loads(rows[item.key]["settings"]), trial)
+            settings = json.loads(rows[item.key]["settings"])
+            member = settings.pop("seed"), settings.pop("start")
+            specs[item.key] = self.plan.spec(item.cell, settings, [member])
         tasks = [
-            Task("evaluate", f"schedules-{trial}", mend, (self.plan, spec, self.storage))
-            for trial, spec in specs.items()
+            Task("evaluate", f"schedules-{key}", mend, (self.plan, spec, self.storage, [rows[key]]))
+            for key, spec in specs.items()
         ]
         yield from self.work("evaluate", tasks, None)
         lost = {key for key in bad if complaint(self.storage, rows[key])}
@@ -146,12 +147,13 @@ def evaluation_items(plan: Plan, frame: Any) -> list[Item]:
 
     Where trials learn in several distances, each distance has its best trial.
     """
-    items = [teacher_item(plan, model) for model in plan.experiment.models]
+    items = [teacher_item(plan, model) for model in plan.models]
     items += data_items(plan)
     distance = label(plan.experiment.distance)
     for cell in plan.cells:
         here = frame[(frame["cell"] == cell.id) & (frame["status"] == "ok")]
         base = here[(here["kind"] == "baseline") & (here["distance"] == distance)]
+        base = base[base["teacher"] == plan.teacher_key(cell.model)]
         items += [_item(row, cell) for row in base.to_dict("records")]
         trials = here.loc[here["best"], "trial"]
         chosen = here[(here["kind"] == "learned") & here["trial"].isin(trials)]
@@ -165,7 +167,7 @@ def data_items(plan: Plan) -> list[Item]:
     if (evaluate.extractor, evaluate.reference) != ("auto", "auto"):
         return []
     found: dict[str, Item] = {}
-    for settings in plan.experiment.models:
+    for settings in plan.models:
         model = model_of(settings, "cpu")
         if model.data is not None or (model.reference and model.reference.features is not None):
             name = f"data:{model.hash[:16]}"

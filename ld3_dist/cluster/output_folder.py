@@ -1,48 +1,64 @@
-"""The output folder of a sweep: the experiment it belongs to, and the scratch of Ray Tune.
+"""The output folder of a sweep: the lineage of experiments that ran in it, and Ray Tune's scratch.
+
+A folder belongs to every version of the experiment that ran in it (`store.lineage`). A version that
+starts adds its own file, which lists the rows that it asks for; rows of other versions stay where
+they are. Only a folder of an older format is refused: its keys and sample ranges were others.
 
 Tune wants a folder for its own state. That state is never the truth (rows are), nothing reads it
 back, and trials write through `Storage`. So it need not be shared: it stays on the driver's
 machine, in OUT/.ray where OUT is a folder, among its temporary files where OUT is an object store.
-Other nodes never see it."""
+Other nodes never see it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError
-from ..experiment.plan import FORMAT, Plan
+from ..experiment.plan import FORMAT, Plan, TrialSpec, digest
+from ..schedule.provenance import now
+from ..store.columns import FORMAT as TABLES
+from ..store.lineage import CLAIM, lineage_name, lineages, read_claim, read_lineage
 from ..store.process import Process, this_process
 from ..store.storage import Storage
-from ..store.tables import read_table
+from ..store.tables import SUFFIX, format_of
 
-CLAIM = "experiment.json"
-MOST_TOLD = 12
-"""Settings that a message names."""
+log = logging.getLogger("ld3_dist")
 
-ABSENT = object()
+SECONDS = 20.0
+"""Least time between two writes of a lineage file while a search asks for more."""
+
+EVERY = 50.0
+"""Least time between two writes, as a multiple of what the last one took."""
 
 _SCRATCH = re.compile(r"^ld3-dist~(?P<host>[^~]+)~(?P<pid>\d+)~(?P<start>[^~]+)$")
 
 
-def check_claim(storage: Storage, plan: Plan) -> bool:
-    """Return True if the folder is this experiment's, False if it is still to be claimed.
+def check_claim(storage: Storage) -> None:
+    """Raise InputError if a sweep cannot go on in a folder: it has another format.
 
-    A folder whose experiment.json is lost or damaged is to be claimed again, if everything else in
-    it is this experiment's. Raises InputError if it is another's, of another format, or if it
-    cannot be read."""
-    found = read_claim(storage)
-    if found is None:
-        _check_contents(storage, plan)
-        return False
-    version = found.get("format", 0)
+    Also where the storage cannot be read.
+    """
+    try:
+        claim = read_claim(storage)
+        known = claim or next(reversed(lineages(storage)), None)
+        version = (known or {}).get("format", FORMAT if known else _format_of_tables(storage))
+    except OSError as error:
+        raise InputError(
+            f"cannot read {storage.url}: {error}. Check the address, the credentials and the "
+            f"network"
+        ) from error
     if not isinstance(version, int) or version > FORMAT:
         raise InputError(
             f"{storage.url}: written by a newer ld3_dist (format {version}); update, or use "
@@ -54,141 +70,144 @@ def check_claim(storage: Storage, plan: Plan) -> bool:
             f"{FORMAT}). Its results can still be read with `ld3-dist report` and load_results, "
             f"but a sweep cannot go on in it: choose another --output"
         )
-    told = differences(found, plan)
-    if told:
-        lines = "\n  ".join(told)
-        raise InputError(
-            f"{storage.url}: holds another experiment ({found.get('name')!r}). What differs:\n"
-            f"  {lines}\nChoose another --output, or go back to the settings of that folder"
-        )
-    return True
 
 
-def read_claim(storage: Storage) -> dict[str, Any] | None:
-    """The content of experiment.json; None where it is not there or damaged.
-
-    Raises InputError if the storage cannot be read."""
-    try:
-        found = json.loads(storage.read_bytes(CLAIM)) if storage.exists(CLAIM) else None
-    except OSError as error:
-        raise InputError(
-            f"cannot read {storage.url}: {error}. Check the address, the credentials and the "
-            f"network"
-        ) from error
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) and "fingerprint" in found else None
-
-
-def differences(found: dict[str, Any], plan: Plan) -> list[str]:
-    """What an experiment.json says otherwise than a plan, a setting a line; empty if nothing.
-
-    Names that were given to models count, names that follow from paths do not."""
-    told = []
-    for i, (there, model) in enumerate(zip(_labels(found), plan.experiment.models, strict=False)):
-        if model.name is not None and model.name != there:
-            told.append(f"models.{i}.name: {there!r} there, {model.name!r} here")
-    if found.get("fingerprint") == plan.fingerprint:
-        return told
-    there = dict(_flat(found.get("identity", {})))
-    here = dict(_flat(json.loads(json.dumps(plan.identity))))
-    for key in sorted(there.keys() | here.keys()):
-        if there.get(key, ABSENT) != here.get(key, ABSENT):
-            told.append(f"{key}: {_shown(there, key)} there, {_shown(here, key)} here")
-    if not told:
-        told = [f"fingerprint: {found.get('fingerprint')} there, {plan.fingerprint} here"]
-    if len(told) > MOST_TOLD:
-        told[MOST_TOLD:] = [f"and {len(told) - MOST_TOLD} more"]
-    return told
+def _format_of_tables(storage: Storage) -> int:
+    """The format of a folder without any experiment in it, by one of its rows."""
+    for name in storage.list("rows"):
+        if name.endswith(SUFFIX):
+            return FORMAT if format_of(storage, name) >= TABLES else FORMAT - 1
+    return FORMAT
 
 
 def with_names_of(storage: Storage, plan: Plan) -> Plan:
-    """The plan with the models called as in the folder that it goes on in.
+    """The plan with its models called as in the folder that it goes on in.
 
-    A model without a name is called by its path. After a move it keeps the name that its rows
-    have."""
-    names = _labels(read_claim(storage) or {})
+    A model is the same if its weights, its conditions and its options are. One without a name is
+    called by its path, and after a move it keeps the name that its rows have. One that has been
+    given another name keeps the old one, too, and a warning says so: otherwise its rows would lie
+    in two cells.
+    """
+    known: dict[str, str] = {}
+    for one in lineages(storage):
+        models = one.get("identity", {}).get("models", [])
+        known |= {
+            digest(model): str(name) for model, name in zip(models, _labels(one), strict=False)
+        }
     models = plan.experiment.models
-    if len(names) != len(models) or [model.label for model in models] == names:
+    there = [known.get(digest(plan.model_identity(model)), model.label) for model in models]
+    if len(set(there)) < len(there):
         return plan
-    pairs = list(zip(models, names, strict=True))
-    renamed = tuple(model.model_copy(update={"name": name}) for model, name in pairs)
+    for model, name in zip(models, there, strict=True):
+        if model.name not in (None, name):
+            log.warning("model %s is called %s in %s, and stays so", model.name, name, storage.url)
+    pairs = [(model, name) for model, name in zip(models, there, strict=True)]
+    if all(model.label == name for model, name in pairs):
+        return plan
+    renamed = tuple(
+        model if model.label == name else model.model_copy(update={"name": name})
+        for model, name in pairs
+    )
+    conditionings = plan.conditionings
     return replace(
         plan,
         experiment=plan.experiment.model_copy(update={"models": renamed}),
-        model_hashes={name: plan.model_hashes[model.label] for model, name in pairs},
+        model_hashes={name: plan.hash_of(model) for model, name in pairs},
         conditionings={
-            name: plan.conditionings[model.label]
+            name: conditionings[model.label]
             for model, name in pairs
-            if model.label in plan.conditionings
+            if model.label in conditionings
         },
     )
 
 
-def claim(storage: Storage, plan: Plan) -> None:
-    """Make the folder this experiment's."""
-    if check_claim(storage, plan):
-        return
-    body = {
-        "format": FORMAT,
-        "name": plan.experiment.name,
-        "fingerprint": plan.fingerprint,
-        "labels": [model.label for model in plan.experiment.models],
-        "models": plan.model_hashes,
-        "settings": plan.experiment.model_dump(mode="json"),
-        "identity": plan.identity,
-    }
-    storage.write_bytes(CLAIM, (json.dumps(body, indent=2) + "\n").encode())
+class Lineage:
+    """The file of one version of an experiment, kept up to date while its search asks for trials.
+
+    A file that is there already is continued, also one that another driver of the same experiment
+    has written meanwhile: rows once asked for stay asked for.
+    """
+
+    def __init__(self, storage: Storage, plan: Plan) -> None:
+        self.storage, self.plan = storage, plan
+        self.first_run = now()
+        self.trials: dict[str, None] = {}
+        self.baselines = [key for cell in plan.cells for key, *_ in plan.baselines(cell)]
+        self.complete = False
+        self.new = True
+        self.next = 0.0
+        self.guard = threading.Lock()  # a search asks in a thread of its own
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles what its searcher holds for a restore that never happens."""
+        return {}
+
+    def ask(self, spec: TrialSpec) -> None:
+        """Note a trial that the search asks for; it is written at the next `write`."""
+        with self.guard:
+            if spec.key not in self.trials:
+                self.trials[spec.key] = None
+                self.new = True
+
+    def write(self, at_once: bool = False) -> None:
+        """Write the file if there is anything new, now and then unless `at_once`."""
+        if not self.new or (time.monotonic() < self.next and not at_once):
+            return
+        found = read_lineage(self.storage, self.plan.fingerprint) or {}
+        asked = found.get("asked", {})
+        clock = time.monotonic()
+        with self.guard:
+            self.trials = dict.fromkeys([*map(str, asked.get("trials", [])), *self.trials])
+            self.new = False
+        self.complete = self.complete or bool(asked.get("complete"))
+        self.first_run = str(found.get("first_run", self.first_run))
+        body = json.dumps({**found, **self._body()}, indent=2)
+        self.storage.write_bytes(lineage_name(self.plan.fingerprint), f"{body}\n".encode())
+        self.next = time.monotonic() + max(SECONDS, EVERY * (time.monotonic() - clock))
+
+    def finish(self) -> None:
+        """The search has asked for everything."""
+        self.complete = self.new = True
+        self.write(at_once=True)
+
+    def _body(self) -> dict[str, Any]:
+        e, plan = self.plan.experiment, self.plan
+        return {
+            "format": FORMAT,
+            "name": e.name,
+            "fingerprint": plan.fingerprint,
+            "first_run": self.first_run,
+            "last_run": now(),
+            "labels": [model.label for model in e.models],
+            "models": plan.model_hashes,
+            "settings": e.model_dump(mode="json"),
+            "identity": plan.identity,
+            "asked": {
+                "trials": list(self.trials),
+                "members": [list(member) for member in plan.member_labels()],
+                "baselines": self.baselines,
+                "complete": self.complete,
+            },
+        }
 
 
-def _check_contents(storage: Storage, plan: Plan) -> None:
-    """Raise InputError unless everything in a folder without experiment.json is of a plan."""
-    missing = f"{storage.url}: holds results, but its {CLAIM} is missing or damaged"
-    rows = read_table(storage, "rows")
-    owners = {str(owner) for owner in rows["experiment"].dropna()} - {plan.fingerprint}
-    if owners:
-        raise InputError(
-            f"{missing}, and rows of another experiment are in it (fingerprint {min(owners)}; "
-            f"this is {plan.fingerprint}); choose another --output"
-        )
-    labels = {model.label for model in plan.experiment.models}
-    others = {str(name) for name in rows["model"].dropna()} - labels
-    if others:
-        raise InputError(
-            f"{missing}, and its models have other names there ({', '.join(sorted(others))}): "
-            f"write name: {min(others)} in the YAML, or choose another --output"
-        )
-    teachers = {plan.teacher_key(model) for model in plan.experiment.models}
-    found = {name.split("/")[1] for name in storage.list("pairs", recursive=True)}
-    if found - teachers:
-        raise InputError(
-            f"{missing}, and pairs of another teacher are in it "
-            f"({storage.address(f'pairs/{min(found - teachers)}')}); choose another --output"
-        )
+def claim(storage: Storage, plan: Plan) -> Lineage:
+    """Add this version of the experiment to a folder and make it the current one.
+
+    Its own file is written first, so that experiment.json never names a version that is not there.
+    """
+    check_claim(storage)
+    lineage = Lineage(storage, plan)
+    lineage.write(at_once=True)
+    wanted = {"format": FORMAT, "current": plan.fingerprint}
+    if read_claim(storage) != wanted:
+        storage.write_bytes(CLAIM, (json.dumps(wanted, indent=2) + "\n").encode())
+    return lineage
 
 
 def _labels(found: dict[str, Any]) -> list[str]:
     names = found.get("labels")
     return [str(name) for name in names] if isinstance(names, list) else []
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by their full keys: models.0.weights, search.grid.gamma, …"""
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        value = {str(i): item for i, item in enumerate(value)}
-    if not isinstance(value, dict):
-        yield key, value
-        return
-    for name, item in value.items():
-        yield from _flat(item, f"{key}.{name}" if key else str(name))
-
-
-def _shown(settings: dict[str, Any], key: str) -> str:
-    value = settings.get(key)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = json.dumps(value, ensure_ascii=False) if key in settings else "not set"
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
-"""A sweep from teacher to report, as a generator of events: `teach -> search -> evaluate`, each
-stage resumable.
+"""A sweep from teacher to report as a generator of events: `teach -> search -> evaluate`.
 
-Whatever is already there is not done again: shards, rows and evaluations are named by what they
-are. Trials of a model start as soon as its teacher pairs are complete, while other models are still
-being taught."""
+Each stage can be resumed. Nothing that is already there is done again, because shards, rows and
+evaluations are named by their content. Trials of a model start as soon as its teacher pairs are
+complete, while other models are still being taught.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from ..store.credentials import masked
 from ..store.lock import Lock, acquire, refuse_if_held
 from ..store.storage import Storage
 from ..tasks.checkpoints import remove_finished
+from ..tasks.index import RowIndex
 from ..tasks.planning import make_plan
 from . import logs
 from .evaluate_stage import Evaluation
 from .events import Event
 from .failures import record_failure
-from .output_folder import check_claim, claim, scratch, with_names_of
+from .output_folder import Lineage, check_claim, claim, scratch, with_names_of
 from .ray.connect import Sizes, connect, sizes_of
 from .ray.liveness import HeadWatch, room_for, room_in_words
 from .ray.nodes import check_nodes, versions
@@ -58,6 +59,7 @@ class Sweep:
     watch: HeadWatch | None = None
     lock: Lock | None = None
     log: logs.SweepHandler | None = None
+    lineage: Lineage | None = None
 
     def run(self) -> Iterator[Event]:
         """Do what is missing.
@@ -70,7 +72,7 @@ class Sweep:
                 refuse_if_held(self.storage)
             plan = make_plan(self.experiment, self.source)
             check_trackers(self.experiment)
-            check_claim(self.storage, plan)
+            check_claim(self.storage)
             plan = with_names_of(self.storage, plan)
             self.experiment = plan.experiment
             self.storage.check_writable()
@@ -90,7 +92,7 @@ class Sweep:
             if self.address is not None:
                 check_nodes(self.storage)
             sizes = sizes_of(self.experiment)
-            claim(self.storage, plan)
+            self.lineage = claim(self.storage, plan)
             self.storage.sweep_temporary()
             remove_finished(self.storage)
             with (
@@ -154,7 +156,12 @@ class Sweep:
         self.watch = HeadWatch()
         ready: set[str] = set()
         searching = "search" in self.stages
-        run = SearchRun(plan, self.storage, ready, folder, sizes.trial, sizes.trials, self._warn)
+        assert self.lineage is not None
+        rows = RowIndex(plan, self.storage)
+        run = SearchRun(
+            plan, self.storage, ready, folder, sizes.trial, sizes.trials, self._warn,
+            rows, self.lineage,
+        )  # fmt: skip
         try:
             with self._pool(sizes) as pool:
 
@@ -165,7 +172,7 @@ class Sweep:
                         run.start()
 
                 prepare = Preparation(
-                    plan, self.storage, pool, self._note, on_ready, baselines=searching
+                    plan, self.storage, pool, self._note, on_ready, rows if searching else None
                 )
                 with logs.timed("teach", None):
                     for event in prepare.run():
@@ -287,6 +294,8 @@ class Sweep:
         room = looked = time.monotonic()
         while run.thread.is_alive() or not run.events.empty():
             self._check()
+            if self.lineage is not None:
+                self.lineage.write()
             yield from self._search_events(run, timeout=1.0)
             now = time.monotonic()
             if now - looked > LOOK_EVERY and self.reachable:
@@ -299,8 +308,12 @@ class Sweep:
                     )
                 else:
                     yield run.state("no node of the cluster can hold a trial; waiting for one")
+        if self.lineage is not None:
+            self.lineage.write(at_once=True)
         if run.error is not None:
             raise run.error
+        if self.lineage is not None and not run.searcher.hopeless:
+            self.lineage.finish()
         self.failures += run.failed
         found = run.searcher.found
         logs.write(

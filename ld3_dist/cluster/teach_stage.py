@@ -1,10 +1,10 @@
-"""Everything a search needs: the teacher's pairs of every model and the baselines of its cells, on
-one pool of actors.
+"""Everything a search needs, on one pool of actors: pairs of teachers, and baselines.
 
-The shards of all models stand in one queue, in the order of the models; when the last shard of a
-model is there, its set is sealed, the baselines of its cells join the queue, and its trials may
-start. So the pool holds its GPUs until the teaching is over, and gives each back as soon as there
-is nothing left for it: trials never wait behind an idle actor, and no teacher waits behind trials.
+The shards of all models stand in one queue, in the order of the models. When the last shard of a
+model is there, from all of its teachers, its pairs are sealed, the baselines of its cells join the
+queue, and its trials may start. So the pool holds its GPUs until the teaching is over, and gives
+each back as soon as there is nothing left for it: trials never wait behind an idle actor, and no
+teacher waits behind trials.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 from ..core.errors import InputError
 from ..experiment.plan import Plan
 from ..experiment.sections import ModelSettings
+from ..schedule.teaching import Teacher
 from ..store.storage import Storage
-from ..tasks.baselines import run_baselines
-from ..tasks.rows import has_baselines
-from ..tasks.teach import make_shard, missing_shards, seal
+from ..tasks.baselines import missing_baselines, run_baselines
+from ..tasks.index import RowIndex
+from ..tasks.teach import make_shard, seal, survey
 from .events import Event
 from .ray.pool import Done, Failed, Pool, Task, Waiting
 
@@ -30,7 +31,7 @@ class Preparation:
     Args:
         note: records a failed attempt and says it in a line.
         on_ready: called with a model whose teacher pairs are complete.
-        baselines: whether to measure them, too.
+        rows: the rows that are there; None if baselines are not wanted.
     """
 
     def __init__(
@@ -40,10 +41,10 @@ class Preparation:
         pool: Pool,
         note: Note,
         on_ready: Callable[[ModelSettings], None],
-        baselines: bool,
+        rows: RowIndex | None,
     ) -> None:
         self.plan, self.storage, self.pool, self.note = plan, storage, pool, note
-        self.on_ready, self.baselines = on_ready, baselines
+        self.on_ready, self.rows = on_ready, rows
         self.open: dict[str, set[str]] = {}  # shards still to make, by model
         self.model_of: dict[str, ModelSettings] = {}  # of every shard
         self.unmade: set[str] = set()
@@ -60,8 +61,7 @@ class Preparation:
         """Do what is missing, model after model; a model whose shards cannot all be made ends up in
         `unmade`.
         """
-        models = {model.label: model for model in self.plan.experiment.models}
-        self.total["teach"] = len(models) * len(self.plan.shards())
+        models = {model.label: model for model in self.plan.models}
         for model in models.values():
             yield from self._survey(model)
         if self.pool.waiting:
@@ -84,22 +84,27 @@ class Preparation:
                 yield from self._count(self.model_of[outcome.task.item], outcome)
 
     def _survey(self, model: ModelSettings) -> Iterator[Event]:
-        missing, bad = missing_shards(self.plan, model, self.storage)
-        self.done["teach"] += len(self.plan.shards()) - len(missing)
-        for message in bad:
-            yield self._event("teach", f"{message}; made again")
-        tasks = [
-            Task(
-                "teach",
-                f"{model.label}-{a}-{b}",
-                make_shard,
-                (self.plan, model, self.storage, a, b),
-            )
-            for a, b in missing
-        ]
+        tasks: list[Task] = []
+        for number, teacher in enumerate(self.plan.teachers):
+            good, missing, bad = survey(self.plan, model, self.storage, teacher)
+            self.done["teach"] += len(good)
+            self.total["teach"] += len(good) + len(missing)
+            for reason in bad:
+                yield self._event("teach", f"{reason}; made again")
+            tasks += [self._task(model, number, teacher, a, b) for a, b in missing]
         self.open[model.label] = {task.item for task in tasks}
         self.model_of |= dict.fromkeys(self.open[model.label], model)
         self.pool.add(tasks)
+
+    def _task(
+        self, model: ModelSettings, number: int, teacher: Teacher, start: int, stop: int
+    ) -> Task:
+        """The task of a shard; the teachers of axes have numbers in its name."""
+        name = f"{model.label}-{start}-{stop}" if number == 0 else (
+            f"{model.label}-teacher{number}-{start}-{stop}"
+        )  # fmt: skip
+        arguments = (self.plan, model, self.storage, start, stop, None, teacher)
+        return Task("teach", name, make_shard, arguments)
 
     def _count(self, model: ModelSettings, outcome: Done | Failed) -> Iterator[Event]:
         items = self.open[model.label]
@@ -112,21 +117,25 @@ class Preparation:
 
     def _complete(self, model: ModelSettings) -> Iterator[Event]:
         try:
-            seal(self.plan, model, self.storage)
-        except (
-            InputError
-        ) as error:  # a shard has gone bad since it was written; the next run makes it again
+            sealed = [seal(self.plan, model, self.storage, t) for t in self.plan.teachers]
+        except InputError as error:  # a shard has gone bad since; the next run makes it again
             self.unmade.add(model.label)
             yield self._event("teach", str(error))
             return
-        shards = len(self.plan.shards())
+        shards = sum(one["shards"] for one in sealed)
         yield self._event("teach", f"{model.label}: {shards} shards of teacher pairs complete")
-        if self.baselines:
+        if self.rows is not None:
             cells = [cell for cell in self.plan.cells if cell.model.label == model.label]
-            missing = [c for c in cells if not has_baselines(self.storage, self.plan, c)]
+            found = [missing_baselines(self.plan, cell, self.rows) for cell in cells]
+            missing = [one for one in found if one is not None]
             self.pool.add(
-                Task("baselines", f"baselines-{c.id}", run_baselines, (self.plan, c, self.storage))
-                for c in missing
+                Task(
+                    "baselines",
+                    f"baselines-{one.cell.id}",
+                    run_baselines,
+                    (self.plan, one.cell, self.storage, None, one),
+                )
+                for one in missing
             )
             self.total["baselines"] += len(missing)
             if missing:

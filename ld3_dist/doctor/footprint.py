@@ -82,7 +82,9 @@ def footprint(opened: Model, distance: Distance | None) -> Footprint:
 
 def pairs_bytes(plan: Plan, model: ModelSettings, opened: Model) -> int:
     """Bytes of a model's teacher pairs on disk, conditions included."""
-    samples = sum(stop - start for start, stop in plan.shards())
+    samples = sum(
+        stop - start for teacher in plan.teachers for start, stop in plan.sample_ranges(teacher)
+    )
     shape = opened.denoiser.shape if plan.experiment.loss_space == "latent" else opened.image_shape
     condition, sizes = opened.draw_condition(0, range(1)), [0]
     map_condition(lambda c: sizes.append(c.nbytes) or c, condition)

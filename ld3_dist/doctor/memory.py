@@ -23,16 +23,18 @@ from .output_folder import existing
 
 def memory_checks(plan: Plan, opened: dict[str, Model], output: str | None) -> Iterator[Check]:
     """Check memory and disk for the models that could be opened."""
-    experiment, disk = plan.experiment, 0
-    for model in experiment.models:
-        found = opened.get(model.label)
+    disk = 0
+    for model in plan.models:
+        found = opened.get(plan.source_of(model).label)
         if found is None:
             yield Check("memory", model.label, "note", "unknown until the model is there")
             continue
         disk += pairs_bytes(plan, model, found)
         yield _learning(plan, model, found)
     if opened:
-        count = "" if len(opened) == len(experiment.models) else " (of the models that are there)"
+        count = (
+            "" if len(opened) == len(plan.experiment.models) else " (of the models that are there)"
+        )
         yield _disk(disk, count, output)
 
 
@@ -55,9 +57,8 @@ def _step(plan: Plan, model: ModelSettings, size: Footprint, without: str) -> Ch
     """The memory of the largest step of learning, for every `learn.checkpointing` that is asked."""
     nfe = max(plan.experiment.nfe)
     cell = next(cell for cell in plan.cells if cell.model == model)
-    trials = [plan.trial(cell, point) for point in plan.grid_points()]
-    train = plan.experiment.pairs.train
-    samples = max(len(trial.members) * min(trial.config.batch, train) for trial in trials)
+    trials = [plan.trial(cell, point) for point in plan.points_of(cell)]
+    samples = max(len(trial.members) * min(trial.config.batch, trial.train) for trial in trials)
     asked = {trial.config.checkpointing for trial in trials}
     kept, again = size.step(samples, nfe), size.step(samples, nfe, recomputed=True)
     words = {

@@ -1,23 +1,24 @@
-"""Checks of the place for results: it can be written to, and belongs to no other experiment.
+"""Checks of the place for results: it can be reached, written to, and goes on with an experiment.
 
 A file is written there and removed at once; nothing is left behind.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import InputError
+from ..experiment.plan import FORMAT
+from ..store.lineage import current, lineages
 from ..store.opening import open_storage
 from ..store.outputs import check_output
 from ..store.storage import Storage
 from .check import Check
 
 ANOTHER = "give another --output"
-MADE_AGAIN = "a sweep makes it again if rows and pairs are this experiment's, and refuses otherwise"
 
 
 def storage_checks(output: str, fingerprint: str | None) -> Iterator[Check]:
@@ -30,8 +31,8 @@ def storage_checks(output: str, fingerprint: str | None) -> Iterator[Check]:
         storage = open_storage(output)
         if storage.local_path is not None:
             check_output(output, "folder", force=True, option="--output")
-        found = storage.read_bytes("experiment.json") if storage.exists("experiment.json") else None
-        empty = not storage.exists()
+        found = current(storage)
+        known = {one["fingerprint"] for one in lineages(storage)}
         if storage.local_path is None:
             storage.check_writable()
     except InputError as error:
@@ -42,7 +43,7 @@ def storage_checks(output: str, fingerprint: str | None) -> Iterator[Check]:
         yield Check("storage", output, "missing", f"cannot be reached: {error}", remedy)
         return
     yield Check("storage", storage.url, "ok", "writable")
-    yield _owner(storage, found, empty, fingerprint)
+    yield _owner(storage, found, known, fingerprint)
 
 
 def existing(path: Path) -> Path:
@@ -51,28 +52,32 @@ def existing(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if os.path.exists(p))
 
 
-def _owner(storage: Storage, found: bytes | None, empty: bool, fingerprint: str | None) -> Check:
-    """Check that the results in a folder belong to this experiment.
+def _owner(
+    storage: Storage, found: dict[str, Any], known: set[str], fingerprint: str | None
+) -> Check:
+    """Check that a sweep can go on in a folder, and say which experiments ran there.
 
     Args:
-        found: bytes of its experiment.json, if there is one.
-        empty: True if nothing is in the folder.
+        found: the version of the experiment that ran last; {} if there is none.
+        known: fingerprints of all versions.
     """
     name = "results in it"
-    if found is None:
-        if empty or not (storage.exists("rows") or storage.exists("pairs")):
+    if not found:
+        if not (storage.exists("rows") or storage.exists("pairs")):
             return Check("storage", name, "ok", "none yet")
-        detail = f"there are some, but no experiment.json: {MADE_AGAIN}"
+        detail = "there are some, but no experiment.json: the next sweep makes it again"
         return Check("storage", name, "note", detail)
-    try:
-        owner = json.loads(found).get("fingerprint")
-    except (ValueError, AttributeError):
-        return Check("storage", name, "note", f"experiment.json is damaged: {MADE_AGAIN}")
+    if found.get("format", 0) != FORMAT:
+        detail = f"of format {found.get('format', 0)}, in which a sweep cannot go on"
+        return Check("storage", name, "missing", detail, ANOTHER)
     if fingerprint is None:
-        detail = f"of an experiment with fingerprint {owner}; this one's is not known yet"
+        detail = f"of fingerprint {found['fingerprint']}; this one's is not known yet"
         return Check("storage", name, "note", detail)
-    if owner == fingerprint:
+    if fingerprint in known:
         detail = "this experiment's: a sweep goes on where it stopped"
-        return Check("storage", name, "ok", detail)
-    detail = f"another experiment's (fingerprint {owner})"
-    return Check("storage", name, "missing", detail, ANOTHER)
+    else:
+        detail = (
+            f"of {found.get('name')!r} (fingerprint {found['fingerprint']}): what this one asks "
+            "for, too, is reused; `ld3-dist show` with --output says how much"
+        )
+    return Check("storage", name, "ok", detail)

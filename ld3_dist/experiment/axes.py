@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from ..core.distance import distance_entry
 from ..core.errors import unknown
@@ -14,11 +14,26 @@ from ..core.learning.procedure import make_config, no_such_setting, procedures
 from ..core.solver import make_solver
 from ..core.user_code import PREFIX
 from ..schedule.starts import check_start
+from .limits import Nfe, NotNegative, PairCount
 
 Value = bool | int | float | str
 
-OTHER_AXES = ("start", "distance")
-"""What can be searched beside the settings of learning."""
+OTHER_AXES = (
+    "start",
+    "distance",
+    "pairs.train",
+    "teacher.solver",
+    "teacher.nfe",
+    "teacher.start",
+    "guidance",
+)
+"""Axes beside the settings of learning."""
+
+GRID_ONLY = ("guidance",)
+"""Axes that make cells of their own, so that no sampler can propose them."""
+
+INCOMPARABLE = ("distance", "teacher.solver", "teacher.nfe", "teacher.start")
+"""Axes whose levels have losses that do not compare."""
 
 
 known_procedures: ContextVar[tuple[str, ...]] = ContextVar("known_procedures", default=())
@@ -30,12 +45,12 @@ def procedures_in(data: Mapping[str, Any]) -> tuple[str, ...]:
 
     Raises InputError for a file that cannot be imported.
     """
-    search = data.get("search")
-    sections = (
-        [search.get(key) for key in ("grid", "optuna")] if isinstance(search, Mapping) else []
-    )
+    sections = [data.get("learn")]
+    for name, keys in (("search", ("grid", "optuna")), ("ablate", ("base", "vary"))):
+        outer = data.get(name)
+        sections += [outer.get(key) for key in keys] if isinstance(outer, Mapping) else []
     found: list[Any] = []
-    for section in (data.get("learn"), *sections):
+    for section in sections:
         named = section.get("procedure") if isinstance(section, Mapping) else None
         found += named if isinstance(named, list | tuple) else [named]
     own = [name for name in found if isinstance(name, str) and name.startswith(PREFIX)]
@@ -65,15 +80,25 @@ def settings_of(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+_OWNERS: dict[str, TypeAdapter[Any]] = {
+    "start": TypeAdapter(StartName),
+    "distance": TypeAdapter(DistanceName),
+    "pairs.train": TypeAdapter(Annotated[PairCount, Field(ge=2)]),
+    "teacher.solver": TypeAdapter(SolverName),
+    "teacher.nfe": TypeAdapter(Nfe),
+    "teacher.start": TypeAdapter(StartName),
+    "guidance": TypeAdapter(NotNegative),
+}
+"""What each axis accepts that is no setting of learning."""
+
+
 def check_value(procedure: str, key: str, value: Value) -> Value:
-    """A value of an axis or a setting, in the type its owner has it in.
+    """Return a value of an axis or a setting, in the type that its owner has it in.
 
     Raises ValueError or InputError for a name or a value that its owner refuses.
     """
-    if key == "start":
-        return check_start(str(value))
-    if key == "distance":
-        return _distance_name(str(value))
+    if key in _OWNERS:
+        return _owned(key, value)
     if key == "procedure":
         procedures.get(str(value))
         return value
@@ -83,6 +108,27 @@ def check_value(procedure: str, key: str, value: Value) -> Value:
             raise no_such_setting(procedure, key)
         raise unknown("setting of learning", key, (*config.searchable(), *OTHER_AXES))
     return getattr(make_config(procedure, **{key: value}), key)
+
+
+def _owned(key: str, value: Value) -> Value:
+    try:
+        return _OWNERS[key].validate_python(value)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        if detail["type"] == "value_error":
+            text = detail["msg"].removeprefix("Value error, ")
+            raise ValueError(f" = {value!r}: {text}") from None
+        raise ValueError(f" = {value!r}: {_plain_sentence(detail)}") from None
+
+
+def _plain_sentence(detail: Any) -> str:
+    """What is wrong with a number."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "greater_than_equal":
+        return f"must be at least {context['ge']:,}"
+    if kind == "less_than_equal":
+        return f"must be at most {context['le']:,}"
+    return "must be a whole number" if kind.startswith("int") else "must be a finite number"
 
 
 def is_setting(procedure: str, key: str) -> bool:

@@ -7,7 +7,7 @@ message. `check_size` bounds what the settings multiply to.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from ..core.errors import InputError
 from ..core.solver import MOST_NFE
 from ..core.text import control_character
+from ..schedule.ranges import MOST_SEEDS, SEED_STRIDE, SET_STRIDE
 
 LONGEST_NAME = 100
 """Characters of a name that a user chooses."""
@@ -91,8 +92,12 @@ Count = Annotated[int, OnlyNumber, Field(ge=1, le=10_000_000)]
 """Pairs, samples, epochs, batches."""
 CountOrZero = Annotated[int, OnlyNumber, Field(ge=0, le=10_000_000)]
 Nfe = Annotated[int, OnlyNumber, Field(ge=1, le=MOST_NFE)]
-SeedCount = Annotated[int, OnlyNumber, Field(ge=1, le=1000)]
-"""Seeds packed into one trial."""
+PairCount = Annotated[int, OnlyNumber, Field(ge=1, le=SEED_STRIDE)]
+"""Pairs of one range, see `ranges`."""
+SampleCount = Annotated[int, OnlyNumber, Field(ge=0, le=SET_STRIDE)]
+"""Samples of one evaluation set, see `ranges`."""
+SeedCount = Annotated[int, OnlyNumber, Field(ge=1, le=MOST_SEEDS)]
+"""Seeds of a trial."""
 Seed = Annotated[int, OnlyNumber, Field(ge=0, lt=2**63)]
 """A seed of a random generator, which holds 63 bits."""
 Rounds = Annotated[int, OnlyNumber, Field(ge=1, le=100_000)]
@@ -104,22 +109,26 @@ Positive = Annotated[float, OnlyNumber, Field(gt=0, allow_inf_nan=False)]
 Seconds = Annotated[float, OnlyNumber, Field(gt=0, le=10_000_000, allow_inf_nan=False)]
 
 
-def check_size(cells: int, grid: Mapping[str, Sequence[Any]], rounds: int = 1) -> None:
+def check_size(
+    cells: int, axes: Mapping[str, int], points: int, rounds: int = 1, where: str = "search.grid"
+) -> None:
     """Refuse a search of more points or trials than a sweep can list.
 
     Args:
-        cells: number of cells.  grid: values of each axis.  rounds: how often each point is tried.
+        cells: number of cells.
+        axes: number of values of each axis, for the message.
+        points: number of points that they make.
+        rounds: how often each point is tried.
+        where: the section that the axes stand in.
 
     Raises InputError naming the axes and their numbers of values.
     """
-    points = 1
-    for values in grid.values():
-        points *= len(values)
     if points > MOST_POINTS:
-        axes = " x ".join(f"{len(values):,} of {name}" for name, values in grid.items())
+        named = " x ".join(f"{count:,} of {name}" for name, count in axes.items())
+        remedy = "move axes to search.optuna" if where == "search.grid" else "set full: false"
         raise InputError(
-            f"search.grid: {axes} are {points:,} points, at most {MOST_POINTS:,} are possible; "
-            "give fewer values, or move axes to search.optuna"
+            f"{where}: {named} are {points:,} points, at most {MOST_POINTS:,} are possible; "
+            f"give fewer values, or {remedy}"
         )
     if cells * points * rounds > MOST_TRIALS:
         raise InputError(

@@ -1,44 +1,41 @@
-"""What follows from an experiment: its cells and trials, which samples serve what, keys and
-fingerprints, cost.
+"""Everything that follows from an experiment: cells, trials, keys, sample ranges, cost.
 
 Keys are hashes of resolved settings, so the same work has the same name on every machine and in
-every run. Samples are numbered; one range validates all members, one per seed trains, one is kept
-for the evaluation:
-
-    [0, V)  validation      [V + s T, V + (s+1) T)  training of seed s      [V + S T, V + S T + E)
-            evaluation
+every run. A trial key names one point of a cell. A row key adds the member's seed and start, so
+that more seeds or starts leave all other rows as they are.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from ..core.learning.config import LearnConfig
 from ..core.learning.procedure import make_config, procedures
 from ..core.solver import make_solver, solvers
-from ..core.user_code import PREFIX, content_in, label
+from ..core.user_code import label
+from ..schedule import ranges
+from ..schedule.starts import looks_at_pairs
 from ..schedule.starts import starts as start_table
 from ..schedule.teaching import Teacher
+from . import points as points_module
+from .axes import check_value
+from .contents import content_of_conditioning, contents_of, digest, plain_numbers, portable
+from .points import Point, model_at
 from .sections import ModelSettings
 from .settings import Experiment
 
-FORMAT = 2
-"""Of an output folder; 1 had other keys, paths in them, and presets in place of procedures."""
-
+FORMAT = 3
+"""Of an output folder. Format 1 had paths in its keys; in 2, counts moved the ranges of samples."""
 
 HOW = ("channels_last", "compile", "recompute")
 """Options of a model that change its speed, and its samples by rounding at most."""
 
-
-def digest(value: Any) -> str:
-    """A short stable hash of JSON-able settings."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+Member = tuple[int, str]
+"""Seed number and name of the start."""
 
 
 @dataclass(frozen=True)
@@ -62,27 +59,52 @@ class Cell:
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One point of a cell's study, resolved: settings of learning, distance, starts and seeds."""
+    """One point of a cell, resolved, with the members to learn.
+
+    settings: of learning, distance, teacher and pairs.
+    key: names the point, whatever its members.
+    members: (seed number, start), starts varying fastest.
+    keys: the row key of each member.
+    """
 
     cell: Cell
     settings: dict[str, Any]
     key: str
+    members: tuple[Member, ...]
+    keys: tuple[str, ...]
 
-    @property
+    @cached_property
     def config(self) -> LearnConfig:
         """How its members learn."""
         return make_config(**self.settings["learn"])
 
+    @cached_property
+    def task(self) -> str:
+        """Name of the work on these members: of their rows' file, checkpoint and failures."""
+        return digest([self.key, self.keys])
+
     @property
-    def members(self) -> list[tuple[int, str]]:
-        """(seed number, start) of every member, starts varying fastest."""
-        return list(itertools.product(range(self.settings["seeds"]), self.settings["starts"]))
+    def teacher(self) -> Teacher:
+        """The teacher whose pairs it learns from."""
+        return Teacher(**self.settings["teacher"])
+
+    @property
+    def train(self) -> int:
+        """Teacher pairs that each member learns from."""
+        return self.settings["pairs"]["train"]
+
+    def only(self, chosen: Iterable[int]) -> TrialSpec:
+        """The same point with some of its members, by their positions."""
+        positions = list(chosen)
+        members = tuple(self.members[i] for i in positions)
+        return replace(self, members=members, keys=tuple(self.keys[i] for i in positions))
 
 
 @dataclass(frozen=True)
 class Plan:
     """An experiment with the hashes of its models' weights, from which every name follows.
 
+    model_hashes: by label of the model.
     conditionings: what the samples of a model are conditioned on (`Model.conditioning`), by label;
         the content of prompts and classes files is in it, so that an edited file gives new pairs.
     contents: a hash for every name `python:FILE.py:NAME` and every schedule file in the settings;
@@ -99,23 +121,25 @@ class Plan:
         if self.contents is None:
             object.__setattr__(self, "contents", contents_of(self.experiment))
 
-    @property
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone; what is derived from them is made again elsewhere."""
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+    @cached_property
     def fingerprint(self) -> str:
-        """What an output folder belongs to: a hash of `identity`."""
+        """Name of this version of the experiment in a folder: a hash of `identity`."""
         return digest(self.identity)
 
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that changes results: not the resources, not names, and content for paths."""
         settings = self.experiment.model_dump(mode="json", exclude={"resources", "name", "report"})
-        settings |= {key: _plain_numbers(settings[key]) for key in ("learn", "search")}
-        if not self.experiment.search.asha:
-            del settings["search"]["asha"]  # folders from before there was such a key go on
-        settings = self._portable(settings)
-        settings["models"] = [self._model_identity(m) for m in self.experiment.models]
+        settings |= {key: plain_numbers(settings[key]) for key in ("learn", "search", "ablate")}
+        settings = self.portable(settings)
+        settings["models"] = [self.model_identity(m) for m in self.experiment.models]
         return {"format": FORMAT, **settings}
 
-    def _model_identity(self, model: ModelSettings) -> dict[str, Any]:
+    def model_identity(self, model: ModelSettings) -> dict[str, Any]:
         """A model without paths: its weights, its conditions, and the options that are set."""
         options = model.model_dump(
             mode="json",
@@ -124,210 +148,306 @@ class Plan:
         )
         return {
             "family": model.model.partition(":")[0],
-            "weights": self.model_hashes[model.label],
-            "conditioning": content_of_conditioning(self.conditionings.get(model.label)),
+            "weights": self.hash_of(model),
+            "conditioning": content_of_conditioning(self.conditioning_of(model)),
             **options,
         }
 
-    def _portable(self, value: Any) -> Any:
-        """The same settings with the content of files in the place of their paths."""
-        if isinstance(value, dict):
-            return {key: self._portable(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._portable(item) for item in value]
-        if isinstance(value, str) and value in (self.contents or {}):
-            return f"{_without_folder(value)} {(self.contents or {})[value]}"
-        return label(value) if isinstance(value, str) and PREFIX in value else value
+    def portable(self, value: Any) -> Any:
+        """Settings with the content of files in place of their paths."""
+        return portable(value, self.contents or {})
 
-    @property
+    # models, cells and points
+
+    def points(self) -> list[Point]:
+        """Every combination of axis values that the cells are tried with."""
+        return self._points
+
+    @cached_property
+    def _points(self) -> list[Point]:
+        return points_module.points_of(self.experiment)
+
+    @cached_property
+    def _variants(self) -> list[tuple[ModelSettings, ModelSettings]]:
+        """(model with the guidance of some point, the model as the file has it)."""
+        levels = {point.get("guidance") for point in self._points}
+        found: list[tuple[ModelSettings, ModelSettings]] = []
+        for model in self.experiment.models:
+            for guidance in sorted(levels, key=lambda value: (value is not None, value)):
+                variant = model_at(model, {"guidance": guidance})
+                if all(variant != other for other, _ in found):
+                    found.append((variant, model))
+        return found
+
+    @cached_property
+    def models(self) -> list[ModelSettings]:
+        """Every model of a cell: those of the file, with each guidance of the points."""
+        return [variant for variant, _ in self._variants]
+
+    def source_of(self, model: ModelSettings) -> ModelSettings:
+        """The model of the file that a model is made from by another guidance."""
+        return next((own for variant, own in self._variants if variant == model), model)
+
+    def hash_of(self, model: ModelSettings) -> str:
+        """Hash of a model's weights; guidance does not change them."""
+        if model.label in self.model_hashes:
+            return self.model_hashes[model.label]
+        return self.model_hashes[self.source_of(model).label]
+
+    def conditioning_of(self, model: ModelSettings) -> str | None:
+        """What the samples of a model are conditioned on; None if it is not known."""
+        own = self.conditionings.get(self.source_of(model).label)
+        return self.conditionings.get(model.label, own)
+
+    @cached_property
     def cells(self) -> list[Cell]:
         """All cells, models outermost."""
         e = self.experiment
-        return [Cell(m, s, n) for m, s, n in itertools.product(e.models, e.solvers, e.nfe)]
+        return [Cell(m, s, n) for m, s, n in itertools.product(self.models, e.solvers, e.nfe)]
 
-    def teacher_meta(self, model: ModelSettings) -> dict[str, Any]:
-        """What the teacher's pairs depend on."""
+    @cached_property
+    def _cells_by_id(self) -> dict[str, Cell]:
+        return {cell.id: cell for cell in self.cells}
+
+    def cell(self, name: str) -> Cell:
+        """The cell of a name; KeyError if there is none."""
+        return self._cells_by_id[name]
+
+    def points_of(self, cell: Cell) -> list[Point]:
+        """The points of a cell: those with the guidance of its model, which they then leave out."""
+        own = self.source_of(cell.model)
+        if not any("guidance" in point for point in self._points):
+            return self._points
+        return [
+            {axis: value for axis, value in point.items() if axis != "guidance"}
+            for point in self._points
+            if model_at(own, point) == cell.model
+        ]
+
+    # teachers and their pairs
+
+    @property
+    def teacher(self) -> Teacher:
+        """The experiment's own teacher, with which everything is evaluated."""
+        return Teacher(**self.experiment.teacher.model_dump())
+
+    @cached_property
+    def _train_counts(self) -> dict[Teacher, int]:
+        """The most pairs per seed that any trial learns from, by teacher; the own teacher first."""
         e = self.experiment
-        found = self._model_identity(model)
+        found = {self.teacher: e.pairs.train}
+        proposed = {
+            key: axis
+            for key, axis in e.search.optuna.items()
+            if key.startswith(("teacher.", "pairs.")) and isinstance(axis, tuple)
+        }
+        for point in self._points:
+            for values in itertools.product(*proposed.values()):
+                at = point | dict(zip(proposed, values, strict=True))
+                teacher, count = self._teacher_at(at), self._train_at(at)
+                found[teacher] = max(count, found.get(teacher, 0))
+        return found
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        """Every teacher that a trial may learn from, the experiment's own first."""
+        return list(self._train_counts)
+
+    def _teacher_at(self, point: Point) -> Teacher:
+        given = {
+            key.partition(".")[2]: check_value("default", key, value)
+            for key, value in point.items()
+            if key.startswith("teacher.")
+        }
+        return Teacher(**{**self.experiment.teacher.model_dump(), **given})
+
+    def _train_at(self, point: Point) -> int:
+        count = point.get("pairs.train", self.experiment.pairs.train)
+        return int(check_value("default", "pairs.train", count))
+
+    @cached_property
+    def _memo(self) -> dict[Any, Any]:
+        return {}
+
+    def teacher_meta(self, model: ModelSettings, teacher: Teacher | None = None) -> dict[str, Any]:
+        """Everything that the pairs of a teacher depend on; the own one's if not given."""
+        e = self.experiment
+        found = self.model_identity(model)
         weights, conditioning = found.pop("weights"), found.pop("conditioning")
         options = {k: v for k, v in found.items() if k not in HOW}
         made_by = {"model": digest(options), "seed": e.seed, "hash": weights}
         made_by |= {"conditioning": conditioning, "space": e.loss_space}
-        return made_by | self._portable(e.teacher.model_dump())
+        return made_by | self.portable(asdict(teacher or self.teacher))
+
+    def teacher_key(self, model: ModelSettings, teacher: Teacher | None = None) -> str:
+        """Folder of the pairs of a teacher; of the experiment's own if not given."""
+        at = ("teacher", model.label, teacher or self.teacher)
+        if at not in self._memo:
+            self._memo[at] = digest(self.teacher_meta(model, teacher))
+        return self._memo[at]
 
     @property
-    def teacher(self) -> Teacher:
-        """The teacher of the experiment."""
-        return Teacher(**self.experiment.teacher.model_dump())
-
-    def teacher_key(self, model: ModelSettings) -> str:
-        """Folder of the teacher's pairs."""
-        return digest(self.teacher_meta(model))
-
-    @property
-    def valid_range(self) -> tuple[int, int]:
+    def valid_range(self) -> ranges.Range:
         """Samples every member is validated on."""
-        return 0, self.experiment.pairs.valid
+        return ranges.valid_range(self.experiment.pairs.valid)
 
-    def train_range(self, seed: int | None = None) -> tuple[int, int]:
-        """Samples the members of a seed train on; of all seeds if None."""
-        pairs, seeds = self.experiment.pairs, self.experiment.search.members.seeds
-        first, last = (0, seeds) if seed is None else (seed, seed + 1)
-        return pairs.valid + first * pairs.train, pairs.valid + last * pairs.train
+    def train_range(self, seed: int, count: int | None = None) -> ranges.Range:
+        """Samples the members of a seed train on; as many as `pairs.train` says if not given."""
+        return ranges.train_range(seed, count or self.experiment.pairs.train)
 
     @property
-    def eval_range(self) -> tuple[int, int]:
-        """Fresh samples of the evaluation."""
-        start = self.train_range()[1]
-        return start, start + self.experiment.evaluate.samples
+    def eval_ranges(self) -> list[ranges.Range]:
+        """Fresh samples of the evaluation, a range for each repeat."""
+        evaluate = self.experiment.evaluate
+        return [ranges.eval_range(r, evaluate.samples) for r in range(evaluate.repeats)]
 
-    def shards(self) -> list[tuple[int, int]]:
-        """Fixed index ranges of the teacher's shards; none spans learning and evaluation."""
-        size, ranges = self.experiment.resources.shard, []
-        for start, stop in ((0, self.train_range()[1]), self.eval_range):
-            ranges += [(i, min(i + size, stop)) for i in range(start, stop, size)]
-        return ranges
+    @property
+    def eval_range(self) -> ranges.Range:
+        """Fresh samples of the first evaluation set."""
+        return self.eval_ranges[0]
 
-    def grid_points(self) -> list[dict[str, Any]]:
-        """Every combination of the grid axes, by their names: the order in the file changes
-        nothing.
-        """
-        axes = dict(sorted(self.experiment.search.grid.items()))
-        return [
-            dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
-        ]
+    def sample_ranges(self, teacher: Teacher | None = None) -> list[ranges.Range]:
+        """The ranges of pairs that a teacher makes; only the own one makes evaluation samples."""
+        own = teacher is None or teacher == self.teacher
+        count = self._train_counts[teacher or self.teacher]
+        seeds = range(self.experiment.search.members.seeds)
+        found = [self.valid_range, *(ranges.train_range(seed, count) for seed in seeds)]
+        found += self.eval_ranges if own else []
+        return [(start, stop) for start, stop in found if start < stop]
 
-    def trial(self, cell: Cell, values: dict[str, Any]) -> TrialSpec:
-        """Resolve the values of the searched axes into a trial."""
+    def shards(self, teacher: Teacher | None = None) -> list[ranges.Range]:
+        """Index ranges of the teacher's shards in an empty folder; none spans two ranges."""
+        size = self.experiment.resources.shard
+        return [tile for span in self.sample_ranges(teacher) for tile in ranges.tiles(span, size)]
+
+    # trials and baselines
+
+    def trial(self, cell: Cell, values: Point) -> TrialSpec:
+        """Resolve the values of the axes into a trial with all of its members."""
         e = self.experiment
-        values = dict(values)
-        start, distance = values.pop("start", None), values.pop("distance", e.distance)
+        others = {k: v for k, v in values.items() if v is not None and k != "guidance"}
+        start, distance = others.pop("start", None), others.pop("distance", e.distance)
+        teacher, train = self._teacher_at(others), self._train_at(others)
+        learn = {key: value for key, value in others.items() if "." not in key}
         own = {"checkpointing": "always"} if cell.model.recompute else {}
-        given: dict[str, Any] = {**e.learn, **values, **own, "seed": e.seed}
-        config = make_config(**given)
+        config = make_config(**{**e.learn, **learn, **own, "seed": e.seed})
         names = e.search.members.starts or procedures.get(config.procedure).starts
+        chosen = list(names) if start is None else [start]
         settings = {
             "learn": asdict(config),
             "distance": distance,
             "distance_options": e.distance_options(distance),
-            "starts": list(names) if start is None else [start],
-            "seeds": e.search.members.seeds,
+            "teacher": asdict(teacher),
+            "pairs": {"train": train, "valid": e.pairs.valid},
         }
-        versions = {"procedure": procedures.version(config.procedure)}
-        versions |= self._versions(cell, settings["starts"])
+        return self.spec(cell, settings, list(itertools.product(self._seeds, chosen)))
+
+    @property
+    def _seeds(self) -> range:
+        return range(self.experiment.search.members.seeds)
+
+    def spec(
+        self, cell: Cell, settings: dict[str, Any], members: Iterable[Sequence[Any]]
+    ) -> TrialSpec:
+        """A trial from its resolved settings and its members (seed, start)."""
+        procedure = settings["learn"]["procedure"]
         key = digest(
             {
-                "settings": self._portable(settings),
-                "solver": self._portable(cell.solver),
+                "settings": self.portable(settings),
+                "solver": self.portable(cell.solver),
                 "nfe": cell.nfe,
-                "pairs": e.pairs.model_dump(),
-                "teacher": self.teacher_meta(cell.model),
-                "versions": versions,
+                "teacher": self.teacher_key(cell.model, Teacher(**settings["teacher"])),
+                "versions": {"procedure": procedures.version(procedure)}
+                | self._solver_version(cell.solver),
             }
         )
-        return TrialSpec(cell, settings, key)
+        found = tuple((int(seed), str(start)) for seed, start in members)
+        keys = tuple(
+            digest([key, seed, self.portable(start), _start_version(start)])
+            for seed, start in found
+        )
+        return TrialSpec(cell, settings, key, found, keys)
 
-    def _versions(self, cell: Cell, names: Iterable[str]) -> dict[str, str]:
-        """What keys must know of registered solvers and starts beside their names."""
-        plain = cell.solver.partition("?")[0].removesuffix("-bh2")
-        found = {name: start_table.version(name) for name in names if name in start_table}
-        found |= {"solver": solvers.version(plain) if plain in solvers else None}
-        return {name: version for name, version in found.items() if version is not None}
+    def _solver_version(self, solver: str) -> dict[str, Any]:
+        """The version of a registered solver, for keys."""
+        plain = solver.partition("?")[0].removesuffix("-bh2")
+        version = solvers.version(plain) if plain in solvers else None
+        return {} if version is None else {"solver": version}
 
-    def baseline_key(self, cell: Cell) -> str:
-        """Key of the baseline rows of a cell."""
+    def baseline_key(
+        self, cell: Cell, name: str, distance: str, teacher: Teacher | None = None
+    ) -> str:
+        """Row key of a hand-made grid of a cell, measured in a distance against a teacher."""
         e = self.experiment
+        sees_pairs = looks_at_pairs(name)
         return "baseline-" + digest(
             {
-                "solver": self._portable(cell.solver),
+                "solver": self.portable(cell.solver),
                 "nfe": cell.nfe,
-                "starts": self._portable(e.baselines),
-                "distances": {
-                    self._portable(name): self._portable(e.distance_options(name))
-                    for name in e.distances
-                },
-                "pairs": e.pairs.model_dump(),
-                "teacher": self.teacher_meta(cell.model),
-                "versions": self._versions(cell, e.baselines),
+                "start": self.portable(name),
+                "distance": self.portable(distance),
+                "distance_options": self.portable(e.distance_options(distance)),
+                "valid": e.pairs.valid,
+                "train": e.pairs.train if sees_pairs else None,
+                "teacher": self.teacher_key(cell.model, teacher),
+                "versions": {**self._solver_version(cell.solver), "start": _start_version(name)},
             }
         )
 
+    def baselines(self, cell: Cell) -> list[tuple[str, str, str, Teacher]]:
+        """(row key, grid, distance, teacher) of every hand-made grid of a cell."""
+        e = self.experiment
+        return [
+            (self.baseline_key(cell, name, distance, teacher), name, distance, teacher)
+            for teacher in self.teachers
+            for name in e.baselines
+            for distance in e.distances
+        ]
+
+    def member_labels(self) -> list[tuple[int, str]]:
+        """(seed, label of the start) of every member that any trial may have."""
+        e = self.experiment
+        names: list[str] = list(e.search.members.starts or ())
+        if not names:
+            names = [start for p in e.procedures for start in procedures.get(p).starts]
+        names += [str(value) for value in self._axis_values("start") if value is not None]
+        unique = dict.fromkeys(map(label, names))
+        return [(seed, start) for seed in self._seeds for start in unique]
+
+    def _axis_values(self, axis: str) -> list[Any]:
+        _, values = self.experiment.axes.get(axis, ("", ()))
+        return list(values) if isinstance(values, tuple) else []
+
     def cost(self) -> dict[str, int]:
-        """Estimate in network evaluations of one sample, if no member stops early; a backward pass
-        counts as two.
+        """Estimate the cost in network evaluations of one sample, a backward pass counted as two.
+
+        No member is assumed to stop early. The estimate is of a sweep in an empty folder, with the
+        best trial of each cell evaluated, or every one where `evaluate.rows` asks for that.
         """
         e = self.experiment
-        teacher = len(e.models) * sum(b - a for a, b in self.shards()) * e.teacher.nfe
+        teach = 0
+        for teacher in self.teachers:
+            samples = sum(stop - start for start, stop in self.sample_ranges(teacher))
+            teach += len(self.models) * teacher.nfe * samples
         search = evaluate = 0
-        for cell in self.cells:
-            trials = [self.trial(cell, point) for point in self.grid_points()]
-            search += len(e.baselines) * e.pairs.valid * cell.nfe
-            for trial in trials:
-                samples = trial.config.samples(e.pairs.train, e.pairs.valid)
-                search += e.search.rounds * len(trial.members) * samples * cell.nfe
-            evaluate += (len(e.baselines) + len(trials[0].members)) * e.evaluate.samples * cell.nfe
-        return {"teach": teacher, "search": search, "evaluate": evaluate}
+        grids = len(e.baselines)
+        fresh = e.evaluate.samples * e.evaluate.repeats
+        for model in self.models:
+            cells = [cell for cell in self.cells if cell.model == model]
+            nfe = sum(cell.nfe for cell in cells)
+            learned, members = 0, []
+            for point in self.points_of(cells[0]):
+                trial = self.trial(cells[0], point)
+                samples = trial.config.samples(trial.train, e.pairs.valid)
+                learned += e.search.rounds * len(trial.members) * samples
+                members.append(len(trial.members))
+            search += nfe * (learned + grids * len(self.teachers) * e.pairs.valid)
+            every = sum(members) * e.search.rounds
+            evaluated = every if e.evaluated_rows == "all" else max(members)
+            evaluate += nfe * (grids + evaluated) * fresh
+        return {"teach": teach, "search": search, "evaluate": evaluate}
 
 
-def contents_of(experiment: Experiment) -> dict[str, str]:
-    """A hash of each file that an experiment names: code, schedules to start from, LPIPS trunks,
-    reference statistics, weights of extractors. The models' hashes hold their own.
-    """
-    settings = experiment.model_dump(mode="json", exclude={"models", "report", "resources", "name"})
-    found: dict[str, str] = {}
-    for name in sorted(set(_words(settings))):
-        content = content_in(name)
-        if content is None and name.endswith(".json") and Path(name).is_file():
-            content = hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
-        if content is not None:
-            found[name] = content
-    for name in files_of(experiment):
-        with open(Path(_path(name)).expanduser(), "rb") as file:
-            found.setdefault(name, hashlib.file_digest(file, "sha256").hexdigest()[:16])
-    return found
-
-
-def files_of(experiment: Experiment) -> list[str]:
-    """Names in the settings that stand for a file of weights or statistics, as they are written."""
-    evaluate = experiment.evaluate
-    names = [experiment.lpips.trunk, evaluate.reference, evaluate.extractor]
-    return [name for name in names if name and Path(_path(name)).expanduser().is_file()]
-
-
-def _path(name: str) -> str:
-    """The path in "inception:FILE" or "FILE"."""
-    kind, colon, rest = name.partition(":")
-    return rest if colon and kind.isalpha() and kind != PREFIX.rstrip(":") else name
-
-
-def _without_folder(name: str) -> str:
-    """A name without the path of its file."""
-    if PREFIX in name or name.endswith(".json"):
-        return label(name)
-    return name.removesuffix(_path(name)) or "file"
-
-
-def content_of_conditioning(name: str | None) -> str | None:
-    """ "prompts:<file>:<hash>" without the file's name."""
-    kind, colon, rest = (name or "").partition(":")
-    return f"{kind}:{rest.rpartition(':')[2]}" if colon else name
-
-
-def _words(value: Any) -> Iterator[str]:
-    """Every text in a structure of settings."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _words(item)
-
-
-def _plain_numbers(value: Any) -> Any:
-    """The same settings with whole numbers as floats, so that 1 and 1.0 are the same setting."""
-    if isinstance(value, dict):
-        return {k: _plain_numbers(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain_numbers(v) for v in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+def _start_version(name: str) -> str | None:
+    """The version of a registered start, for keys; None of a name that has none."""
+    return start_table.version(name) if name in start_table else None

@@ -20,10 +20,13 @@ from .limits import (
     Nfe,
     NotNegative,
     Number,
+    OnlyNumber,
+    PairCount,
     Pixels,
     Positive,
     Retries,
     Rounds,
+    SampleCount,
     Seconds,
     SeedCount,
     check_label,
@@ -103,8 +106,8 @@ class Lpips(Strict):
 class PairCounts(Strict):
     """How many pairs each member trains on, and how many all of them are validated on."""
 
-    train: Annotated[Count, Field(ge=2)] = 50
-    valid: Count = 50
+    train: Annotated[PairCount, Field(ge=2)] = 50
+    valid: PairCount = 50
 
 
 class Range(Strict):
@@ -153,8 +156,8 @@ class Asha(Strict):
 
 
 class Search(Strict):
-    """What is tried in each cell: every point of `grid`, `rounds` times, the `optuna` axes proposed
-    by its sampler.
+    """What is tried in each cell: every point of `grid`, `rounds` times, with values for the
+    `optuna` axes that a sampler proposes.
 
     sampler: tpe, random, or qmc.
     asha: stop bad trials early. Off by default: which trials stop depends on timing, so that a
@@ -167,21 +170,41 @@ class Search(Strict):
     members: Members = Members()
     asha: Asha | None = None
 
-    @property
-    def axes(self) -> dict[str, tuple[str, Range | tuple[Value, ...]]]:
-        """Every axis by its short name: its full name in the YAML, and its values or range."""
-        grid = {key: (f"search.grid.{key}", axis) for key, axis in self.grid.items()}
-        return grid | {key: (f"search.optuna.{key}", axis) for key, axis in self.optuna.items()}
+
+class Ablate(Strict):
+    """Factors around a base: which settings matter, and how much.
+
+    base: the value of each factor in the base; a factor that is not named has the value that the
+        rest of the experiment gives it.
+    vary: the levels of each factor.
+    full: try every combination; if false, one factor at a time around the base.
+    """
+
+    base: dict[str, Value] = {}
+    vary: Annotated[dict[str, Values], Field(min_length=1)]
+    full: bool = False
+
+
+class BestPer(Strict):
+    """The best trial of each combination of levels of these axes."""
+
+    best_per: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Evaluate(Strict):
-    """Fresh samples for the best trial and the baselines of every cell.
+    """Fresh samples for schedules and baselines of every cell.
 
+    rows: what is evaluated beside the baselines: "best" (the best trial of each cell), "all", or
+        {best_per: [axes]} (the best trial for each level of these axes). If not given, "all" with
+        `ablate` and "best" without.
+    samples, repeats: how many fresh samples, and how many disjoint sets of them.
     extractor: "auto" (what the model comes with), "none", or a name of `ld3_dist.metrics`.
     reference: "auto" (the model's data if it has any, else the teacher), "teacher", or a statistics
     file."""
 
-    samples: CountOrZero = 1000
+    samples: SampleCount = 1000
+    repeats: Annotated[int, OnlyNumber, Field(ge=1, le=100)] = 1
+    rows: Literal["best", "all"] | BestPer | None = None
     extractor: str = "auto"
     reference: str = "auto"
     metrics: tuple[str, ...] | None = None

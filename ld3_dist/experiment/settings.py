@@ -1,12 +1,13 @@
-"""The YAML of a sweep as models that validate themselves. Every key has a default but `models`,
-`solvers` and `nfe`.
+"""The YAML of a sweep as models that validate themselves.
 
-What is checked here needs no model and no cluster: names, types, signs, duplicates, what a solver
-needs. The rest (does the file exist, are there so many GPUs) is checked when a sweep starts, before
-it writes anything."""
+Every key has a default but `models`, `solvers` and `nfe`. The checks here need no model and no
+cluster: names, types, signs, duplicates, the fewest evaluations of a solver. The rest (missing
+files, too few GPUs) is checked when a sweep starts, before it writes anything.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -18,6 +19,8 @@ from ..core.user_code import PREFIX, label
 from ..metrics.extractors import extractors
 from ..metrics.scores import metric_columns, metrics
 from .axes import (
+    GRID_ONLY,
+    INCOMPARABLE,
     OTHER_AXES,
     DistanceName,
     SolverName,
@@ -36,6 +39,8 @@ from .limits import (
     check_size,
 )
 from .sections import (
+    Ablate,
+    BestPer,
     Evaluate,
     Lpips,
     ModelSettings,
@@ -47,6 +52,9 @@ from .sections import (
     Strict,
     Teacher,
 )
+
+Axis = Range | tuple[Value, ...]
+"""A range that a sampler draws from, or the values of an axis."""
 
 
 class Experiment(Strict):
@@ -64,6 +72,7 @@ class Experiment(Strict):
     loss_space: Literal["image", "latent"] = "image"
     learn: dict[str, Value] = Field({})
     search: Search = Search()
+    ablate: Ablate | None = None
     baselines: Annotated[tuple[StartName, ...], Field(min_length=1)] = (
         "uniform",
         "quadratic",
@@ -77,15 +86,13 @@ class Experiment(Strict):
     @model_validator(mode="after")
     def _whole(self) -> Experiment:
         unique("models", tuple(m.label for m in self.models))
-        cells = len(self.models) * len(self.solvers) * len(self.nfe)
-        check_size(cells, self.search.grid, self.search.rounds)
-        seeds, pairs = self.search.members.seeds, self.pairs
-        samples = pairs.train * seeds + pairs.valid + self.evaluate.samples
-        check_shards(samples, self.resources.shard)
+        self._check_size()
         unique("solvers", tuple(map(label, self.solvers)))
         unique("nfe", self.nfe)
         unique("baselines", tuple(map(label, self.baselines)))
+        self._check_places()
         self._check_learning()
+        self._check_best_per()
         self._check_asha()
         if any(model.recompute for model in self.models):
             self._check_recompute()
@@ -102,20 +109,92 @@ class Experiment(Strict):
         return self
 
     @property
+    def axes(self) -> dict[str, tuple[str, Axis]]:
+        """Every axis by its short name: its full name in the YAML, and its values or range.
+
+        An axis of `ablate` has the base's value among its values.
+        """
+        found: dict[str, tuple[str, Axis]] = {}
+        if self.ablate is not None:
+            for key, value in self.ablate.base.items():
+                found[key] = (f"ablate.base.{key}", (value,))
+            for key, levels in self.ablate.vary.items():
+                base = (self.ablate.base[key],) if key in self.ablate.base else ()
+                others = tuple(level for level in levels if level not in base)
+                found[key] = (f"ablate.vary.{key}", (*base, *others))
+        found |= {key: (f"search.grid.{key}", axis) for key, axis in self.search.grid.items()}
+        return found | {
+            key: (f"search.optuna.{key}", axis) for key, axis in self.search.optuna.items()
+        }
+
+    @property
+    def evaluated_rows(self) -> Literal["best", "all"] | BestPer:
+        """The learned rows that are evaluated: what `evaluate.rows` says, or its default."""
+        return self.evaluate.rows or ("best" if self.ablate is None else "all")
+
+    @property
     def procedures(self) -> tuple[str, ...]:
         """Every procedure that a trial may use."""
         fixed = str(self.learn.get("procedure", "default"))
-        _, axis = self.search.axes.get("procedure", ("", (fixed,)))
-        return () if isinstance(axis, Range) else tuple(map(str, axis))
+        _, axis = self.axes.get("procedure", ("", (fixed,)))
+        named = () if isinstance(axis, Range) else tuple(map(str, axis))
+        varied = self.ablate is not None and "procedure" in self.ablate.vary
+        if varied and self.ablate is not None and "procedure" not in self.ablate.base:
+            named = (fixed, *named)
+        return tuple(dict.fromkeys(named))
+
+    def _check_size(self) -> None:
+        """Refuse more points and trials than a sweep can list, from their counts alone."""
+        if self.ablate is None:
+            counts = {key: len(values) for key, values in self.search.grid.items()}
+            points, where = math.prod(counts.values()), "search.grid"
+        else:
+            base, where = self.ablate.base, "ablate.vary"
+            counts = {
+                key: len({*values, *((base[key],) if key in base else ())})
+                for key, values in self.ablate.vary.items()
+            }
+            sizes = counts.values()
+            points = math.prod(sizes) if self.ablate.full else 1 + sum(sizes)
+        cells = len(self.models) * len(self.solvers) * len(self.nfe)
+        check_size(cells, counts, points, self.search.rounds, where)
+        pairs, evaluate = self.pairs, self.evaluate
+        learned_from = pairs.train * self.search.members.seeds + pairs.valid
+        fresh = evaluate.samples * evaluate.repeats
+        check_shards(learned_from + fresh, self.resources.shard)
+
+    def _check_places(self) -> None:
+        """Refuse an axis that stands in two places, and sections that exclude each other."""
+        if self.ablate is not None and self.search.grid:
+            key = next(iter(self.search.grid))
+            raise ValueError(
+                f"search.grid.{key} beside ablate: an ablation has its own points; move the axis "
+                f"to ablate.vary.{key}, or remove ablate"
+            )
+        ablated = {} if self.ablate is None else {**self.ablate.base, **self.ablate.vary}
+        for key in self.search.optuna:
+            if key in self.search.grid:
+                raise ValueError(
+                    f"axis {key!r} stands both in search.grid and in search.optuna: keep one"
+                )
+            if key in ablated:
+                raise ValueError(
+                    f"axis {key!r} stands both in ablate and in search.optuna: keep one"
+                )
+            if key in GRID_ONLY:
+                raise ValueError(
+                    f"search.optuna.{key}: makes cells of its own, in which a sampler cannot "
+                    f"choose; move it to search.grid.{key}"
+                )
 
     def _check_learning(self) -> None:
         """Every setting, fixed or searched, is one of every procedure it may meet."""
-        place, searched = self.search.axes.get("procedure", ("learn.procedure", ()))
+        place, searched = self.axes.get("procedure", ("learn.procedure", ()))
         if isinstance(searched, Range):
             raise ValueError(f"{place}: low and high fit numbers only; give a list of values")
         for key, value in self.learn.items():
-            if key in self.search.axes:
-                other = self.search.axes[key][0]
+            if key in self.axes:
+                other = self.axes[key][0]
                 raise ValueError(
                     f"learn.{key} is fixed to {value!r} and searched as {other}: keep one"
                 )
@@ -125,16 +204,21 @@ class Experiment(Strict):
             met = f"with {place} = {procedure!r}, " if searched else ""
             for key, value in self.learn.items():
                 _check(procedure, key, value, f"{met}learn.{key}")
-            for key, (name, axis) in self.search.axes.items():
+            for key, (name, axis) in self._written_axes():
                 self._check_axis(procedure, key, f"{met}{name}", axis)
 
-    def _check_axis(
-        self, procedure: str, key: str, name: str, axis: Range | tuple[Value, ...]
-    ) -> None:
-        if key in self.search.grid and key in self.search.optuna:
-            raise ValueError(
-                f"axis {key!r} stands both in search.grid and in search.optuna: keep one"
-            )
+    def _written_axes(self) -> list[tuple[str, tuple[str, Axis]]]:
+        """Every axis as it is written, with the base and the levels of an ablation apart."""
+        if self.ablate is None:
+            return list(self.axes.items())
+        found: list[tuple[str, tuple[str, Axis]]] = []
+        for key, value in self.ablate.base.items():
+            found.append((key, (f"ablate.base.{key}", (value,))))
+        for key, levels in self.ablate.vary.items():
+            found.append((key, (f"ablate.vary.{key}", levels)))
+        return found + [(key, self.axes[key]) for key in self.search.optuna]
+
+    def _check_axis(self, procedure: str, key: str, name: str, axis: Axis) -> None:
         if not isinstance(axis, Range):
             for value in unique(name, axis):
                 _check(procedure, key, value, name)
@@ -144,13 +228,28 @@ class Experiment(Strict):
         _check(procedure, key, axis.low, name)
         _check(procedure, key, axis.high, name)
 
+    def _check_best_per(self) -> None:
+        rows = self.evaluate.rows
+        if not isinstance(rows, BestPer):
+            return
+        unique("evaluate.rows.best_per", rows.best_per)
+        for key in rows.best_per:
+            if key not in self.axes:
+                known = ", ".join(self.axes) or "none"
+                raise ValueError(
+                    f"evaluate.rows.best_per: {key!r} is not an axis of this experiment (its axes: "
+                    f"{known}); add it to search.grid or ablate.vary, or remove it"
+                )
+
     def _check_distances(self) -> None:
-        if "distance" in self.search.axes and self.search.optuna and self.search.sampler == "tpe":
-            raise ValueError(
-                f"{self.search.axes['distance'][0]} with search.optuna and the sampler 'tpe': "
-                "losses in two distances are not comparable, so that Optuna would follow their "
-                "scales; use the sampler 'random' or 'qmc', or one experiment for each distance"
-            )
+        for key in self.search.optuna if self.search.sampler == "tpe" else ():
+            if key in INCOMPARABLE:
+                what = "distances" if key == "distance" else "teachers"
+                raise ValueError(
+                    f"search.optuna.{key} with the sampler 'tpe': losses in two {what} are not "
+                    "comparable, so that Optuna would follow their scales; move it to "
+                    f"search.grid.{key}, or use the sampler 'random' or 'qmc'"
+                )
         entries = {name: distance_entry(name) for name in self.distances}
         for name, entry in entries.items():
             if self.loss_space == "latent" and entry.space == "image":
@@ -176,7 +275,7 @@ class Experiment(Strict):
 
     def _check_recompute(self) -> None:
         fixed = self.learn.get("checkpointing", "always")
-        _, axis = self.search.axes.get("checkpointing", ("", (fixed,)))
+        _, axis = self.axes.get("checkpointing", ("", (fixed,)))
         if axis != ("always",):
             i = [model.recompute for model in self.models].index(True)
             raise ValueError(
@@ -193,8 +292,8 @@ class Experiment(Strict):
 
     def _most_epochs(self) -> int:
         """Epochs of the longest trial."""
-        if "epochs" in self.search.axes:
-            _, axis = self.search.axes["epochs"]
+        if "epochs" in self.axes:
+            _, axis = self.axes["epochs"]
             return int(axis.high if isinstance(axis, Range) else max(map(int, axis)))
         learn = {key: value for key, value in self.learn.items() if key != "procedure"}
         return max(make_config(procedure, **learn).epochs for procedure in self.procedures)
@@ -202,7 +301,7 @@ class Experiment(Strict):
     @property
     def distances(self) -> tuple[str, ...]:
         """Every distance a trial may use, the experiment's own first."""
-        _, axis = self.search.axes.get("distance", ("", ()))
+        _, axis = self.axes.get("distance", ("", ()))
         searched = () if isinstance(axis, Range) else map(str, axis)
         return tuple(dict.fromkeys([self.distance, *searched]))
 

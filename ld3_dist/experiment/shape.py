@@ -102,7 +102,8 @@ def _open_sections() -> dict[str, tuple[str, ...]]:
     """Sections whose keys are no fields of a model, with these keys."""
     learned = axes.settings_of(axes.known_procedures.get() or procedures.names())
     searchable = (*learned, *axes.OTHER_AXES)
-    return {"learn": learned, "search.grid": searchable, "search.optuna": searchable}
+    places = ("search.grid", "search.optuna", "ablate.base", "ablate.vary")
+    return {"learn": learned, **dict.fromkeys(places, searchable)}
 
 
 def _in_mapping(

@@ -7,7 +7,6 @@ a section or a label, no more.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ..core.noise import NoiseSchedule
 from ..core.text import file_name
 from ..core.user_code import label
 from ..schedule.file import read_schedule
+from ..store.lineage import current
 from ..store.opening import open_storage
 from ..store.results import load_results
 from ..store.storage import Storage
@@ -34,7 +34,7 @@ class SweepTables:
 
     Attributes:
         results: from `load_results`.
-        experiment: the contents of experiment.json, empty if there is none.
+        experiment: the version of the experiment that ran last, empty if there is none.
     """
 
     storage: Storage
@@ -111,15 +111,10 @@ def read_sweep_tables(place: str | os.PathLike[str] | Storage) -> SweepTables:
     """Read the tables of a sweep folder (path or URL); InputError where there is none."""
     storage = open_storage(place)
     results = load_results(storage)
-    experiment: dict[str, Any] = {}
-    if storage.exists("experiment.json"):
-        with contextlib.suppress(ValueError):
-            found = json.loads(storage.read_bytes("experiment.json"))
-            experiment = found if isinstance(found, dict) else {}
     return SweepTables(
         storage,
         results,
         read_table(storage, "evaluations"),
         read_table(storage, "failures"),
-        experiment,
+        current(storage),
     )

@@ -30,6 +30,7 @@ from .distances import open_distance
 from .file import Schedule
 from .making import make_schedule
 from .noise import check_writable
+from .ranges import learning_indices
 from .sampling import device_of, in_loss_space
 from .starts import looks_at_pairs, schedule_knots, start_knots
 from .teaching import Diverged, Teacher, teach
@@ -59,12 +60,15 @@ def learning(
     config: LearnConfig | None = None,
     seeds: Sequence[int] = (0,),
     subsets: Sequence[Sequence[int]] | None = None,
+    members: Sequence[tuple[int, int]] | None = None,
+    start_pairs: Pairs | None = None,
     resume: tuple[int, dict[str, Tensor]] | None = None,
     **settings: Any,
 ) -> Iterator[Progress]:
     """Learn a schedule, epoch by epoch; the first Progress is the start itself.
 
-    Members are all seeds with all starts, starts varying fastest; they share every network call.
+    Members share every network call. If not chosen by `members`, they are all seeds with all
+    starts, starts varying fastest.
 
     Args:
         solver: name of the student, e.g. "dpmpp-3".
@@ -78,6 +82,8 @@ def learning(
         config: settings from `make_config`; or name them here: procedure="paper", gamma=0.
         seeds: numbers of the members' seeds.
         subsets: for each seed the indices of `pairs` to train on; all of them if not given.
+        members: (position in `seeds`, position in `starts`) of each member.
+        start_pairs: pairs that starts follow trajectories of; `pairs` if not given.
         resume: as for `core.learning.learn`.
 
     Raises InputError for anything that cannot be used, before the learning starts.
@@ -97,18 +103,21 @@ def learning(
     names = starts or procedures.get(config.procedure).starts
     if isinstance(distance, str):
         distance = open_distance(distance, model, str(device_of(model)))
-    knots = torch.stack([knots_of(start, model, student, nfe, train) for start in names])
-    members = [seed for seed in range(len(seeds)) for _ in names]
-    chosen = None if subsets is None else torch.tensor([list(subsets[i]) for i in members])
+    followed = train if start_pairs is None else start_pairs
+    knots = torch.stack([knots_of(start, model, student, nfe, followed) for start in names])
+    packed = members or [(seed, start) for seed in range(len(seeds)) for start in range(len(names))]
+    chosen = None
+    if subsets is not None:
+        chosen = torch.tensor([list(subsets[seed]) for seed, _ in packed])
     problem = Problem(
         model.denoiser,
         student,
-        knots.repeat(len(seeds), 1),
+        knots[[start for _, start in packed]],
         train,
         valid,
         distance,
         nfe,
-        [SEEDS * config.seed + seeds[i] for i in members],
+        [SEEDS * config.seed + seeds[seed] for seed, _ in packed],
         chosen,
     )
     yield from learn_members(problem, config, resume=resume)
@@ -161,7 +170,8 @@ def learn(
     viewed = in_loss_space(model, space)
     names = check_before(viewed, solver, nfe, config, starts, opened)
     if pairs is None:
-        pairs = teach(model, 100, seed=config.seed, teacher=teacher, space=space)
+        indices = learning_indices(50)
+        pairs = teach(model, seed=config.seed, teacher=teacher, space=space, indices=indices)
     train, valid = split(pairs, valid)
     first = progress = None
     for progress in learning(

@@ -20,8 +20,8 @@ import pyarrow as pa
 from ..core.errors import unknown
 from ..core.learning.procedure import procedures
 
-FORMAT = 1
-"""Version of the tables; readers refuse a newer one."""
+FORMAT = 2
+"""Version of the tables; readers refuse a newer one. In 1, `trial` was a number."""
 
 # "element" is Parquet's own name, so that the schema is the same after reading a file
 _FLOATS = pa.list_(pa.field("element", pa.float64()))
@@ -86,7 +86,9 @@ ROWS = _schema(
     "rows",
     [
         _field("key", pa.string(), "hash of the resolved settings of this row", required=True),
-        _field("experiment", pa.string(), "fingerprint of the experiment"),
+        _field(
+            "experiment", pa.string(), "fingerprint of the experiment that first asked for the row"
+        ),
         _field("kind", pa.string(), "learned or baseline (a hand-made grid)", required=True),
         _field(
             "cell",
@@ -94,9 +96,12 @@ ROWS = _schema(
             "model/conditioning/guidance/solver/NFE; losses of two cells do not compare",
             True,
         ),
-        _field("trial", pa.int32(), "number of the trial in its cell; null for baselines"),
-        _field("generation", pa.int32(), "generation of the study that proposed the trial"),
-        _field("member", pa.int32(), "number of the member in its trial"),
+        _field(
+            "trial",
+            pa.string(),
+            "key of the trial: one point of a cell, for all seeds and starts; null for baselines",
+        ),
+        _field("round", pa.int32(), "round of the search that proposed the trial"),
         _field("model", pa.string(), "name of the model as in the experiment"),
         _field("model_hash", pa.string(), "hash of the weights"),
         _field("conditioning", pa.string(), "what the samples are conditioned on, e.g. class"),
@@ -113,9 +118,12 @@ ROWS = _schema(
         _field("radius", pa.float64(), "r itself, in unit-variance noise"),
         _field("distance", pa.string(), "distance that train_loss and valid_loss are in"),
         _field("seed", pa.int64(), "seed of the member"),
-        _field("train_pairs", pa.int32(), "teacher pairs learned from"),
+        _field("train_pairs", pa.int32(), "teacher pairs that the member learned from"),
         _field("valid_pairs", pa.int32(), "held-out teacher pairs"),
         _field("teacher", pa.string(), "key of the teacher, the folder of its pairs"),
+        _field("teacher_solver", pa.string(), "solver of the teacher"),
+        _field("teacher_nfe", pa.int32(), "network evaluations of the teacher"),
+        _field("teacher_start", pa.string(), "grid of the teacher"),
         _field("settings", pa.string(), "every resolved setting, as JSON"),
         _field(
             "status",

@@ -273,6 +273,11 @@ def unpack_condition(tensors: Mapping[str, Tensor]) -> Condition:
     return named or None
 
 
+def named_ranges(storage: Storage) -> list[tuple[int, int]]:
+    """The ranges of the shards in a folder, by their names alone."""
+    return [_bounds(name) for name in _named_shards(storage)]
+
+
 def _named_shards(storage: Storage) -> Sequence[str]:
     return [name for name in storage.list() if _NAME.match(name)]
 

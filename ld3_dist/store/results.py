@@ -27,7 +27,7 @@ from .opening import open_storage
 from .storage import Storage
 from .tables import read_table
 
-ORDER = ["cell", "kind", "trial", "member", "start", "key"]
+ORDER = ["cell", "kind", "round", "trial", "seed", "start", "key"]
 COMPARABLE = ["cell", "distance"]
 """Rows that agree in these have losses that can be compared."""
 

@@ -31,7 +31,7 @@ from .opening import open_storage
 from .storage import Storage
 
 SUFFIX = ".parquet"
-RENAMED = {"preset": "procedure"}
+RENAMED = {"preset": "procedure", "generation": "round"}
 """Columns that older versions wrote, by the names they have now."""
 
 READERS = 8
@@ -160,6 +160,15 @@ def read_records(storage: Storage, folder: str, name: str) -> list[dict[str, Any
     except FileNotFoundError:
         return None
     return None if isinstance(table, str) else table.to_pylist()
+
+
+def format_of(storage: Storage, name: str) -> int:
+    """The format of the tables that a file was written in; 0 if that cannot be told."""
+    try:
+        schema = pq.read_schema(pa.BufferReader(storage.read_bytes(name)))
+    except (OSError, pa.ArrowException):
+        return 0
+    return int((schema.metadata or {}).get(b"ld3_dist.format", b"0"))
 
 
 def _plain(folder: str, schema: pa.Schema, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,67 +1,149 @@
-"""The hand-made grids of a cell as rows."""
+"""The hand-made grids of a cell as rows.
+
+Every grid has a row for each distance and each teacher that learned rows of the cell may be
+measured with. Rows are keyed one by one, so that a grid, a distance or a teacher that is added
+leaves the others as they are. The rows that are measured together stand in one file,
+rows/baseline-<cell>-<digest of their keys>.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import time
+from collections.abc import Container
+from dataclasses import dataclass
 from typing import Any
 
+from ..core.grid import Grid
 from ..core.solver import make_solver
 from ..core.user_code import label
-from ..experiment.plan import Cell, Plan
+from ..experiment.plan import Cell, Plan, TrialSpec, digest
 from ..schedule.baselines import hand_made, mean_loss
 from ..schedule.provenance import now, where
 from ..schedule.sampling import in_loss_space, make_samples
+from ..schedule.teaching import Teacher
 from ..store.storage import Storage
-from ..store.tables import write_table
-from .opened import distance_of, model_of, pairs_of
+from ..store.tables import SUFFIX, read_records, read_table, write_table
+from .opened import distance_of, keep, kept, model_of, pairs_of
 from .rows import judge, row_of
 
+PREFIX = "baseline-"
 
-def run_baselines(plan: Plan, cell: Cell, storage: Storage, device: str | None = None) -> None:
-    """Measure every hand-made grid of a cell on the held-out pairs and write their rows."""
+
+@dataclass(frozen=True)
+class BaselineTask:
+    """Hand-made grids of a cell that are measured together: (row key, grid, distance, teacher)."""
+
+    cell: Cell
+    wanted: tuple[tuple[str, str, str, Teacher], ...]
+
+    @property
+    def file(self) -> str:
+        """Name of the file of its rows."""
+        keys = [key for key, *_ in self.wanted]
+        return f"{_file_prefix(self.cell)}{digest(keys)}"
+
+
+def missing_baselines(plan: Plan, cell: Cell, there: Container[str]) -> BaselineTask | None:
+    """The hand-made grids of a cell that are still to be measured; None if there are none.
+
+    Args:
+        there: the row keys that are there.
+    """
+    wanted = tuple(one for one in plan.baselines(cell) if one[0] not in there)
+    return BaselineTask(cell, wanted) if wanted else None
+
+
+def run_baselines(
+    plan: Plan, cell: Cell, storage: Storage, device: str | None = None,
+    task: BaselineTask | None = None,
+) -> None:  # fmt: skip
+    """Measure hand-made grids of a cell on the held-out pairs and write their rows.
+
+    Args:
+        task: the grids to measure; all of them if not given.
+    """
     started, clock = now(), time.perf_counter()
     e = plan.experiment
-    model, solver = (
-        in_loss_space(model_of(cell.model, device), e.loss_space),
-        make_solver(cell.solver),
-    )
-    valid = pairs_of(plan, cell.model, storage, *plan.valid_range, device)
-    train = pairs_of(plan, cell.model, storage, *plan.train_range(), device)
+    task = task or BaselineTask(cell, tuple(plan.baselines(cell)))
+    model = in_loss_space(model_of(cell.model, device), e.loss_space)
+    solver = make_solver(cell.solver)
+    made: dict[tuple[str, Teacher], tuple[Grid, Any]] = {}
     rows = []
-    for name in e.baselines:
-        grid, table = hand_made(name, model, solver, cell.nfe, train)
-        made = make_samples(model, table, valid.noise, valid.condition, e.resources.batch)
-        for distance_name in e.distances:
-            distance = distance_of(plan, distance_name, cell.model, device)
-            loss = mean_loss(distance, made, valid.target)
-            row = row_of(plan, cell, model, distance_name, grid) | {
-                "key": f"{plan.baseline_key(cell)}-{label(name)}-{label(distance_name)}",
-                "kind": "baseline",
-                "start": label(name),
-                "start_loss": loss,
-                "valid_loss": loss,
-                "network_evals": len(valid) * cell.nfe,
-                "attempts": 1,
-                "settings": json.dumps({"start": name}),
-                "started": started,
-                **where(device),
-            }
-            rows.append(judge(row))
+    for key, name, distance_name, teacher in task.wanted:
+        valid = pairs_of(plan, cell.model, storage, *plan.valid_range, device, teacher)
+        if (name, teacher) not in made:
+            train = pairs_of(plan, cell.model, storage, *plan.train_range(0), device, teacher)
+            grid, table = hand_made(name, model, solver, cell.nfe, train)
+            samples = make_samples(model, table, valid.noise, valid.condition, e.resources.batch)
+            made[name, teacher] = grid, samples
+        grid, samples = made[name, teacher]
+        distance = distance_of(plan, distance_name, cell.model, device)
+        loss = mean_loss(distance, samples, valid.target)
+        row = row_of(plan, cell, model, distance_name, grid, teacher) | {
+            "key": key,
+            "kind": "baseline",
+            "start": label(name),
+            "start_loss": loss,
+            "valid_loss": loss,
+            "network_evals": len(valid) * cell.nfe,
+            "attempts": 1,
+            "settings": json.dumps({"start": name}),
+            "started": started,
+            **where(device),
+        }
+        rows.append(judge(row))
     seconds = (time.perf_counter() - clock) / len(rows)
-    write_table(
-        storage, "rows", plan.baseline_key(cell), [row | {"seconds": seconds} for row in rows]
-    )
+    write_table(storage, "rows", task.file, [row | {"seconds": seconds} for row in rows])
 
 
-def losses_of(rows: list[dict[str, Any]], distance: str) -> dict[str, float | None]:
-    """Held-out loss of each hand-made grid in a distance, None where it is not finite."""
-    distance = label(distance)
+def cell_baselines(storage: Storage, plan: Plan, cell: Cell) -> list[dict[str, Any]]:
+    """The rows of a cell's hand-made grids that are there, of those that the plan asks for.
+
+    A process reads them until they are complete, and then keeps them.
+    """
+    wanted = {key for key, *_ in plan.baselines(cell)}
+    at = f"baselines {storage.url} {plan.fingerprint} {cell.id}"
+    found = kept(at)
+    if found is None:
+        found = _read_baselines(storage, cell, wanted)
+        if len(found) == len(wanted):
+            keep(at, lambda: found)
+    return list(found.values())
+
+
+def _read_baselines(storage: Storage, cell: Cell, wanted: set[str]) -> dict[str, dict[str, Any]]:
+    """The wanted rows by key, from their own files or from larger ones that took them in."""
+    found: dict[str, dict[str, Any]] = {}
+    prefix = f"rows/{_file_prefix(cell)}"
+    for name in storage.list("rows"):
+        if name.startswith(prefix):
+            rows = read_records(storage, "rows", name.removeprefix("rows/").removesuffix(SUFFIX))
+            found |= {row["key"]: row for row in rows or ()}
+    if not wanted <= found.keys():
+        frame = read_table(storage, "rows")
+        for row in frame[frame["key"].isin(wanted)].to_dict("records"):
+            found.setdefault(str(row["key"]), {str(name): value for name, value in row.items()})
+    return {key: row for key, row in found.items() if key in wanted}
+
+
+def losses_for(storage: Storage, plan: Plan, spec: TrialSpec) -> dict[str, float | None]:
+    """Held-out loss of each hand-made grid that a trial compares with.
+
+    They are those of its cell in its distance, against its teacher. A loss that is not finite is
+    None.
+    """
+    distance = label(spec.settings["distance"])
+    teacher = plan.teacher_key(spec.cell.model, spec.teacher)
     found: dict[str, float | None] = {}
-    for row in rows:
-        if row["kind"] == "baseline" and row["distance"] == distance:
+    for row in cell_baselines(storage, plan, spec.cell):
+        if (row["distance"], row["teacher"]) == (distance, teacher):
             loss = row["valid_loss"]
             finite = loss is not None and math.isfinite(loss)
             found[row["start"]] = loss if finite else None
     return found
+
+
+def _file_prefix(cell: Cell) -> str:
+    return f"{PREFIX}{digest([cell.model.label, cell.solver, cell.nfe])}-"

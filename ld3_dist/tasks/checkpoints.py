@@ -1,15 +1,15 @@
-"""Checkpoints inside a trial: OUT/checkpoints/<trial key>.safetensors, from which a killed trial
-goes on.
+"""Checkpoints of trials, from which a killed one goes on: OUT/checkpoints/<task>.safetensors.
 
     state.<name>           the run's snapshot after an epoch (`Progress.snapshot`)
     train, valid [n, K]    the curves so far
 
-What else is needed stands in the header: the epoch, when the trial began and the seconds it has
-taken, a fingerprint of the trial and of the program, a digest of all of it. A row learned with
+The header holds the rest: the epoch, when the trial began and the seconds it has taken, a
+fingerprint of the trial and of the program, and a digest of all of it. A row learned with
 interruptions equals one learned without, so a checkpoint serves only the trial and the version that
-wrote it; whatever cannot be read or is another's is left alone, and the trial begins anew. One file
-a trial, replaced whole, written through the sweep's own storage: Tune's is scratch of the driver's
-machine."""
+wrote it. One that cannot be read, or belongs to another, is left alone, and the trial begins anew.
+There is one file per trial, replaced whole and written through the sweep's own storage. Tune's own
+checkpoints are not used: they are scratch of the driver's machine.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ..store.storage import Storage
 from ..store.tables import read_records
 
 FOLDER = "checkpoints"
-FORMAT = 1
+FORMAT = 2
 _KEY = "ld3_dist"
 
 Note = Callable[[str], None]
@@ -42,11 +42,11 @@ Note = Callable[[str], None]
 
 @dataclass
 class Course:
-    """What a trial has behind it.
+    """The part of a trial that is done.
 
-    seconds: of the processes before this one.  train, valid: losses [K] of every epoch, the start's
-        first.
-    state: the run's snapshot after the last of them; None where there is nothing to go on from.
+    seconds: taken by the processes before this one.
+    train, valid: losses [K] of every epoch, the start's first.
+    state: the run's snapshot after the last epoch; None where there is nothing to go on from.
     """
 
     started: str = field(default_factory=now)
@@ -66,7 +66,7 @@ class Course:
         return None if self.state is None else (self.epoch, self.state)
 
     def add(self, progress: Progress) -> None:
-        """An epoch is done."""
+        """Append an epoch."""
         self.train.append(progress.train)
         self.valid.append(progress.valid)
 
@@ -80,8 +80,8 @@ class Checkpoints:
 
     def __init__(self, storage: Storage, spec: TrialSpec, every: float, note: Note) -> None:
         self.storage, self.spec, self.every, self.note = storage, spec, every, note
-        self.name = name_of(spec.key)
-        self.fingerprint = digest([spec.key, spec.members, provenance()])
+        self.name = name_of(spec.task)
+        self.fingerprint = digest([spec.key, spec.keys, provenance()])
         self.began = self.last = time.monotonic()
 
     def elapsed(self, course: Course) -> float:
@@ -162,21 +162,21 @@ class Checkpoints:
         return Course(str(header["started"]), seconds, train, valid, state)
 
 
-def name_of(key: str) -> str:
-    """The file of a trial."""
-    return f"{FOLDER}/{key}.safetensors"
+def name_of(task: str) -> str:
+    """The checkpoint of a task."""
+    return f"{FOLDER}/{task}.safetensors"
 
 
 def remove_finished(storage: Storage) -> list[str]:
-    """Remove the checkpoints of trials that have their rows (their process died in between); the
-    names.
+    """Remove the checkpoints of tasks whose rows are there; returns their names.
 
-    A trial that failed has rows, too, which say so: it is tried again, from its checkpoint.
+    They are left where a process died between the two writes. The rows of a task that failed do
+    not count: it is tried again, from its checkpoint.
     """
     removed = []
     for name in storage.list(FOLDER):
-        key = name.removeprefix(f"{FOLDER}/").removesuffix(".safetensors")
-        rows = read_records(storage, "rows", key)
+        task = name.removeprefix(f"{FOLDER}/").removesuffix(".safetensors")
+        rows = read_records(storage, "rows", task)
         if rows and not any(row["status"] == "failed" for row in rows):
             storage.remove(name)
             removed.append(name)

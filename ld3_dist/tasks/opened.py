@@ -18,6 +18,7 @@ from ..metrics.extractors import Extractor, open_extractor
 from ..models import Model, ModelOptions, open_model
 from ..schedule.distances import open_distance
 from ..schedule.provenance import default_device
+from ..schedule.teaching import Teacher
 from ..store.pairs import load_pairs, unpack_condition
 from ..store.storage import Storage
 
@@ -34,6 +35,11 @@ def keep(key: str, make: Callable[[], Any]) -> Any:
             _OPEN.pop(next(iter(_OPEN)))
         _OPEN[key] = make()
     return _OPEN[key]
+
+
+def kept(key: str) -> Any:
+    """The value kept under a key; None if there is none."""
+    return _OPEN.get(key)
 
 
 def model_of(settings: ModelSettings, device: str | None = None) -> Model:
@@ -53,9 +59,10 @@ def pairs_of(
     start: int,
     stop: int,
     device: str | None = None,
+    teacher: Teacher | None = None,
 ) -> Pairs:
-    """The teacher pairs of the samples [start, stop), on the device."""
-    folder = storage.child(f"pairs/{plan.teacher_key(settings)}")
+    """The pairs of the samples [start, stop) on the device; the own teacher's if none is given."""
+    folder = storage.child(f"pairs/{plan.teacher_key(settings, teacher)}")
 
     def load() -> Pairs:
         tensors = load_pairs(folder, start, stop)

@@ -32,7 +32,10 @@ def make_plan(experiment: Experiment, source: str = "") -> Plan:
         with blamed_on(source, f"models.{i}.model"):
             models[settings.label] = model_of(settings, "cpu")
     plan = _plan(experiment, models)
-    for settings in experiment.models:
+    for settings in plan.models:
+        if settings.label not in models:  # the same weights with another guidance
+            with blamed_on(source, plan.experiment.axes["guidance"][0]):
+                models[settings.label] = model_of(settings, "cpu")
         check_writable(models[settings.label].noise)
         for name in experiment.distances:
             distance_of(plan, name, settings, "cpu")
@@ -52,15 +55,16 @@ def _try_out(plan: Plan, settings: ModelSettings, model: Model) -> None:
     """Call what users wrote, and read schedule files, once per model; InputError where it fails."""
     e, viewed = plan.experiment, in_loss_space(model, plan.experiment.loss_space)
     cells = [cell for cell in plan.cells if cell.model == settings]
-    _, searched = e.search.axes.get("start", ("", ()))
+    _, searched = e.axes.get("start", ("", ()))
     axis = () if isinstance(searched, Range) else map(str, searched)
     given = (*e.baselines, *(e.search.members.starts or ()), *axis)
     names = [name for name in given if _of_user(name)]
     for cell in {cell.solver: cell for cell in reversed(cells)}.values():
         for name in dict.fromkeys(["uniform", *names]):
             try_start(name, viewed, cell.solver, cell.nfe)
-    if _of_user(e.teacher.start) or _of_user(e.teacher.solver):
-        try_start(e.teacher.start, viewed, e.teacher.solver, e.teacher.nfe)
+    for teacher in plan.teachers:
+        if _of_user(teacher.start) or _of_user(teacher.solver):
+            try_start(teacher.start, viewed, teacher.solver, teacher.nfe)
     first = cells[0]
     for config in {c.procedure: c for c in _configs(plan)}.values():
         distance = distance_of(plan, e.distance, settings, "cpu")

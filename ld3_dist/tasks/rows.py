@@ -1,4 +1,4 @@
-"""Rows of the result table: what rows of every kind have in common, and how a row is judged."""
+"""Rows of the result table: the columns that rows of every kind share, and their status."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..core.user_code import label
 from ..experiment.plan import Cell, Plan, TrialSpec
 from ..models import Model
 from ..schedule.provenance import now, provenance
+from ..schedule.teaching import Teacher
 from ..store.columns import learning_columns
 from ..store.storage import Storage
 from ..store.tables import read_records
@@ -20,15 +21,16 @@ COLLAPSED = 1e-4
 """Two knots closer than this fraction of the lambda range: the grid has lost a step."""
 
 
-def row_of(plan: Plan, cell: Cell, model: Model, distance: str, grid: Grid) -> dict[str, Any]:
+def row_of(
+    plan: Plan, cell: Cell, model: Model, distance: str, grid: Grid, teacher: Teacher
+) -> dict[str, Any]:
     """The columns that rows of every kind have."""
     noise = model.denoiser.noise
     low, high = lam_range(noise)
-    return cell_columns(plan, cell, distance) | {
+    return cell_columns(plan, cell, distance, teacher) | {
         "model_hash": model.hash,
         "conditioning": model.conditioning,
         "guidance": model.guidance,
-        "teacher": plan.teacher_key(cell.model),
         "status": "ok",
         "message": None,
         "knots": grid.knots.tolist(),
@@ -37,8 +39,8 @@ def row_of(plan: Plan, cell: Cell, model: Model, distance: str, grid: Grid) -> d
     }
 
 
-def cell_columns(plan: Plan, cell: Cell, distance: str) -> dict[str, Any]:
-    """The columns that follow from the cell alone, and versions."""
+def cell_columns(plan: Plan, cell: Cell, distance: str, teacher: Teacher) -> dict[str, Any]:
+    """The columns that are known before any work, and versions."""
     return {
         "experiment": plan.fingerprint,
         "cell": cell.id,
@@ -48,39 +50,30 @@ def cell_columns(plan: Plan, cell: Cell, distance: str) -> dict[str, Any]:
         "steps": cell.steps,
         "distance": label(distance),
         "valid_pairs": plan.experiment.pairs.valid,
+        "teacher": plan.teacher_key(cell.model, teacher),
+        "teacher_solver": label(teacher.solver),
+        "teacher_nfe": teacher.nfe,
+        "teacher_start": label(teacher.start),
         **provenance(),
     }
 
 
-def settings_columns(spec: TrialSpec, seed: int, start: str) -> dict[str, Any]:
-    """The settings of a learned row: those that have a column, and all of them as JSON."""
+def settings_columns(spec: TrialSpec, member: int) -> dict[str, Any]:
+    """The trial and the settings of a learned row: those with a column, and all of them as JSON."""
+    seed, start = spec.members[member]
     known = learning_columns(dataclasses.asdict(spec.config))
     known["procedure"] = label(spec.config.procedure)
     settings = spec.settings | {"seed": seed, "start": start}
-    known |= {"seed": seed, "start": label(start)}
+    known |= {"trial": spec.key, "seed": seed, "start": label(start)}
     return known | {"settings": json.dumps(settings, sort_keys=True)}
 
 
 def trial_rows(storage: Storage, spec: TrialSpec) -> list[dict[str, Any]] | None:
-    """The rows of a trial, if its file is there whole and holds them; None if it failed."""
-    rows = read_records(storage, "rows", spec.key)
+    """The rows of a task, if its file is there whole and holds them; None if it failed."""
+    rows = read_records(storage, "rows", spec.task)
     if not rows or any(row["status"] == "failed" for row in rows):
         return None
-    wanted = [f"{spec.key}-{member}" for member in range(len(spec.members))]
-    return rows if [row["key"] for row in rows] == wanted else None
-
-
-def baseline_keys(plan: Plan, cell: Cell) -> list[str]:
-    """Keys of the rows of a cell's hand-made grids, in the order of their file."""
-    e, key = plan.experiment, plan.baseline_key(cell)
-    names = [(label(name), label(distance)) for name in e.baselines for distance in e.distances]
-    return [f"{key}-{name}-{distance}" for name, distance in names]
-
-
-def has_baselines(storage: Storage, plan: Plan, cell: Cell) -> bool:
-    """True if the file of a cell's hand-made grids is there whole and holds them."""
-    rows = read_records(storage, "rows", plan.baseline_key(cell))
-    return [row["key"] for row in rows or ()] == baseline_keys(plan, cell)
+    return rows if [row["key"] for row in rows] == list(spec.keys) else None
 
 
 def judge(row: dict[str, Any]) -> dict[str, Any]:
@@ -100,11 +93,8 @@ def judge(row: dict[str, Any]) -> dict[str, Any]:
 def failed_rows(
     plan: Plan, spec: TrialSpec, numbers: dict[str, int], message: str
 ) -> list[dict[str, Any]]:
-    """The rows of a trial that never finished: its settings, status failed, and why."""
-    common = cell_columns(plan, spec.cell, spec.settings["distance"]) | numbers
-    common |= {"kind": "learned", "train_pairs": plan.experiment.pairs.train}
+    """The rows of a trial that never finished: its settings, status failed, and the reason."""
+    common = cell_columns(plan, spec.cell, spec.settings["distance"], spec.teacher) | numbers
+    common |= {"kind": "learned", "train_pairs": spec.train}
     common |= {"status": "failed", "message": message, "started": now()}
-    return [
-        common | settings_columns(spec, seed, start) | {"key": f"{spec.key}-{m}", "member": m}
-        for m, (seed, start) in enumerate(spec.members)
-    ]
+    return [common | settings_columns(spec, m) | {"key": key} for m, key in enumerate(spec.keys)]

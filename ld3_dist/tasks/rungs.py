@@ -1,8 +1,7 @@
-"""Asynchronous successive halving (ASHA, arXiv 1810.05934, its stopping variant): bad trials end
-early, with rows.
+"""Asynchronous successive halving (ASHA, arXiv 1810.05934, its stopping variant).
 
-At the rungs, after e = grace, grace * reduction, grace * reduction^2 … epochs, a trial notes its
-log gain
+Bad trials end early, with rows. At the rungs, after e = grace, grace * reduction,
+grace * reduction^2 … epochs, a trial notes its log gain
 
     g = log(best hand-made loss of the cell, in the trial's distance) - mean over seeds of log(best
     loss so far),
@@ -12,13 +11,14 @@ looks at the g of all n trials of its cell that have come to this rung, and goes
 is small in another.
 
 The trial itself decides, so that it ends like any other: its rows hold the best schedules it found.
-A note is an empty file, OUT/rungs/<cell>/<epoch>/<trial key>~<g>: listing a folder reads them all,
+A note is an empty file, OUT/rungs/<cell>/<epoch>/<task>~<g>: listing a folder reads them all,
 on any storage and without a process that would have to survive. A trial that is killed and comes
 back makes the same note again, and counts once.
 
-Who is there already when a trial comes to a rung depends on timing. So does, therefore, which
-trials stop, what their studies hear, and what those propose next: with ASHA two runs of a sweep, or
-a run and a resumed one, may differ. Finished trials are never done again, stopped or not."""
+The trials that are there when another comes to a rung depend on timing. Therefore so do the trials
+that stop, the results that their studies hear, and the next proposals: with ASHA two runs of a
+sweep, or a run and a resumed one, may differ. Finished trials are never done again, stopped or not.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ import math
 from collections.abc import Sequence
 
 from ..core.learning.learn import Progress
-from ..core.user_code import label
 from ..experiment.plan import Plan, TrialSpec, digest
 from ..store.storage import Storage
-from ..store.tables import read_records
+from .baselines import losses_for
 
 WORST = -1e6
 """Log gain of a trial without a finite loss."""
@@ -45,7 +44,7 @@ class Rungs:
         self.baseline: float | None = None
 
     def stops(self, progress: Progress) -> bool:
-        """Must the trial end here? Never where its cell's baselines are not measured yet."""
+        """True if the trial must end here; never before its cell's baselines are measured."""
         if self.asha is None or not self._is_rung(progress.epoch):
             return False
         self.baseline = self.baseline or self._best_baseline()
@@ -54,8 +53,8 @@ class Rungs:
         loss = log_loss([seed for seed, _ in self.spec.members], progress.best_valid.tolist())
         mine = round(max(math.log(self.baseline) - loss, WORST), 9)
         folder = f"rungs/{digest(self.spec.cell.id)}/{progress.epoch:05d}"
-        self.storage.write_bytes(f"{folder}/{self.spec.key}~{mine:.9f}", b"")
-        here = {self.spec.key: mine}
+        self.storage.write_bytes(f"{folder}/{self.spec.task}~{mine:.9f}", b"")
+        here = {self.spec.task: mine}
         for name in self.storage.list(folder):
             key, _, gain = name.rpartition("/")[2].partition("~")
             with contextlib.suppress(ValueError):  # a file of somebody else's
@@ -63,7 +62,7 @@ class Rungs:
         return sum(other > mine for other in here.values()) >= len(here) / self.asha.reduction
 
     def _is_rung(self, epoch: int) -> bool:
-        """Is there anything left to save, and is the epoch grace times a power of the reduction?"""
+        """True for an epoch that is grace times a power of the reduction, before the last."""
         assert self.asha is not None
         if not 0 < epoch < self.spec.config.epochs or epoch % self.asha.grace:
             return False
@@ -73,10 +72,8 @@ class Rungs:
         return left == 1
 
     def _best_baseline(self) -> float | None:
-        rows = read_records(self.storage, "rows", self.plan.baseline_key(self.spec.cell)) or []
-        distance = label(self.spec.settings["distance"])
-        mine = [row["valid_loss"] for row in rows if row["distance"] == distance]
-        return min((loss for loss in mine if loss), default=None)
+        found = losses_for(self.storage, self.plan, self.spec)
+        return min((loss for loss in found.values() if loss), default=None)
 
 
 def log_loss(seeds: Sequence[int], losses: Sequence[float]) -> float:

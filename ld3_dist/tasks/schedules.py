@@ -28,9 +28,8 @@ from ..schedule.file import Schedule, read_schedule
 from ..schedule.making import make_schedule
 from ..store.storage import Storage
 from ..store.tables import OWN, read_records
-from .baselines import losses_of
+from .baselines import losses_for
 from .opened import model_of
-from .rows import trial_rows
 
 METRICS = (
     "eval_loss",
@@ -127,11 +126,15 @@ def restore(
     return True
 
 
-def mend(plan: Plan, spec: TrialSpec, storage: Storage, device: str | None = None) -> None:
-    """`restore` for a trial whose rows are still to be read."""
-    rows = trial_rows(storage, spec)
-    if rows:
-        restore(plan, spec, storage, rows, device)
+def mend(
+    plan: Plan,
+    spec: TrialSpec,
+    storage: Storage,
+    rows: list[dict[str, Any]],
+    device: str | None = None,
+) -> None:
+    """`restore` as a task of a pool, whose result nobody needs."""
+    restore(plan, spec, storage, rows, device)
 
 
 def write_schedule(
@@ -140,30 +143,30 @@ def write_schedule(
     storage: Storage,
     model: Model,
     row: dict[str, Any],
-    progress: Progress | None = None,
+    learned: tuple[Progress, int] | None = None,
 ) -> None:
     """Write the schedule file of a learned row.
 
     Args:
-        progress: the last of the run; without it the schedule is built from the row, and completed
-            from its evaluation if there is one.
+        learned: the last Progress of the run and the position of the member in it. If not given,
+            the schedule is built from the row, and completed from its evaluation if there is one.
     """
-    found = read_records(storage, "rows", plan.baseline_key(spec.cell)) or []
+    progress, member = learned or (_progress_of(model, spec.cell.solver, row), 0)
     schedule = make_schedule(
         model,
         spec.cell.solver,
         spec.cell.nfe,
-        progress or _progress_of(model, spec.cell.solver, row),
-        row["member"] if progress else 0,
+        progress,
+        member,
         spec.config,
         start=row["start"],
         start_loss=math.inf if row["start_loss"] is None else row["start_loss"],
         seed=row["seed"],
-        baselines=losses_of(found, spec.settings["distance"]),
+        baselines=losses_for(storage, plan, spec),
         experiment=row["experiment"],
         row=row["key"],
     )
-    if progress is None:
+    if learned is None:
         records = read_records(storage, "evaluations", file_name(row["key"]))
         if records and records[0]["key"] == row["key"]:
             schedule = replace(schedule, metrics=metrics_of(records[0]))
@@ -196,5 +199,7 @@ def _progress_of(model: Model, solver: str, row: dict[str, Any]) -> Progress:
         best=grid,
         tableau=table,
         network_evals=row["network_evals"],
+        work=torch.tensor([float(row["network_evals"])]),
+        last=torch.tensor([row["epochs_run"]]),
         snapshot=dict,
     )

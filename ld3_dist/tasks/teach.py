@@ -1,4 +1,8 @@
-"""The teacher's pairs of a model, a shard at a time."""
+"""The teacher's pairs of a model, a shard at a time.
+
+Shards are fixed index ranges, but a range may have been longer or shorter in an earlier version of
+the experiment. So the shards that are there are taken as they are, and only the gaps are made.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,21 @@ from ..core.denoiser import map_condition
 from ..core.errors import InputError
 from ..experiment.plan import Plan
 from ..experiment.sections import ModelSettings
-from ..schedule.teaching import teach
-from ..store.pairs import Manifest, ShardRecord, pack_condition, survey, write_shard
+from ..schedule.teaching import Teacher, teach
+from ..store.pairs import (
+    BadShard,
+    Manifest,
+    ShardRecord,
+    named_ranges,
+    pack_condition,
+    read_shard,
+    shard_name,
+    write_shard,
+)
 from ..store.storage import Storage
 from .opened import model_of
+
+Range = tuple[int, int]
 
 
 def make_shard(
@@ -21,19 +36,23 @@ def make_shard(
     start: int,
     stop: int,
     device: str | None = None,
+    teacher: Teacher | None = None,
 ) -> ShardRecord:
     """Generate and write the pairs of the samples [start, stop).
+
+    Args:
+        teacher: the experiment's own if not given.
 
     Raises Diverged where the teacher produced something that is not finite, and InputError for a
     model or prompts that are not the driver's.
     """
     model, e = model_of(settings, device), plan.experiment
-    if model.hash != plan.model_hashes[settings.label]:
+    if model.hash != plan.hash_of(settings):
         raise InputError(
             f"model {settings.label}: its weights here are not those of the driver; "
             "install the same everywhere"
         )
-    if model.conditioning != plan.conditionings.get(settings.label, model.conditioning):
+    if model.conditioning != (plan.conditioning_of(settings) or model.conditioning):
         raise InputError(
             f"model {settings.label}: its prompts or classes here are not the driver's; "
             "copy the same file everywhere"
@@ -41,27 +60,80 @@ def make_shard(
     pairs = teach(
         model,
         seed=e.seed,
-        teacher=plan.teacher,
+        teacher=teacher or plan.teacher,
         space=e.loss_space,
         batch=e.resources.batch,
         indices=range(start, stop),
     ).to("cpu")
     tensors = {"noise": pairs.noise, "target": pairs.target.float()}
     tensors |= pack_condition(map_condition(lambda c: c.cpu(), pairs.condition))
-    folder = storage.child(f"pairs/{plan.teacher_key(settings)}")
-    return write_shard(folder, start, stop, tensors, plan.teacher_meta(settings))
+    folder = pairs_folder(plan, settings, storage, teacher)
+    return write_shard(folder, start, stop, tensors, plan.teacher_meta(settings, teacher))
+
+
+def pairs_folder(
+    plan: Plan, settings: ModelSettings, storage: Storage, teacher: Teacher | None = None
+) -> Storage:
+    """The folder of a teacher's pairs; of the experiment's own teacher if not given."""
+    return storage.child(f"pairs/{plan.teacher_key(settings, teacher)}")
+
+
+def survey(
+    plan: Plan,
+    settings: ModelSettings,
+    storage: Storage,
+    teacher: Teacher | None = None,
+    verify: bool = True,
+) -> tuple[list[ShardRecord], list[Range], list[BadShard]]:
+    """(shards that serve the plan, ranges to make, shards that were rejected).
+
+    Every range of samples is walked through from its start: the longest good shard that begins
+    there is taken; where there is none, the next stretch up to a multiple of the shard size is to
+    be made. So a range that has grown keeps its shards, and one that has shrunk is complete.
+
+    Args:
+        verify: read every shard; if false, a name is enough and the records have no hashes.
+    """
+    folder, meta = pairs_folder(plan, settings, storage, teacher), plan.teacher_meta
+    about, size = meta(settings, teacher), plan.experiment.resources.shard
+    there: dict[int, list[int]] = {}
+    for start, stop in sorted(named_ranges(folder)):
+        there.setdefault(start, []).append(stop)
+    good: list[ShardRecord] = []
+    missing: list[Range] = []
+    bad: list[BadShard] = []
+    for start, stop in plan.sample_ranges(teacher):
+        at = start
+        while at < stop:
+            found = None
+            while found is None and there.get(at):
+                name, end = shard_name(at, there[at][-1]), there[at].pop()
+                if not verify:
+                    found = ShardRecord(name, at, end, "", 0)
+                    break
+                try:
+                    found, _ = read_shard(folder, name, about)
+                except BadShard as reason:
+                    bad.append(reason)
+            if found is not None:
+                good.append(found)
+                at = found.stop
+                continue
+            end = min(start + ((at - start) // size + 1) * size, stop)
+            missing.append((at, end))
+            at = end
+    return good, missing, bad
 
 
 def missing_shards(
-    plan: Plan, settings: ModelSettings, storage: Storage
-) -> tuple[list[tuple[int, int]], list[str]]:
-    """Ranges still to make, and why present files were rejected.
+    plan: Plan, settings: ModelSettings, storage: Storage, teacher: Teacher | None = None
+) -> tuple[list[Range], list[str]]:
+    """Ranges still to make, and why files that are there were rejected.
 
     Where nothing is missing, write or check the manifest with `seal`.
     """
-    folder = storage.child(f"pairs/{plan.teacher_key(settings)}")
-    found = survey(folder, plan.shards(), plan.teacher_meta(settings))
-    return list(found.missing), [str(bad) for bad in found.bad]
+    _, missing, bad = survey(plan, settings, storage, teacher)
+    return missing, [str(one) for one in bad]
 
 
 def _sealed(folder: Storage) -> Manifest | None:
@@ -72,18 +144,20 @@ def _sealed(folder: Storage) -> Manifest | None:
         return None
 
 
-def seal(plan: Plan, settings: ModelSettings, storage: Storage) -> dict[str, Any]:
+def seal(
+    plan: Plan, settings: ModelSettings, storage: Storage, teacher: Teacher | None = None
+) -> dict[str, Any]:
     """Write the manifest of a complete set of pairs, from the files themselves.
 
     Raises InputError where shards are missing.
     """
-    folder = storage.child(f"pairs/{plan.teacher_key(settings)}")
-    found = survey(folder, plan.shards(), plan.teacher_meta(settings))
-    if found.missing:
+    folder = pairs_folder(plan, settings, storage, teacher)
+    good, missing, _ = survey(plan, settings, storage, teacher)
+    if missing:
         raise InputError(
-            f"{folder.url}: shards {found.missing} are missing; run the teach stage again"
+            f"{folder.url}: shards {tuple(missing)} are missing; run the teach stage again"
         )
-    manifest = Manifest(plan.teacher_meta(settings), found.good)
+    manifest = Manifest(plan.teacher_meta(settings, teacher), tuple(good))
     if _sealed(folder) != manifest:
         manifest.save(folder)
-    return {"shards": len(found.good), "bytes": sum(shard.bytes for shard in found.good)}
+    return {"shards": len(good), "bytes": sum(shard.bytes for shard in good)}

@@ -1,4 +1,9 @@
-"""A trial: schedules learned for one point of a cell's study, as rows and schedule files."""
+"""A trial: schedules learned for one point of a cell's study, as rows and schedule files.
+
+A trial learns the members that are missing, packed. A member's result does not depend on the
+members it is packed with, beyond rounding: batches, starts, early stopping and the counts in its
+row are its own.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from typing import Any
 import torch
 
 from ..core.errors import InputError
+from ..core.learning.pairs import Pairs
 from ..core.learning.procedure import Progress
 from ..experiment.plan import Plan, TrialSpec
 from ..schedule.learning import learning
@@ -22,7 +28,7 @@ from .checkpoints import Checkpoints, Course, Note
 from .opened import distance_of, model_of, pairs_of
 from .rows import judge, row_of, settings_columns, trial_rows
 from .rungs import Rungs, log_loss
-from .schedules import complaint, restore, write_schedule
+from .schedules import restore, write_schedule
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ def run_trial(
     Goes on from the checkpoint of a killed process if it left one.
 
     Args:
-        numbers: trial, generation, attempts.
+        spec: with the members to learn, which may be some of the trial's.
+        numbers: round, attempts.
         on_progress: called after each epoch.
         note: told what a log should know.
     """
@@ -72,28 +79,18 @@ def run_trial(
     seconds = checkpoints.elapsed(last[1]) / len(spec.members)
     common = numbers | where(device) | {"message": message, "seconds": seconds}
     rows = learned_rows(plan, spec, storage, *last, common, device)
-    write_table(storage, "rows", spec.key, rows)
+    write_table(storage, "rows", spec.task, rows)
     checkpoints.remove()
-    return outcome_of(spec, rows)
-
-
-def finished_outcome(storage: Storage, spec: TrialSpec) -> Outcome | None:
-    """A trial's outcome from its rows, if they and their schedule files are there and verified.
-
-    None for a trial that failed, too: it is tried again.
-    """
-    rows = trial_rows(storage, spec)
-    if not rows or any(row["status"] == "ok" and complaint(storage, row) for row in rows):
-        return None
     return outcome_of(spec, rows)
 
 
 def restored_outcome(
     plan: Plan, spec: TrialSpec, storage: Storage, device: str | None = None
 ) -> Outcome | None:
-    """A trial's outcome from its rows, its schedule files made again from them where needed.
+    """The outcome of a task from the rows file that an earlier process wrote before it died.
 
-    None if there are no rows, or if a schedule file can be made again by learning alone.
+    Schedule files are made again from the rows where needed. None if there is no such file, or if
+    a schedule file can be made again by learning alone.
     """
     rows = trial_rows(storage, spec)
     if not rows or not restore(plan, spec, storage, rows, device):
@@ -112,31 +109,32 @@ def learned_rows(
 ) -> list[dict[str, Any]]:
     """A row per member; the schedule file of each that came out ok is written."""
     model, cell = model_of(spec.cell.model, device), spec.cell
-    train = torch.stack(course.train[1:] or course.train, 1).tolist()
-    valid = torch.stack(course.valid, 1).tolist()
+    ran, work = progress.last.tolist(), progress.work.round().long().tolist()
+    train, valid = torch.stack(course.train, 1).tolist(), torch.stack(course.valid, 1).tolist()
     rows = []
-    for m, (seed, start) in enumerate(spec.members):
-        row = row_of(plan, cell, model, spec.settings["distance"], progress.best.member(m))
-        row |= settings_columns(spec, seed, start) | common
+    for m, key in enumerate(spec.keys):
+        row = row_of(
+            plan, cell, model, spec.settings["distance"], progress.best.member(m), spec.teacher
+        )
+        row |= settings_columns(spec, m) | common
         row |= {
-            "key": f"{spec.key}-{m}",
+            "key": key,
             "kind": "learned",
-            "member": m,
             "radius": spec.config.radius(tuple(model.denoiser.shape), cell.nfe),
             "start_loss": valid[m][0],
             "train_loss": progress.train[m].item(),
             "valid_loss": progress.best_valid[m].item(),
             "best_epoch": int(progress.best_epoch[m]),
-            "epochs_run": progress.epoch,
-            "network_evals": progress.network_evals // len(spec.members),
-            "train_pairs": plan.experiment.pairs.train,
-            "train_curve": train[m],
-            "valid_curve": valid[m],
+            "epochs_run": ran[m],
+            "network_evals": work[m],
+            "train_pairs": spec.train,
+            "train_curve": train[m][1 : ran[m] + 1] or train[m][:1],
+            "valid_curve": valid[m][: ran[m] + 1],
             "started": course.started,
         }
         rows.append(judge(row))
         if row["status"] == "ok":
-            write_schedule(plan, spec, storage, model, row, progress)
+            write_schedule(plan, spec, storage, model, row, (progress, m))
     return rows
 
 
@@ -166,23 +164,31 @@ def course_of(
 def progress_of(
     plan: Plan, spec: TrialSpec, storage: Storage, device: str | None, resume: Any = None
 ) -> Iterator[Progress]:
-    """The learning of a trial's members, packed; `resume` as for `learning`."""
-    settings, cell = spec.cell.model, spec.cell
-    train = pairs_of(plan, settings, storage, *plan.train_range(), device)
-    valid = pairs_of(plan, settings, storage, *plan.valid_range, device)
-    count = plan.experiment.pairs.train
-    seeds = range(spec.settings["seeds"])
+    """The learning of a trial's members, packed; `resume` as for `learning`.
+
+    Starts that follow trajectories use the pairs of seed 0, so that more seeds change nothing.
+    """
+    settings, cell, count = spec.cell.model, spec.cell, spec.train
+
+    def read(start: int, stop: int) -> Pairs:
+        return pairs_of(plan, settings, storage, start, stop, device, spec.teacher)
+
+    seeds = list(dict.fromkeys(seed for seed, _ in spec.members))
+    starts = list(dict.fromkeys(start for _, start in spec.members))
+    own = [read(*plan.train_range(seed, count)) for seed in seeds]
     yield from learning(
         in_loss_space(model_of(settings, device), plan.experiment.loss_space),
         cell.solver,
         cell.nfe,
-        train,
-        valid,
-        starts=spec.settings["starts"],
+        Pairs.joined(own),
+        read(*plan.valid_range),
+        starts=starts,
         distance=distance_of(plan, spec.settings["distance"], settings, device),
         config=spec.config,
         seeds=seeds,
-        subsets=[range(seed * count, (seed + 1) * count) for seed in seeds],
+        subsets=[range(i * count, (i + 1) * count) for i in range(len(seeds))],
+        members=[(seeds.index(seed), starts.index(start)) for seed, start in spec.members],
+        start_pairs=read(*plan.train_range(0, count)),
         resume=resume,
     )
 
@@ -192,5 +198,5 @@ def outcome_of(spec: TrialSpec, rows: list[dict[str, Any]]) -> Outcome:
     valid = [float(row["valid_loss"]) if row["status"] == "ok" else math.inf for row in rows]
     objective = log_loss([int(row["seed"]) for row in rows], valid)
     if not math.isfinite(objective):
-        return Outcome(spec.key, math.inf, tuple(valid), "diverged")
-    return Outcome(spec.key, objective, tuple(valid), "ok")
+        return Outcome(spec.task, math.inf, tuple(valid), "diverged")
+    return Outcome(spec.task, objective, tuple(valid), "ok")

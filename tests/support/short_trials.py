@@ -12,7 +12,7 @@ from ld3_dist.tasks.planning import make_plan
 from ld3_dist.tasks.teach import make_shard, missing_shards, seal
 
 EPOCHS = 5
-NUMBERS = {"trial": 0, "generation": 0, "attempts": 1}
+NUMBERS = {"round": 0, "attempts": 1}
 VALUES = {"default": {"gamma": 0.01, "lr": 0.1}, "paper": {"gamma": 0.01, "lr": 0.005}}
 
 

@@ -1,13 +1,15 @@
-"""The studies of all cells as one file that optuna-dashboard opens: OUT/studies.journal, in
-Optuna's journal format.
+"""The trials of all cells as one file that optuna-dashboard opens, a study for each cell.
+
+The file is OUT/studies.journal, in Optuna's journal format.
 
     optuna-dashboard OUT/studies.journal
 
-It holds finished trials only, and is never read by a sweep: the truth are the rows, from which a
+It holds finished trials only, and a sweep never reads it: the rows are the truth, from which a
 resumed run makes the file anew, so that nothing can stand in it twice. The file is replaced as a
-whole, so that on every storage it is there complete whenever the driver is killed. A rewrite costs
-time in proportion to the trials so far; between two of them passes at least `EVERY` times what the
-last one took."""
+whole, so that it is complete on every storage whenever the driver is killed. The cost of a rewrite
+grows with the number of trials; so at least `EVERY` times the duration of the last one passes
+before the next.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import TrialState, create_trial
 
 from ...store.storage import Storage
-from .searcher import Proposal
+from .proposals import Proposal
 
 NAME = "studies.journal"
 SECONDS = 10.0
@@ -60,9 +62,9 @@ class StudyMirror:
 
     def __call__(self, proposal: Proposal, new: bool) -> None:
         """A finished trial; `new` if it finished in this run. Writes the file when it is time."""
-        outcome, asked, cell = proposal.outcome, proposal.asked, proposal.spec.cell.id
+        outcome, cell = proposal.outcome, proposal.spec.cell.id
         assert outcome is not None
-        numbers = {"trial": proposal.number, "generation": proposal.generation}
+        numbers = {"trial": proposal.spec.key, "round": proposal.round}
         if cell not in self.studies:
             self.studies[cell] = optuna.create_study(
                 study_name=cell, direction="minimize", storage=self.journal
@@ -73,10 +75,9 @@ class StudyMirror:
             create_trial(
                 state=TrialState.COMPLETE if good else TrialState.FAIL,
                 value=outcome.objective if good else None,
-                params=asked.params,
-                distributions=asked.distributions,
+                params=proposal.params,
+                distributions=proposal.distributions,
                 user_attrs={
-                    "key": outcome.key,
                     "status": outcome.status,
                     "valid_losses": losses,
                     **numbers,

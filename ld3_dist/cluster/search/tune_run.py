@@ -29,15 +29,17 @@ from ray.tune import (
 
 from ...core.learning.learn import Progress
 from ...core.user_code import label
-from ...experiment.plan import Plan, TrialSpec
+from ...experiment.plan import Plan
 from ...store.storage import Storage
 from ...store.tables import write_table
+from ...tasks.index import RowIndex
 from ...tasks.rows import failed_rows
-from ...tasks.trial import Outcome, finished_outcome, restored_outcome, run_trial
+from ...tasks.trial import Outcome, restored_outcome, run_trial
 from ..best_gain import BestGain
 from ..events import Event
 from ..failures import death_of, failures_of, last_failure, record_failure
 from ..logs import SweepHandler, timed, worker_log, write
+from ..output_folder import Lineage
 from .searcher import CellSearcher
 from .studies import StudyMirror
 from .trackers import make_trackers
@@ -79,30 +81,28 @@ def trainable(
     import torch
 
     torch.set_num_threads(max(threads, 1))
-    cell = next(cell for cell in plan.cells if cell.id == config["cell"])
-    spec = TrialSpec(cell, json.loads(config["settings"]), config["key"])
+    cell = plan.cell(config["cell"])
+    spec = plan.spec(cell, json.loads(config["settings"]), json.loads(config["members"]))
     outcome = restored_outcome(plan, spec, storage)
     log = worker_log(storage)
     if outcome is None:
-        attempt = 1 + len(failures_of(storage, spec.key))
-        numbers = {
-            "trial": config["trial"],
-            "generation": config["generation"],
-            "attempts": attempt,
-        }
+        attempt = 1 + len(failures_of(storage, spec.task))
+        numbers = {"round": config["round"], "attempts": attempt}
 
         def note(message: str) -> None:
-            write("note", "search", spec.key, cell=cell.id, attempt=attempt, message=message)
+            write("note", "search", spec.task, cell=cell.id, attempt=attempt, message=message)
 
         reporter = Reporter(every, log)
         try:
-            with timed("search", spec.key, cell=cell.id, attempt=attempt) as facts:
+            with timed("search", spec.task, cell=cell.id, attempt=attempt) as facts:
                 outcome = run_trial(plan, spec, storage, numbers, on_progress=reporter, note=note)
                 facts["status"] = outcome.status
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             with contextlib.suppress(OSError):  # the driver notices that nothing was written
-                record_failure(storage, "search", spec.key, attempt, reason, traceback.format_exc())
+                record_failure(
+                    storage, "search", spec.task, attempt, reason, traceback.format_exc()
+                )
             raise
     objective = min(outcome.objective, 1e9)  # a study must hear a number; the rows say what it was
     best = min((loss for loss in outcome.valid if math.isfinite(loss)), default=1e300)
@@ -243,12 +243,12 @@ class SearchRun:
         sizes: dict[str, float],
         limit: int,
         warn: Callable[[str], None],
+        rows: RowIndex,
+        lineage: Lineage,
     ) -> None:
         self.plan, self.storage, self.scratch, self.sizes = plan, storage, scratch, sizes
         self.mirror = StudyMirror(storage)
-        self.searcher = CellSearcher(
-            plan, lambda spec: finished_outcome(storage, spec), ready, limit, self.mirror
-        )
+        self.searcher = CellSearcher(plan, rows.outcome, ready, limit, self.mirror, lineage.ask)
         self.limit, self.switch = limit, StopSwitch()
         self.events: queue.Queue[TrialEvent | None] = queue.Queue()
         self.watcher = Watcher(self.events, storage, warn, self._halt)
@@ -330,11 +330,7 @@ class SearchRun:
     def _record_failed(self) -> None:
         """Trials that failed for good become rows, so that the table is complete."""
         for proposal in self.searcher.failed:
-            spec, tried = proposal.spec, self.plan.experiment.resources.retries + 1
-            numbers = {
-                "trial": proposal.number,
-                "generation": proposal.generation,
-                "attempts": tried,
-            }
-            rows = failed_rows(self.plan, spec, numbers, last_failure(self.storage, spec.key))
-            write_table(self.storage, "rows", spec.key, rows)
+            spec, tried = proposal.missing, self.plan.experiment.resources.retries + 1
+            numbers = {"round": proposal.round, "attempts": tried}
+            rows = failed_rows(self.plan, spec, numbers, last_failure(self.storage, spec.task))
+            write_table(self.storage, "rows", spec.task, rows)

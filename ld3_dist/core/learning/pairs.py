@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,25 @@ class Pairs:
     def __getitem__(self, index: Tensor | slice) -> Pairs:
         return Pairs(
             self.noise[index], self.target[index], map_condition(lambda c: c[index], self.condition)
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[Pairs]) -> Pairs:
+        """The pairs of several sets, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        conditions = [part.condition for part in parts]
+        first = conditions[0]
+        if isinstance(first, Mapping):
+            named = [condition for condition in conditions if isinstance(condition, Mapping)]
+            condition = {name: torch.cat([one[name] for one in named]) for name in first}
+        else:
+            plain = [condition for condition in conditions if isinstance(condition, Tensor)]
+            condition = torch.cat(plain) if plain else None
+        return Pairs(
+            torch.cat([part.noise for part in parts]),
+            torch.cat([part.target for part in parts]),
+            condition,
         )
 
     def to(self, device: torch.device | str) -> Pairs:

@@ -40,6 +40,8 @@ class Progress:
     best_valid, best_epoch: each member's best hard held-out loss so far and its epoch, [K].
     best, tableau: the grids and coefficients of these epochs, [K, …].
     network_evals: network evaluations so far, counted per sample.
+    work: the part of them that each member caused, [K].
+    last: the last epoch that each member took part in, [K].
     snapshot: returns the run's whole state, for `learn(…, resume=…)`. It is valid until the next
         epoch begins.
     """
@@ -52,6 +54,8 @@ class Progress:
     best: Grid
     tableau: Tableau
     network_evals: int
+    work: Tensor
+    last: Tensor
     snapshot: Callable[[], dict[str, Tensor]]
 
 
@@ -153,6 +157,9 @@ class Procedure(Generic[Settings]):
         self.train_features = self.objective.distance.features(self.train.target)
         self.valid_features = problem.distance.features(self.valid.target)
         self.active = list(range(K))
+        self.work = torch.zeros(K, dtype=torch.float64)
+        self.last = torch.zeros(K, dtype=torch.long)
+        self.charged = 0
         self.train_loss = torch.full((K,), math.nan, dtype=torch.float64)
         self.best: dict[str, Tensor] = {}
         self.state: dict[str, Tensor] = {}  # the procedure's own, part of a snapshot
@@ -171,6 +178,18 @@ class Procedure(Generic[Settings]):
         """Network evaluations spent so far, in samples."""
         judged = 0 if self.judge is self.objective else self.judge.network_evals
         return self.objective.network_evals + judged
+
+    def charge(self, epoch: int) -> None:
+        """Count the network evaluations since the last call as the work of the active members.
+
+        Call it before a member leaves. So the count of a member does not depend on how long the
+        others go on.
+        """
+        spent = self.network_evals - self.charged
+        self.charged += spent
+        if self.active:
+            self.work[self.active] += spent / len(self.active)
+            self.last[self.active] = epoch
 
     def run(self, first: int = 1) -> Iterator[Progress]:
         """Run the epochs from `first` on, until the last or until no member is active."""
@@ -219,6 +238,7 @@ class Procedure(Generic[Settings]):
             grid, tableau = self.grids.tableau()
         valid = torch.full((len(grid.knots),), math.inf, dtype=torch.float64)
         valid[self.active] = self.hard_loss(tableau.take(self.active))
+        self.charge(epoch)
         self.keep(epoch, valid, grid, tableau)
         stalled = epoch - self.best["epoch"] >= self.config.patience
         self.active = [k for k in self.active if not stalled[k]]
@@ -258,6 +278,8 @@ class Procedure(Generic[Settings]):
             Grid(best["knots"], best["evals"]),
             Tableau(best["evals"], best["state"], best["outputs"], self.problem.denoiser.noise),
             self.network_evals,
+            self.work.clone(),
+            self.last.clone(),
             self.snapshot,
         )
 
@@ -275,6 +297,8 @@ class Procedure(Generic[Settings]):
             "moved": self.moved,
             "train_loss": self.train_loss,
             "active": torch.tensor(self.active),
+            "work": self.work,
+            "last": self.last,
         }
         made["network_evals"] = torch.tensor(self.network_evals)
         return {name: value.detach().cpu().clone() for name, value in made.items()}
@@ -294,7 +318,8 @@ class Procedure(Generic[Settings]):
             self.active = state["active"].tolist()
             self.moved = state["moved"].to(self.moved)
             self.train_loss = state["train_loss"].clone()
-            self.objective.network_evals = int(state["network_evals"])
+            self.work, self.last = state["work"].clone(), state["last"].clone()
+            self.objective.network_evals = self.charged = int(state["network_evals"])
         except (KeyError, RuntimeError) as error:
             raise InputError(
                 f"this state does not belong to this run of learning: {error}"

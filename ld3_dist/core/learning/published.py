@@ -181,6 +181,7 @@ class Published(Procedure[PublishedConfig]):
         grid, tableau = self.grids.tableau()
         valid = torch.full((len(grid.knots),), torch.inf, dtype=torch.float64)
         valid[self.active] = self.hard_loss(tableau.take(self.active))
+        self.charge(epoch)
         better = self.keep(epoch, valid, grid, tableau).to(state["lr"].device)[:, None]
         state["logits"] = torch.where(better, self.grids.logits, state["logits"])
         state["offsets"] = torch.where(better, self.grids.offsets, state["offsets"])

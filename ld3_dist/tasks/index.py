@@ -1,0 +1,102 @@
+"""The rows that an output folder holds, by key: what a sweep need not do again.
+
+The tables are read once. Afterwards the driver adds the file of every task that ends, so that it
+never reads the folder again while it runs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..experiment.plan import Plan, TrialSpec
+from ..store.storage import Storage
+from ..store.tables import read_records, read_table
+from .opened import model_of
+from .rungs import log_loss
+from .schedules import complaint, follows_from_row, write_schedule
+from .trial import Outcome
+
+Row = dict[str, Any]
+
+
+class RowIndex:
+    """Rows by key. Of several rows with the same key the latest counts that did not fail.
+
+    Args:
+        verify: whether a row counts only with its schedule file, which is read for that.
+    """
+
+    def __init__(self, plan: Plan, storage: Storage, verify: bool = True) -> None:
+        self.plan, self.storage, self.verify = plan, storage, verify
+        self.frame = read_table(storage, "rows")
+        order = self.frame.assign(bad=self.frame["status"] == "failed")
+        order = order.sort_values(["bad", "started"], ascending=[False, True], kind="stable")
+        self.places = dict(zip(order["key"], order.index, strict=True))
+        self.new: dict[str, tuple[str, float | None]] = {}
+        """Status and held-out loss of the rows that this run has added."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles what its searcher holds for a restore that never happens."""
+        return {}
+
+    def __contains__(self, key: str) -> bool:
+        """True for a row that is there and did not fail."""
+        if key in self.new:
+            return self.new[key][0] != "failed"
+        return key in self.places and self.frame.at[self.places[key], "status"] != "failed"
+
+    def add(self, task: str) -> None:
+        """Take in the rows file that a task has just written, if it is there."""
+        for row in read_records(self.storage, "rows", task) or ():
+            self.new[row["key"]] = (row["status"], row["valid_loss"])
+
+    def outcome(self, spec: TrialSpec, task: str | None = None) -> Outcome | TrialSpec:
+        """The outcome of a trial, or the trial with the members that are still to be learned.
+
+        Schedule files that are lost or damaged are made again from their rows where that takes no
+        learning; otherwise their members are learned again.
+
+        Args:
+            task: name of a task that has just ended; its rows are read first.
+        """
+        if task is not None:
+            self.add(task)
+        missing, valid = [], []
+        for i, key in enumerate(spec.keys):
+            found = self._loss(spec, i, key)
+            missing += [i] if found is None else []
+            valid.append(math.inf if found is None else found)
+        if missing:
+            return spec.only(missing)
+        objective = log_loss([seed for seed, _ in spec.members], valid)
+        status = "ok" if math.isfinite(objective) else "diverged"
+        return Outcome(spec.task, objective, tuple(valid), status)
+
+    def _loss(self, spec: TrialSpec, member: int, key: str) -> float | None:
+        """The held-out loss of a member, infinite if it came to nothing; None if it is missing."""
+        if key not in self:
+            return None
+        if key in self.new:
+            status, loss = self.new[key]
+        else:
+            row = self.row(key)
+            status, loss = row["status"], row["valid_loss"]
+            if status == "ok" and self.verify and complaint(self.storage, row):
+                if not follows_from_row(spec):
+                    return None
+                model = model_of(spec.cell.model, "cpu")
+                write_schedule(self.plan, spec.only([member]), self.storage, model, row)
+        return loss if status == "ok" and loss is not None else math.inf
+
+    def row(self, key: str) -> Row:
+        """A row that was there at the start, without missing values of pandas' own."""
+        found = self.frame.loc[self.places[key]].to_dict()
+        return {name: _plain(value) for name, value in found.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value of a frame as the table has it: None for what is missing."""
+    if isinstance(value, str | bytes) or hasattr(value, "__len__"):
+        return value
+    return None if value is None or value != value or str(value) == "<NA>" else value
