@@ -1,7 +1,7 @@
 """Bootstrap resamples of per-sample losses, many at a time.
 
 A resample draws n of n samples with replacement. Only the number of times that each sample is
-drawn matters, so R resamples are a matrix of counts [R, n], and the mean of every resample is one
+drawn matters, so R resamples are a matrix of counts [n, R], and the mean of every resample is one
 matrix product. The statistics of a loss x with order statistics x_(1) <= … <= x_(n):
 
     mean      the mean of all of them
@@ -30,16 +30,19 @@ STATISTICS: tuple[Statistic, ...] = ("mean", "median", "iqm")
 TOGETHER = 2_500_000
 """Counts that are in memory at a time; up to so many are kept for the next comparison."""
 
+FAR = 8.0
+"""Standard deviations that no count is away from its mean: chances are 1e-15."""
+
 
 def counts(n: int, repeats: int, seed: int) -> Iterator[Array]:
-    """How often each of n samples is drawn in `repeats` resamples, in blocks [r, n]."""
-    rows = max(1, TOGETHER // n)
-    if repeats <= rows:
+    """How often each of n samples is drawn in `repeats` resamples, in blocks [n, r]."""
+    wide = max(1, TOGETHER // n)
+    if repeats <= wide:
         yield _kept(n, repeats, seed)
         return
     generator = np.random.default_rng([seed, n])
-    for start in range(0, repeats, rows):
-        yield _draw(generator, n, min(rows, repeats - start))
+    for start in range(0, repeats, wide):
+        yield _draw(generator, n, min(wide, repeats - start))
 
 
 @lru_cache(maxsize=4)
@@ -48,22 +51,23 @@ def _kept(n: int, repeats: int, seed: int) -> Array:
 
 
 def _draw(generator: np.random.Generator, n: int, repeats: int) -> Array:
-    drawn = generator.integers(n, size=(repeats, n))
-    drawn += n * np.arange(repeats)[:, None]
-    return np.bincount(drawn.ravel(), minlength=repeats * n).reshape(repeats, n).astype(float)
+    drawn = generator.integers(n, size=(n, repeats)) * repeats
+    drawn += np.arange(repeats)
+    return np.bincount(drawn.ravel(), minlength=n * repeats).reshape(n, repeats).astype(float)
 
 
 def sums(columns: Array, repeats: int, seed: int) -> Array:
     """Means of columns [n, K] over every resample -> [R, K]."""
     n = len(columns)
-    return np.concatenate([block @ columns for block in counts(n, repeats, seed)]) / n
+    parts = [columns.T @ block for block in counts(n, repeats, seed)]
+    return np.concatenate(parts, axis=1).T / n
 
 
 def statistic_of(x: Array, statistic: Statistic) -> float:
     """A statistic of losses [n]."""
-    if statistic == "mean":
-        return float(x.mean())
-    return float(_middle(x, np.ones((1, len(x))), statistic)[0])
+    if statistic != "iqm":
+        return float(x.mean() if statistic == "mean" else np.median(x))
+    return float(_middle(x, np.ones((len(x), 1)), statistic)[0])
 
 
 def resampled(x: Array, statistic: Statistic, repeats: int, seed: int) -> Array:
@@ -74,12 +78,25 @@ def resampled(x: Array, statistic: Statistic, repeats: int, seed: int) -> Array:
 
 
 def _middle(x: Array, counted: Array, statistic: Statistic) -> Array:
-    """The mean between two ranks of resamples that are given as counts [R, n] -> [R]."""
+    """The mean between the ranks `low` and n - low of resamples given as counts [n, R] -> [R].
+
+    With C_i the draws among the i smallest losses, cut to [low, n - low], the sum over these ranks
+    is sum_i x_(i) (C_i - C_(i-1)). C_i is cut for certain further than FAR standard deviations of
+    a binomial count from the middle, so only the losses near it are looked at.
+    """
     n, order = len(x), np.argsort(x, kind="stable")
     low = n / 4 if statistic == "iqm" else (n - 1) // 2
-    ranks = counted[:, order].cumsum(1)
-    inside = np.diff(ranks.clip(low, n - low), axis=1, prepend=low)
-    return inside @ x[order] / (n - 2 * low)
+    margin = 1 + FAR * math.sqrt(n) / 2
+    first, stop = max(0, int(low - margin)), min(n, math.ceil(n - low + margin))
+    before = np.zeros(n)
+    before[order[:first]] = 1
+    ranks = counted[order[first:stop]]
+    ranks[0] += before @ counted
+    np.cumsum(ranks, axis=0, out=ranks)
+    np.clip(ranks, low, n - low, out=ranks)
+    near = x[order[first:stop]]
+    ends = near[-1] * ranks[-1] - near[0] * low
+    return (ends - np.diff(near) @ ranks[:-1]) / (n - 2 * low)
 
 
 def over(deviation: Array, error: Array) -> Array:
