@@ -25,6 +25,7 @@ FORMAT = 2
 
 # "element" is Parquet's own name, so that the schema is the same after reading a file
 _FLOATS = pa.list_(pa.field("element", pa.float64()))
+_SINGLES = pa.list_(pa.field("element", pa.float32()))
 
 
 def _field(name: str, kind: pa.DataType, doc: str, required: bool = False) -> pa.Field:
@@ -168,6 +169,7 @@ EVALUATIONS = _schema(
             "key of the row; teacher:<teacher key> of a teacher, data:<hash> of the data",
             True,
         ),
+        _field("evaluation", pa.string(), "hash of the settings of the evaluation"),
         _field(
             "kind",
             pa.string(),
@@ -220,7 +222,18 @@ FAILURES = _schema(
     ],
 )
 
-SCHEMAS = {"rows": ROWS, "evaluations": EVALUATIONS, "failures": FAILURES}
+LOSSES = _schema(
+    "losses",
+    [
+        _field("key", pa.string(), "key of the row", required=True),
+        _field("evaluation", pa.string(), "hash of the settings of the evaluation"),
+        _field("repeat", pa.int32(), "number of the set of samples"),
+        _field("start", pa.int64(), "index of the first sample"),
+        _field("losses", _SINGLES, "distance to the teacher of this and the following samples"),
+    ],
+)
+
+SCHEMAS = {"rows": ROWS, "evaluations": EVALUATIONS, "losses": LOSSES, "failures": FAILURES}
 
 
 def schema_of(folder: str) -> pa.Schema:
