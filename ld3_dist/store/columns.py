@@ -177,15 +177,38 @@ EVALUATIONS = _schema(
             True,
         ),
         _field("cell", pa.string(), "cell of the row"),
-        _field("samples", pa.int64(), "samples drawn"),
+        _field("samples", pa.int64(), "samples drawn, of all sets together"),
+        _field("repeats", pa.int32(), "number of disjoint sets of samples"),
         _field("eval_loss", pa.float64(), "mean distance to the teacher on fresh pairs"),
         _field("eval_loss_sem", pa.float64(), "standard error of that mean"),
-        _field("fid", pa.float64(), "Fréchet distance of the features to the reference"),
+        _field("eval_loss_median", pa.float64(), "median distance to the teacher on fresh pairs"),
+        _field("eval_loss_iqm", pa.float64(), "interquartile mean of these distances"),
+        _field(
+            "eval_gain_over",
+            pa.string(),
+            "key of the hand-made grid with the smallest eval_loss of the cell, when this was made",
+        ),
+        _field("eval_gain_low", pa.float64(), "lower end of the 95 % interval of eval_gain"),
+        _field("eval_gain_high", pa.float64(), "upper end of that interval"),
+        _field(
+            "eval_p_improvement",
+            pa.float64(),
+            "share of the samples that are nearer to the teacher than with that grid",
+        ),
+        _field(
+            "fid",
+            pa.float64(),
+            "Fréchet distance of the features to the reference, the mean over the sets",
+        ),
+        _field("fid_low", pa.float64(), "lower end of its 95 % interval; null for a single set"),
+        _field("fid_high", pa.float64(), "upper end of that interval"),
         _field(
             "kid",
             pa.float64(),
             "kernel distance: unbiased squared MMD of the features to the reference",
         ),
+        _field("kid_low", pa.float64(), "lower end of its 95 % interval over the sets"),
+        _field("kid_high", pa.float64(), "upper end of that interval"),
         _field("kid_std", pa.float64(), "standard deviation of the kernel distance over subsets"),
         _field(
             "inception_score",
@@ -232,6 +255,21 @@ LOSSES = _schema(
         _field("losses", _SINGLES, "distance to the teacher of this and the following samples"),
     ],
 )
+
+AXES = {
+    "pairs.train": "train_pairs",
+    "teacher.solver": "teacher_solver",
+    "teacher.nfe": "teacher_nfe",
+    "teacher.start": "teacher_start",
+    **{name: name for name in ("start", "distance", "guidance", "procedure")},
+}
+"""Columns of axes that are no settings of learning."""
+
+
+def axis_column(axis: str) -> str:
+    """The column of `load_results` that holds the values of an axis of a search."""
+    return AXES.get(axis, axis if axis in LEARNING else f"learn.{axis}")
+
 
 SCHEMAS = {"rows": ROWS, "evaluations": EVALUATIONS, "losses": LOSSES, "failures": FAILURES}
 

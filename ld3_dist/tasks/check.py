@@ -122,7 +122,9 @@ def _named(folder: str, stem: str, records: list[dict[str, Any]]) -> bool:
         numbered = [f"{stem}-{i}" for i in range(len(keys))]
         baseline = stem.startswith("baseline-") and all(k.startswith(f"{stem}-") for k in keys)
         return bool(keys) and (keys == numbered or baseline)
-    return len(keys) == 1 and stem in (file_name(keys[0]), keys[0].replace(":", "_"))
+    evaluations = [f"{file_name(str(r['key']))}-{r['evaluation']}" for r in records]
+    older = (file_name(keys[0]), keys[0].replace(":", "_")) if keys else ()
+    return len(set(keys)) == 1 and stem in (*evaluations, *older)
 
 
 def _rows(rows: Rows, experiment: dict[str, Any]) -> Iterator[Finding]:
