@@ -20,6 +20,7 @@ from ..store.storage import Storage
 from ..store.tables import read_table
 from ..tasks.evaluate import (
     Item,
+    compare_again,
     finish,
     has_pictures,
     pictures,
@@ -54,9 +55,9 @@ class Evaluation:
         table = read_table(storage, "evaluations")
         written = set(zip(table["key"], table["evaluation"], strict=True))
         wanted = evaluation_items(plan, self.frame)
-        self.items = [
-            item for item in wanted if (item.key, evaluation_of(plan, item.model)) not in written
-        ]
+        self.names = {item.key: evaluation_of(plan, item.model) for item in wanted}
+        self.items = [item for item in wanted if (item.key, self.names[item.key]) not in written]
+        self.known = [item for item in wanted if (item.key, self.names[item.key]) in written]
         self.teachers = [teacher_item(plan, model) for model in plan.models]
         self.seconds = {item.key: 0.0 for item in (*self.items, *self.teachers)}
 
@@ -68,7 +69,8 @@ class Evaluation:
         first = [item for item in complete if item.kind != "learned"]
         learned = [item for item in complete if item.kind == "learned"]
         yield from self.work("score", self._scores(first), None)
-        yield from self.work("score", [*self._scores(learned), *self._pictures()], None)
+        again = self._comparisons()
+        yield from self.work("score", [*self._scores(learned), *again, *self._pictures()], None)
         if len(complete) == len(self.items):
             for name in self.storage.list("parts", recursive=True):
                 self.storage.remove(name)
@@ -142,6 +144,22 @@ class Evaluation:
             )
             for item in items
         ]
+
+    def _comparisons(self) -> list[Task]:
+        """Learned rows that were compared with a hand-made grid that is not the best any more."""
+        table = read_table(self.storage, "evaluations")
+        named = list(zip(table["key"], table["evaluation"], strict=True))
+        means = dict(zip(named, table["eval_loss"].tolist(), strict=True))
+        overs = dict(zip(named, table["eval_gain_over"], strict=True))
+        tasks = []
+        for item in self.known:
+            places = [(key, self.names[key]) for key in item.rivals if key in self.names]
+            known = {place: means[place] for place in places if means.get(place) is not None}
+            then = overs.get((item.key, self.names[item.key]))
+            if item.kind == "learned" and known and min(known, key=known.__getitem__)[0] != then:
+                arguments = (self.plan, item, self.storage)
+                tasks.append(Task("score", f"gain-{item.key}", compare_again, arguments))
+        return tasks
 
     def _pictures(self) -> list[Task]:
         rows = {row["key"]: row for row in self.frame.to_dict("records")}

@@ -129,8 +129,19 @@ def compare(
         made = _means(x.mean(0), y.mean(0), paired, repeats, seed)
     else:
         made = _middles(x, y, statistic, paired, repeats, seed)
-    better = _paired_better(x, y) if paired else _unpaired_better(x, y)
+    better = improvement(x, y) if paired else _unpaired_better(x, y)
     return Comparison(*made[:2], better, made[2], paired, min(x.shape[1], y.shape[1]))
+
+
+def improvement(a: ArrayLike, b: ArrayLike) -> float:
+    """The share of samples on which a is smaller than b; a tie counts half.
+
+    With several seeds, seed by seed where both have as many, else over all pairs of seeds.
+    """
+    x, y = np.atleast_2d(a), np.atleast_2d(b)
+    if len(x) != len(y):
+        x, y = x[:, None], y[None]
+    return float((x < y).mean() + (x == y).mean() / 2)
 
 
 def ratios(
@@ -338,13 +349,6 @@ def _middles(
     if min(b, b_drawn.min()) <= 0:
         return difference, NOTHING, p
     return difference, Estimate(a / b, *_ends(a_drawn / b_drawn)), p
-
-
-def _paired_better(x: Array, y: Array) -> float:
-    """Share of samples on which x is smaller, seed by seed where both have the same seeds."""
-    if len(x) != len(y):
-        x, y = x[:, None], y[None]
-    return float((x < y).mean() + (x == y).mean() / 2)
 
 
 def _unpaired_better(x: Array, y: Array) -> float:

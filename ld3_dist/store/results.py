@@ -3,7 +3,8 @@
 learn.NAME      a setting of a user's own procedure for which rows have no column
 best_baseline   the smallest valid_loss of the cell's hand-made grids, in the row's distance
 gain            best_baseline / valid_loss; above 1 means better than every hand-made grid
-eval_gain       the same for eval_loss, which is measured on fresh pairs
+eval_gain       the same for eval_loss, which is measured on fresh pairs; with an interval, and for
+                medians and interquartile means, as `gains` says
 best            true for the learned row with the cell's smallest valid_loss (status ok); where a
                 cell learned in several distances, one row for each of them
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ import pandas as pd
 
 from ..core.errors import InputError
 from .columns import has_column
+from .gains import Losses, share_between_rows, with_fresh_gains
 from .opening import open_storage
 from .storage import Storage
 from .tables import read_table
@@ -62,7 +65,7 @@ def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
         )
     rows = read_table(storage, "rows")
     evaluations = read_table(storage, "evaluations")
-    frame = _derive(_with_own_settings(_join(rows, evaluations)))
+    frame = _derive(_with_own_settings(_join(rows, evaluations)), _losses_in(storage))
     frame.attrs["unreadable"] = rows.attrs["unreadable"] + evaluations.attrs["unreadable"]
     return frame
 
@@ -75,12 +78,18 @@ def _join(rows: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:
     rows = rows.sort_values(ORDER, kind="stable", na_position="first").drop_duplicates("key")
     scores = evaluations.drop_duplicates("key").drop(columns=["kind", "cell"])
     frame = rows.merge(scores, on="key", how="left", suffixes=("", "_eval")).reset_index(drop=True)
-    grids = frame[frame["kind"] == "baseline"]
-    if len(set(grids["distance"])) > 1:
-        shared = [name for name in frame.columns if name not in rows.columns]
-        found = grids.groupby(["cell", "start"], sort=False)[shared].transform("first")
-        frame.loc[grids.index, shared] = found
-    return frame
+    return share_between_rows(frame, [name for name in frame.columns if name not in rows.columns])
+
+
+def _losses_in(storage: Storage) -> Losses:
+    """Read the losses that are kept of some rows, in order of their sets."""
+
+    def losses(keys: Collection[str]) -> dict[str, np.ndarray]:
+        table = read_table(storage, "losses").sort_values(by="repeat", kind="stable")
+        groups = table.query("key in @keys").groupby("key", sort=False)["losses"]
+        return {str(key): np.concatenate(list(sets)) for key, sets in groups}
+
+    return losses
 
 
 def _with_own_settings(frame: pd.DataFrame) -> pd.DataFrame:
@@ -95,10 +104,10 @@ def _with_own_settings(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**{name: values.reindex(frame.index) for name, values in own.items()})
 
 
-def _derive(frame: pd.DataFrame) -> pd.DataFrame:
+def _derive(frame: pd.DataFrame, losses: Losses) -> pd.DataFrame:
     frame["best_baseline"] = _best_baseline(frame, "valid_loss")
     frame["gain"] = frame["best_baseline"] / frame["valid_loss"]
-    frame["eval_gain"] = _best_baseline(frame, "eval_loss") / frame["eval_loss"]
+    frame = with_fresh_gains(frame, losses)
     measured = frame.query("status == 'ok' and kind == 'learned' and valid_loss.notna()")
     ranked = measured.sort_values(by="valid_loss", kind="stable")
     frame["best"] = frame.index.isin(ranked.drop_duplicates(COMPARABLE).index)

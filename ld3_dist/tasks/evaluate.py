@@ -13,6 +13,7 @@ distance of every sample is kept in `losses/`.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from ..core.text import file_name
 from ..experiment.plan import Cell, Plan, digest
 from ..experiment.sections import ModelSettings
 from ..metrics.extractors import model_reference, read_reference
-from ..metrics.paired import compare
+from ..metrics.paired import improvement, ratios
 from ..metrics.scores import BUILT_IN, as_reference
 from ..models import Model
 from ..schedule.evaluating import loss_columns, measure, score_columns
@@ -237,9 +238,23 @@ def gain_columns(
     if not known:
         return {}
     best = min(known, key=lambda key: float(known[key].double().mean()))
-    found = compare(known[best].double().numpy(), losses.double().numpy())
-    gain = {"eval_gain_over": best, "eval_p_improvement": 1 - found.p_improvement}
-    return gain | {"eval_gain_low": found.ratio.low, "eval_gain_high": found.ratio.high}
+    mine, grid = losses.double().numpy(), known[best].double().numpy()
+    _, (low,), (high,) = ratios(mine[None], grid)
+    gain = {"eval_gain_over": best, "eval_p_improvement": improvement(mine, grid)}
+    return gain | {"eval_gain_low": 1 / high, "eval_gain_high": 1 / low}
+
+
+def compare_again(plan: Plan, item: Item, storage: Storage) -> None:
+    """Bring the gain of an evaluation up to date, where another grid is the best one by now."""
+    evaluation = evaluation_of(plan, item.model)
+    name = evaluation_name(item.key, evaluation)
+    records = read_records(storage, "evaluations", name)
+    losses = read_losses(storage, item.key, evaluation)
+    if not records or losses is None:
+        return
+    own = json.loads(records[0].pop("own_metrics") or "{}")
+    record = records[0] | own | gain_columns(storage, item.rivals, evaluation, losses)
+    write_table(storage, "evaluations", name, [record])
 
 
 def _losses_of_grids(storage: Storage, keys: Sequence[str], evaluation: str) -> dict[str, Tensor]:
