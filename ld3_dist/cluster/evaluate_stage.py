@@ -55,7 +55,7 @@ class Evaluation:
         table = read_table(storage, "evaluations")
         written = set(zip(table["key"], table["evaluation"], strict=True))
         wanted = evaluation_items(plan, self.frame)
-        self.names = {item.key: evaluation_of(plan, item.model) for item in wanted}
+        self.names = {item.key: evaluation_of(plan, item.model, "cpu") for item in wanted}
         self.items = [item for item in wanted if (item.key, self.names[item.key]) not in written]
         self.known = [item for item in wanted if (item.key, self.names[item.key]) in written]
         self.teachers = [teacher_item(plan, model) for model in plan.models]

@@ -26,6 +26,7 @@ import pandas as pd
 from ..core.errors import InputError
 from .columns import has_column
 from .gains import Losses, share_between_rows, with_fresh_gains
+from .lineage import current
 from .opening import open_storage
 from .storage import Storage
 from .tables import read_table
@@ -64,10 +65,21 @@ def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
             f"{storage.url}: holds no results (no rows/); give the output folder of a sweep"
         )
     rows = read_table(storage, "rows")
-    evaluations = read_table(storage, "evaluations")
+    evaluations = read_evaluations(storage)
     frame = _derive(_with_own_settings(_join(rows, evaluations)), _losses_in(storage))
     frame.attrs["unreadable"] = rows.attrs["unreadable"] + evaluations.attrs["unreadable"]
     return frame
+
+
+def read_evaluations(storage: Storage) -> pd.DataFrame:
+    """The table `evaluations`, without those whose settings the current experiment has not."""
+    table = read_table(storage, "evaluations")
+    wanted = current(storage).get("evaluation")
+    if not isinstance(wanted, list):
+        return table
+    asked = table.query("evaluation in @wanted").reset_index(drop=True)
+    asked.attrs = table.attrs
+    return asked
 
 
 def _join(rows: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:

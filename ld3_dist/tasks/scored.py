@@ -90,6 +90,13 @@ def evaluation_of(plan: Plan, model: ModelSettings, device: str | None = None) -
     return keep(f"evaluation {plan.fingerprint} {model.model_dump_json()}", make)
 
 
+def evaluations_of(plan: Plan) -> list[str]:
+    """The names of the evaluations that an experiment asks for, a name for each model."""
+    if not plan.experiment.evaluate.samples:
+        return []
+    return sorted({evaluation_of(plan, model, "cpu") for model in plan.models})
+
+
 def evaluation_name(key: str, evaluation: str) -> str:
     """The name of the files of an evaluation, in `evaluations/` and in `losses/`."""
     return f"{file_name(key)}-{evaluation}"

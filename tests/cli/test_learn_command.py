@@ -292,9 +292,7 @@ def test_a_sweep_of_a_model_that_diverges_records_it(
         make_shard(plan, model, storage, start, stop, "cpu")
     seal(plan, model, storage)
     run_baselines(plan, cell, storage, "cpu")
-    outcome = run_trial(
-        plan, plan.trial(cell, {}), storage, {"round": 0, "attempts": 1}, "cpu"
-    )
+    outcome = run_trial(plan, plan.trial(cell, {}), storage, {"round": 0, "attempts": 1}, "cpu")
     assert outcome.status == "diverged"
     monkeypatch.setattr("ld3_dist.cluster.sweep.Sweep", FakeSweep)
     code, out, err = call(monkeypatch, capsys, "sweep", file, "--output", tmp_path / "out")

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from forked_sweeps import SMALL, sweep
+from forked_sweeps import SMALL
+from plain_sweep import sweep
 from tiny_sweep import changed
 
 from ld3_dist import InputError, load_results
