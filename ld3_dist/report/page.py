@@ -28,6 +28,9 @@ TEMPLATES = Path(__file__).with_name("templates")
 MOST_ROWS = 30
 """Rows that did not come out ok are listed up to here."""
 
+_GAINS = ("eval_gain", "gain")
+"""Columns with a bar behind their values."""
+
 _BROKEN = ("cell", "kind", "status", "trial", "start", "gamma", "seed", "message")
 
 
@@ -148,7 +151,8 @@ def summary_view(table: pd.DataFrame) -> SummaryTable:
         inside = [known for known in shown(table, "page") if known.group == name]
         heads.append(GroupHead(name, len(inside)))
         order += [(known, i == 0) for i, known in enumerate(inside)]
-    largest = max([1.01, *(float(gain) for gain in column(table, "gain").dropna())])
+    gains = [column(table, name).dropna() for name in _GAINS]
+    largest = max([1.01, *(float(gain) for found in gains for gain in found)])
     return SummaryTable(
         heads,
         [TableCell(known.short or known.heading, _classes(known, first)) for known, first in order],
@@ -167,7 +171,7 @@ def _classes(known: Column, first: bool) -> str:
     names = {
         "num": not known.words,
         "first": first,
-        "gain": known.name == "gain",
+        "gain": known.name in _GAINS,
         "method": known.name == "method",
         "learned": known.learned,
     }
@@ -176,9 +180,9 @@ def _classes(known: Column, first: bool) -> str:
 
 def _bar(row: Row, known: Column, largest: float) -> int | None:
     """Length of the bar behind a gain: its logarithm over that of the largest one, in percent."""
-    if known.name != "gain" or missing(row["gain"]) or not row["gain"] > 1:
+    if known.name not in _GAINS or missing(row[known.name]) or not row[known.name] > 1:
         return None
-    return round(100 * math.log(row["gain"]) / math.log(largest))
+    return round(100 * math.log(row[known.name]) / math.log(largest))
 
 
 def broken_view(rows: pd.DataFrame) -> BrokenRows:
