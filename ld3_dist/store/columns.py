@@ -273,6 +273,13 @@ def axis_column(axis: str) -> str:
 
 SCHEMAS = {"rows": ROWS, "evaluations": EVALUATIONS, "losses": LOSSES, "failures": FAILURES}
 
+IDENTITY = {
+    "rows": ("key",),
+    "evaluations": ("key", "evaluation"),
+    "losses": ("key", "evaluation", "repeat", "start"),
+}
+"""Columns that tell the rows of a table apart; of two rows that agree in them, one counts."""
+
 
 def schema_of(folder: str) -> pa.Schema:
     """The schema of the tables in a folder of a sweep.

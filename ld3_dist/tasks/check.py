@@ -25,9 +25,11 @@ from ..core.errors import InputError
 from ..core.text import file_name
 from ..core.user_code import label
 from ..experiment.plan import digest
+from ..store.columns import IDENTITY
 from ..store.pairs import BadShard, Manifest, read_shard
 from ..store.results import load_results
 from ..store.sealed import unseal
+from ..store.segments import is_segment, problems
 from ..store.storage import Storage
 from ..store.tables import SUFFIX, read_records, read_table
 from .schedules import complaint, schedule_name
@@ -98,8 +100,13 @@ def _tables(storage: Storage) -> Iterator[Finding]:
         "evaluations": f"{AGAIN}, if it is still wanted; else remove it",
         "failures": "remove it: the record of an earlier failure is lost",
     }
+    for folder in IDENTITY:
+        for name, problem in problems(storage, folder):
+            yield Finding(name, problem, "the next sweep merges what is there, and makes the rest")
     for folder, remedy in remedies.items():
         for name in storage.list(folder):
+            if is_segment(name):
+                continue
             stem = name.removeprefix(f"{folder}/").removesuffix(SUFFIX)
             if not name.endswith(SUFFIX):
                 yield Finding(name, "is no part of a sweep", "remove it")
