@@ -82,6 +82,35 @@ class Segments:
                 break
         return total
 
+    def take_in(self, tables: Sequence[tuple[str, pa.Table]]) -> int:
+        """Add rows of another folder, by the names of their files; return the number added.
+
+        Rows that are here already and did not fail stay; nothing is added twice.
+        """
+        added = 0
+        for start in range(0, len(tables), MOST):
+            some = list(tables[start : start + MOST])
+            with self.storage.child(self.folder).exclusive():
+                added += self._add(some)
+        return added
+
+    def _add(self, tables: list[tuple[str, pa.Table]]) -> int:
+        there = list_tables(self.storage, self.folder)
+        manifest = read_manifest(self.storage, self.folder)
+        sound = self._without_damaged(manifest, there)
+        known = np.concatenate([self._hashes[name] for name in sound.names] or [np.empty(0)])
+        batch = _Batch(schema_of(self.folder), tables, [], {})
+        fresh = ~np.isin(_hashes(batch.table(), self.identity), known)
+        if not fresh.any():
+            return 0
+        merged, kept = self._partners(batch, sound)
+        batch.add_segments(self.storage, self.folder, merged)
+        new = self._write(batch, _next_number(there, manifest))
+        body = Manifest((*kept, new)).encode()
+        self.storage.write_bytes(f"{self.folder}/{MANIFEST}", body)
+        self._remove([segment.name for segment in merged])
+        return int(fresh.sum())
+
     def _fold_once(self, least: int) -> int:
         there = list_tables(self.storage, self.folder)
         manifest = read_manifest(self.storage, self.folder)

@@ -190,9 +190,9 @@ def distinct(table: pa.Table, identity: Sequence[str]) -> np.ndarray:
 def _in_order(table: pa.Table, identity: Sequence[str]) -> pa.Table:
     """The rows that count, in the order of their identities, null first."""
     kept = distinct(table, identity)
-    keys = [(name, "ascending") for name in identity]
-    names = table.select(list(identity)).take(pa.array(kept))
-    order = pc.sort_indices(names, sort_keys=keys, null_placement="at_start").to_numpy()
+    names = table.select(list(identity)).take(pa.array(kept)).to_pandas()
+    names.columns = range(len(identity))
+    order = names.sort_values([*names.columns], na_position="first").index.to_numpy()
     return table.combine_chunks().take(pa.array(kept[order]))
 
 
