@@ -205,11 +205,11 @@ def _values(
     group: Mapping[str, Any], a: list[dict[str, Any]], b: list[dict[str, Any]], why: str
 ) -> Row:
     """Two means without an interval."""
-    for name, what in (("eval_loss", "fresh samples"), ("valid_loss", "held-out pairs")):
-        means = [_mean([row[name] for row in rows]) for rows in (a, b)]
-        if not any(map(math.isnan, means)):
-            break
-    nan = math.nan
+    nan, what = math.nan, "fresh samples"
+    means = [_mean([row["eval_loss"] for row in rows]) for rows in (a, b)]
+    if any(map(math.isnan, means)):
+        what = "held-out pairs"
+        means = [_mean([row["valid_loss"] for row in rows]) for rows in (a, b)]
     ratio = means[1] / means[0] if means[0] else nan
     return Row(group, 1, *means, ratio, nan, nan, nan, 0, "values", f"{why}; means of {what}")
 

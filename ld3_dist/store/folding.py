@@ -85,7 +85,7 @@ class Segments:
     def take_in(self, tables: Sequence[tuple[str, pa.Table]]) -> int:
         """Add rows of another folder, by the names of their files; return the number added.
 
-        Rows that are here already and did not fail stay; nothing is added twice.
+        A row that is here already is replaced by the other folder's, unless that one failed.
         """
         added = 0
         for start in range(0, len(tables), MOST):
