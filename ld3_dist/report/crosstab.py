@@ -1,4 +1,4 @@
-"""A score of many schedules as a table for a paper: rows by one column of results, columns by others.
+"""A score of many schedules as a table for a paper: rows and columns by columns of results.
 
 A cell of the table is the mean over the results that fall into it. Beside it stands the interval of
 a single result that has one, else the standard deviation over several. The best mean of a column is

@@ -89,12 +89,17 @@ def tidied(frame: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for name in measured:
         values = pd.to_numeric(frame[name], errors="coerce").astype("float64")
-        part = frame.loc[values.notna().to_numpy(bool), names]
+        there = values.notna().to_numpy(bool)
+        if not there.any():
+            continue
+        part = frame.loc[there, names]
         part = part.assign(metric=name, value=values)
         for end in ("low", "high"):
             bound = f"{name}_{end}"
             part[end] = frame.get(bound, np.nan)
         parts.append(part)
+    if not parts:
+        return frame.loc[[], names].assign(metric="", value=np.nan, low=np.nan, high=np.nan)
     return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
 
 
