@@ -102,7 +102,7 @@ def compare_sweeps(a: Any, b: Any, by: Sequence[str] = ("cell",)) -> SweepCompar
         storages[0].url,
         storages[1].url,
         list(differing(*settings)),
-        [_together(rows) for rows in grouped.values()],
+        [together(rows) for rows in grouped.values()],
         [cell for cell in best[0] if cell not in best[1]],
         [cell for cell in best[1] if cell not in best[0]],
     )
@@ -219,7 +219,7 @@ def _mean(values: Sequence[Any]) -> float:
     return float(np.mean(known)) if known else math.nan
 
 
-def _together(rows: Sequence[Row]) -> Row:
+def together(rows: Sequence[Row]) -> Row:
     """Rows of several cells as one."""
     if len(rows) == 1:
         return rows[0]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from ld3_dist import InputError
 from ld3_dist.cli.app import app
 from ld3_dist.metrics.paired import compare as compare_losses
-from ld3_dist.report.compare import compare_sweeps, differing
+from ld3_dist.report.compare import Row, compare_sweeps, differing, together
 
 
 def folder(place: Path, factor: float, nfes: tuple[int, ...] = (4,), **kinds: object) -> Path:
@@ -89,8 +89,19 @@ def test_cells_are_grouped_by_columns(tmp_path: Path) -> None:
     (row,) = compare_sweeps(a, b, ["solver"]).rows
     assert row.cells == 2
     assert row.ratio == pytest.approx(0.5, rel=1e-5)
-    assert row.low < row.ratio < row.high
     assert (found.only_a, found.only_b) == (["m/c/ddim/8"], ["m/c/ddim/10"])
+
+
+def test_several_cells_are_their_geometric_mean() -> None:
+    rows = [
+        Row({}, 1, 1.0, ratio, ratio, ratio / width, ratio * width, 0.5, 10, "paired")
+        for ratio, width in ((0.5, 1.2), (0.25, 1.3))
+    ]
+    row = together(rows)
+    half = np.sqrt(np.log(1.2) ** 2 + np.log(1.3) ** 2) / 2
+    assert row.ratio == pytest.approx(np.sqrt(0.5 * 0.25))
+    assert row.high / row.ratio == pytest.approx(np.exp(half))
+    assert row.ratio / row.low == pytest.approx(np.exp(half))
 
 
 def test_settings_that_differ_are_named_in_full() -> None:

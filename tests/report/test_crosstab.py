@@ -74,10 +74,10 @@ def test_formats(tmp_path: Path) -> None:
     table = crosstab(frame, "solver", ["nfe"], "valid_loss")
     latex = write_table(table, "latex")
     assert r"\toprule" in latex
-    assert r"x\_1\& & \textbf{1} [0.5, 3] & 1.00 \\" in latex
+    assert r"x\_1\& & \textbf{1.00} [0.500, 3.00] & 1.00 \\" in latex
     assert latex.count(r"\textbf") == 1
     markdown = write_table(table, "markdown")
-    assert "| x_1& | **1** [0.5, 3] | 1.00 |" in markdown
+    assert "| x_1& | **1.00** [0.500, 3.00] | 1.00 |" in markdown
     listed = list(csv.DictReader(io.StringIO(write_table(table, "csv"))))
     assert [float(row["mean"]) for row in listed] == [1.0, 2.0]
     assert [row["best"] for row in listed] == ["True", "False"]
