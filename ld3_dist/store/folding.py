@@ -27,7 +27,6 @@ import pyarrow as pa
 from .columns import IDENTITY, schema_of
 from .segments import (
     MANIFEST,
-    READERS,
     Manifest,
     Segment,
     distinct,
@@ -36,6 +35,7 @@ from .segments import (
     number_of,
     read_files,
     read_manifest,
+    readers_of,
 )
 from .storage import Storage
 from .table_files import encode, part_of
@@ -217,7 +217,7 @@ class Segments:
     def _remove(self, names: Sequence[str]) -> None:
         for name in names:
             self._hashes.pop(name, None)
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(readers_of(self.storage)) as pool:
             list(pool.map(lambda name: self.storage.remove(f"{self.folder}/{name}"), names))
 
 
@@ -231,6 +231,7 @@ class _Batch:
     strays: list[tuple[str, pa.Table]]
     unreadable: dict[str, str]
     segments: list[tuple[Segment, pa.Table]] = field(default_factory=list)
+    _small: pa.Table | None = None
 
     @classmethod
     def read(
@@ -273,9 +274,11 @@ class _Batch:
 
     def table(self) -> pa.Table:
         """All rows."""
-        parts = [*self.small, *self.segments, *self.strays]
-        tables = [table for _, table in parts]
-        return pa.concat_tables([self.schema.empty_table(), *tables]).combine_chunks()
+        if self._small is None:
+            parts = [self.schema.empty_table(), *(table for _, table in self.small)]
+            self._small = pa.concat_tables(parts).combine_chunks()
+        others = [table for _, table in (*self.segments, *self.strays)]
+        return pa.concat_tables([self._small, *others]).combine_chunks()
 
     def owners(self) -> np.ndarray:
         """Index of the small file that each row came from."""

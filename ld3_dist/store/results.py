@@ -149,7 +149,7 @@ def _derive(frame: pd.DataFrame, storages: Sequence[Storage]) -> pd.DataFrame:
     ok = (frame["status"] == "ok") & (frame["kind"] == "learned") & frame["valid_loss"].notna()
     ranked = frame[ok.to_numpy(bool)].sort_values(by="valid_loss", kind="stable")
     frame["best"] = frame.index.isin(ranked.drop_duplicates(COMPARABLE).index)
-    return frame.copy()  # one block: many columns were added
+    return frame
 
 
 def _losses_in(storages: Sequence[Storage], frame: pd.DataFrame) -> Losses:
