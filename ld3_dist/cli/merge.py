@@ -19,8 +19,7 @@ def merge(
     goes on.
     """
     from ..store.merging import merge as merge_folders
-    from ..store.opening import open_storage
-    from ..store.results import open_places
+    from ..store.opening import open_places, open_storage
 
     for line in merge_folders(open_places(folders), open_storage(output)):
         say(line)

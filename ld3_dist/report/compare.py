@@ -26,7 +26,8 @@ import pandas as pd
 from ..core.errors import InputError, unknown
 from ..metrics.paired import compare as compare_losses
 from ..store.lineage import current
-from ..store.results import load_results, open_places
+from ..store.opening import open_places
+from ..store.results import load_results
 from ..store.storage import Storage
 from ..store.views import load_samples
 from .frames import column, records, where

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pandas as pd
 
 from .asked import EVERYTHING, read_asked
-from .storage import Storage
+from .columns import LEARNING
+from .opening import Place, open_places
 from .tables import read_table
 
 METRICS = (
@@ -104,15 +103,13 @@ def tidied(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _is_setting(frame: pd.DataFrame, name: str) -> bool:
-    from .columns import LEARNING
-
     known = name in LEARNING or name in ("radius", "teacher_solver", "teacher_nfe", "teacher_start")
     if not known and not name.startswith(("learn.", "settings.")):
         return False
     return frame[name].astype("string").nunique() > 1
 
 
-def load_curves(*places: str | os.PathLike[str] | Storage, all: bool = False) -> pd.DataFrame:
+def load_curves(*places: Place, all: bool = False) -> pd.DataFrame:
     """The losses of every learned schedule, epoch by epoch: one row per schedule and epoch.
 
     Columns: source, key, cell, solver, nfe, start, gamma, trial, seed, epoch (0 is the start, which
@@ -132,8 +129,6 @@ def load_curves(*places: str | os.PathLike[str] | Storage, all: bool = False) ->
     ...     print(error)
     /...runs/quickstart: no such folder; give the output folder of a sweep
     """
-    from .results import open_places
-
     parts = []
     for storage in open_places(places):
         needed = [*CURVES[1:], "train_curve", "valid_curve"]
@@ -173,9 +168,7 @@ def _counted(lengths: np.ndarray) -> np.ndarray:
     return np.arange(lengths.sum()) - starts
 
 
-def load_samples(
-    *places: str | os.PathLike[str] | Storage, cell: str | None = None, all: bool = False
-) -> pd.DataFrame:
+def load_samples(*places: Place, cell: str | None = None, all: bool = False) -> pd.DataFrame:
     """The distance to the teacher of every fresh sample: one row per schedule and sample.
 
     Columns: source, key, evaluation, repeat (the set of samples), index (of the sample: rows with
@@ -196,8 +189,6 @@ def load_samples(
     ...     print(error)
     /...runs/quickstart: no such folder; give the output folder of a sweep
     """
-    from .results import open_places
-
     parts = []
     for storage in open_places(places):
         table = read_table(storage, "losses")
