@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/tables.py [--rows 60000] [--out results/benchmarks/tables.json]
 
-    merge     the small files are merged by `Segments`: milliseconds of CPU a row; `merge_single` for
-              files of one row each, the worst case
+    merge     the small files are merged by `Segments`: milliseconds of CPU a row; `merge_single`
+              for files of one row each, the worst case
     load      `load_results` of the merged folder, in a process of its own; seconds and peak memory
     columns   `row_index` of the merged folder
     unmerged  `load_results` while the rows are still in small files

@@ -31,7 +31,8 @@ def test_other_readers_see_every_row_once(
     out = write_sweep(tmp_path / "OUT")
     storage = open_storage(out)
     Segments(storage, "rows").fold(1)
-    write_table(storage, "rows", "later", [dict(key="x", kind="learned", cell="new", status="ok")])
+    later = {"key": "x", "kind": "learned", "cell": "new", "status": "ok"}
+    write_table(storage, "rows", "later", [later])
     Segments(storage, "rows").fold(1)
     found = eval(line_of(short), {short: module})
     rows = dict(found.fetchall() if package == "duckdb" else found.rows())
