@@ -170,7 +170,6 @@ def _member(rng, trial, member, gamma, start, seed, nfe, scale, cell) -> dict:
         "kind": "learned",
         "trial": f"trial-{trial:03d}",
         "round": trial // 2,
-        "member": member,
         "start": start,
         "coordinate": "lambda",
         "gamma": gamma,
