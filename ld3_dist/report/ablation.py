@@ -88,6 +88,8 @@ def ablation_table(sweep: SweepTables) -> pd.DataFrame:
     rows = where(rows, column(rows, "eval_loss").notna()) if len(rows) else rows
     if not factors or rows.empty:
         return pd.DataFrame(columns=list(COLUMNS))
+    known = [all(_is_level(row, factor) for factor in factors) for row in records(rows)]
+    rows = where(rows, known)
     losses = sweep.losses({str(key) for key in column(rows, "key")})
     found = [
         line
@@ -151,6 +153,11 @@ def _pairs(
         for unit in found.values()
     ]
     return [unit for unit in units if unit]
+
+
+def _is_level(row: Mapping[str, Any], factor: Factor) -> bool:
+    """True for a row at some level of a factor."""
+    return any(_side(row, factor, level) for level in factor.levels)
 
 
 def _side(row: Mapping[str, Any], factor: Factor, level: Any) -> str:
