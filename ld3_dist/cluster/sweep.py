@@ -35,6 +35,7 @@ from .ray.connect import Sizes, connect, sizes_of
 from .ray.liveness import HeadWatch, room_for
 from .ray.nodes import check_nodes, versions
 from .ray.pool import Call, Done, Failed, Pool, Task, Waiting
+from .search.importance import write_importance
 from .search.trackers import check_trackers
 from .search.tune_run import SearchRun
 from .teach_stage import Preparation
@@ -189,6 +190,7 @@ class Sweep:
             )
         if "evaluate" in self.stages:
             yield from self._evaluate(plan, sizes)
+        write_importance(plan, self.storage)
 
     def _pool(self, sizes: Sizes) -> Pool:
         asked, storage = self.experiment.resources, self.storage

@@ -178,7 +178,15 @@ def test_an_unfinished_sweep_says_what_is_there(folder: Path, tmp_path: Path) ->
     place = with_settings(write_sweep(tmp_path, **KINDS), SETTINGS)
     about = json.loads((place / "experiment.json").read_text())
     trials = ["trial-000", "trial-001", "trial-099"]
-    about["asked"] = {"trials": trials, "members": [], "baselines": [], "complete": False}
+    rows = read_sweep_tables(place).results
+    members = rows[rows["kind"] == "learned"][["seed", "start"]].drop_duplicates()
+    about |= {"format": 3, "current": about["fingerprint"]}
+    about["asked"] = {
+        "trials": trials,
+        "members": [[int(seed), start] for seed, start in members.itertuples(index=False)],
+        "baselines": list(rows[rows["kind"] == "baseline"]["key"]),
+        "complete": False,
+    }
     (place / "experiment.json").write_text(json.dumps(about))
     page = Path(write_report(place, tmp_path / "page", figures=[]).html).read_text("utf-8")
     assert "This sweep is not finished: 2 of 3 trials learned" in page
