@@ -11,13 +11,14 @@ the experiment's own. The file follows from the tables, and is written at the en
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optuna
-import pandas as pd
 from optuna.distributions import CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
@@ -27,6 +28,8 @@ from ...experiment.points import count_points, levels_of
 from ...store.columns import axis_column
 from ...store.results import COMPARABLE, load_results
 from ...store.storage import Storage
+
+Row = dict[str, Any]
 
 NAME = "importance.csv"
 LEAST = 4
@@ -41,12 +44,16 @@ def write_importance(plan: Plan, storage: Storage) -> None:
     if not axes:
         return
     try:
-        table = importance_table(load_results(storage), axes)
+        table = importance_table(load_results(storage).to_dict("records"), axes)
     except (ImportError, ValueError, RuntimeError) as error:  # a finished sweep stays finished
         log.warning("%s could not be made: %s: %s", NAME, type(error).__name__, error)
         return
-    if len(table):
-        storage.write_bytes(NAME, table.to_csv(index=False).encode())
+    if table:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+        storage.write_bytes(NAME, text.getvalue().encode())
 
 
 def axes_of(plan: Plan) -> dict[str, str]:
@@ -60,12 +67,15 @@ def axes_of(plan: Plan) -> dict[str, str]:
     return {name: axis_column(name) for name in names if name != "guidance"}
 
 
-def importance_table(frame: pd.DataFrame, axes: Mapping[str, str]) -> pd.DataFrame:
-    """The importance of axes (name -> column) in every cell of some results."""
+def importance_table(rows: Iterable[Row], axes: Mapping[str, str]) -> list[Row]:
+    """The importance of axes (name -> column) in every cell of some results, a row for each."""
+    cells: dict[str, list[Row]] = {}
+    for row in rows:
+        if (row["kind"], row["status"]) == ("learned", "ok"):
+            cells.setdefault(row["cell"], []).append(row)
     found = []
-    learned = frame[(frame["kind"] == "learned") & (frame["status"] == "ok")]
-    for cell, rows in learned.groupby("cell"):
-        trials = _trials(rows, axes)
+    for cell, inside in sorted(cells.items()):
+        trials = _trials(inside, axes)
         varied = [name for name in axes if len({trial[0][name] for trial in trials}) > 1]
         if len(trials) < LEAST or not varied:
             continue
@@ -74,35 +84,41 @@ def importance_table(frame: pd.DataFrame, axes: Mapping[str, str]) -> pd.DataFra
             {"cell": cell, "axis": name, "importance": shares[name], "trials": len(trials)}
             for name in varied
         ]
-    return pd.DataFrame(found, columns=["cell", "axis", "importance", "trials"])
+    return found
 
 
 Trial = tuple[dict[str, Any], float]
 """Values of the axes, and the log of the loss."""
 
 
-def _trials(rows: pd.DataFrame, axes: Mapping[str, str]) -> list[Trial]:
+def _trials(rows: list[Row], axes: Mapping[str, str]) -> list[Trial]:
     """The trials of a cell, with the mean over their members."""
-    fresh = rows["eval_loss"].notna() & (rows["eval_loss"] > 0)
-    loss = "eval_loss" if fresh.all() else "valid_loss"
-    comparable = loss == "eval_loss" or len(rows[COMPARABLE].drop_duplicates()) == 1
-    if not comparable:
+    loss = "eval_loss" if all(_positive(row["eval_loss"]) for row in rows) else "valid_loss"
+    places = {tuple(_plain(row[name]) for name in COMPARABLE) for row in rows}
+    if loss == "valid_loss" and len(places) > 1:
         return []
-    by = ["trial", "start"] if "start" in axes else ["trial"]
+    trials: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if _positive(row[loss]):
+            member = row["start"] if "start" in axes else None
+            trials.setdefault((row["trial"], member), []).append(row)
     found = []
-    for _, members in rows[rows[loss] > 0].groupby(by):
-        first = members.iloc[0]
-        values = {name: _plain(first[column]) for name, column in axes.items()}
-        logs = [math.log(value) for value in members[loss]]
+    for members in trials.values():
+        values = {name: _plain(members[0][column]) for name, column in axes.items()}
+        logs = [math.log(row[loss]) for row in members]
         found.append((values, sum(logs) / len(logs)))
     return found
 
 
+def _positive(value: Any) -> bool:
+    """True for a number above 0; a missing one of any kind is none."""
+    return isinstance(value, int | float) and value > 0
+
+
 def _plain(value: Any) -> Any:
-    """A value that Optuna's distributions accept."""
-    if value is None or value is pd.NA or value != value:
-        return None
-    return value.item() if hasattr(value, "item") else value
+    """A value that Optuna's distributions accept; None for a missing one of any kind."""
+    known = isinstance(value, bool | int | str) or (isinstance(value, float) and value == value)
+    return value if known else None
 
 
 def _shares(trials: list[Trial], names: list[str]) -> dict[str, float]:
