@@ -32,7 +32,7 @@ from .events import Event
 from .failures import record_failure
 from .output_folder import Lineage, check_claim, claim, scratch, with_names_of
 from .ray.connect import Sizes, connect, sizes_of
-from .ray.liveness import HeadWatch, room_for
+from .ray.liveness import HeadWatch, room_for, room_in_words
 from .ray.nodes import check_nodes, versions
 from .ray.pool import Call, Done, Failed, Pool, Task, Waiting
 from .search.importance import write_importance
@@ -137,6 +137,9 @@ class Sweep:
         """
         return self.watch is None or self.watch.answers
 
+    def _room(self, size: dict[str, float], count: int) -> str:
+        return room_in_words(size, count) if self.reachable else "the cluster's head is silent"
+
     def _disconnect(self) -> None:
         if self.reachable:
             ray.shutdown()
@@ -145,8 +148,8 @@ class Sweep:
         """Facts that the log gives of a sweep at its start and end."""
         about = {
             "fingerprint": plan.fingerprint,
-            "address": self.address,
-            "nodes": len(ray.nodes()),
+            "cluster": self.address,
+            "nodes": [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]],
         }
         return about | {"trial": sizes.trial, "actor": sizes.actor, "versions": versions()}
 
@@ -207,6 +210,7 @@ class Sweep:
             call,
             self._check,
             self._warn,
+            self._room,
         )
 
     def _work(
