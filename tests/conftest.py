@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from edm_pickles import format_modules  # noqa: F401  a fixture
+from one_ray import local_ray  # noqa: F401  a fixture
 
 TESTS = Path(__file__).parent
-WITHOUT_RAY = {"test_searcher", "test_faults", "test_cluster_files"}
+WITHOUT_RAY = {"test_searcher", "test_faults", "test_cluster_files", "test_output_folder"}
 """Files of the cluster's folder whose tests start no Ray."""
 
 CHEAP = {"one_thread", "folders"}
@@ -29,8 +30,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests run in the same process, for `--dist loadgroup`.
 
     Two Rays at once would fight for the cores, so all tests that start one form a group. Tests
-    that share a costly fixture of their file form a group per file. The others go anywhere.
+    that share a costly fixture of their file form a group per file. The others go anywhere. Those
+    that need no Ray of their own come last, and find one that stays.
     """
+    items.sort(key=lambda item: "local_ray" in getattr(item, "fixturenames", ()))
     for item in items:
         group = group_of(item)
         if group:

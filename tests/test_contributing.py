@@ -46,7 +46,6 @@ def test_targets_and_files_that_the_page_names_exist() -> None:
         assert (root / file).exists(), file
 
 
-@pytest.mark.cluster
 @pytest.mark.parametrize("name", list(dict.fromkeys(block.recipe for block in BLOCKS)))
 def test_a_recipe_works_as_written(name: str, tmp_path: Path) -> None:
     carry_out([block for block in BLOCKS if block.recipe == name], tmp_path)

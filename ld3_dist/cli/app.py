@@ -157,7 +157,17 @@ def report(
 
 
 @app.command()
-def show(experiment: ExperimentFile) -> None:
+def show(
+    experiment: ExperimentFile,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Also say what a sweep into this folder or URL would do, reuse and leave out.",
+        ),
+    ] = None,
+) -> None:
     """Show a resolved experiment: its cells, trials and members, and what it costs.
 
     The cost is counted in network evaluations of one sample. Nothing is written, and no cluster is
@@ -167,7 +177,7 @@ def show(experiment: ExperimentFile) -> None:
 
     from ..experiment import load_experiment
     from ..tasks.planning import plan_as_far_as_known
-    from .display import print_learning
+    from .display import print_growth, print_learning
 
     settings = load_experiment(experiment)
     plan, absent = plan_as_far_as_known(settings)
@@ -190,6 +200,13 @@ def show(experiment: ExperimentFile) -> None:
     cost = plan.cost()
     parts = ", ".join(f"{stage} {count:,}" for stage, count in cost.items())
     say(f"Network evaluations (of one sample): {parts}; all {sum(cost.values()):,}")
+    if output is not None:
+        if absent:
+            raise InputError(
+                f"{output}: what is in it for this experiment cannot be told while weights are "
+                "missing; see above"
+            )
+        print_growth(plan, output, console)
 
 
 app.command("learn")(learn)
@@ -300,6 +317,15 @@ def main() -> None:
             f"[red]Error:[/red] {escape(masked(str(error)))}", highlight=False, soft_wrap=True
         )
         raise SystemExit(2) from None
+    except MemoryError as error:
+        said = str(error) or "an allocation failed"
+        Console(stderr=True).print(
+            f"[red]Error:[/red] there is not enough memory ({escape(masked(said))}); use fewer "
+            "pairs or samples, a smaller model dtype, or a machine with more",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

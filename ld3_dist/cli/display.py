@@ -120,6 +120,30 @@ def print_learning(plan: Plan, console: Console) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def print_growth(plan: Plan, output: str, console: Console) -> None:
+    """Print what a sweep into a folder would do, reuse and leave out.
+
+    Raises InputError for a folder in which a sweep cannot go on.
+    """
+    from ..cluster.growth import growth_of
+    from ..cluster.output_folder import check_claim, with_names_of
+    from ..store.opening import open_storage
+
+    storage = open_storage(output)
+    check_claim(storage)
+    growth = growth_of(with_names_of(storage, plan), storage)
+    table = Table(title=Text(f"In {storage.url}"))
+    for column in ("", "asked for", "to do", "reused"):
+        table.add_column(column, justify="right" if column else "left")
+    for count in growth.counts:
+        table.add_row(count.name, *(f"{n:,}" for n in (count.asked, count.missing, count.there)))
+    console.print(table)
+    if growth.left_out:
+        rows = f"{growth.left_out:,} row{'s' if growth.left_out > 1 else ''}"
+        line = f"{rows} of earlier versions of the experiment stay, and are left out of the report"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 NARROWEST = 160
 """Letters per line of a summary that goes into a file or a pipe."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 PICTURES = 8
 """Samples in the picture."""
+
+MOST_PAIRS = 1_000_000
+"""The most that --pairs takes; the samples of a seed end there."""
 
 
 def learn(
@@ -109,9 +112,9 @@ def learn(
     )
     given = {f"--start {name}": name for name in start or () if name.endswith(".json")}
     given |= _given(**{"--prompts": prompts, "--classes": classes, "--trunk": trunk})
+    check_output(out, "file", force, option="--out", inputs=given)
     picture = out.with_suffix(".png")
     check_distinct({"the schedule": out, "its picture": picture})
-    check_output(out, "file", force, option="--out", inputs=given)
     check_output(picture, "file", force, option="the picture", inputs=given)
     try:
         schedule = _learn(
@@ -123,7 +126,7 @@ def learn(
             starts=tuple(start or ()),
             cell=_given(solver=solver, nfe=nfe),
             how=_given(teacher=teacher, distance=distance),
-            settings=settings | _parsed(setting or []) | {"seed": seed},
+            settings=settings | _parsed(setting or [], settings) | {"seed": seed},
         )
     except Diverged as error:
         warn("Diverged", str(error), "red")
@@ -146,27 +149,27 @@ def option(name: str) -> Iterator[None]:
         raise InputError(f"{name}: {error}") from error
 
 
-def _parsed(settings: list[str]) -> dict[str, Any]:
-    """`--set name=value`, with true, false and numbers read as such."""
-    import yaml
+def _parsed(settings: list[str], given: Collection[str]) -> dict[str, Any]:
+    """`--set name=value`, read like a value in the YAML of an experiment.
 
-    found = {}
+    Args:
+        given: settings that have options of their own and stand there.
+
+    Raises InputError for another form, and for a setting that is given twice.
+    """
+    from ..core.yaml_text import parse_yaml
+
+    found: dict[str, Any] = {}
     for text in settings:
         name, mark, value = text.partition("=")
         if not mark or not name.isidentifier():
-            raise InputError(f"--set {text!r}: write it as name=value, e.g. --set lr=0.1")
-        try:
-            found[name] = float(value) if _is_float(value) else yaml.safe_load(value)
-        except yaml.YAMLError:
-            found[name] = value
+            raise InputError(f"--set {text[:80]!r}: write it as name=value, e.g. --set lr=0.1")
+        if name == "seed":
+            raise InputError(f"--set {text[:80]}: give it as --seed")
+        if name in found or name in given:
+            raise InputError(f"--set {text[:80]}: {name} is given twice; give it once")
+        found[name] = parse_yaml(value, f"--set {name}")
     return found
-
-
-def _is_float(text: str) -> bool:
-    try:
-        return not text.lstrip("+-").isdigit() and float(text) is not None
-    except ValueError:
-        return False
 
 
 def _learn(
@@ -186,12 +189,13 @@ def _learn(
     from ..schedule.distances import open_distance
     from ..schedule.learning import check_before, check_student, learn
     from ..schedule.provenance import default_device
+    from ..schedule.ranges import learning_indices
     from ..schedule.starts import check_start, looks_at_pairs, start_knots
     from ..schedule.teaching import Teacher, teach
     from ..store.outputs import write_output
 
-    if count < 2:
-        raise InputError(f"--pairs {count}: at least 2 are needed")
+    if not 2 <= count <= MOST_PAIRS:
+        raise InputError(f"--pairs {count}: give 2 to {MOST_PAIRS}")
     config = make_config(**settings)
     student = check_student(cell.get("solver", "ipndm-3"), cell["nfe"])
     with option("--teacher"):
@@ -210,7 +214,7 @@ def _learn(
     distance = open_distance(name, model, options["device"], **lpips)
     check_before(model, cell.get("solver", "ipndm-3"), cell["nfe"], config, starts, distance)
     with console.status("teacher pairs"):
-        pairs = teach(model, 2 * count, seed=config.seed, teacher=teacher)
+        pairs = teach(model, seed=config.seed, teacher=teacher, indices=learning_indices(count))
     with _Bar(config.epochs, name) as bar:
         schedule = learn(
             model,

@@ -108,11 +108,11 @@ class SweepHandler(logging.Handler):
             if not self.dirty:
                 return
             body = "".join(line + "\n" for line in self.lines).encode()
-            process = f"{self.role}-{host_name()}-{os.getpid()}"
+            # names of hosts and numbers of processes coincide in containers; addresses do not
+            host = f"{host_name()}-{node_address().replace(':', '.')}"
+            name = f"{self.since}-{self.role}-{host}-{os.getpid()}-{self.segment:04d}"
             with contextlib.suppress(OSError):
-                self.storage.write_bytes(
-                    f"logs/{self.since}-{process}-{self.segment:04d}.jsonl", body
-                )
+                self.storage.write_bytes(f"logs/{name}.jsonl", body)
                 self.dirty = False
                 if len(self.lines) >= FULL:
                     self.segment += 1

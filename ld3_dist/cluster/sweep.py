@@ -33,9 +33,10 @@ from .events import Event
 from .failures import record_failure
 from .output_folder import Lineage, check_claim, claim, scratch, with_names_of
 from .ray.connect import Sizes, connect, sizes_of
-from .ray.liveness import HeadWatch, room_for
+from .ray.liveness import HeadWatch, room_for, room_in_words
 from .ray.nodes import check_nodes, versions
 from .ray.pool import Call, Done, Failed, Pool, Task, Waiting
+from .search.importance import write_importance
 from .search.trackers import check_trackers
 from .search.tune_run import SearchRun
 from .teach_stage import Preparation
@@ -138,6 +139,9 @@ class Sweep:
         """
         return self.watch is None or self.watch.answers
 
+    def _room(self, size: dict[str, float], count: int) -> str:
+        return room_in_words(size, count) if self.reachable else "the cluster's head is silent"
+
     def _disconnect(self) -> None:
         if self.reachable:
             ray.shutdown()
@@ -146,8 +150,8 @@ class Sweep:
         """Facts that the log gives of a sweep at its start and end."""
         about = {
             "fingerprint": plan.fingerprint,
-            "address": self.address,
-            "nodes": len(ray.nodes()),
+            "cluster": self.address,
+            "nodes": [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]],
         }
         return about | {"trial": sizes.trial, "actor": sizes.actor, "versions": versions()}
 
@@ -191,6 +195,7 @@ class Sweep:
             )
         if "evaluate" in self.stages:
             yield from self._evaluate(plan, sizes)
+        write_importance(plan, self.storage)
 
     def _pool(self, sizes: Sizes) -> Pool:
         asked, storage = self.experiment.resources, self.storage
@@ -207,6 +212,7 @@ class Sweep:
             call,
             self._check,
             self._warn,
+            self._room,
         )
 
     def _work(

@@ -28,7 +28,7 @@ EPS = 1e-10
 
 
 class Distance(nn.Module):
-    """The base of all distances: subclasses say what is compared, and how.
+    """The base of all distances; subclasses define the features and the comparison.
 
     It is a module, so that `.to(device)` moves the networks it holds.
     """

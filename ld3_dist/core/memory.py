@@ -15,7 +15,7 @@ Made = TypeVar("Made")
 log = logging.getLogger("ld3_dist")
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-"""Words by which a RuntimeError of MPS, the CPU's allocator or a CUDA library means lack of memory.
+"""Words of a RuntimeError of MPS, the CPU's allocator or a CUDA library that lacks memory.
 
 PyTorch's own OutOfMemoryError is raised by CUDA's allocator alone.
 """
@@ -49,11 +49,14 @@ def in_parts(count: int, batch: int, run: Callable[[slice], Made], name: str) ->
     return made
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Return True if an error says that an allocation failed."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        sign in str(error) for sign in OUT_OF_MEMORY
-    )
+def out_of_memory(error: BaseException) -> bool:
+    """Return True if an error says that an allocation failed: Python's own MemoryError, PyTorch's,
+    or a RuntimeError that says so in words.
+    """
+    if isinstance(error, RuntimeError):
+        said = any(sign in str(error) for sign in OUT_OF_MEMORY)
+        return said or isinstance(error, torch.OutOfMemoryError)
+    return isinstance(error, MemoryError)
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,9 +1,9 @@
-"""Open tables: names, what they stand for, and three ways to add to them.
+"""Open tables: names with their entries, and three ways to add to them.
 
     in this package       table.register("name", lazily="ld3_dist.module:attribute")   loaded on use
     an installed package  an entry point of the group `ld3_dist` that names a module; importing it
                           runs its `@table.register("name")`
-    a file of one's own   `python:FILE.py:NAME` or `python:MODULE:NAME` wherever a name is accepted
+    a file of your own    `python:FILE.py:NAME` or `python:MODULE:NAME` wherever a name is accepted
 
 Every table of the package is one of these: noise schedules, solvers, distances, starts, metrics,
 extractors, model families, learning procedures and the figures of a report.
@@ -46,7 +46,7 @@ class Registry(Generic[Entry]):
     def register(self, name: str, *, lazily: str) -> None: ...
 
     def register(self, name: str, entry: Any = None, *, lazily: str = "") -> Any:
-        """Add an entry: as a decorator, as a value, or by the place where it is found on first use.
+        """Add an entry: as a decorator, as a value, or by the place that it is loaded from on use.
 
         Args:
             lazily: "package.module:attribute".
@@ -99,10 +99,10 @@ class Registry(Generic[Entry]):
         return tuple(self._entries)
 
     def version(self, name: str) -> str | None:
-        """What keys of results must know of an entry beside its name.
+        """The part of an entry that keys of results hold besides its name.
 
-        The hash of the file for `python:FILE.py:NAME`, the entry's own `version` where it has one,
-        None for the rest.
+        It is the hash of the file for `python:FILE.py:NAME`, the entry's own `version` if it has
+        one, and None for the rest.
         """
         if name.startswith(PREFIX):
             return content_of(name)
@@ -118,7 +118,7 @@ class Registry(Generic[Entry]):
 
 
 class _Lazy(str):
-    """Where an entry is found that nobody has asked for yet."""
+    """The place of an entry that nobody has asked for yet."""
 
 
 _loaded: dict[str, bool] = {}
@@ -127,7 +127,7 @@ _loaded: dict[str, bool] = {}
 def load_plugins() -> None:
     """Import the modules of all entry points of the group `ld3_dist`, once per process.
 
-    Raises InputError naming the entry point and its distribution where one cannot be imported or
+    Raises InputError naming the entry point and its distribution, if one cannot be imported or
     registers a name that is taken.
     """
     if _loaded:

@@ -33,6 +33,9 @@ from .grid import Grid
 from .noise import NoiseSchedule
 from .registry import Registry
 
+MOST_NFE = 1000
+"""Network evaluations of a schedule or a teacher; a table has half their square of coefficients."""
+
 
 @dataclass(frozen=True)
 class Tableau:

@@ -1,4 +1,4 @@
-"""Text that a user gives: read whole, in UTF-8, or refused with a message that says what to do.
+"""Text from a user: read whole, in UTF-8, or refused with a message that says what to do.
 
 A byte-order mark at the beginning is dropped. Other encodings, control characters, special files
 (devices, pipes), folders and files above a limit are refused; size and kind are looked at before
@@ -19,13 +19,13 @@ from typing import Any
 from .errors import InputError
 
 LIMIT = 1_000_000
-"""Bytes of a text file, unless the caller allows more."""
+"""The most bytes of a text file, unless the caller allows more."""
 
 LONGEST_NUMBER = 100
-"""Digits of a number; no setting needs more than a tenth of them."""
+"""The most digits of a number; no setting needs more than a tenth of them."""
 
 DEEPEST = 64
-"""Levels of nested lists and mappings."""
+"""The most levels of nested lists and mappings."""
 
 _MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -43,7 +43,7 @@ def read_text(path: str | os.PathLike[str], what: str, limit: int = LIMIT) -> st
     """The text of a file.
 
     Args:
-        what: what the file is to be, with its article, for the remedy: "an experiment's YAML file".
+        what: the kind of file that is wanted, for the remedy: "an experiment's YAML file".
         limit: the largest size in bytes.
 
     Raises InputError, which begins with the path, for a file that is missing, unreadable, not a
@@ -77,7 +77,7 @@ def read_text(path: str | os.PathLike[str], what: str, limit: int = LIMIT) -> st
 
 
 def read_lines(path: str | os.PathLike[str], what: str, limit: int = LIMIT) -> list[str]:
-    """The lines of a text file that hold something, without the blanks around them.
+    """The lines of a text file that are not blank, stripped.
 
     Raises InputError as `read_text` does, and for a file without such a line.
     """
@@ -120,7 +120,7 @@ def decode_text(data: bytes, where: str) -> str:
 
 
 def control_character(text: str) -> str | None:
-    """The first control character of a text, as "U+0007"; None where there is none."""
+    """The first control character of a text, as "U+0007"; None if there is none."""
     found = _CONTROL.search(text)
     return f"U+{ord(found[0]):04X}" if found else None
 
@@ -146,7 +146,7 @@ def parse_json(text: str) -> Any:
 
 
 def check_nesting(text: str) -> None:
-    """Raise InputError where more than DEEPEST brackets are open at once, quoted ones included.
+    """Raise InputError if more than DEEPEST brackets are open at once; quoted ones count.
 
     Parsers take time or stack that grows faster than the number of open brackets.
     """

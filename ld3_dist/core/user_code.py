@@ -1,8 +1,8 @@
 """Objects from a user's own file or module: `python:FILE.py:NAME`, `python:MODULE:NAME`.
 
 Importing a file runs it: these names are the one kind of input whose content is trusted. The
-folder of the file is on the import path while it runs, so that it finds its neighbours. What it
-changes of PyTorch (default dtype, grad mode, seed, threads) is put back.
+folder of the file is on the import path while it runs, so that it finds its neighbours. Changes to
+PyTorch (default dtype, grad mode, seed, threads) are undone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def import_name(spec: str, kind: str) -> Any:
     """The object behind `python:FILE.py:NAME` or `python:MODULE:NAME`.
 
     Args:
-        kind: what it is to be, for messages.
+        kind: the kind of object that is wanted, for messages.
 
     Raises InputError for a spec of another form, a file or module that is not there or fails while
     it is imported, and a name that is not in it.
@@ -60,7 +60,7 @@ def split(spec: str, kind: str) -> tuple[str, str]:
 def import_place(place: str, what: str) -> ModuleType:
     """The module of a file (ends in .py) or of a dotted name; a changed file is imported again.
 
-    Raises InputError, which begins with `what`, where it cannot be imported.
+    Raises InputError, which begins with `what`, if it cannot be imported.
     """
     if not place.endswith(".py"):
         try:
@@ -73,7 +73,7 @@ def import_place(place: str, what: str) -> ModuleType:
                     "or give the file: python:FILE.py:NAME"
                 ) from error
             raise _failed(what, error) from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _failed(what, error) from error
     file = Path(place).expanduser().resolve()
     if not file.is_file():
@@ -92,7 +92,7 @@ def import_place(place: str, what: str) -> ModuleType:
     try:
         with left_as_found():
             found.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise _failed(what, error) from error
     _modules[str(file)] = (digest, module)
@@ -112,14 +112,14 @@ def absolute(name: str) -> str:
 
 
 def label(name: str) -> str:
-    """A name as tables and pages show it: files without their folders, other names as they are."""
+    """A name for tables and pages: files lose their folders, other names do not change."""
     if name.endswith(".json") and not name.startswith(PREFIX):
         return Path(name).name
     return _FILE.sub(lambda found: f"{Path(found[1]).name}:", name, count=1).removeprefix(PREFIX)
 
 
 def content_in(name: str) -> str | None:
-    """The hash of the user's code behind a name, with options or not; None where there is none."""
+    """The hash of the user's code behind a name, with options or not; None if there is none."""
     at = name.find(PREFIX)
     if at < 0 or (at and name[at - 1] not in ":="):
         return None
@@ -127,7 +127,7 @@ def content_in(name: str) -> str | None:
 
 
 def content_of(spec: str) -> str:
-    """A hash of what `python:PLACE:NAME` runs: the file and the neighbours that it imports."""
+    """A hash of the code behind `python:PLACE:NAME`: its file and the neighbours it imports."""
     place, name = split(spec, "name")
     module = import_place(place, spec)
     digest = hashlib.sha256(name.encode())
@@ -139,8 +139,8 @@ def content_of(spec: str) -> str:
 def sources(module: ModuleType) -> list[Path]:
     """The Python file of a module and those of its folder that it imports, sorted by name.
 
-    They follow from the text of the files alone. What else a process has imported does not count:
-    the same files must have the same hash in a driver, in its workers and in another run.
+    They follow from the text of the files alone, not from other imports of the process. The same
+    files must have the same hash in a driver, in its workers and in another run.
     """
     if not module.__file__ or not module.__file__.endswith(".py"):
         return []
@@ -191,7 +191,7 @@ def left_as_found() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _failed(what: str, error: Exception) -> InputError:
+def _failed(what: str, error: BaseException) -> InputError:
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError):
         text = f"line {error.lineno}: {error.msg}"

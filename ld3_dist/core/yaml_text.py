@@ -1,15 +1,15 @@
-"""YAML as its writer means it: nothing is dropped, nothing is executed, every reading is bounded.
+"""A reader of YAML that drops nothing, executes nothing, and is bounded in time and memory.
 
     1e-3, .5, 3e2          numbers (YAML 1.1 reads the first as text)
     true, false            switches
-    on, off, yes, no       words (YAML 1.1 reads them as switches); settings refuse them where
-                           they want a switch
+    on, off, yes, no       words (YAML 1.1 reads them as switches); settings that are switches
+                           refuse them
     1:30, 2026-01-31       words (YAML 1.1 reads a number in base 60, and a date)
     010                    refused (8 in YAML 1.1, 10 in YAML 1.2)
 
 A key that stands twice in a mapping is refused, with both lines. So are tags, several documents,
 numbers of hundreds of digits, control characters, and aliases that multiply (each alias counts as
-what it stands for). `<<` merges mappings as in YAML 1.1.
+all of its values). `<<` merges mappings as in YAML 1.1.
 
 The parser yields events one by one, so that depth and number of values are bounded while it runs.
 It is imported where it is needed: the core runs where only PyTorch is installed.
@@ -26,10 +26,10 @@ from .errors import InputError
 from .text import DEEPEST, LONGEST_NUMBER, check_nesting, control_character, read_text
 
 MOST_VALUES = 100_000
-"""Keys, items and values of a file, those behind aliases counted each time."""
+"""The most keys, items and values of a file; values of an alias count each time."""
 
 _SLOW_LIMIT = 100_000
-"""Bytes of a file where only the parser in Python is installed, some thirty times slower."""
+"""The most bytes of a file if only the parser in Python is installed, thirty times slower."""
 
 _NULL = {"", "~", "null", "Null", "NULL"}
 _SWITCHES = {"true": True, "false": False}
@@ -45,7 +45,7 @@ def load_yaml(path: str | os.PathLike[str], what: str) -> Any:
     """The content of a YAML file: None, switches, numbers, text, lists, and mappings by text.
 
     Args:
-        what: what the file is to be, with its article, for messages.
+        what: the kind of file that is wanted, with its article, for messages.
 
     Raises InputError, which begins with the path, for everything that `read_text` and `parse_yaml`
     refuse.
@@ -54,7 +54,7 @@ def load_yaml(path: str | os.PathLike[str], what: str) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The content of a YAML text; `where` is what messages call it.
+    """The content of a YAML text; `where` is its name in messages.
 
     Raises InputError for a text that is not valid YAML and for everything that the module refuses.
     """
@@ -83,7 +83,7 @@ class _Builder:
     def __init__(self, events: Iterator[Any]) -> None:
         self.events = events
         self.anchors: dict[str, tuple[Any, int]] = {}
-        """By name: the value, and how many values it counts as."""
+        """For each name its value, and the number of values it counts as."""
         self.values = 0
 
     def document(self) -> Any:
@@ -190,7 +190,7 @@ def _key(event: Any) -> str:
 
 
 def _scalar(event: Any) -> Any:
-    """A switch, a number, nothing or text, by how it is written; quoted values are text."""
+    """A switch, a number, nothing or text, by its spelling; quoted values are text."""
     text = _text(event)
     if not event.implicit[0]:  # quoted, a block, or with a tag
         return text

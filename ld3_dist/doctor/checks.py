@@ -1,8 +1,8 @@
 """The list of all checks of an experiment, and the checks of models, distances and metrics.
 
 Nothing is downloaded: a model that is named by a URL or a hub id counts as missing until it is in
-the cache of this machine. A network is called once, as `models.probe` says; nothing is learned. The
-machine and the files are those that `doctor` runs on: for a cluster, run it on a node.
+the cache of this machine. A network is called once, as `models.probe` says; nothing is learned.
+`doctor` checks the machine that it runs on: for a cluster, run it on a node.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _text(name: str, file: str, entries: str, what: str) -> Check:
 
 
 def _facts(model: Model) -> str:
-    """Size, hash, condition and guidance of a model, in words."""
+    """Words about a model: its size, hash, condition and guidance."""
     count = model.settings.get("parameters")
     facts = [f"{count / 1e6:.1f} M parameters"] if count else []
     facts += [f"sha256 {model.hash[:12]}…", f"conditioned on {model.conditioning}"]

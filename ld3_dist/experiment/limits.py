@@ -13,8 +13,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..core.errors import InputError
+from ..core.solver import MOST_NFE
 from ..core.text import control_character
-from .ranges import MOST_SEEDS, SEED_STRIDE, SET_STRIDE
+from ..schedule.ranges import MOST_SEEDS, SEED_STRIDE, SET_STRIDE
 
 LONGEST_NAME = 100
 """Characters of a name that a user chooses."""
@@ -24,6 +25,9 @@ LONGEST_LABEL = 300
 
 MOST_POINTS = 10_000
 """Points of a grid search."""
+
+MOST_SHARDS = 100_000
+"""Shards of teacher pairs of one model."""
 
 MOST_TRIALS = 1_000_000
 """Trials of a sweep: cells x points x rounds."""
@@ -55,6 +59,12 @@ def check_label(label: str) -> str:
             f"{label[:40]!r}… has {len(label)} characters, at most {LONGEST_LABEL} are shown in "
             "tables; give the model a name: key"
         )
+    unseen = re.search(r"[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufff9-\ufffb]", label)
+    if unseen:
+        raise InputError(
+            f"{ascii(label)[:80]} holds a character that is not seen (U+{ord(unseen[0]):04X}), "
+            "which names must not; remove it"
+        )
     control = control_character(label) or ("a line's end" if re.search(r"[\n\r\t]", label) else "")
     found = re.search(r"[\[\]<>\\\"'`|*?\u2028\u2029]", label)
     if control or found:
@@ -81,7 +91,7 @@ Name = Annotated[str, AfterValidator(check_name)]
 Count = Annotated[int, OnlyNumber, Field(ge=1, le=10_000_000)]
 """Pairs, samples, epochs, batches."""
 CountOrZero = Annotated[int, OnlyNumber, Field(ge=0, le=10_000_000)]
-Nfe = Annotated[int, OnlyNumber, Field(ge=1, le=1000)]
+Nfe = Annotated[int, OnlyNumber, Field(ge=1, le=MOST_NFE)]
 PairCount = Annotated[int, OnlyNumber, Field(ge=1, le=SEED_STRIDE)]
 """Pairs of one range, see `ranges`."""
 SampleCount = Annotated[int, OnlyNumber, Field(ge=0, le=SET_STRIDE)]
@@ -125,4 +135,13 @@ def check_size(
             f"search.rounds = {rounds:,}: {cells:,} cells x {points:,} points x {rounds:,} rounds "
             f"are {cells * points * rounds:,} trials, at most {MOST_TRIALS:,} are possible; "
             "make it smaller"
+        )
+
+
+def check_shards(samples: int, shard: int) -> None:
+    """Refuse samples of a model's teacher that are more shards than a sweep can list."""
+    if samples > shard * MOST_SHARDS:
+        raise InputError(
+            f"resources.shard = {shard:,}: {samples:,} pairs and samples are {samples // shard:,} "
+            f"shards, at most {MOST_SHARDS:,} are possible; make it larger"
         )

@@ -17,11 +17,11 @@ from ..core.learning.config import LearnConfig
 from ..core.learning.procedure import make_config, procedures
 from ..core.solver import make_solver, solvers
 from ..core.user_code import label
+from ..schedule import ranges
 from ..schedule.starts import looks_at_pairs
 from ..schedule.starts import starts as start_table
 from ..schedule.teaching import Teacher
 from . import points as points_module
-from . import ranges
 from .axes import check_value
 from .contents import content_of_conditioning, contents_of, digest, plain_numbers, portable
 from .points import Point, model_at

@@ -114,7 +114,8 @@ def _explained(error: ValidationError, data: Any) -> list[tuple[Place, str]]:
         ]
         kind = detail["type"]
         if below and (
-            kind.endswith(("_type", "_parsing")) or (kind == "too_short" and detail["input"])
+            kind.endswith(("_type", "_parsing", "literal_error"))
+            or (kind == "too_short" and detail["input"])
         ):
             continue
         # a list whose only entry is wrong counts as too short as well; the entry's own says it all

@@ -35,6 +35,7 @@ from .limits import (
     Name,
     Nfe,
     Seed,
+    check_shards,
     check_size,
 )
 from .sections import (
@@ -157,6 +158,10 @@ class Experiment(Strict):
             points = math.prod(sizes) if self.ablate.full else 1 + sum(sizes)
         cells = len(self.models) * len(self.solvers) * len(self.nfe)
         check_size(cells, counts, points, self.search.rounds, where)
+        pairs, evaluate = self.pairs, self.evaluate
+        learned_from = pairs.train * self.search.members.seeds + pairs.valid
+        fresh = evaluate.samples * evaluate.repeats
+        check_shards(learned_from + fresh, self.resources.shard)
 
     def _check_places(self) -> None:
         """Refuse an axis that stands in two places, and sections that exclude each other."""

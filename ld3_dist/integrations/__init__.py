@@ -1,1 +1,1 @@
-"""Schedules in other people's programs."""
+"""Schedules in other programs."""

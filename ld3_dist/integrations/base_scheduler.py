@@ -1,4 +1,4 @@
-"""The scheduler that an LD3Scheduler stands in for, and what it says about the network."""
+"""The scheduler that an LD3Scheduler replaces, and the facts it holds about the network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..schedule.file import Schedule
 
 
 def scheduler_of(pipeline: Any) -> Any:
-    """The scheduler of a pipeline, or the scheduler itself; InputError where it is neither."""
+    """The scheduler of a pipeline, or the scheduler itself; InputError for anything else."""
     scheduler = getattr(pipeline, "scheduler", pipeline)
     if not isinstance(getattr(scheduler, "config", None), Mapping):
         raise InputError(
@@ -75,17 +75,17 @@ _SHIFTING = (
 
 
 def named(prediction: str) -> str:
-    """The name that diffusers has for a prediction."""
+    """The word of diffusers for a prediction."""
     names = {kind: name for name, kind in PREDICTIONS.items()}
     return names.get(prediction, "reversed_flow_prediction")
 
 
 def read_process(scheduler: Any, schedule: Schedule, force: bool) -> Parametrisation:
-    """The process of a pipeline, once it is seen to be the file's."""
+    """The parametrisation of a pipeline's network, after it was compared with the file's."""
     name = type(scheduler).__name__
     base, rectified = underlying(scheduler, name)
-    # The scheduler of an InstaFlow pipeline is that of Stable Diffusion and does not say what the
-    # network is.
+    # InstaFlow pipelines have the scheduler of Stable Diffusion, which does not describe their
+    # network.
     if schedule.prediction == "-velocity" and hasattr(base, "alphas_cumprod"):
         rectified = not base.config.get("use_flow_sigmas")
     process = read_parametrisation(base, name, tokens=0, shift=None, rectified=rectified)
@@ -102,7 +102,7 @@ def read_process(scheduler: Any, schedule: Schedule, force: bool) -> Parametrisa
 
 
 def demand(good: bool, schedule: Schedule, complaint: str, force: bool) -> None:
-    """Refuse what is not good, or warn of it where it is forced."""
+    """Raise InputError with a complaint unless all is good; if forced, warn instead."""
     text = (
         f"schedule of {schedule.model} ({schedule.solver}, {schedule.nfe} evaluations): {complaint}"
     )

@@ -2,10 +2,10 @@
 
     y_{i+1} = state_{i+1} x_T + sum_{j<=i} outputs_{i+1,j} m_j,      m_i = a_i y_i + b_i out_i
 
-The scheduler keeps x_T and the data predictions m_j and runs the table of coefficients, so
-decoupled network times and learned coefficients are kept, whatever the solver. out_i is what the
-network predicts at its own time evals_i, which the pipeline gets as a fractional entry of
-`timesteps`; a_i, b_i turn it into data:
+The scheduler keeps x_T and the data predictions m_j and runs the table of coefficients. Decoupled
+network times and learned coefficients are therefore kept, whatever the solver. out_i is the
+network's output at its own time evals_i, which the pipeline gets as a fractional entry of
+`timesteps`. The numbers a_i and b_i turn it into data:
 
     epsilon            x_0 = (x - sigma out) / alpha
     sample             x_0 = out
@@ -16,10 +16,10 @@ network predicts at its own time evals_i, which the pipeline gets as a fractiona
 One entry of `timesteps` is one network evaluation: call the pipeline with num_inference_steps =
 NFE.
 
-**Its configuration is that of the scheduler it stands in for**, with three keys more: `schedule`,
-`base_class` and `force`. `Other.from_config(pipe.scheduler.config)` therefore gives what it would
-have given before, also after saving and loading, and also in `DDIMPipeline`, which replaces the
-scheduler that it is loaded with by DDIM: assign `pipe.scheduler` after loading such a pipeline.
+**It has the configuration of the scheduler it replaces**, and three keys more: `schedule`,
+`base_class` and `force`. `Other.from_config(pipe.scheduler.config)` therefore gives the same
+scheduler as before, also after saving and loading. `DDIMPipeline` replaces the scheduler that it is
+loaded with by DDIM: assign `pipe.scheduler` after loading such a pipeline.
 
 Some things are refused. All of them become warnings with `force=True`, except the last line:
 
@@ -32,10 +32,10 @@ Some things are refused. All of them become warnings with `force=True`, except t
     always               skipped or repeated times, a start between noise and data (image to image,
                          inpainting): a table starts at x_T
 
-Guidance is known only to a pipeline's `__call__`. `set_timesteps` and `step` read it there, from
-the call that they serve. Where no pipeline is calling (a loop of your own, modular pipelines) use
-`check`. What changes the network itself or its condition cannot be seen: negative prompts,
-adapters, hooks, guiders of modular pipelines. Use those that the schedule was learned with.
+Only a pipeline's `__call__` knows the guidance. `set_timesteps` and `step` read it there, from the
+call that they serve. If no pipeline is calling (a loop of your own, modular pipelines), use
+`check`. Changes of the network itself or of its condition cannot be seen: negative prompts,
+adapters, hooks, guiders of modular pipelines. Use the ones that the schedule was learned with.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ except ImportError as error:
 
 
 class LD3Scheduler(SchedulerMixin, ConfigMixin):
-    """Runs a schedule file in a pipeline; make one with `from_schedule`.
+    """A scheduler that runs a schedule file in a pipeline; make one with `from_schedule`.
 
     Args:
         schedule: the body of a schedule file.
-        base: the scheduler that it stands in for, which says what the network predicts and at which
-            times it is asked. If not given, one is made from the schedule's own noise schedule.
-        force: warn where it would refuse.
+        base: the scheduler that it replaces, which knows the network's prediction and times. If
+            not given, one is made from the schedule's own noise schedule.
+        force: warn instead of refusing.
 
     Raises InputError for a schedule or a base that cannot be used.
     """
@@ -94,7 +94,7 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         self._register(base, schedule)
         noise, process = self.schedule.noise_schedule, read_process(base, self.schedule, force)
         self.prediction = process.prediction
-        """What the network predicts, as in `core.denoiser`, or "-velocity"."""
+        """The network's prediction, as in `core.denoiser`, or "-velocity"."""
         self.init_noise_sigma = self.schedule.prior_scale
         evals = torch.tensor(self.schedule.evals, dtype=torch.float64)
         self._to_data = data_coefficients(process.prediction, noise, evals)
@@ -122,7 +122,7 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         self._internal_dict = FrozenDict(told)
 
     def to_json_string(self) -> str:
-        """The text of scheduler_config.json; the configuration itself stays as it was."""
+        """The text of scheduler_config.json; the configuration itself does not change."""
         told = dict(self._internal_dict)
         text = super().to_json_string()
         self._internal_dict = FrozenDict(told)
@@ -130,7 +130,7 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def compatibles(self) -> list[Any]:
-        """The classes that the scheduler it stands in for can be switched to."""
+        """The classes that the replaced scheduler can be switched to."""
         return self._base.compatibles
 
     @classmethod
@@ -159,11 +159,11 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
     def from_schedule(
         cls, schedule: str | os.PathLike[str] | Schedule, pipeline: Any, *, force: bool = False
     ) -> LD3Scheduler:
-        """The scheduler of a schedule file (path, URL or Schedule) for a pipeline, or for the
-        pipeline's scheduler.
+        """The scheduler of a schedule file (path, URL or Schedule) for a pipeline or its scheduler.
 
-        Raises InputError naming what differs if the pipeline's noise schedule or prediction is not
-        the file's."""
+        Raises InputError, naming the difference, if the pipeline's noise schedule or prediction is
+        not the file's.
+        """
         if not isinstance(schedule, Schedule):
             where = os.fspath(schedule)
             try:
@@ -180,8 +180,9 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         guidance_scale: float | None = None,
         num_inference_steps: int | None = None,
     ) -> None:
-        """Check that this scheduler would run in a pipeline called like this. What is not given is
-        not checked.
+        """Check that this scheduler would run in a pipeline that is called like this.
+
+        An argument that is not given is not checked.
 
         Args:
             pipeline: a pipeline that has this scheduler, or the one it is to replace.
@@ -246,8 +247,9 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         generator: Any = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor]:
-        """From y_i and the network's output there to y_{i+1}, in at least float32 whatever the
-        pipeline's dtype.
+        """The next state y_{i+1}, from y_i and the network's output there.
+
+        It is computed in float32 at least, whatever the pipeline's dtype.
 
         Args:
             model_output: [B, C, ...]; a variance predicted as well (2 C channels) is cut off.
@@ -287,13 +289,13 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Accepts 0. Raises InputError for any other start."""
+        """Accept 0. Raises InputError for any other start."""
         if begin_index != 0:
             raise InputError(f"begin_index = {begin_index}: {_FROM_NOISE}")
         self._begin_index = begin_index
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Raises InputError: what it would be asked for is a start between noise and data."""
+        """Raise InputError: a caller wants to start between noise and data."""
         raise InputError(_FROM_NOISE)
 
     scale_noise = add_noise

@@ -34,14 +34,15 @@ def export(
     Args:
         form: one of FORMATS.
         out: file to write, a folder for diffusers; a list need not be written.
-        pipeline: for diffusers, folder or hub id of the pipeline it is for; if not given, the model
-            that the schedule was learned on.
-        force: replace what is there. The schedule that is read is never replaced.
+        pipeline: for diffusers, folder or hub id of the pipeline; if not given, the model that the
+            schedule was learned on.
+        force: replace existing files, but never the schedule that is read.
 
-    Returns the text of a list or the path of the folder, with what the format cannot carry.
+    Returns the text of a list or the path of the folder, with sentences about what the format
+    cannot carry.
 
-    Raises InputError for an unknown format, an output that cannot be written or exists, and what
-    the format cannot express; nothing is written then.
+    Raises InputError for an unknown format, for an output that cannot be written or exists, and for
+    a schedule that the format cannot express; nothing is written then.
     """
     if form not in FORMATS:
         raise unknown("--format", form, FORMATS)
@@ -69,10 +70,10 @@ def export_diffusers(schedule: Schedule, folder: Path, pipeline: str | None = No
     """Write the LD3Scheduler of a schedule into a folder; `LD3Scheduler.from_pretrained` reads it.
 
     Args:
-        pipeline: folder or hub id of the pipeline it is for; if not given, the model that the
-            schedule was learned on.
+        pipeline: folder or hub id of the pipeline; if not given, the model that the schedule was
+            learned on.
 
-    Raises InputError without the extra 'diffusers', without a pipeline, and where the pipeline is
+    Raises InputError without the extra 'diffusers', without a pipeline, and for a pipeline that is
     not the schedule's.
     """
     name = pipeline or schedule.model.removeprefix("diffusers:")

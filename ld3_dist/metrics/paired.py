@@ -7,11 +7,12 @@ of sample i, and x, y their means, a ratio of means has
 
     log x - log y,      se^2 = 1/n mean_i (x_i / x - y_i / y)^2
 
-and its interval is the bootstrap-t's on this scale: t* = (log ratio* - log ratio) / se* over
-resamples of the samples gives the quantiles in the place of a normal's (Efron and Tibshirani 1993,
-chapter 12). It covers better than percentiles do where tails are heavy, and is the same interval
-for x / y as for y / x. Intervals of medians and interquartile means are percentiles, since these
-statistics hardly feel the tail. All intervals are at 95 %.
+and its interval is the symmetric bootstrap-t's on this scale: the 95 % quantile of |t*|, with t* =
+(log ratio* - log ratio) / se* over resamples of the samples, stands in the place of a normal's 1.96
+(Hall 1992, section 3.6). Where tails are heavy it covers better than percentiles and than the
+equal-tailed bootstrap-t, and it is the same interval for x / y as for y / x. A mean alone is skewed
+and has the equal-tailed one. Intervals of medians and interquartile means are percentiles, since
+these statistics hardly feel the tail. All intervals are at 95 %.
 
 Several seeds are strata: their losses are averaged sample by sample (statistic by statistic for
 medians), and samples are drawn anew for all of them together. Such an interval speaks about these
@@ -159,8 +160,8 @@ def ratios(
     if good.any():
         value[good] = means[good] / mean
         t, error = paired_t(x[good] / means[good, None], y / mean, repeats, seed)
-        ends = _studentized(np.log(value[good]), error, t)
-        low[good], high[good] = np.exp(ends[0]), np.exp(ends[1])
+        half = _half(error, t)
+        low[good], high[good] = (value[good] * np.exp(sign * half) for sign in (-1, 1))
     return value, low, high
 
 
@@ -283,13 +284,16 @@ def _studentized(value: Array, error: Array, t: Array) -> tuple[Array, Array]:
     return value - error * high, value - error * low
 
 
+def _half(error: Array, t: Array) -> Array:
+    """Half the width of the symmetric bootstrap-t interval of values [K], from t* [R, K]."""
+    return error * np.quantile(np.abs(t), 1 - OUTSIDE, axis=0, method="inverted_cdf")
+
+
 def _p_value(value: float, error: float, t: Array) -> float:
-    """Two-sided: the smallest OUTSIDE at which the bootstrap-t interval of a value leaves out 0."""
+    """Two-sided: the smallest OUTSIDE at which the symmetric interval of a value leaves out 0."""
     if error <= TINY:
         return float(abs(value) <= TINY)
-    above = 1 + int((t >= value / error).sum())
-    below = 1 + int((t <= value / error).sum())
-    return min(1.0, 2 * min(above, below) / (len(t) + 1))
+    return (1 + int((np.abs(t) >= abs(value) / error).sum())) / (len(t) + 1)
 
 
 def _mean(x: Array, repeats: int, seed: int) -> Estimate:
@@ -318,8 +322,8 @@ def _means(
     value = mean_x - mean_y
     t, error = difference_t(x, y, paired, repeats, seed)
     p = _p_value(value, error, t)
-    low, high = _studentized(np.array(value), np.array(error), t)
-    difference = Estimate(value, float(low), float(high))
+    half = float(_half(np.array(error), t))
+    difference = Estimate(value, value - half, value + half)
     if min(mean_x, mean_y) <= 0:
         return difference, NOTHING, p
     if paired:
@@ -328,9 +332,9 @@ def _means(
     else:
         t, error = unpaired_t(x / mean_x, y / mean_y, repeats, seed)
     ratio = mean_x / mean_y
-    low, high = _studentized(np.log(ratio), np.array(error), t)
+    factor = math.exp(float(_half(np.array(error), t)))
     p = _p_value(math.log(ratio), error, t)
-    return difference, Estimate(ratio, math.exp(low), math.exp(high)), p
+    return difference, Estimate(ratio, ratio / factor, ratio * factor), p
 
 
 def _middles(

@@ -1,4 +1,4 @@
-"""From a name to a model.
+"""Models by name.
 
     digits                     the network and data that come with this package (8x8 handwritten
                                digits)
@@ -11,9 +11,9 @@
                                lists them)
     python:MODULE:FACTORY      your own, also python:FILE.py:FACTORY
 
-A family is an entry of `families`: a function (rest of the name, options) -> Model, which lies in
+A family is an entry of `families`: a function (rest of the name, options) -> Model in
 `models/<family>/opening.py`. Another package adds one with `@families.register("name")`. A family's
-module is imported when it is asked for: an analytic model needs none of the others' packages.
+module is imported when it is asked for, so an analytic model needs no other family's packages.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .loaded import Model, ModelOptions
 __all__ = ["Model", "ModelOptions", "families", "load_model", "open_model"]
 
 OpenModel = Callable[[str, ModelOptions], Model]
-"""(what follows "family:", options) -> the model."""
+"""(the name after "family:", options) -> the model."""
 
 families: Registry[OpenModel] = Registry("model", ("family:NAME",))
 

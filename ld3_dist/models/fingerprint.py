@@ -1,8 +1,8 @@
-"""The hash of a model: whatever determines its samples enters it.
+"""The hash of a model, of everything that determines its samples.
 
-Of a network that is an `nn.Module` the hash holds its weights, buffers and plain attributes. Of any
-other object it holds all that can be reached from it: attributes, tensors and arrays, what its
-methods close over, and the global data of its own file that they name. What cannot be read (an
+For an `nn.Module` the hash covers weights, buffers and plain attributes. For any other object it
+covers all that can be reached from it: attributes, tensors and arrays, variables that its methods
+close over, and the global data of its own file that they name. An object that cannot be read (an
 open session of another runtime, a handle) may hide weights; then a `version` is asked for.
 """
 
@@ -33,17 +33,18 @@ HOLDS_NO_WEIGHTS = ("builtins", "torch", "_thread", "threading", "logging", "re"
 """Modules whose opaque objects (locks, loggers, generators, patterns) determine no sample."""
 
 MACHINERY = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
-"""Attributes that every nn.Module has: mode, hooks, and the tables of its tensors and parts."""
+"""Attributes of every nn.Module: mode, hooks, and the tables of its tensors and parts."""
 
 COMPILER = ("torch._dynamo", "torch._inductor", "torch._functorch")
 
 PATHS = ("_name_or_path", "name_or_path")
-"""Entries of configurations that say where weights came from; their content counts, not they."""
+"""Entries with the place of weights; the weights enter the hash, not their place."""
 
 
 def weights_hash(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of tensors and a JSON configuration; independent
-    of their order.
+    """SHA-256 over names, shapes, dtypes and bytes of tensors and a JSON configuration.
+
+    Their order does not matter.
     """
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name in sorted(tensors):
@@ -56,7 +57,7 @@ def weights_hash(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> st
 def fingerprint(denoiser: Any, name: str, version: str = "") -> str:
     """SHA-256 of all that can be read of a denoiser, and of its version.
 
-    Raises InputError where something of it cannot be read and no version is given.
+    Raises InputError if a part of it cannot be read and no version is given.
     """
     reader = _Reader()
     reader.read(denoiser, name)
@@ -72,7 +73,7 @@ def fingerprint(denoiser: Any, name: str, version: str = "") -> str:
 
 
 class _Reader:
-    """Walks through an object and what it holds, each once, and hashes all data on the way."""
+    """A walk through an object and all that it holds; each part is hashed once."""
 
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
@@ -80,7 +81,7 @@ class _Reader:
         self._seen: dict[int, Any] = {}  # kept alive, so that no address is used twice
 
     def read(self, value: Any, place: str) -> None:
-        """Hash a value; note it as opaque where it cannot be read."""
+        """Hash a value; note it as opaque if it cannot be read."""
         if isinstance(value, PLAIN):
             self._say(f"{type(value).__name__} {value!r}")
         elif id(value) in self._seen:
@@ -201,13 +202,13 @@ class _Reader:
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """Global names that a function uses, those of its inner functions included."""
+    """Global names that a function and its inner functions use."""
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return set(code.co_names).union(*(_names(c) for c in inner))
 
 
 def _cell(cell: Any) -> Any:
-    """What a closure's cell holds; None while it is empty."""
+    """The content of a closure's cell; None while it is empty."""
     try:
         return cell.cell_contents
     except ValueError:
@@ -215,7 +216,7 @@ def _cell(cell: Any) -> Any:
 
 
 def _state(value: Any) -> dict[str, Any]:
-    """Attributes of an object, those in slots included."""
+    """Attributes of an object, with those in slots."""
     given = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
     slots = [name for one in given for name in ([one] if isinstance(one, str) else one)]
     found = {name: getattr(value, name) for name in slots if hasattr(value, name)}
@@ -223,14 +224,14 @@ def _state(value: Any) -> dict[str, Any]:
 
 
 def _written(kind: type) -> bool:
-    """True for a class written in Python, whose attributes are all there is to it."""
+    """True for a class written in Python, whose attributes are its whole state."""
     return any(isinstance(v, types.FunctionType) for v in vars(kind).values()) or hasattr(
         kind, "__dataclass_fields__"
     )
 
 
 def _installed(found: type | Callable[..., Any]) -> bool:
-    """True for code of Python, of this package and of installed packages: named, not read."""
+    """True for code of Python, of this package or of an installed one; only its name is hashed."""
     return _installed_module(sys.modules.get(getattr(found, "__module__", "") or ""))
 
 

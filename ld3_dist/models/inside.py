@@ -1,4 +1,4 @@
-"""What is inside a denoiser: its network, its weights, and the graph that a call leaves behind."""
+"""The inside of a denoiser: its network, its weights, and the graph that a call leaves behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..core.denoiser import Denoiser, NetworkDenoiser
 
 
 def network_denoiser(denoiser: Denoiser) -> NetworkDenoiser | None:
-    """The only NetworkDenoiser inside, itself or wrapped."""
+    """The only NetworkDenoiser inside a denoiser; None if there is none, or several."""
     if not isinstance(denoiser, nn.Module):
         return None
     found = [part for part in denoiser.modules() if isinstance(part, NetworkDenoiser)]
@@ -20,37 +20,37 @@ def network_denoiser(denoiser: Denoiser) -> NetworkDenoiser | None:
 
 
 def tensors_of(denoiser: Denoiser) -> Iterator[Tensor]:
-    """Parameters and buffers; nothing of a denoiser that is no nn.Module."""
+    """Parameters and buffers of a denoiser; none if it is no nn.Module."""
     if isinstance(denoiser, nn.Module):
         yield from denoiser.parameters()
         yield from denoiser.buffers()
 
 
 def device_of(denoiser: Denoiser) -> torch.device:
-    """The device of the weights; the CPU where there are none."""
+    """The device of the weights; the CPU if there are none."""
     return next((tensor.device for tensor in tensors_of(denoiser)), torch.device("cpu"))
 
 
 def dtype_of(denoiser: Denoiser) -> torch.dtype:
-    """The narrowest floating dtype of the weights; float32 where there are none."""
+    """The narrowest floating dtype of the weights; float32 if there are none."""
     found = {tensor.dtype for tensor in tensors_of(denoiser) if tensor.is_floating_point()}
     return min(found | {torch.float32}, key=lambda dtype: dtype.itemsize)
 
 
 def parameters_of(denoiser: Denoiser) -> int:
-    """Parameters of the network, without its decoder."""
+    """The number of parameters of the network, without its decoder."""
     inner = network_denoiser(denoiser)
     counted = denoiser if inner is None else inner.net
     return sum(p.numel() for p in counted.parameters()) if isinstance(counted, nn.Module) else 0
 
 
 def direction(slope: Tensor) -> Tensor:
-    """slope / |slope|."""
+    """The unit vector slope / |slope|."""
     return slope / slope.norm().clamp_min(1e-30)
 
 
 def gradient_of(out: Tensor, leaf: Tensor, weights: Tensor) -> Tensor | None:
-    """Gradient of <weights, out> with respect to an input; None where nothing leads to it."""
+    """Gradient of <weights, out> with respect to an input; None if nothing leads to it."""
     if not out.requires_grad or not leaf.requires_grad:
         return None
     total = (out * weights.to(out)).sum()
@@ -58,7 +58,7 @@ def gradient_of(out: Tensor, leaf: Tensor, weights: Tensor) -> Tensor | None:
 
 
 def has_gradient(out: Tensor, given: Tensor) -> bool:
-    """True where a random weighting of the output has a gradient that is not zero."""
+    """True if a random weighting of the output has a gradient that is not zero."""
     generator = torch.Generator().manual_seed(2)
     weights = torch.randn(out.shape, generator=generator)
     found = gradient_of(out, given, weights)
@@ -66,7 +66,7 @@ def has_gradient(out: Tensor, given: Tensor) -> bool:
 
 
 def reached(out: Tensor, wanted: Sequence[Tensor]) -> list[bool]:
-    """Which tensors the graph of an output leads back to."""
+    """For each tensor, True if the graph of an output leads back to it."""
     todo, seen = [out.grad_fn], set()
     leaves: set[int] = set()
     while todo:
@@ -81,7 +81,7 @@ def reached(out: Tensor, wanted: Sequence[Tensor]) -> list[bool]:
 
 @contextlib.contextmanager
 def uncompiled(denoiser: Denoiser) -> Iterator[None]:
-    """Call compiled networks as they were written; compiling for one call takes minutes."""
+    """Run networks uncompiled inside this context; compiling for one call takes minutes."""
     parts = list(denoiser.modules()) if isinstance(denoiser, nn.Module) else []
     kept = [(part, part._compiled_call_impl) for part in parts if part._compiled_call_impl]
     for part, _ in kept:

@@ -1,4 +1,4 @@
-"""A model: a denoiser and what belongs to it, the options it is opened with, and its conditions.
+"""A model: a denoiser and all that belongs to it, its options, and its conditions.
 
 The condition of sample i is a pure function of (seed, i), like its noise, whatever the batch or the
 machine. A network is placed on its device by `to_device`.
@@ -36,32 +36,34 @@ PROMPTS_FILE = "a text file of prompts, one a line"
 CLASSES_FILE = "a text file of class numbers"
 
 LONGEST_LIST = 64_000_000
-"""Bytes of a file of prompts or classes."""
+"""The most bytes of a file of prompts or classes."""
 
 DrawCondition = Callable[[int, Sequence[int]], Condition]
-"""(seed, indices [M]) -> the condition of these samples, batch first, on the CPU; None for an
-unconditional model.
+"""(seed, indices [M]) -> the condition of these samples, batch first, on the CPU.
+
+It is None for an unconditional model.
 """
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a model is to be used. An option that a model does not have is refused when it is opened.
+    """Options of a model. An option that a model does not have is refused when it is opened.
 
     device: torch device of the network.
     dtype: the network's dtype, one of DTYPES; float32 if not given. States and network times stay
         in the sampler's dtype.
-    conditional: condition on classes or prompts; if not given, as the model was trained.
+    conditional: True to condition on classes or prompts; if not given, as the model was trained.
     guidance: scale of classifier-free guidance, 1 = none; for guidance-embedded (distilled) models,
         the embedded value. If not given, 1 (for guidance-embedded models 3.5).
-    prompts: text file, one prompt a line.  negative_prompt: what guidance moves away from.
+    prompts: text file, one prompt per line.
+    negative_prompt: the prompt that guidance moves away from.
     classes: text file of class numbers, separated by white space; all of the model's classes if not
         given.
     size: (height, width) of the image in pixels; the model's own if not given.
     shift: time shift of a flow model's default grid; the pipeline's own if not given.
     channels_last, compile: memory format and torch.compile of the network.
-    variant: which of several sets of weight files a diffusers folder or hub id is loaded from, such
-        as "fp16"; if not given, the plain set, or the only one there is.
+    variant: the set of weight files in a diffusers folder or hub id, such as "fp16"; if not given,
+        the plain set, or the only one there is.
     """
 
     device: str = "cpu"
@@ -98,19 +100,17 @@ class ModelOptions:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype of the network's weights, and of what a NetworkDenoiser is to convert its
-        inputs to.
-        """
+        """The dtype of the network's weights and inputs."""
         return DTYPES[self.dtype or "float32"]
 
     @property
     def guided(self) -> bool:
-        """True where classifier-free guidance changes the result."""
+        """True if classifier-free guidance changes the result."""
         return self.guidance is not None and self.guidance != 1
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that this machine does not have. Raises InputError."""
+    """Raise InputError for a device that this machine does not have."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -137,25 +137,25 @@ def no_condition(seed: int, indices: Sequence[int]) -> Condition:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A denoiser and what belongs to it; `Model(denoiser)` is enough for a network of one's own.
+    """A denoiser and all that belongs to it; `Model(denoiser)` is enough for your own network.
 
     id: the name it was opened by; the class name of the denoiser if not given.
-    hash: SHA-256 of what determines its samples; of weights, noise schedule and everything else
-        that can be read of the denoiser if not given (see `fingerprint`).
-    conditioning: "none", or what samples are conditioned on, such as "class" or
+    hash: SHA-256 of everything that determines its samples. If not given, it covers weights, noise
+        schedule and all else that can be read of the denoiser (see `fingerprint`).
+    conditioning: "none", or the kind of condition, such as "class" or
         "prompts:<file>:<start of its hash>".
     draw_condition: the condition of samples, a pure function of (seed, indices).
-    guidance: scale in use; None where the model is not guided.
+    guidance: scale in use; None if the model is not guided.
     image_shape: [C, H, W] of a decoded sample; found by decoding zeros once if not given.
     settings: facts of interest (parametrisation, latent scaling, shift), for `doctor` and the rows.
-    extractor: feature extractor of its images, on the network's device; None where it has none.
+    extractor: feature extractor of its images, on the network's device; None if it has none.
     data: images [M, C, H, W] in [-1, 1] that it was trained on, on the network's device, or None.
-    reference: statistics of such images in features of `extractor`, where the images are too many.
-    version: a name that changes whenever the samples would; asked for where the hash cannot see
-        all that determines them.
-    probe: what calling the network once has shown; None where it has not been called yet.
+    reference: statistics of such images in features of `extractor`, if there are too many images.
+    version: a name that changes whenever the samples would. It is asked for if the hash cannot
+        cover all that determines them.
+    probe: findings of one call of the network; None if it has not been called yet.
 
-    Raises InputError for a denoiser that is none, and where a version is needed.
+    Raises InputError for an object that is no denoiser, and if a version is needed.
 
     >>> import torch
     >>> import ld3_dist as ld3
@@ -211,34 +211,35 @@ class Model:
 
     @property
     def prediction(self) -> str:
-        """What the network predicts; "-velocity" is a velocity that points from noise to data."""
+        """The network's prediction; "-velocity" is a velocity that points from noise to data."""
         return self.settings.get("prediction") or prediction_of(self.denoiser)
 
     @property
     def latent(self) -> bool:
-        """True where `decode` changes the space."""
+        """True if `decode` changes the space."""
         return self.shape != tuple(self.image_shape)
 
     @property
     def time_gradient(self) -> bool:
-        """False where the probe found no gradient with respect to the network's time; network
-        times then cannot be learned.
+        """False if the probe found no gradient with respect to the network's time.
+
+        Network times then cannot be learned.
         """
         return self.probe is None or self.probe.time_gradient
 
     def probed(self, device: torch.device | str | None = None) -> Model:
-        """The model, its network called to see that schedules can be learned for it.
+        """The model with its probe: a call of its network shows that schedules can be learned.
 
         Args:
-            device: of the network, where it has no parameters that tell.
+            device: of the network, if it has no parameters that tell.
 
-        Raises InputError for a network that cannot; see `models.probe`.
+        Raises InputError for a network for which none can be learned; see `models.probe`.
         """
         return self if self.probe is not None else replace(self, probe=probe(self, device))
 
 
 def needs_name(rest: str, family: str, what: str) -> None:
-    """Raise InputError where nothing follows the colon of `family:`."""
+    """Raise InputError if nothing follows the colon of `family:`."""
     if not rest:
         raise InputError(f"model '{family}:': {what} must follow the colon")
 
@@ -254,7 +255,10 @@ def to_device(net: nn.Module, options: ModelOptions) -> nn.Module:
 
 
 def draw_class(classes: Sequence[int]) -> DrawCondition:
-    """Every sample draws one of `classes`, uniformly, from its own generator: int64 [M]."""
+    """A function that draws one of `classes` for every sample: int64 [M].
+
+    The draw is uniform, and every sample has its own generator.
+    """
     table = torch.tensor(list(classes), dtype=torch.int64)
 
     def draw(seed: int, indices: Sequence[int]) -> Condition:
@@ -268,9 +272,10 @@ def draw_class(classes: Sequence[int]) -> DrawCondition:
 
 
 def without(names: Sequence[str], options: ModelOptions, model: str, why: str) -> None:
-    """Raise InputError where an option of these names is given to a model that has no use for it.
+    """Raise InputError if an option of these names is given to a model that has no use for it.
 
-    why: what the option belongs to instead, for the message.
+    Args:
+        why: words on the models that have the option, for the message.
     """
     for name in names:
         if (given := getattr(options, name)) not in (None, ""):
@@ -289,7 +294,7 @@ def no_pipeline(options: ModelOptions, model: str) -> None:
 
 
 def conditional_on(trained: bool, options: ModelOptions, model: str) -> bool:
-    """True where a model is to be conditioned; InputError for options it was not trained for."""
+    """True if a model is to be conditioned; InputError for options it was not trained for."""
     if not trained:
         without(["negative_prompt"], options, model, "only to a model of prompts")
         for name in ("conditional", "guided", "prompts", "classes"):
@@ -311,12 +316,12 @@ def conditional_on(trained: bool, options: ModelOptions, model: str) -> bool:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """How a model is conditioned.
+    """The conditioning of a model.
 
     name: for the rows.
     draw: the condition of each sample.
-    guidance: scale in use; None where there is nothing to guide by.
-    null: the condition that stands for none, batch of 1, where guidance needs it given.
+    guidance: scale in use; None if there is nothing to guide by.
+    null: the condition that stands for none, batch of 1, if guidance needs it.
     """
 
     name: str
@@ -342,16 +347,18 @@ def on_classes(count: int, options: ModelOptions, model: str) -> Conditioning:
 
 
 def prediction_of(denoiser: Denoiser) -> str:
-    """What the network inside predicts, one of `core.denoiser.PREDICTIONS`; "data" of a denoiser
-    that is no NetworkDenoiser.
+    """The prediction of the network inside, one of `core.denoiser.PREDICTIONS`.
+
+    It is "data" for a denoiser that is no NetworkDenoiser.
     """
     inner = denoiser.inner if isinstance(denoiser, Guided) else denoiser
     return inner.prediction if isinstance(inner, NetworkDenoiser) else "data"
 
 
 def conditioning_name(kind: str, options: ModelOptions) -> str:
-    """ "class" or "prompts", and of a file its name and the start of its hash, since other prompts
-    are another experiment.
+    """The name of a conditioning: "class" or "prompts", with name and hash of its file if any.
+
+    The hash is part of the name because other prompts are another experiment.
     """
     file = options.prompts or options.classes
     if file is None:
@@ -364,7 +371,7 @@ def conditioning_name(kind: str, options: ModelOptions) -> str:
 
 
 def read_classes(options: ModelOptions, count: int, model: str) -> list[int]:
-    """The classes to draw from: those in the file options.classes, or all `count` of the model."""
+    """The classes to draw from: the list in options.classes, or all `count` of the model."""
     if options.prompts:
         raise InputError(
             f"model {model!r} is conditioned on classes: prompts={options.prompts!r} does not "

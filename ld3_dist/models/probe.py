@@ -1,4 +1,4 @@
-"""One look at a network before anything is learned for it.
+"""Checks of a network before anything is learned for it.
 
 A schedule is learned by gradients through the network D(x, t), so D must have
 
@@ -10,9 +10,9 @@ A schedule is learned by gradients through the network D(x, t), so D must have
 
 `probe` calls the network at log-SNR 0 and compares its gradients with differences of its values.
 Large networks are called once, on two equal samples, and their graph is searched for x and t
-instead; nothing is kept for a backward pass then. So are networks for whose nine samples there is
-no memory. The largest are left alone on a CPU, where one
-call takes longer than to read them. Networks without data ("meta") are never called.
+instead; nothing is kept for a backward pass then. If memory is too small for nine samples, smaller
+networks are probed in this way too. The largest are not called on a CPU, where one call takes
+longer than loading them. Networks without data ("meta") are never called.
 """
 
 from __future__ import annotations
@@ -53,25 +53,32 @@ LARGEST_ON_CPU = 1_000_000_000
 """Networks of more parameters are not called on a CPU."""
 
 STEP_X, STEP_T = 1e-2, 2e-2
-"""Steps of the differences, relative to x's size and to t. The second spans some of the thousand
-steps of a network that rounds its time, so that its staircase has the slope of its trend.
+"""Steps of the differences, relative to the size of x and to t.
+
+The second is long because some networks round their time to a thousand steps. Over several such
+steps, the staircase has the slope of its trend.
 """
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Relative difference of values that counts as equal, by the dtype of the network."""
 
+COMPARED = 128
+"""Numbers that are compared between two calls, at least; smaller samples are copied."""
+
 CONVERGED, WRONG = 0.15, 0.1
-"""Differences of one step and of two that differ by less, relatively, are a derivative; a gradient
-that is off by more is not that function's.
+"""Two relative limits.
+
+If the differences over one step and over two agree within CONVERGED, they are taken as the
+derivative. A gradient that is off from it by more than WRONG is a wrong one.
 """
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What calling a network has shown.
+    """The findings of calling a network.
 
-    called: False where it was not called, and all else is taken for granted.
-    time_gradient: False where the output has no gradient with respect to time.
+    called: False if it was not called; all else is then taken for granted.
+    time_gradient: False if the output has no gradient with respect to time.
     """
 
     called: bool
@@ -98,12 +105,12 @@ def check_denoiser(denoiser: object, name: str) -> None:
 
 
 def decoded_shape(denoiser: Denoiser, name: str) -> tuple[int, ...]:
-    """[C, H, W] of a decoded sample, found by decoding zeros; InputError where that fails."""
+    """[C, H, W] of a decoded sample, found by decoding zeros; InputError if that fails."""
     zeros = torch.zeros(1, *denoiser.shape, device=device_of(denoiser))
     try:
         with torch.no_grad():
             return tuple(denoiser.decode(zeros).shape[1:])
-    except Exception as error:  # it is somebody else's code: anything may come
+    except (Exception, SystemExit) as error:  # it is somebody else's code: anything may come
         raise InputError(
             f"model {name!r}: decode fails on zeros {tuple(zeros.shape)} "
             f"({type(error).__name__}: {error}); repair decode, or give image_shape"
@@ -114,7 +121,7 @@ def probe(model: Model, device: torch.device | str | None = None) -> Probe:
     """Call a model's network and see that schedules can be learned for it.
 
     Args:
-        device: of the network, where it has no parameters that tell.
+        device: of the network, if it has no parameters that tell.
 
     A missing gradient with respect to t is a warning; the Probe says so. Every other failure is an
     InputError that names the property and the remedy.
@@ -126,8 +133,9 @@ def probe(model: Model, device: torch.device | str | None = None) -> Probe:
 class _Call:
     """One call of a denoiser, with the graph that it leaves.
 
-    x, t: inputs, leaves.  out: D(x, t).  net: (output, input x, input time, condition) of the
-    network inside, where it is a NetworkDenoiser's.
+    x, t: the inputs, which are leaves.
+    out: D(x, t).
+    net: (output, input x, input time, condition) of the network inside a NetworkDenoiser.
     """
 
     x: Tensor
@@ -147,7 +155,7 @@ class _Trial:
         self.dtype = dtype_of(model.denoiser)
 
     def run(self) -> Probe:
-        """See `probe`."""
+        """The findings, by the checks that the network's size allows."""
         count = parameters_of(self.denoiser)
         known = isinstance(self.denoiser, nn.Module)
         on_meta = known and any(p.is_meta for p in tensors_of(self.denoiser))
@@ -165,7 +173,7 @@ class _Trial:
                 except RuntimeError as error:
                     if not out_of_memory(error):
                         raise
-        return Probe(called=False)  # sampling goes on with fewer samples at once, or says so
+        return Probe(called=False)  # sampling goes on with fewer samples at once, or reports it
 
     def _light(self) -> Probe:
         """One call on the same sample twice; its graph is searched, and nothing is kept for it."""
@@ -198,6 +206,7 @@ class _Trial:
                 torch.stack([t[0] + b for _, b in steps]),
                 self._condition([0] * len(steps)),
             )
+        self._repeat(call)
         if self._far(near[-1], call.out[0]):
             with torch.no_grad():
                 again = self._values(x, t, self._condition([0, 1]))
@@ -207,6 +216,22 @@ class _Trial:
         ]
         self._check_x(call, slopes[:2], v)
         return self._with_time(self._has_time(call, slopes[2:]))
+
+    def _repeat(self, call: _Call) -> None:
+        """Raise InputError if a call on copies of the samples gives other values.
+
+        On few numbers, rare noise (dropout of a tenth) may just not show."""
+        copies = COMPARED // call.x.numel()
+        if not copies:
+            return
+        x, t, out = (
+            whole.detach().repeat(copies, *[1] * (whole.ndim - 1))
+            for whole in (call.x, call.t, call.out)
+        )
+        with torch.no_grad():
+            again = self._values(x, t, self._condition([0, 1] * copies))
+        if self._far(again, out):
+            raise self._unequal()
 
     def _check_x(self, call: _Call, slopes: list[Tensor], v: Tensor) -> None:
         """Raise InputError unless there is a gradient with respect to x, and the right one."""
@@ -219,7 +244,7 @@ class _Trial:
             raise self._no_gradient()
 
     def _has_time(self, call: _Call, slopes: list[Tensor]) -> bool:
-        """True where the gradient with respect to t is there and is the right one."""
+        """True if there is a gradient with respect to t, and the right one."""
         if call.net is not None:
             out, inputs, time, _ = call.net
             other = (time * 0.5).to(time.dtype)
@@ -229,7 +254,7 @@ class _Trial:
         return not self._wrong(None if gradient is None else float(gradient[0]), slopes)
 
     def _wrong(self, found: float | None, slopes: list[Tensor]) -> bool:
-        """True where differences have converged to a derivative that the gradient is not."""
+        """True if differences have converged to another derivative than the gradient."""
         size = float(slopes[0].norm())
         if not size > 1e-4:
             return False
@@ -244,7 +269,7 @@ class _Trial:
     def _net_moves(
         self, inputs: Tensor, time: Tensor, net: tuple[Tensor, Tensor, Tensor, Condition]
     ) -> bool:
-        """True where the network inside gives another output for other inputs."""
+        """True if the network inside gives another output for other inputs."""
         assert self.inner is not None
         with torch.no_grad():
             other = network_output(self.inner.net(inputs, time, net[3]), inputs)
@@ -289,10 +314,8 @@ class _Trial:
             out = self.denoiser(x, t, condition)
         except InputError as error:
             raise self._error(str(error)) from error
-        except Exception as error:  # it is somebody else's code: anything may come
-            if isinstance(error, MemoryError) or (
-                isinstance(error, RuntimeError) and out_of_memory(error)
-            ):
+        except (Exception, SystemExit) as error:  # it is somebody else's code: anything may come
+            if out_of_memory(error):
                 raise
             text = f"{type(error).__name__}: {error}".splitlines()[0]
             raise self._error(

@@ -1,11 +1,11 @@
-"""Training checkpoints (`.ckpt`, `.pt`, `.safetensors`): their tensors by name, and nothing
-executed.
+"""Tensors of training checkpoints (`.ckpt`, `.pt`, `.safetensors`) by name; nothing is executed.
 
-A training checkpoint is a torch file whose pickle holds, beside the weights, whatever the training
-framework kept: callbacks, settings, counters. torch's own `weights_only` reading refuses the whole
-file for these. Here every name the pickle refers to is answered from a list: what makes tensors and
-plain containers is torch's, what belongs to a framework becomes an object that only remembers what
-it is given, any other name ends the reading."""
+A training checkpoint is a torch file. Beside the weights, its pickle holds objects of the training
+framework: callbacks, settings, counters. torch's own `weights_only` reading refuses the whole file
+for these. Here every name in the pickle is answered from a list. Names of tensors and plain
+containers stand for torch's own functions. Names of a framework stand for objects that only keep
+their arguments. Any other name ends the reading.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ PLAIN: dict[str, Any] = {
 
 class _Reader(pickle.Unpickler):
     sizes: Mapping[str, int] = {}
-    """Bytes of the storages in the archive, by their keys; empty for a file that is none."""
+    """Bytes of the storages in the archive, by their keys; empty for a file that is no archive."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """torch gives its reader the function that finds storages: check what it is asked for."""
+        """Set an attribute; the function by which torch finds storages gets a check."""
         checked = name == "persistent_load" and self.sizes
         super().__setattr__(name, _checking(value, self.sizes) if checked else value)
 
@@ -63,7 +63,7 @@ class _Reader(pickle.Unpickler):
 
 
 def _checking(find: Callable[[Any], Any], sizes: Mapping[str, int]) -> Callable[[Any], Any]:
-    """A function that finds storages, which first checks what it is asked for."""
+    """A function that finds storages after a check of their sizes."""
 
     def checked(saved: Any) -> Any:
         _check_storage(saved, sizes)
@@ -96,10 +96,11 @@ def _storage_sizes(file: Path) -> dict[str, int]:
 
 
 def read_tensors_of(file: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, on the CPU: those of its `state_dict` where it has one.
+    """The tensors of a checkpoint, on the CPU; the tensors of its `state_dict` if it has one.
 
-    Raises InputError, naming the file: it is missing, truncated, refers to what no checkpoint needs
-    (nothing was executed), or holds no tensors."""
+    Nothing in it is executed. Raises InputError, naming the file, if it is missing or truncated,
+    refers to something that no checkpoint needs, or holds no tensors.
+    """
     if not file.is_file():
         raise InputError(f"checkpoint {file}: file not found; download it")
     try:

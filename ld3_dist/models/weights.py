@@ -1,6 +1,4 @@
-"""Safetensors files that say what they are: one `kind` and one JSON `config` in the header, checked
-on reading.
-"""
+"""Safetensors files with a `kind` and a JSON `config` in the header, both checked on reading."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ def sha256_of(file: str | os.PathLike[str]) -> str:
 def save_tensors(
     file: Path, tensors: dict[str, Tensor], kind: str, config: dict[str, Any] | None = None
 ) -> None:
-    """Write atomically: a crash leaves the old file or the new one, never half of one."""
+    """Write tensors atomically: a crash leaves the old file or the new one, never half of one."""
     part = file.with_name(f".{file.name}.part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # safetensors orders header keys at random when there are several, so one key keeps equal
@@ -61,7 +59,7 @@ def read_tensors(file: Path, kind: str, remedy: str) -> tuple[dict[str, Tensor],
 
 
 def entry(config: dict[str, Any], key: str, kind: type, file: Path, remedy: str) -> Any:
-    """An entry of a file's config; InputError where it is missing or of another type."""
+    """An entry of a file's config; InputError if it is missing or of another type."""
     value = config.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise InputError(f"{file}: {key} in its header is {value!r}; {remedy}")

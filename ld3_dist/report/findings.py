@@ -8,7 +8,7 @@ import pandas as pd
 
 from .columns import Row
 from .formats import counted, missing, number, ratio
-from .frames import best_only, column, groups, numbers, records, varies, where
+from .frames import best_only, column, groups, numbers, of_kind, records, varies, where
 from .tables import SweepTables
 
 LOWER_COVERAGE = 0.02
@@ -142,6 +142,26 @@ def _about_grids(frame: pd.DataFrame) -> list[str]:
     return [
         f"Two knots of the best schedule nearly coincide, so that a step is wasted, in {named}."
     ]
+
+
+def unfinished(sweep: SweepTables) -> str:
+    """A sentence about how much of what was asked for is there; empty where all of it is."""
+    asked = sweep.experiment.get("asked")
+    if not isinstance(asked, dict):
+        return ""
+    learned = of_kind(sweep.results, "learned")
+    trials = {str(key) for key in asked.get("trials", [])}
+    there = len(trials & set(column(learned, "trial").dropna()))
+    told = []
+    if there < len(trials):
+        told.append(f"{there:,} of {counted(len(trials), 'trial')} learned")
+    if not asked.get("complete"):
+        told.append("the search has more trials to ask for")
+    ok = of_kind(sweep.results, "learned", "ok")
+    wanted = sweep.experiment.get("evaluation")
+    if wanted and len(ok) and column(ok, "eval_loss").isna().all():
+        told.append("no schedule is evaluated on fresh samples yet")
+    return f"This sweep is not finished: {'; '.join(told)}." if told else ""
 
 
 def _about_running(sweep: SweepTables) -> list[str]:

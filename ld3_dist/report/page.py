@@ -18,6 +18,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from .ablation import ABLATION_NOTE, ablation_texts
 from .columns import Column, Row, shown
 from .figures import Drawing, PlotGroup
 from .formats import DASH, missing, visible
@@ -61,8 +62,8 @@ class SummaryTable:
 
 
 @dataclass(frozen=True)
-class BrokenRows:
-    """The rows that did not come out ok. note: how many are not listed."""
+class PlainTable:
+    """A table of texts. note: a sentence below it."""
 
     heads: Sequence[str] = ()
     lines: Sequence[Sequence[str]] = ()
@@ -95,6 +96,8 @@ class Page:
         facts: (name, value) pairs of the header.
         findings: sentences about what may mislead.
         status: how many rows came out how, in words.
+        ablation: each level of an ablation's factors against the base.
+        unfinished: how much of what was asked for is there, if not all of it is.
     """
 
     name: str
@@ -103,7 +106,9 @@ class Page:
     sections: Sequence[Section]
     findings: Sequence[str]
     status: str
-    broken: BrokenRows
+    broken: PlainTable
+    ablation: PlainTable = PlainTable()
+    unfinished: str = ""
 
 
 def html_page(page: Page) -> str:
@@ -185,14 +190,22 @@ def _bar(row: Row, known: Column, largest: float) -> int | None:
     return round(100 * math.log(row[known.name]) / math.log(largest))
 
 
-def broken_view(rows: pd.DataFrame) -> BrokenRows:
+def broken_view(rows: pd.DataFrame) -> PlainTable:
     """The rows that did not come out ok, the first `MOST_ROWS` of them."""
     note = ""
     if len(rows) > MOST_ROWS:
         note = f"The first {MOST_ROWS} of {len(rows)}; the table of results has all."
     heads = ["γ" if name == "gamma" else name for name in _BROKEN]
     lines = [[_text(row, name) for name in _BROKEN] for row in records(rows.head(MOST_ROWS))]
-    return BrokenRows(heads, lines, note)
+    return PlainTable(heads, lines, note)
+
+
+def ablation_view(table: pd.DataFrame) -> PlainTable:
+    """The table of an ablation, in words."""
+    if table.empty:
+        return PlainTable()
+    heads, lines = ablation_texts(table)
+    return PlainTable(heads, lines, ABLATION_NOTE)
 
 
 def _text(row: Row, name: str) -> str:

@@ -1,3 +1,4 @@
-"""One cell on plain values: starts, sampling, teaching, learning, evaluating, the schedule file and
-its export.
+"""One cell on plain values, from starts to the schedule file and its export.
+
+Starts, sampling, teaching, learning and evaluating each have a module.
 """

@@ -1,4 +1,4 @@
-"""Hand-made grids, measured on held-out pairs: what a learned schedule has to beat."""
+"""Hand-made grids, measured on held-out pairs; a learned schedule has to beat them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .sampling import BATCH, make_samples
 from .starts import start_knots
 
 BASELINES = ("uniform", "quadratic", "log_snr", "karras")
-"""Grids that are measured where no others are asked for."""
+"""Grids that are measured if no others are asked for."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A hand-made grid with its table and its mean held-out loss; None where that is not finite."""
+    """A hand-made grid with its table and its mean held-out loss; None if that is not finite."""
 
     grid: Grid
     tableau: Tableau

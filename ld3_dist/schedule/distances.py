@@ -1,4 +1,4 @@
-"""Distances by name for a model: what `distance:` in YAML and `--distance` stand for."""
+"""Distances by name for a model, as `distance:` in YAML and `--distance` give them."""
 
 from __future__ import annotations
 

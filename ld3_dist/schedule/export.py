@@ -7,10 +7,11 @@
     comfyui      the sigmas as one line of text for a custom or manual sigmas node, ending at 0 as
                  its samplers expect
 
-A list of step times is one of the three things that were learned. The other two are the network
-times and the solver's coefficients. A tool that takes the list alone asks the network at the step
+Three things were learned: step times, network times and the solver's coefficients. A list holds the
+step times or the network times alone. A tool that takes the sigmas asks the network at the step
 times and uses coefficients of its own. `integrations.export` writes these lists to files, and
-formats that lose nothing."""
+formats that lose nothing.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +53,8 @@ RELATIVES = {
 def export_sigmas(schedule: Schedule) -> list[float]:
     """N + 1 decreasing noise levels at the knots.
 
-    Raises InputError where the first knot is pure noise of a schedule whose level there is
-    infinite."""
+    Raises InputError if the first knot is pure noise, where the level is infinite.
+    """
     alpha, sigma = _levels(schedule)
     if schedule.noise["name"] == "flow":
         return sigma
@@ -66,7 +67,7 @@ def export_sigmas(schedule: Schedule) -> list[float]:
 
 
 def _levels(schedule: Schedule) -> tuple[list[float], list[float]]:
-    """alpha and sigma at the knots, from the file where it holds them."""
+    """alpha and sigma at the knots, from the file if it holds them."""
     if all(key in schedule.noise for key in LEVELS):
         return list(schedule.noise["alpha"]), list(schedule.noise["sigma"])
     noise, t = schedule.noise_schedule, torch.tensor(schedule.knots, dtype=torch.float64)
@@ -74,10 +75,10 @@ def _levels(schedule: Schedule) -> tuple[list[float], list[float]]:
 
 
 def export_timesteps(schedule: Schedule, steps: int = 1000) -> list[float]:
-    """E fractional network times, the ones the schedule asks the network at.
+    """E fractional network times, at which the schedule asks the network.
 
     Args:
-        steps: number n of steps a flow network counts (num_train_timesteps).
+        steps: number n of steps that a flow network counts (num_train_timesteps).
 
     Raises InputError for noise schedules whose networks have no steps.
     """
@@ -120,10 +121,11 @@ def lost(schedule: Schedule, form: str) -> list[str]:
 
 
 def _lost_times(schedule: Schedule, form: str) -> list[str]:
-    """How far network times and step times are apart, in the network's steps where it has any.
+    """Sentences on the distance between network times and step times, in the network's steps.
 
-    The nominal times of solvers with two evaluations per step follow from the noise schedule; where
-    that is a class that is not imported, this is said instead.
+    The nominal times of solvers with two evaluations per step follow from the noise schedule. If
+    that
+    is a class that is not imported, a sentence says so instead.
     """
     solver, noise = make_solver(schedule.solver), None
     evals = torch.tensor(schedule.evals, dtype=torch.float64)

@@ -1,11 +1,11 @@
-"""The schedule file: a learned (or hand-made) time grid with its coefficient table, and where it
-came from.
+"""The schedule file: a learned or hand-made time grid, its coefficient table and its provenance.
 
     y_i = state_i x_T + sum_{j<i} outputs_ij m_j,   m_j = D(y_j, evals_j),   x_T = prior_scale *
     unit noise,   y_E = x_0
 
-so the numbers in the file suffice to run it anywhere. JSON, one key a line, every float written so
-that reading it gives the same float64."""
+The numbers in the file suffice to run it anywhere. It is JSON with one key per line. Every float is
+written so that reading it gives the same float64.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ __all__ = [
 ]
 
 FORMAT = 2
-"""1 had neither order nor prediction; such files still load."""
+"""Format 1 had neither order nor prediction; such files still load."""
 
 LIMIT = 20_000_000
-"""Bytes of a schedule file: a table of a thousand evaluations has fewer."""
+"""The most bytes of a schedule file; a table of a thousand evaluations has fewer."""
 
 NETWORK_PREDICTIONS = (*PREDICTIONS, "-velocity")
-"""What a network may predict; -velocity points from noise to data."""
+"""The predictions of networks; -velocity points from noise to data."""
 
 Numbers = Mapping[str, float | None]
 
@@ -63,7 +63,7 @@ class Schedule:
     knots: tuple[float, ...]
     """Integration times t_0 > … > t_N."""
     evals: tuple[float, ...]
-    """Network times, one an evaluation: E of them."""
+    """Network times, one per evaluation: E of them."""
     state: tuple[float, ...]
     """E + 1 coefficients of x_T."""
     outputs: tuple[tuple[float, ...], ...]
@@ -76,19 +76,21 @@ class Schedule:
     nfe: int
     model: str
     order: int | None = None
-    """Order of the solver. It follows from the name where it is not given, unless the solver is of
-    a user's own file.
+    """Order of the solver. It follows from the solver's name if it is not given.
+
+    A solver of a user's own file needs it.
     """
     prediction: str | None = None
-    """What the model's network predicts, one of NETWORK_PREDICTIONS. The table itself is of
-    predictions of x_0.
+    """The prediction of the model's network, one of NETWORK_PREDICTIONS.
+
+    The table itself is for predictions of x_0.
     """
     model_hash: str | None = None
     conditioning: str | None = None
     guidance: float | None = None
     shift: float | None = None
     coefficients: bool = False
-    """Were the solver's coefficients learned too?"""
+    """True if the solver's coefficients were learned too."""
     procedure: str | None = None
     """Procedure of learning."""
     start: str | None = None
@@ -162,7 +164,7 @@ class Schedule:
             raise InputError(f"state[0] = {self.state[0]}, but y_0 = x_T needs 1")
 
     def _check_noise(self) -> None:
-        """Times lie inside the noise schedule; levels at the knots are there where they must be."""
+        """Check that times lie inside the noise schedule, and that levels are there if needed."""
         low, high = self.noise.get("t_min", 0.0), self.noise.get("t_max", float("inf"))
         if self.noise["name"] in BUILT_IN:
             built = self.noise_schedule
@@ -189,8 +191,9 @@ class Schedule:
     def noise_schedule(self) -> NoiseSchedule:
         """The noise schedule as an object.
 
-        Raises InputError where it is a class of a user's file that is not imported; neither the
-        table nor the levels at the knots need it.
+        Raises InputError if it is a class of a user's file that is not imported. Neither the table
+        nor the
+        levels at the knots need it.
         """
         return noise_from_dict(self.noise)
 
@@ -320,8 +323,9 @@ def _plain(value: Any) -> Any:
 
 
 def _text(key: str, value: Any) -> str:
-    """A matrix gets one line a row, everything else one line; json writes the shortest exact repr
-    of a float.
+    """The JSON text of a value: a matrix gets one line per row, everything else one line.
+
+    json writes the shortest text of a float that reads back exactly.
     """
     if key == "outputs":
         return (

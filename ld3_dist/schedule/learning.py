@@ -1,6 +1,6 @@
-"""Learning one cell: from a model, a solver, an NFE and teacher pairs to a schedule.
+"""Learning of one cell: a model, a solver, an NFE and teacher pairs give a schedule.
 
-`ld3-dist learn`, a trial of a sweep, the benchmarks and Python all come through here.
+`ld3-dist learn`, a trial of a sweep, the benchmarks and Python all call these functions.
 
     learning   a generator over epochs, of all members (seeds x starts) side by side
     learn      the best member as a Schedule, compared with the hand-made grids
@@ -23,13 +23,14 @@ from ..core.learning.config import LearnConfig
 from ..core.learning.learn import learn as learn_members
 from ..core.learning.pairs import Pairs
 from ..core.learning.procedure import Problem, Progress, make_config, procedures
-from ..core.solver import Solver, make_solver
+from ..core.solver import MOST_NFE, Solver, make_solver
 from ..models import Model
 from .baselines import BASELINES, Baseline, baselines_of
 from .distances import open_distance
 from .file import Schedule
 from .making import make_schedule
 from .noise import check_writable
+from .ranges import learning_indices
 from .sampling import device_of, in_loss_space
 from .starts import looks_at_pairs, schedule_knots, start_knots
 from .teaching import Diverged, Teacher, teach
@@ -41,7 +42,7 @@ SEEDS = 1000
 """Member seed s of a sweep with seed S draws its batches with seed SEEDS * S + s."""
 
 ROUNDING = 1e-4
-"""Relative difference of two losses that parts of another size may make."""
+"""Relative difference of two losses that comes from splitting samples into other parts."""
 
 Start = str | Schedule
 """A start by name, or another schedule of the same model."""
@@ -139,19 +140,19 @@ def learn(
 ) -> Schedule:
     """Learn one schedule for one model, here and now.
 
-    Several starts are learned side by side and the best result is kept. Where a hand-made grid is
+    Several starts are learned side by side and the best result is kept. If a hand-made grid is
     better still, that grid is returned, and a warning says so.
 
     Args:
         pairs, valid: as for `learning`; 100 teacher pairs of `seed` are made if not given.
-        teacher: solver/NFE/grid that the pairs are made with if they are not given, and what the
-            schedule's provenance says.
-        space: "image" or "latent": what the pairs hold of a latent model.
+        teacher: solver/NFE/grid, written into the schedule's provenance. If no pairs are given,
+            they are made with it.
+        space: "image" or "latent", the space of the pairs' targets.
         baselines: hand-made grids to compare with.
         on_progress: called after every epoch.
         settings: of the procedure, by name: procedure="paper", gamma=0, coefficients=True, seed=1.
 
-    Raises InputError for anything that cannot be used, before any work, and Diverged where the
+    Raises InputError for anything that cannot be used, before any work, and Diverged if the
     model's samples are not finite.
 
     >>> import ld3_dist as ld3
@@ -169,7 +170,8 @@ def learn(
     viewed = in_loss_space(model, space)
     names = check_before(viewed, solver, nfe, config, starts, opened)
     if pairs is None:
-        pairs = teach(model, 100, seed=config.seed, teacher=teacher, space=space)
+        indices = learning_indices(50)
+        pairs = teach(model, seed=config.seed, teacher=teacher, space=space, indices=indices)
     train, valid = split(pairs, valid)
     first = progress = None
     for progress in learning(
@@ -221,7 +223,7 @@ def check_before(
     check_writable(model.noise)
     student = check_student(solver, nfe)
     names = tuple(starts) or procedures.get(config.procedure).starts
-    for name in names:  # those that need no pairs are made now, so that a bad one costs no work
+    for name in names:  # starts that need no pairs are made now, so that a bad one costs no work
         if isinstance(name, Schedule) or not looks_at_pairs(name):
             knots_of(name, model, student, nfe, None)
     try_start("uniform", model, solver, nfe)
@@ -274,6 +276,8 @@ def check_student(solver: str, nfe: int) -> Solver:
             f"nfe = {nfe!r}: must be a whole number of at least {student.stages} for {solver}, "
             "the evaluations of one of its steps"
         )
+    if nfe > MOST_NFE:
+        raise InputError(f"nfe = {nfe}: must be at most {MOST_NFE}; few steps are the point")
     return student
 
 

@@ -1,4 +1,4 @@
-"""From what was learned to a Schedule: the one place where schedule files get their content."""
+"""The content of schedule files: the one place where a learned grid becomes a Schedule."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def table_of(progress: Progress, member: int) -> Tableau:
 
 
 def learned_parts(config: LearnConfig) -> tuple[str, ...]:
-    """What a procedure learns beside knots: "times" and "corrections" to the coefficients."""
+    """The parts that a procedure learns beside knots: "times" and "corrections" to coefficients."""
     corrections = bool(vars(config).get("coefficients", False))
     times = config.offset_window > 0
     return (*(["times"] if times else []), *(["corrections"] if corrections else []))

@@ -1,4 +1,4 @@
-"""A noise schedule as a schedule file keeps it, and back: its name, its parameters, its levels.
+"""A noise schedule as a schedule file keeps it: its name, its parameters, its levels.
 
     {"name": "vp-linear", "beta_0": 0.1, …}                     a registered one
     {"name": "python:FILE.py:NAME", …, "alpha": […], "sigma": […]}   one of a user's own file
@@ -31,7 +31,7 @@ LEVELS = ("alpha", "sigma")
 """Keys of the levels at the knots."""
 
 TOLERANCE = 1e-9
-"""Relative difference below which two levels are the same number, rounded differently."""
+"""Relative difference between two levels that only rounding has made different."""
 
 BUILT_IN = ("edm", "flow", "vp-linear", "vp-cosine", "vp-discrete")
 
@@ -105,10 +105,10 @@ def name_of(kind: type[NoiseSchedule]) -> str:
 
 
 def check_writable(noise: NoiseSchedule) -> None:
-    """Refuse a noise schedule that a schedule file cannot hold, or that is none.
+    """Refuse an object that is no noise schedule, or that a schedule file cannot hold.
 
     It is written and read back, and its formulas are compared with one another: lam decreases, and
-    `inverse` is its inverse. To be called when a model is opened, before any work.
+    `inverse` is its inverse. Call it when a model is opened, before any work.
 
     Raises InputError naming the class and what is wrong with it.
     """
@@ -134,10 +134,11 @@ def check_writable(noise: NoiseSchedule) -> None:
 
 
 def same_noise(schedule: Schedule, noise: NoiseSchedule) -> bool:
-    """True where the times of a schedule mean the same on a model of this noise schedule.
+    """True if the times of a schedule mean the same on a model of this noise schedule.
 
-    Names and parameters are compared; where a user's own class is involved, parameters and levels
-    at the knots, because the same class can be reached by several names, and its file can change.
+    Names and parameters are compared. For a user's own class, parameters and levels at the knots
+    are
+    compared instead, because one class can be reached by several names, and its file can change.
     """
     ours = noise_to_dict(noise, schedule.knots)
     theirs = dict(schedule.noise)

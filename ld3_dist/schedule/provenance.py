@@ -1,4 +1,4 @@
-"""Where results come from: versions, commit, machine, time."""
+"""Provenance of results: versions, commit, machine, time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def provenance() -> dict[str, str | None]:
 
 
 def default_device() -> str:
-    """cuda where one is visible to this process, else cpu."""
+    """cuda if this process sees such a device, else cpu."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -43,9 +43,10 @@ def now() -> str:
 
 
 def _git_commit() -> str | None:
-    """Commit of the working copy that this package is run from, None outside one.
+    """Commit of the working copy that this package runs from; None outside of one.
 
-    The environment variable LD3_DIST_COMMIT wins: images are built without a repository.
+    The environment variable LD3_DIST_COMMIT goes first, because images are built without a
+    repository.
     """
     if commit := os.environ.get("LD3_DIST_COMMIT"):
         return commit

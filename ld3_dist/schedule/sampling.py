@@ -1,7 +1,7 @@
-"""Samples of a schedule: in parts that memory holds, in the space that losses are taken in.
+"""Samples of a schedule, in parts that memory holds, in the space that losses are taken in.
 
-Losses compare images, or, with `space="latent"`, latents as they are before the decoder: pairs then
-keep the teacher's undecoded x_0, and learning never runs the decoder.
+Losses compare images. With `space="latent"` they compare latents, as they are before the decoder.
+Pairs then keep the teacher's undecoded x_0, and learning never runs the decoder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..core.solver import Tableau
 from ..models import Model
 
 BATCH = 250
-"""Samples that go through the network at once, at most."""
+"""The most samples that go through the network at once."""
 
 SPACES = ("image", "latent")
 
@@ -35,7 +35,7 @@ class Undecoded(nn.Module):
         self.inner, self.noise, self.shape = denoiser, denoiser.noise, tuple(denoiser.shape)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
-        """As the denoiser's own."""
+        """The denoiser's own output."""
         return self.inner(x, t, condition)
 
     def decode(self, x0: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class Undecoded(nn.Module):
 
 
 def in_loss_space(model: Model, space: str) -> Model:
-    """The model whose `decode` leads to the space of the losses; itself for pixel models."""
+    """The model whose `decode` leads to the space of the losses; a pixel model is unchanged."""
     if space not in SPACES:
         raise InputError(f"loss_space = {space!r}: must be {' or '.join(SPACES)}")
     if space == "image" or not model.latent:
@@ -65,8 +65,8 @@ def make_samples(
 ) -> Tensor:
     """Decoded samples [M, …] of a schedule from unit noise z [M, *shape] on the model's device.
 
-    Half as many go through at once where memory runs out. Raises InputError where a single sample
-    does not fit, and for a table of another noise schedule than the model's.
+    If memory runs out, half as many go through at once. Raises InputError if a single sample does
+    not fit, and for a table of another noise schedule than the model's.
     """
     denoiser = model.denoiser
 
@@ -80,14 +80,14 @@ def make_samples(
 def draw_inputs(model: Model, seed: int, indices: Sequence[int]) -> tuple[Tensor, Condition]:
     """Unit noise [M, *shape] and conditions of the samples (seed, i), on the CPU.
 
-    What sample i is depends on (seed, i) alone, whatever the batch and the machine.
+    Sample i depends on (seed, i) alone, whatever the batch and the machine.
     """
     shape = tuple(model.denoiser.shape)
     return draw_noise(seed, indices, shape), model.draw_condition(seed, indices)
 
 
 def device_of(model: Model) -> torch.device:
-    """The device that a model's tensors live on; the CPU where it has none."""
+    """The device of a model's tensors; the CPU if it has none."""
     module: Any = model.denoiser
     if isinstance(module, nn.Module):
         for tensor in (*module.parameters(), *module.buffers()):
@@ -96,5 +96,5 @@ def device_of(model: Model) -> torch.device:
 
 
 def on_device(model: Model, pairs: Pairs) -> Pairs:
-    """The pairs where the model is."""
+    """The pairs on the model's device."""
     return pairs.to(device_of(model))

@@ -21,7 +21,7 @@ KEYWORDS = {
     "minimum", "maximum", "exclusiveMinimum", "minLength", "maxLength",
     "$schema", "title", "description",
 }  # fmt: skip
-"""All that the check understands; the last three are for readers."""
+"""The keywords that the check understands; the last three are for readers."""
 
 _WORDS = {
     "integer": "a whole number",

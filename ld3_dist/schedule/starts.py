@@ -1,13 +1,13 @@
-"""Start grids by name: the hand-made ones, those found without gradients, and schedule files.
+"""Start grids by name: hand-made ones, computed ones, and the knots of schedule files.
 
     uniform quadratic poly-<rho> log_snr karras cosine beta ays-{sd15,sdxl,svd}     from the noise
                                                      schedule alone (`core.grid.discretize`)
     dmn gits optimal-steps                           computed (`training_free`)
     FILE.json                                        the knots of a schedule file, for any NFE
-    python:FILE.py:NAME                              a function of one's own
+    python:FILE.py:NAME                              a function of your own
 
-A start is a function of a `StartProblem` that returns knots [N+1] from t_max to t_min. Starts serve
-as baselines, as the teacher's grid, and as the place from which learning begins.
+A start is a function of a `StartProblem` that returns knots [N+1] from t_max to t_min. Learning
+begins with a start. Starts are also baselines, and the teacher's grid.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from .file import Schedule, check_same_noise, load_schedule
 
 @dataclass(frozen=True)
 class StartProblem:
-    """What a start may look at.
+    """The information that a start may use.
 
-    noise: the model's noise schedule.  solver, nfe: what the grid is for; it has
-        `solver.steps(nfe)` steps.
+    noise: the model's noise schedule.
+    solver, nfe: of the schedule that the grid is for; it has `solver.steps(nfe)` steps.
     denoiser: the network, for starts that follow its trajectories.
-    x_T: starting noise [B, *shape] of such trajectories; None: the start draws its own.
+    x_T: starting noise [B, *shape] of such trajectories; if None, the start draws its own.
     condition: of the trajectories, B rows.
     """
 
@@ -87,7 +87,7 @@ for _name in TRAINING_FREE:
 
 
 def check_start(name: str) -> str:
-    """The name itself. Raises InputError for one that no start has; files are not read."""
+    """The name itself. Raises InputError if no start has it; files are not read."""
     if not _is_polynomial(name) and not name.endswith(".json"):
         starts.get(name)
     return name
@@ -105,11 +105,11 @@ def start_knots(
     """The knots [N+1] of a start for a model, float64.
 
     Args:
-        pairs: those whose noise and conditions trajectories start from; the start draws its own
-            where they are not given.
+        pairs: trajectories start from their noise and conditions; if not given, the start draws
+            its own.
 
-    Raises InputError for an unknown name, a file that is no schedule or of another noise schedule,
-    and knots that are no grid of the model's noise schedule (of a start of one's own).
+    Raises InputError for an unknown name, for a file that is no schedule or of another noise
+    schedule, and for knots of a user's own start that are no grid of the model's noise schedule.
     """
     noise = model.denoiser.noise
     if name.endswith(".json") and not name.startswith(PREFIX):
@@ -132,10 +132,10 @@ def start_knots(
 
 
 def schedule_knots(schedule: Schedule, model: Model, steps: int, name: str) -> Tensor:
-    """Knots [steps + 1] like those of a schedule, which may have another number of steps.
+    """Knots [steps + 1] like the knots of a schedule, which may have another number of steps.
 
     Args:
-        name: what messages call the schedule.
+        name: the schedule's name in messages.
 
     Raises InputError for a schedule of another noise schedule than the model's.
     """

@@ -1,4 +1,4 @@
-"""Teacher pairs: unit noise, conditions, and what a precise solver makes of them."""
+"""Teacher pairs: unit noise, conditions, and the samples that a precise solver makes of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ..core.denoiser import map_condition
 from ..core.errors import InputError
 from ..core.learning.pairs import Pairs
-from ..core.solver import Tableau, make_solver
+from ..core.solver import MOST_NFE, Tableau, make_solver
 from ..models import Model
 from .sampling import BATCH, device_of, draw_inputs, in_loss_space, make_samples
 from .starts import start_knots
@@ -21,12 +21,12 @@ _TEACHER = re.compile(r"(?P<solver>python:[^:]+:[^/]+|[^/]+)/(?P<nfe>[0-9]+)/(?P
 
 
 class Diverged(RuntimeError):
-    """Numbers that are not finite came out where there is no way to go on."""
+    """Raised for numbers that are not finite, if there is no way to go on."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """The precise solver whose samples are imitated: its name, evaluations and grid."""
+    """The precise solver that is imitated: its name, evaluations and grid."""
 
     solver: str = "unipc-3"
     nfe: int = 20
@@ -39,9 +39,13 @@ class Teacher:
         Raises InputError for anything else.
         """
         found = _TEACHER.fullmatch(text)
-        if not found or int(found["nfe"]) < 1:
+        if not found or not found["nfe"].strip("0"):
             raise InputError(
                 f"teacher {text!r}: write it as solver/NFE/grid, e.g. unipc-3/20/karras"
+            )
+        if len(found["nfe"]) > 9 or int(found["nfe"]) > MOST_NFE:
+            raise InputError(
+                f"teacher {text[:60]!r}: its NFE must be at most {MOST_NFE}; 20 to 50 are precise"
             )
         make_solver(found["solver"])
         return cls(found["solver"], int(found["nfe"]), found["start"])
@@ -73,9 +77,9 @@ def teach(
         seed, indices: sample i of a seed is the same on every machine; the first n if not given.
         teacher: solver/NFE/grid.
         space: "image", or "latent" to keep the teacher's undecoded samples of a latent model.
-        batch: samples that go through the network at once, at most.
+        batch: the most samples that go through the network at once.
 
-    Raises InputError for a teacher that cannot be used, and Diverged where its samples are not
+    Raises InputError for a teacher that cannot be used, and Diverged if its samples are not
     finite.
 
     >>> import ld3_dist as ld3

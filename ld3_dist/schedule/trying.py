@@ -1,6 +1,6 @@
-"""Code of a user's own, tried once before any work: solvers, starts, procedures, metrics.
+"""Trials of user code before any work: solvers, starts, procedures, metrics.
 
-What is built in is tested; what a user's file or another package brings is called here on a model,
+The package's own are tested. Code from a user's file or another package is called here on a model,
 so that its mistakes cost seconds and come with its name.
 """
 
@@ -26,10 +26,10 @@ from .baselines import hand_made
 from .sampling import device_of, draw_inputs
 
 FEW = 3
-"""Pairs that a procedure is tried on, all held out as well."""
+"""Number of pairs that a procedure is tried on; as many are held out."""
 
 IMAGES = 64
-"""Random images that a metric is tried on, and as many to compare with."""
+"""Number of random images that a metric is tried on; as many are compared with them."""
 
 
 def try_start(name: str, model: Model, solver: str, nfe: int) -> None:
@@ -63,7 +63,7 @@ def try_procedure(
     Args:
         distance: opened for the model.
 
-    Raises InputError, naming the procedure, where it fails or yields no finite held-out loss.
+    Raises InputError, naming the procedure, if it fails or yields no finite held-out loss.
     """
     if built_in(procedures.get(config.procedure)):
         return
@@ -115,5 +115,5 @@ def try_metric(name: str, extractor: Extractor, model: Model) -> None:
 
 
 def built_in(entry: object) -> bool:
-    """True for an entry of a table that this package brings itself."""
+    """True for an entry of a table that comes with this package."""
     return getattr(entry, "__module__", "").startswith("ld3_dist.")

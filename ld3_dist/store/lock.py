@@ -69,7 +69,7 @@ class Lock:
             self._beat_once()
         if self.usurper is not None:
             raise LockLost(
-                f"process {self.usurper.pid} on {self.usurper.host} has taken over "
+                f"process {self.usurper.pid} on {self.usurper.place} has taken over "
                 f"{self.storage.url}, because this driver gave no sign of life for too long; this "
                 f"driver ends and leaves the folder to the other. Everything finished is kept"
             )
@@ -139,9 +139,10 @@ def read_lock(storage: Storage) -> tuple[Process, float] | None:
     """
     try:
         body = json.loads(storage.read_bytes(LOCK))
-        return Process(str(body["host"]), int(body["pid"]), str(body["start"])), float(
-            body["heartbeat"]
+        holder = Process(
+            str(body["host"]), int(body["pid"]), str(body["start"]), str(body.get("address", ""))
         )
+        return holder, float(body["heartbeat"])
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None
 
@@ -182,7 +183,7 @@ def _held(storage: Storage, holder: Process, beat: float, stale_after: float) ->
         else f"; if that machine is gone, try again in {max(0.0, stale_after - silence):.0f} s"
     )
     return LockHeld(
-        f"{storage.url} is in use by process {holder.pid} on {holder.host} (last sign of life "
+        f"{storage.url} is in use by process {holder.pid} on {holder.place} (last sign of life "
         f"{silence:.0f} s ago). Wait until it is done, stop it, or give another output folder"
         f"{known}",
         holder,

@@ -1,16 +1,17 @@
 """Names of processes and machines, and whether a named process still lives.
 
 A process is named by (host, pid, start): the start is what tells it from a later process under the
-same number, and holds the boot it belongs to. Temporary files and the lock of an output folder
-carry this name, so that what a killed process left behind can be told from what a living one is
-working on."""
+same number, and holds the boot and the space of process numbers it belongs to: containers of one
+machine, or of two, may have equal host names and equal pids. Temporary files and the lock of an
+output folder carry this name, so that what a killed process left behind can be told from what a
+living one is working on."""
 
 from __future__ import annotations
 
 import os
 import socket
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,17 +19,25 @@ from pathlib import Path
 @dataclass(frozen=True)
 class Process:
     """A process of one machine; `start` is an opaque string, equal for the same process and for no
-    other.
+    other. `address` is the machine's, for messages.
     """
 
     host: str
     pid: int
     start: str
+    address: str = field(default="", compare=False)
 
     @property
     def here(self) -> bool:
-        """True if it ran, or runs, on this machine."""
-        return self.host == host_name()
+        """True if its number would be seen here while it ran: same host name, same boot, and same
+        space of process numbers.
+        """
+        return self.host == host_name() and self.start.rpartition("-")[0] == _space()
+
+    @property
+    def place(self) -> str:
+        """Host name, and address where it is known."""
+        return f"{self.host} ({self.address})" if self.address else self.host
 
     @property
     def alive(self) -> bool | None:
@@ -45,7 +54,7 @@ def this_process() -> Process:
 
 @lru_cache(maxsize=2)
 def _this(pid: int) -> Process:
-    return Process(host_name(), pid, _start_of(pid) or "unknown")
+    return Process(host_name(), pid, _start_of(pid) or "unknown", node_address())
 
 
 def host_name() -> str:
@@ -98,7 +107,7 @@ def _start_of(pid: int) -> str | None:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             return None
-        return None if fields[0] in "ZX" else f"{_boot()}-{fields[19]}"
+        return None if fields[0] in "ZX" else f"{_space()}-{fields[19]}"
     shown = subprocess.run(
         ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
@@ -107,8 +116,15 @@ def _start_of(pid: int) -> str | None:
 
 
 @lru_cache(maxsize=1)
-def _boot() -> str:
+def _space() -> str:
+    """The boot of this machine and the space of process numbers within it; "" but on Linux."""
+    if not Path("/proc/self/stat").exists():
+        return ""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
     except OSError:
-        return "boot"
+        boot = "boot"
+    try:
+        return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return boot

@@ -121,14 +121,14 @@ def _derive(frame: pd.DataFrame, storages: Sequence[Storage]) -> pd.DataFrame:
     baselines = frame[((frame["status"] == "ok") & (frame["kind"] == "baseline")).to_numpy(bool)]
     frame["best_baseline"] = _smallest(frame[COMPARABLE], baselines, "valid_loss")
     frame["gain"] = frame["best_baseline"] / frame["valid_loss"]
-    frame = with_fresh_gains(frame, _losses_in(storages, frame))
+    frame = with_fresh_gains(frame, losses_in(storages, frame))
     ok = (frame["status"] == "ok") & (frame["kind"] == "learned") & frame["valid_loss"].notna()
     ranked = frame[ok.to_numpy(bool)].sort_values(by="valid_loss", kind="stable")
     frame["best"] = frame.index.isin(ranked.drop_duplicates(COMPARABLE).index)
     return frame
 
 
-def _losses_in(storages: Sequence[Storage], frame: pd.DataFrame) -> Losses:
+def losses_in(storages: Sequence[Storage], frame: pd.DataFrame) -> Losses:
     """Read the kept losses of some rows of a frame, in the order of their samples."""
 
     def losses(keys: Collection[str]) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """Everything in the output folder of a sweep, verified from the files alone.
 
-    experiment.json     is there and readable
+    experiment.json     is there and readable, and so are the experiments that ran
     rows                readable; every file holds the rows that its name says; every cell with
                         learned rows has its hand-made grids; no trial failed
     schedules           one for each learned row that came out ok, and equal to it
@@ -26,6 +26,7 @@ from ..core.text import file_name
 from ..core.user_code import label
 from ..experiment.plan import digest
 from ..store.columns import IDENTITY
+from ..store.lineage import CLAIM, FOLDER, current, lineage_name, read_claim, read_lineage
 from ..store.pairs import BadShard, Manifest, read_shard
 from ..store.results import load_results
 from ..store.sealed import unseal
@@ -65,11 +66,12 @@ def check(storage: Storage) -> Iterator[Finding]:
         raise InputError(f"{storage.url}: holds no sweep; give the output folder of one")
     experiment: dict[str, Any] = {}
     yield from _experiment(storage, experiment)
-    yield from _tables(storage)
+    places: dict[str, str] = {}
+    yield from _tables(storage, places)
     rows: Rows = []
     if storage.exists("rows"):
         rows = [dict(row) for row in load_results(storage).to_dict("records")]
-        yield from _rows(rows, experiment)
+        yield from _rows(rows, places)
         yield from _schedules(storage, rows)
         yield from _evaluations(storage, rows, experiment)
     yield from _pairs(storage, rows)
@@ -79,22 +81,31 @@ def check(storage: Storage) -> Iterator[Finding]:
 
 
 def _experiment(storage: Storage, found: dict[str, Any]) -> Iterator[Finding]:
-    """Check experiment.json and put its content into `found`."""
-    try:
-        content = json.loads(storage.read_bytes("experiment.json"))
-        found |= content if isinstance(content, dict) and "fingerprint" in content else {}
-    except FileNotFoundError:
-        yield Finding("experiment.json", "is missing", AGAIN)
+    """Check the experiments of a folder and put the current one into `found`."""
+    names = storage.list(FOLDER)
+    for name in names:
+        stem = name.removeprefix(f"{FOLDER}/").removesuffix(".json")
+        if not name.endswith(".json"):
+            yield Finding(name, "is no part of a sweep", "remove it")
+        elif read_lineage(storage, stem) is None:
+            yield Finding(name, "is damaged, or describes another experiment", AGAIN)
+    found |= current(storage)
+    if not storage.exists(CLAIM):
+        yield Finding(CLAIM, "is missing", AGAIN)
         return
-    except (ValueError, RecursionError) as error:
-        yield Finding("experiment.json", f"is damaged ({error})", AGAIN)
-        return
-    if not found:
-        yield Finding("experiment.json", "does not describe an experiment", AGAIN)
+    claim = read_claim(storage)
+    if claim is None:
+        yield Finding(CLAIM, "is damaged, or does not name an experiment", AGAIN)
+    elif "current" in claim and lineage_name(claim["current"]) not in names:
+        yield Finding(lineage_name(claim["current"]), "is missing", AGAIN)
 
 
-def _tables(storage: Storage) -> Iterator[Finding]:
-    """Files of tables that cannot be read, or hold what their names do not say."""
+def _tables(storage: Storage, places: dict[str, str]) -> Iterator[Finding]:
+    """Check that the files of tables can be read and hold the rows that their names say.
+
+    Args:
+        places: takes the file of every row, by the row's key.
+    """
     remedies = {
         "rows": AGAIN,
         "evaluations": f"{AGAIN}, if it is still wanted; else remove it",
@@ -120,39 +131,32 @@ def _tables(storage: Storage) -> Iterator[Finding]:
                 yield Finding(name, "cannot be read", remedy)
             elif folder != "failures" and not _named(folder, stem, records):
                 yield Finding(name, "holds what belongs to another file", remedy)
+            elif folder == "rows":
+                places |= {str(record["key"]): name for record in records}
 
 
 def _named(folder: str, stem: str, records: list[dict[str, Any]]) -> bool:
     """True if the records of a file are those that its name says."""
     keys = [str(record["key"]) for record in records]
     if folder == "rows":
-        numbered = [f"{stem}-{i}" for i in range(len(keys))]
-        baseline = stem.startswith("baseline-") and all(k.startswith(f"{stem}-") for k in keys)
-        return bool(keys) and (keys == numbered or baseline)
+        baselines = stem.startswith("baseline-") and stem.endswith(f"-{digest(keys)}")
+        trial = records[0]["trial"] if records else None
+        return baselines or stem == digest([trial, keys])
     evaluations = [f"{file_name(str(r['key']))}-{r['evaluation']}" for r in records]
     older = (file_name(keys[0]), keys[0].replace(":", "_")) if keys else ()
     return len(set(keys)) == 1 and stem in (*evaluations, *older)
 
 
-def _rows(rows: Rows, experiment: dict[str, Any]) -> Iterator[Finding]:
-    owner = experiment.get("fingerprint")
+def _rows(rows: Rows, places: dict[str, str]) -> Iterator[Finding]:
     for row in rows:
-        file = f"rows/{_file_of(row)}{SUFFIX}"
-        if owner and row["experiment"] != owner:
-            yield Finding(file, "belongs to another experiment", "move it to a folder of its own")
         if row["status"] == "failed":
+            file = places.get(str(row["key"]), "rows")
             yield Finding(file, f"the trial failed: {row['message']}", "the next sweep tries again")
     learned, grids = (
         {row["cell"] for row in rows if row["kind"] == kind} for kind in ("learned", "baseline")
     )
     for cell in sorted(learned - grids):
         yield Finding("rows", f"cell {cell} has no hand-made grids", AGAIN)
-
-
-def _file_of(row: dict[str, Any]) -> str:
-    """The file of a row without its suffix: a trial's key, or that of a cell's grids."""
-    key = str(row["key"])
-    return "-".join(key.split("-")[:2]) if row["kind"] == "baseline" else key.rpartition("-")[0]
 
 
 def _schedules(storage: Storage, rows: Rows) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Discretizations that are computed: neither learned by gradient descent nor made by hand.
+"""Discretizations that are computed, neither learned by gradient descent nor made by hand.
 
     dmn             from the noise schedule alone: a multistep solver's weights of the network's
                     errors are made small
@@ -21,7 +21,7 @@ from ..core.solver import Solver
 
 TRAINING_FREE = ("dmn", "gits", "optimal-steps")
 SAMPLES = {"gits": 64, "optimal-steps": 32}
-"""The most trajectories that each one uses.
+"""The largest number of trajectories that each one uses.
 
 Both average over the trajectories, and their results change little beyond a few dozen.
 optimal-steps evaluates its samples again in each of N rounds, so it uses fewer.

@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 from faulty_storage import SWEEP, with_fault
+from finished_sweeps import PATIENCE, copy_pairs
 from forked_sweeps import SMALL, sweep
 from object_store import endpoint  # noqa: F401
 from tiny_sweep import changed, lasting, write
@@ -28,7 +29,6 @@ from tiny_sweep import changed, lasting, write
 from ld3_dist.store.opening import open_storage
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 250.0
 
 
 def load_chaos() -> Any:
@@ -40,6 +40,7 @@ def load_chaos() -> Any:
     sys.modules["chaos"] = module
     spec.loader.exec_module(module)
     module.EXPERIMENT["learn"] = {"epochs": 20, "batch": 4}
+    module.LIMIT = PATIENCE
     return module
 
 
@@ -68,8 +69,15 @@ def chaos() -> Any:
 
 
 @pytest.fixture(scope="module")
-def expected(chaos: Any, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    return table_of(chaos.EXPERIMENT, tmp_path_factory.mktemp("reference") / "out")
+def reference(chaos: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("reference") / "out"
+    table_of(chaos.EXPERIMENT, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def expected(reference: Path) -> pd.DataFrame:
+    return lasting(reference)
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +119,9 @@ def test_teachers_spread_over_nodes_and_a_lost_node_loses_nothing(
 
 
 def test_a_killed_driver_leaves_no_workers_and_the_same_command_goes_on(
-    chaos: Any, nodes: Any, file: Path, expected: pd.DataFrame
+    chaos: Any, nodes: Any, file: Path, reference: Path, expected: pd.DataFrame
 ) -> None:
-    out = file.with_name("killed-driver")
+    out = copy_pairs(reference, file.with_name("killed-driver"))
     driver = chaos.start(file, out, nodes.cluster.address)
     until(lambda: nodes.workers_of("trial"), driver, Path(f"{out}.log"))
     driver.kill()

@@ -4,22 +4,17 @@ on.
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-from faulty_storage import SWEEP, with_fault
+from finished_sweeps import Contest, Finished, command_line, copy_pairs, run
 from tiny_sweep import changed, lasting, write
 
 from ld3_dist import load_results
 from ld3_dist.report import write_report
-from ld3_dist.store.lock import read_lock
 from ld3_dist.store.opening import open_storage
 from ld3_dist.store.tables import read_table
 
@@ -67,57 +62,6 @@ def build(options):
 '''
 
 
-def sweep(file: Path, out: Path, fault: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*SWEEP, str(file), "--output", str(out)],
-        capture_output=True,
-        text=True,
-        timeout=250,
-        env=with_fault(fault),
-        check=False,
-    )
-
-
-def experiment(folder: Path, **settings: Any) -> Path:
-    folder.mkdir(exist_ok=True)
-    evaluate = {"samples": 0}
-    return write(folder, changed(evaluate=evaluate, **settings))
-
-
-@dataclass(frozen=True)
-class Contest:
-    """Two drivers on one folder: the first was stopped, the second refused, the first killed; then
-    a third finished.
-    """
-
-    first: int
-    second: subprocess.CompletedProcess[str]
-    third: subprocess.CompletedProcess[str]
-    lock_left: bool
-    out: Path
-
-
-@pytest.fixture(scope="module")
-def contest(tmp_path_factory: pytest.TempPathFactory) -> Contest:
-    folder = tmp_path_factory.mktemp("contest")
-    file, out = experiment(folder), folder / "out"
-    command = [sys.executable, "-m", "ld3_dist.cli", "sweep", str(file), "--output", str(out)]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(1200):
-            if read_lock(open_storage(out)) is not None:
-                break
-            time.sleep(0.1)
-        first.send_signal(signal.SIGSTOP)  # it stays just where it is
-        second = sweep(file, out)
-    finally:
-        first.kill()
-        first.wait()
-    return Contest(
-        first.pid, second, lock_left=(out / "lock.json").exists(), third=sweep(file, out), out=out
-    )
-
-
 def left_behind(out: Path) -> list[Path]:
     return [
         file
@@ -132,8 +76,9 @@ def test_workers_that_die_or_run_out_of_memory(tmp_path: Path) -> None:
     marks.mkdir()
     (tmp_path / "fragile.py").write_text(MODEL.format(marks=str(marks)))
     model = {"model": f"python:{tmp_path}/fragile.py:build", "name": "fragile"}
-    file = experiment(tmp_path, models=[model], resources={"retries": 3, "concurrent_trials": 1})
-    done = sweep(file, tmp_path / "out")
+    resources = {"retries": 3, "concurrent_trials": 1}
+    data = changed(models=[model], resources=resources, evaluate={"samples": 0})
+    done = command_line(write(tmp_path, data), tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert "Traceback" not in done.stdout + done.stderr  # Ray's own
     assert {mark.name for mark in marks.iterdir()} == {
@@ -168,14 +113,18 @@ def test_workers_that_die_or_run_out_of_memory(tmp_path: Path) -> None:
         ("full write.half", 2, ""),  # nothing fits
     ],
 )
-def test_a_full_disk(tmp_path: Path, contest: Contest, fault: str, code: int, kept: str) -> None:
+def test_a_full_disk(
+    tmp_path: Path, finished: Finished, local_ray: None, fault: str, code: int, kept: str
+) -> None:
     """A message, no traceback, nothing half written; with room again the same command gives the
     same table.
 
     Where not even a failure can be recorded the sweep stops at once, instead of spending every
     trial."""
-    file, out = experiment(tmp_path), tmp_path / "out"
-    done = sweep(file, out, fault)
+    out = tmp_path / "out"
+    if kept == "pairs":  # the disk is full when the search begins
+        copy_pairs(finished.out, out)
+    done = command_line(finished.file, out, fault)
     assert done.returncode == code, done.stdout + done.stderr[-2000:]
     assert "No space left on device" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -185,9 +134,8 @@ def test_a_full_disk(tmp_path: Path, contest: Contest, fault: str, code: int, ke
     assert not list(out.glob("rows/*"))
     if kept == "pairs":
         assert "Stopped: storage: " in done.stdout
-        again = sweep(file, out)
-        assert again.returncode == 0, again.stdout + again.stderr[-2000:]
-        pd.testing.assert_frame_equal(lasting(out), lasting(contest.out), check_exact=True)
+        assert run(finished.file, out)[0].failures == 0
+        pd.testing.assert_frame_equal(lasting(out), lasting(finished.out), check_exact=True)
 
 
 def test_a_written_file_is_whole_at_the_limit_of_the_system(tmp_path: Path) -> None:

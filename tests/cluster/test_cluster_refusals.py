@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm_python
+from one_ray import end_local_ray
 from tiny_sweep import changed, write
 
 from ld3_dist.cluster.ray import connect as joining
@@ -25,6 +27,11 @@ from ld3_dist.core.errors import InputError
 from ld3_dist.experiment import parse_experiment
 from ld3_dist.store.opening import open_storage
 from ld3_dist.store.storage import LocalStorage
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_other_ray() -> None:
+    end_local_ray()
 
 
 def closed_port() -> int:
@@ -59,16 +66,9 @@ def test_what_is_not_ray_does_not_hang_us(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_command_line_exits_with_2_and_writes_nothing(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "ld3_dist.cli",
-        "sweep",
-        str(write(tmp_path, changed())),
-        "--output",
-    ]
-    command += [str(tmp_path / "out"), "--address", f"127.0.0.1:{closed_port()}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    command = ["-m", "ld3_dist.cli", "sweep", str(write(tmp_path, changed()))]
+    command += ["--output", str(tmp_path / "out"), "--address", f"127.0.0.1:{closed_port()}"]
+    done = warm_python.run(command)
     assert done.returncode == 2
     assert "no Ray cluster answers there" in done.stderr
     assert "Traceback" not in done.stderr
@@ -228,16 +228,8 @@ def test_wrong_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         url = f"s3://bucket/out?endpoint_override=http://{host}:{port}"
         with pytest.raises(InputError, match=r"s3://bucket/out"):
             open_storage(url).check_writable()
-        command = [
-            sys.executable,
-            "-m",
-            "ld3_dist.cli",
-            "sweep",
-            str(write(tmp_path, changed())),
-            "--output",
-            url,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+        command = ["-m", "ld3_dist.cli", "sweep", str(write(tmp_path, changed()))]
+        done = warm_python.run([*command, "--output", url])
         assert done.returncode == 2, done.stderr
         assert "s3://bucket/out" in done.stderr
         assert "credentials" in done.stderr
@@ -351,7 +343,7 @@ def test_a_sweep_on_a_cluster_made_by_ray_start_with_a_token(tmp_path: Path) -> 
             env=clean | {"HOME": str(tmp_path)} | more,
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=1200,
             check=False,
         )
 

@@ -7,16 +7,15 @@ import json
 import logging
 import math
 import pickle
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from faulty_storage import SWEEP, with_fault
+from finished_sweeps import Contest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from tiny_sweep import changed, write
+from tiny_sweep import changed
 
 from ld3_dist import load_results
 from ld3_dist.cluster import logs
@@ -26,7 +25,7 @@ from ld3_dist.cluster.search.searcher import CellSearcher
 from ld3_dist.cluster.search.studies import NAME, StudyMirror
 from ld3_dist.core.errors import InputError
 from ld3_dist.core.text import file_name
-from ld3_dist.experiment import Plan, parse_experiment
+from ld3_dist.experiment import Plan, TrialSpec, parse_experiment
 from ld3_dist.store.opening import open_storage
 from ld3_dist.store.storage import Storage
 from ld3_dist.store.tables import write_table
@@ -41,17 +40,6 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
     )
 
 
-def sweep(file: Path, out: Path, fault: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*SWEEP, str(file), "--output", str(out)],
-        capture_output=True,
-        text=True,
-        timeout=250,
-        env=with_fault(fault),
-        check=False,
-    )
-
-
 def studies_in(file: Path) -> dict[str, list[optuna.trial.FrozenTrial]]:
     storage = JournalStorage(JournalFileBackend(str(file)))
     names = optuna.get_all_study_names(storage)
@@ -59,15 +47,10 @@ def studies_in(file: Path) -> dict[str, list[optuna.trial.FrozenTrial]]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep whose driver is killed once, run again to its end, with TensorBoard."""
-    folder = tmp_path_factory.mktemp("views")
-    file = write(folder, changed(resources={"callbacks": ["tensorboard"]}))
-    killed = sweep(file, folder / "out", "write.after@studies")
-    assert killed.returncode == -9, killed.stderr[-2000:]
-    done = sweep(file, folder / "out")
-    assert done.returncode == 0, done.stderr[-2000:]
-    return folder / "out"
+def finished(contest: Contest) -> Path:
+    """A sweep whose driver was killed once, run again to its end, with TensorBoard."""
+    assert contest.third.returncode == 0, contest.third.stderr[-2000:]
+    return contest.out
 
 
 def test_logs_tell_the_whole_story(finished: Path) -> None:
@@ -105,17 +88,17 @@ def test_studies_open_in_optuna_and_its_dashboard(finished: Path) -> None:
     frame = load_results(finished).query("kind == 'learned'")
     assert set(studies) == set(frame["cell"])
     for cell, trials in studies.items():
-        keys = [trial.user_attrs["key"] for trial in trials]
+        keys = [trial.user_attrs["trial"] for trial in trials]
         here = frame[frame["cell"] == cell]
-        assert sorted(keys) == sorted(set(here["key"].str.rpartition("-")[0]))
+        assert sorted(keys) == sorted(set(here["trial"]))
         for trial in trials:
-            rows = here[here["key"].str.startswith(trial.user_attrs["key"])]
+            rows = here[here["trial"] == trial.user_attrs["trial"]]
             assert trial.state.name == "COMPLETE"
             assert trial.value == pytest.approx(
                 rows["valid_loss"].map(math.log).mean()
             )  # one row a seed
             assert trial.params["lr"] == rows["lr"].iloc[0]
-            assert trial.user_attrs["trial"] == rows["trial"].iloc[0]
+            assert trial.user_attrs["round"] == rows["round"].iloc[0]
     dashboard = pytest.importorskip("optuna_dashboard", reason="needs the dev extra")
     served = dashboard.wsgi(JournalStorage(JournalFileBackend(str(finished / NAME))))
 
@@ -271,17 +254,21 @@ def test_the_mirror_is_rebuilt_and_never_shrinks_to_a_part(tmp_path: Path) -> No
     def run(limit: int) -> StudyMirror:
         mirror = StudyMirror(storage)
         ready = {model.label for model in experiment.models}
-        searcher = CellSearcher(plan, lambda spec: outcomes.get(spec.key), ready, 9, mirror)
+
+        def look(spec: TrialSpec, task: str | None) -> Outcome | TrialSpec:
+            return outcomes.get(spec.key, spec)
+
+        searcher = CellSearcher(plan, look, ready, 9, mirror)
         pickle.dumps(mirror)
         for number in range(limit):
             given = searcher.suggest(str(number))
             if not isinstance(given, dict):
                 break
-            if given["trial"] != 1:
-                outcomes[given["key"]] = Outcome(given["key"], float(number), (1.0, math.inf), "ok")
-            searcher.on_trial_complete(
-                str(number), {"objective": float(number)}, error=given["trial"] == 1
-            )
+            key = searcher.live[str(number)].spec.key
+            first = given["round"] == 0 and json.loads(given["settings"])["learn"]["gamma"] == 0
+            if not first:
+                outcomes[key] = Outcome(key, float(number), (1.0, math.inf), "ok")
+            searcher.on_trial_complete(str(number), {"objective": float(number)}, error=first)
         mirror.write()
         return mirror
 
@@ -291,15 +278,16 @@ def test_the_mirror_is_rebuilt_and_never_shrinks_to_a_part(tmp_path: Path) -> No
     studies = studies_in(tmp_path / NAME)
     assert [len(trials) for trials in studies.values()] == [4, 4]
     for trials in studies.values():
-        assert len({trial.user_attrs["key"] for trial in trials}) == 4
-        assert {t.user_attrs["trial"]: t.state.name for t in trials} == {
-            0: "COMPLETE", 1: "FAIL", 2: "COMPLETE", 3: "COMPLETE"
+        assert len({trial.user_attrs["trial"] for trial in trials}) == 4
+        found = {(t.user_attrs["round"], t.params["gamma"]): t.state.name for t in trials}
+        assert found == {
+            (0, 0): "FAIL", (0, 0.01): "COMPLETE", (1, 0): "COMPLETE", (1, 0.01): "COMPLETE"
         }  # fmt: skip
         assert {
             tuple(t.user_attrs["valid_losses"]) for t in trials if t.state.name == "COMPLETE"
         } == {(1.0, None)}
     before = (tmp_path / NAME).read_bytes()
-    keys = [trial.user_attrs["key"] for trials in studies.values() for trial in trials]
+    keys = [trial.user_attrs["trial"] for trials in studies.values() for trial in trials]
     outcomes |= {key: Outcome(key, 1.0, (1.0,), "ok") for key in keys}
     assert not run(99).new
     assert (tmp_path / NAME).read_bytes() == before

@@ -32,7 +32,7 @@ def killed_and_resumed(place: str, points: list[str]) -> dict[str, list[int]]:
         [sys.executable, str(here / "forked_sweeps.py"), place, *points],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=1200,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         check=False,
     )

@@ -70,7 +70,7 @@ def test_ray_starts_with_a_long_folder_and_without_shared_memory(temporary: Path
         [sys.executable, "-c", SMALL_RAY, str(temporary / "no-shm")],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=1200,
         check=False,
     )
     assert "came up with 42" in done.stdout, done.stderr[-3000:]

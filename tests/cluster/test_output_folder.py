@@ -1,5 +1,5 @@
-"""Whose an output folder is: keys follow content and not paths, messages say what differs, and a
-lost experiment.json is made again.
+"""The experiments of an output folder: keys follow content and not paths, every version is kept,
+and a lost experiment.json is made again.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from forked_sweeps import SMALL, sweep
 from tiny_sweep import changed, lasting
 
 from ld3_dist import load_results
-from ld3_dist.cluster.output_folder import check_claim, claim, read_claim, with_names_of
+from ld3_dist.cluster.output_folder import check_claim, claim, with_names_of
 from ld3_dist.core.errors import InputError
 from ld3_dist.experiment import parse_experiment
 from ld3_dist.experiment.plan import Plan, content_of_conditioning
-from ld3_dist.models.digits.denoiser import NETWORK_FILE, NETWORK_KIND
+from ld3_dist.models.digits import NETWORK
 from ld3_dist.models.weights import read_tensors, save_tensors
 from ld3_dist.report import write_report
+from ld3_dist.store.lineage import current, lineages, read_claim
 from ld3_dist.store.opening import open_storage
 from ld3_dist.store.storage import Storage
 from ld3_dist.tasks.planning import make_plan
@@ -39,9 +40,9 @@ def claimed(folder: Path, **settings: Any) -> Storage:
     return storage
 
 
-def refused(storage: Storage, plan: Plan) -> str:
+def refused(storage: Storage) -> str:
     with pytest.raises(InputError) as caught:
-        check_claim(storage, plan)
+        check_claim(storage)
     assert storage.url in str(caught.value)
     assert "--output" in str(caught.value)
     return str(caught.value)
@@ -50,12 +51,14 @@ def refused(storage: Storage, plan: Plan) -> str:
 def weights_at(file: Path, scale: float = 1.0) -> dict[str, Any]:
     """A model whose weights are a file; `scale` changes them."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    tensors, config = read_tensors(NETWORK_FILE, NETWORK_KIND, "")
-    save_tensors(file, {name: t * scale for name, t in tensors.items()}, NETWORK_KIND, config)
+    tensors, config = read_tensors(NETWORK.file, NETWORK.kind, "")
+    save_tensors(file, {name: t * scale for name, t in tensors.items()}, NETWORK.kind, config)
     return {"model": f"digits:{file}"}
 
 
-def test_the_same_weights_under_another_path_are_the_same_experiment(tmp_path: Path) -> None:
+def test_the_same_weights_under_another_path_are_the_same_experiment(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = weights_at(tmp_path / "a" / "net.safetensors")
     out = open_storage(tmp_path / "out")
     sweep(out, changed(**SMALL | {"models": [first]}))
@@ -64,19 +67,35 @@ def test_the_same_weights_under_another_path_are_the_same_experiment(tmp_path: P
     (tmp_path / "a" / "net.safetensors").unlink()
     before = {name: out.read_bytes(name) for name in out.list(recursive=True)}
     plan = plan_of(models=[moved])
-    assert check_claim(out, plan)
     same = with_names_of(out, plan)
     assert [cell.id for cell in same.cells] == [f"{first['model']}/ddim/3"]
     assert same.fingerprint == plan.fingerprint
     assert same.cells[0].model.model == moved["model"]
-    (Path(out.url) / "rows" / f"{same.baseline_key(same.cells[0])}.parquet").unlink()
+    for file in Path(out.url, "rows").glob("baseline-*"):
+        file.unlink()
     sweep(out, changed(**SMALL | {"models": [moved]}))
     pd.testing.assert_frame_equal(lasting(Path(out.url)), table, check_exact=True)
     assert set(out.list(recursive=True)) >= set(before)
-    other = plan_of(models=[weights_at(tmp_path / "c" / "net.safetensors", scale=1.01)])
-    message = refused(out, other)
-    assert "models.0.weights: " in message
-    assert message.count(" there, ") == 1
+    named = plan_of(models=[moved | {"name": "mine"}])
+    with caplog.at_level("WARNING", "ld3_dist"):
+        assert with_names_of(out, named).cells[0].id == same.cells[0].id
+    assert "model mine is called" in caplog.text
+
+
+def test_other_weights_of_the_same_name_have_keys_of_their_own(tmp_path: Path) -> None:
+    """So their rows lie beside the old ones, in the same cell and with another teacher."""
+    experiment = parse_experiment(changed(**SMALL))
+    one, other = (Plan(experiment, {"analytic:mixture-2d": name}) for name in ("a", "b"))
+    storage = open_storage(tmp_path / "out")
+    claim(storage, one)
+    assert with_names_of(storage, other) == other
+    claim(storage, other)
+    cell = one.cells[0]
+    assert cell == other.cells[0]
+    assert one.teacher_key(cell.model) != other.teacher_key(cell.model)
+    keys = [plan.trial(cell, plan.points()[0]).keys for plan in (one, other)]
+    keys += [tuple(key for key, *_ in plan.baselines(cell)) for plan in (one, other)]
+    assert len({key for found in keys for key in found}) == sum(map(len, keys))
 
 
 def test_other_files_count_by_their_content_too(tmp_path: Path) -> None:
@@ -107,19 +126,39 @@ def test_other_files_count_by_their_content_too(tmp_path: Path) -> None:
     assert content_of_conditioning("class") == "class"
 
 
-def test_what_differs_is_said_setting_by_setting(tmp_path: Path) -> None:
-    storage = claimed(tmp_path)
-    assert check_claim(storage, plan_of(name="renamed", resources={"batch": 5}))
-    other = plan_of(seed=7, learn={"epochs": 3, "batch": 8}, nfe=[3, 4])
-    message = refused(storage, other)
-    assert "another experiment ('tiny')" in message
-    assert [line.strip() for line in message.splitlines() if " there, " in line] == [
-        "learn.epochs: 1 there, 3 here",
-        "nfe: [3] there, [3, 4] here",
-        "seed: 0 there, 7 here",
-    ]
-    renamed = plan_of(models=[{"model": "analytic:mixture-2d", "name": "mix"}])
-    assert "models.0.name: 'analytic:mixture-2d' there, 'mix' here" in refused(storage, renamed)
+def test_every_version_is_kept_and_the_last_one_is_current(tmp_path: Path) -> None:
+    storage = claimed(tmp_path / "out")
+    first = plan_of()
+    assert current(storage)["fingerprint"] == first.fingerprint
+    claim(storage, plan_of(name="renamed", resources={"batch": 5}))  # changes no result
+    assert [one["name"] for one in lineages(storage)] == ["renamed"]
+    second = plan_of(nfe=[3, 4])
+    claim(storage, second)
+    assert {one["fingerprint"] for one in lineages(storage)} == {
+        first.fingerprint,
+        second.fingerprint,
+    }
+    assert current(storage)["settings"]["nfe"] == [3, 4]
+    claim(storage, first)
+    assert current(storage)["settings"]["nfe"] == [3]
+    asked = current(storage)["asked"]
+    assert asked["members"] == [[0, "log_snr"]]
+    assert asked["baselines"] == [key for c in first.cells for key, *_ in first.baselines(c)]
+
+
+def test_what_was_asked_for_stays_asked_for(tmp_path: Path) -> None:
+    """A driver that is killed, and two drivers that share the work, lose nothing."""
+    storage, plan = open_storage(tmp_path / "out"), plan_of()
+    specs = [plan.trial(plan.cells[0], point) for point in plan.points()]
+    one, other = claim(storage, plan), claim(storage, plan)
+    for lineage, spec in zip((one, other), specs, strict=True):
+        lineage.ask(spec)
+        lineage.write(at_once=True)
+    assert set(current(storage)["asked"]["trials"]) == {spec.key for spec in specs}
+    assert not current(storage)["asked"]["complete"]
+    other.finish()
+    claim(storage, plan)
+    assert current(storage)["asked"]["complete"]
 
 
 @pytest.mark.parametrize("damage", [None, b"", b"{", b"[1]", b"{}", b"\xff\xfe"])
@@ -130,22 +169,21 @@ def test_a_lost_experiment_json_is_made_again(damage: bytes | None, tmp_path: Pa
     storage.remove(name)
     if damage is not None:
         storage.write_bytes(name, damage)
-    assert "rows of another experiment" in refused(storage, plan_of(seed=3))
-    assert not check_claim(storage, plan_of())
+    assert current(storage)["fingerprint"] == plan_of().fingerprint  # the latest that ran
     claim(storage, plan_of())
     assert storage.read_bytes(name) == before
 
 
-def test_pairs_of_another_teacher_keep_a_lost_experiment_json_lost(tmp_path: Path) -> None:
-    storage = open_storage(tmp_path / "out")
-    storage.write_bytes("pairs/0123456789abcdef/manifest.json", b"{}")
-    assert "pairs/0123456789abcdef" in refused(storage, plan_of())
+def test_rows_of_an_older_format_without_any_experiment_are_not_continued(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(QUICKSTART / "rows", out / "rows")
+    assert "older ld3_dist" in refused(open_storage(out))
 
 
 def test_a_folder_of_format_1_is_read_but_not_continued(tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(QUICKSTART, out)
-    message = refused(open_storage(out), plan_of())
+    message = refused(open_storage(out))
     assert "format 1" in message
     assert "ld3-dist report" in message
     assert "cannot go on in it" in message

@@ -17,19 +17,13 @@ import pytest
 from ld3_dist.core.errors import InputError
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    import ray
+@pytest.fixture(autouse=True)
+def cluster(local_ray: None) -> Iterator[None]:
+    from ray import cloudpickle
 
-    from ld3_dist.cluster.ray.connect import connect
-
-    connect(None)
-    ray.cloudpickle.register_pickle_by_value(
-        sys.modules[__name__]
-    )  # workers cannot import the tests
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
     yield
-    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    ray.shutdown()
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 def make_pool(count: int = 1, retries: int = 2, deadline: float = 60.0, cpus: float = 0.5) -> Any:

@@ -1,6 +1,4 @@
-"""Proposals: in generations, told in the order of the asks, the same whoever finishes first,
-rebuilt from rows.
-"""
+"""Proposals: a study per cell and point, the same whoever finishes first, rebuilt from rows."""
 
 from __future__ import annotations
 
@@ -10,10 +8,10 @@ import random
 from typing import Any
 
 import pytest
-from optuna.trial import TrialState
 from ray.tune.search import Searcher
 from tiny_sweep import changed
 
+from ld3_dist.cluster.search.proposals import Proposal
 from ld3_dist.cluster.search.searcher import CellSearcher
 from ld3_dist.experiment import Plan, TrialSpec, parse_experiment
 from ld3_dist.tasks.trial import Outcome
@@ -32,11 +30,25 @@ class Work:
 
     def __init__(self, plan: Plan, limit: int = MANY) -> None:
         self.rows: dict[str, Outcome] = {}
+        self.told: dict[str, list[tuple[dict[str, Any], float]]] = {}
         self.asked: list[str] = []
         self.searcher = CellSearcher(
-            plan, lambda spec: self.rows.get(spec.key), {"analytic:mixture-2d"}, limit
+            plan,
+            self.look,
+            {"analytic:mixture-2d"},
+            limit,
+            self.mirror,
+            lambda spec: self.asked.append(spec.key),
         )
         self.plan, self.serial = plan, 0
+
+    def look(self, spec: TrialSpec, task: str | None = None) -> Outcome | TrialSpec:
+        return self.rows.get(spec.task, spec)
+
+    def mirror(self, proposal: Proposal, new: bool) -> None:
+        assert proposal.outcome is not None
+        name = f"{proposal.spec.cell.id} {proposal.study.point}"
+        self.told.setdefault(name, []).append((proposal.params, proposal.outcome.objective))
 
     def suggest(self) -> tuple[str, dict[str, Any]] | str | None:
         self.serial += 1
@@ -64,63 +76,72 @@ class Work:
                 assert given == Searcher.FINISHED
                 return proposals
 
-    def told(self) -> list[list[tuple[dict[str, Any], float | None]]]:
-        return [
-            [(t.params, t.value) for t in study.study.trials] for study in self.searcher.studies
-        ]
 
-
-def by_key(proposals: list[dict[str, Any]]) -> dict[str, tuple[str, int, int]]:
-    return {p["key"]: (p["cell"], p["trial"], p["generation"]) for p in proposals}
+def by_key(proposals: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
+    return {p["key"]: (p["cell"], p["round"]) for p in proposals}
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
 def test_proposals_do_not_depend_on_who_finishes_first(sampler: str) -> None:
-    plan = plan_of(
-        sampler, rounds=8
-    )  # long enough for the sampler to have learned from what it was told
+    plan = plan_of(sampler, rounds=12)  # long enough for TPE to use what it was told
     first, *others = [Work(plan) for _ in range(4)]
     expected = by_key(first.run())
-    assert len(expected) == 2 * 2 * 8
+    assert len(expected) == 2 * 2 * 12
     for work, order, limit in zip(others, ("last", "any", "first"), (MANY, MANY, 3), strict=True):
         work.searcher.limit = limit
         assert by_key(work.run(order)) == expected
-        assert work.told() == first.told()
+        assert work.told == first.told
 
 
-def test_studies_are_told_in_the_order_of_the_asks() -> None:
-    work = Work(plan_of())
+def test_every_point_of_every_cell_has_a_study_of_its_own() -> None:
+    """What the sampler proposes for one point says nothing about another, and grids may grow."""
+    work = Work(plan_of("random"))
     work.run("last")
-    for study in work.searcher.studies:
-        trials = study.study.trials
-        assert [t.number for t in trials] == list(range(8))
-        assert all(t.state == TrialState.COMPLETE for t in trials)
-        assert [t.params["gamma"] for t in trials] == [0, 0.01] * 4
-        for trial in trials:
-            assert trial.value == pytest.approx(
-                math.log(trial.params["lr"] / 0.1) ** 2 + trial.params["gamma"]
-            )
+    assert len(work.told) == 4
+    for name, told in work.told.items():
+        assert len(told) == 4
+        assert {f"{params['gamma']}}}" for params, _ in told} == {name.rpartition(" ")[2]}
+    proposed = [tuple(params["lr"] for params, _ in told) for told in work.told.values()]
+    assert len(set(proposed)) == 4
+    search = changed()["search"] | {"rounds": 4, "sampler": "random"}
+    wider = changed(search=search | {"grid": {"gamma": [0, 0.003, 0.01]}}, nfe=[3, 4])
+    more = Work(Plan(parse_experiment(wider), {"analytic:mixture-2d": "h"}))
+    assert by_key(work_run := work.run()) == {}
+    assert work_run == []
+    grown = by_key(more.run("any"))
+    assert work.rows.keys() < grown.keys()
 
 
-def test_a_generation_waits_for_its_last_trial() -> None:
+def test_more_rounds_go_on_with_the_same_studies() -> None:
+    few, many = Work(plan_of(rounds=9)), Work(plan_of(rounds=11))
+    expected = by_key(few.run())
+    assert {k: v for k, v in by_key(many.run("any")).items() if v[1] < 9} == expected
+
+
+def test_a_study_waits_for_its_trial() -> None:
     work = Work(plan_of())
     first = [work.suggest() for _ in range(4)]
     cells = [given[1]["cell"].split("/")[1] for given in first if isinstance(given, tuple)]
-    assert cells == [
-        "ddim",
-        "ipndm-2",
-        "ddim",
-        "ipndm-2",
-    ]  # in turn, so that no cell waits for another
+    assert cells == ["ddim", "ipndm-2", "ddim", "ipndm-2"]  # in turn: no cell waits for another
     assert work.suggest() is None
     ddim = [given for given in first if isinstance(given, tuple) and "ddim" in given[1]["cell"]]
+    gamma = json.loads(ddim[1][1]["settings"])["learn"]["gamma"]
     work.finish(*ddim[1])
-    assert work.suggest() is None
-    work.finish(*ddim[0])
     second = work.suggest()
     assert isinstance(second, tuple)
     assert "ddim" in second[1]["cell"]
-    assert (second[1]["generation"], second[1]["trial"]) == (1, 2)
+    assert second[1]["round"] == 1
+    assert json.loads(second[1]["settings"])["learn"]["gamma"] == gamma
+    assert work.suggest() is None
+
+
+def test_a_point_without_proposed_axes_needs_no_study() -> None:
+    search = {"grid": {"gamma": [0, 0.01]}, "optuna": {}, "rounds": 1, "members": {"seeds": 1}}
+    plan = Plan(parse_experiment(changed() | {"search": search}), {"analytic:mixture-2d": "h"})
+    work = Work(plan)
+    given = work.suggest()
+    assert isinstance(given, tuple)
+    assert all(proposal.asked is None for proposal in work.searcher.live.values())
 
 
 def test_never_more_trials_out_than_the_limit() -> None:
@@ -143,7 +164,7 @@ def test_a_search_is_rebuilt_from_its_rows(kept: int) -> None:
     assert by_key(again) == by_key([p for p in expected if p["key"] not in chosen])
     assert resumed.searcher.found == kept
     assert resumed.rows == whole.rows
-    assert resumed.told() == whole.told()
+    assert resumed.told == whole.told
 
 
 def test_failed_and_diverged_trials_do_not_stop_a_study() -> None:
@@ -160,9 +181,7 @@ def test_failed_and_diverged_trials_do_not_stop_a_study() -> None:
             work.searcher.on_trial_complete(name, {"objective": 1e9})
     assert seen == work.searcher.total == 8
     assert len(work.searcher.failed) == 4
-    assert all(
-        t.state == TrialState.FAIL for study in work.searcher.studies for t in study.study.trials
-    )
+    assert all(objective == math.inf for told in work.told.values() for _, objective in told)
 
 
 def test_cells_wait_for_their_teacher() -> None:
@@ -188,10 +207,22 @@ def test_a_proposal_holds_all_that_a_trial_needs() -> None:
     plan = plan_of()
     given = Work(plan).suggest()
     assert isinstance(given, tuple)
-    spec = TrialSpec(plan.cells[0], json.loads(given[1]["settings"]), given[1]["key"])
+    settings, members = json.loads(given[1]["settings"]), json.loads(given[1]["members"])
+    spec = plan.spec(plan.cell(given[1]["cell"]), settings, members)
+    assert spec.task == given[1]["key"]
     assert spec.config.gamma == 0
     assert 0.03 <= spec.config.lr <= 0.3
-    assert plan.trial(plan.cells[0], {"gamma": 0, "lr": spec.config.lr}).key == spec.key
+    assert plan.trial(plan.cells[0], {"gamma": 0, "lr": spec.config.lr}) == spec
+
+
+def test_a_trial_learns_only_the_members_that_are_missing() -> None:
+    plan = plan_of()
+    work = Work(plan)
+    work.look = lambda spec, task=None: spec.only([1])  # type: ignore[method-assign]
+    work.searcher.proposals.look = work.look
+    given = work.suggest()
+    assert isinstance(given, tuple)
+    assert json.loads(given[1]["members"]) == [[1, "log_snr"]]
 
 
 def test_whole_numbers_and_names_are_proposed_as_such() -> None:

@@ -23,7 +23,7 @@ from ld3_dist.experiment import load_experiment, settings
 from ld3_dist.experiment.reading import blamed_on, parse_experiment
 from ld3_dist.experiment.shape import all_keys
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(120)
 
 OURS = re.compile(
     r"\b(str|int|bool|float|tuple|dict|NoneType|pydantic|validat\w+|union|constructor|"

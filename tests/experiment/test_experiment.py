@@ -247,7 +247,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_an_empty_axis_table_is_one_trial() -> None:
     plan = plan_of({k: v for k, v in TINY.items() if k != "search"})
-    assert plan.grid_points() == [{}]
+    assert plan.points() == [{}]
 
 
 @pytest.mark.parametrize(
@@ -266,9 +266,7 @@ def reordered(value: Any) -> Any:
 
 def trial_keys(plan: Plan) -> set[str]:
     return {
-        plan.trial(cell, point | {"lr": 0.1}).key
-        for cell in plan.cells
-        for point in plan.grid_points()
+        plan.trial(cell, point | {"lr": 0.1}).key for cell in plan.cells for point in plan.points()
     }
 
 
@@ -328,7 +326,7 @@ def test_other_weights_are_another_experiment() -> None:
 
 def test_keys_of_all_trials_differ() -> None:
     plan = plan_of(TINY)
-    assert len(trial_keys(plan)) == len(plan.cells) * len(plan.grid_points())
+    assert len(trial_keys(plan)) == len(plan.cells) * len(plan.points())
     ids = [cell.id for cell in plan.cells]
     assert len(set(ids)) == len(ids) == 4
 
@@ -417,7 +415,7 @@ def test_presets_searched_have_their_own_values() -> None:
     plan = plan_of(
         data | {"learn": {"epochs": 9}, "search": {"grid": {"procedure": ["default", "paper"]}}}
     )
-    ours, paper = (plan.trial(plan.cells[0], point) for point in plan.grid_points())
+    ours, paper = (plan.trial(plan.cells[0], point) for point in plan.points())
     assert (ours.config.procedure, ours.config.batch, ours.config.lr) == ("default", 10, 0.2)
     assert (paper.config.procedure, paper.config.batch, paper.config.lr) == ("paper", 2, 0.005)
     assert ours.config.epochs == paper.config.epochs == 9  # said, so it holds for both

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm_python
 import yaml
 from command_line import call, elsewhere  # noqa: F401  a fixture
 
@@ -261,15 +261,8 @@ def distribution(folder: Path, name: str, module: str, code: str) -> None:
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(folder), str(TOP)])
-    return subprocess.run(
-        [sys.executable, "-m", "ld3_dist.cli", *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return warm_python.run(["-m", "ld3_dist.cli", *arguments], folder, environment)
 
 
 LEARN = (

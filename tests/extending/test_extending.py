@@ -56,7 +56,10 @@ def test_every_file_is_short() -> None:
 
 @pytest.mark.cluster
 def test_a_sweep_of_extensions(
-    mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mine: Path,
+    local_ray: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = mine.parent / "out"
     code, said, err = call(monkeypatch, capsys, "sweep", "sweep.yaml", "--output", out)
@@ -161,8 +164,8 @@ def plan_of(folder: Path) -> Plan:
 
 
 def keys(plan: Plan) -> list[str]:
-    trials = [plan.trial(cell, point).key for cell in plan.cells for point in plan.grid_points()]
-    bases = [plan.baseline_key(cell) for cell in plan.cells]
+    trials = [plan.trial(cell, point).key for cell in plan.cells for point in plan.points()]
+    bases = [key for cell in plan.cells for key, *_ in plan.baselines(cell)]
     teachers = [plan.teacher_key(model) for model in plan.experiment.models]
     return [plan.fingerprint, *teachers, *bases, *trials]
 

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import inspect
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_pipelines as tiny
 import torch
+import warm_python
 from pipelines_on_disk import PROMPTS, close, diffusers, options_for, stock
 
 from ld3_dist.core.errors import InputError
@@ -401,7 +400,7 @@ def test_guidance_refused_in_a_pipeline_without_any(folders: dict[str, Path]) ->
 def test_without_diffusers_the_extra_is_named() -> None:
     code = "import sys; sys.modules['diffusers'] = None\nimport ld3_dist\n"
     code += "import ld3_dist.integrations.diffusers"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
+    done = warm_python.run(["-c", code])
     assert (
         "ImportError: LD3Scheduler needs the extra 'diffusers': pip install 'ld3_dist[diffusers]'"
         in done.stderr

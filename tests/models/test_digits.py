@@ -18,25 +18,13 @@ from typer.testing import CliRunner
 from ld3_dist.core.errors import InputError
 from ld3_dist.models import digits, open_model
 from ld3_dist.models.digits import __main__ as command
-from ld3_dist.models.digits.classifier import CLASSIFIER_FILE
 from ld3_dist.models.digits.data import DATA_FILE
-from ld3_dist.models.digits.denoiser import NETWORK_FILE, NETWORK_KIND
-from ld3_dist.models.digits.evaluate import (
-    EvaluateConfig,
-    evaluate,
-    frechet,
-    nearest,
-    teacher_samples,
-)
+from ld3_dist.models.digits.evaluate import EvaluateConfig, evaluate, nearest
 from ld3_dist.models.digits.network import NULL_LABEL, DigitsNetwork, NetworkConfig
-from ld3_dist.models.digits.train import (
-    TrainConfig,
-    denoising_loss,
-    draw_sigma,
-    learning_rate,
-    train_network,
-)
-from ld3_dist.models.digits.train_classifier import accuracy
+from ld3_dist.models.digits.train import TrainConfig, learning_rate, train_network
+from ld3_dist.models.embedded.classifier import accuracy
+from ld3_dist.models.embedded.evaluate import frechet, halves, teacher_samples
+from ld3_dist.models.embedded.train import denoising_loss, draw_sigma
 from ld3_dist.models.weights import save_tensors, sha256_of
 
 RESULTS = Path(__file__).parents[2] / "results" / "models" / "digits.json"
@@ -78,13 +66,15 @@ def test_splits_are_disjoint_stratified_and_fixed():
     assert share.min() > 0.19
     assert share.max() < 0.21
     for seed in (0, 1):
-        first, second = digits.halves(seed)
+        first, second = halves(len(labels), seed)
         assert len(first) == len(second) == 898
         assert len(set(first.tolist()) | set(second.tolist())) == 1796
-    assert not torch.equal(digits.halves(0)[0], digits.halves(1)[0])
+    assert not torch.equal(halves(1797, 0)[0], halves(1797, 1)[0])
 
 
-@pytest.mark.parametrize(("file", "limit"), [(NETWORK_FILE, 4e6), (CLASSIFIER_FILE, 1e6)])
+@pytest.mark.parametrize(
+    ("file", "limit"), [(digits.NETWORK.file, 4e6), (digits.CLASSIFIER.file, 1e6)]
+)
 def test_provenance_describes_the_shipped_weights(file, limit):
     record = provenance(file)
     assert file.stat().st_size <= limit
@@ -92,16 +82,18 @@ def test_provenance_describes_the_shipped_weights(file, limit):
     assert record["sha256"] == sha256_of(file)
     assert record["data_sha256"] == digits.data_hash() == sha256_of(DATA_FILE)
     net = (
-        digits.load_digits_network()[0] if file == NETWORK_FILE else digits.load_digits_classifier()
+        digits.NETWORK.load_network()[0]
+        if file == digits.NETWORK.file
+        else digits.CLASSIFIER.load()
     )
     assert record["parameters"] == sum(p.numel() for p in net.parameters())
 
 
 def test_results_belong_to_the_shipped_weights_and_meet_the_targets():
     figures = json.loads(RESULTS.read_text(encoding="utf-8"))
-    assert figures["model_sha256"] == digits.digits_hash()
-    assert figures["classifier_sha256"] == digits.classifier_hash()
-    assert figures == provenance(NETWORK_FILE)["quality"]
+    assert figures["model_sha256"] == digits.NETWORK.hash()
+    assert figures["classifier_sha256"] == digits.CLASSIFIER.hash()
+    assert figures == provenance(digits.NETWORK.file)["quality"]
     assert figures["agreement"] >= 0.95
     assert figures["teacher"]["samples"] == 2000
     assert figures["teacher"]["nfe"] == 50
@@ -111,11 +103,11 @@ def test_results_belong_to_the_shipped_weights_and_meet_the_targets():
 
 def test_sigma_data_is_the_spread_of_the_data():
     images = digits.digits_reference()[0].numpy().astype(np.float64)
-    assert digits.load_digits_network()[1] == pytest.approx(images.std(ddof=1), abs=5e-5)
+    assert digits.NETWORK.load_network()[1] == pytest.approx(images.std(ddof=1), abs=5e-5)
 
 
 def test_gradients_in_input_and_time_are_exact():
-    denoiser = digits.load_digits_denoiser(dtype=torch.float64)
+    denoiser = digits.NETWORK.load_denoiser(dtype=torch.float64)
     x, t, label = batch(3, torch.float64)
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(x.shape, dtype=torch.float64, generator=generator)
@@ -138,18 +130,18 @@ def test_gradients_in_input_and_time_are_exact():
 
 def test_float32_agrees_with_float64():
     x, t, label = batch(40, torch.float64)
-    exact = digits.load_digits_denoiser(dtype=torch.float64)(x, t, label)
-    rounded = digits.load_digits_denoiser()(x.float(), t.float(), label)
+    exact = digits.NETWORK.load_denoiser(dtype=torch.float64)(x, t, label)
+    rounded = digits.NETWORK.load_denoiser()(x.float(), t.float(), label)
     assert rounded.dtype == torch.float32
     assert (rounded - exact).abs().max() < 1e-4
     # float64 states over the float32 network: cast on the way in and out
-    mixed = digits.load_digits_denoiser()(x, t, label)
+    mixed = digits.NETWORK.load_denoiser()(x, t, label)
     assert mixed.dtype == torch.float64
     assert (mixed - exact).abs().max() < 1e-4
 
 
 def test_samples_of_a_batch_do_not_see_each_other():
-    denoiser = digits.load_digits_denoiser(dtype=torch.float64)
+    denoiser = digits.NETWORK.load_denoiser(dtype=torch.float64)
     x, t, label = batch(7, torch.float64)
     together = denoiser(x, t, label)
     alone = torch.cat([denoiser(x[i : i + 1], t[i : i + 1], label[i : i + 1]) for i in range(7)])
@@ -158,10 +150,10 @@ def test_samples_of_a_batch_do_not_see_each_other():
 
 def test_no_condition_is_the_null_label():
     x, t, label = batch(6)
-    denoiser = digits.load_digits_denoiser()
+    denoiser = digits.NETWORK.load_denoiser()
     null = denoiser(x, t, torch.full((6,), NULL_LABEL))
     assert torch.equal(denoiser(x, t, None), null)
-    assert torch.equal(digits.load_digits_denoiser(conditional=False)(x, t, label), null)
+    assert torch.equal(digits.NETWORK.load_denoiser(conditional=False)(x, t, label), null)
     assert not torch.allclose(denoiser(x, t, label), null, atol=1e-2)
 
 
@@ -169,9 +161,12 @@ def test_guidance_is_linear_in_the_scale():
     x, t, label = batch(6, torch.float64)
 
     def load(scale: float) -> torch.Tensor:
-        return digits.load_digits_denoiser(guidance=scale, dtype=torch.float64)(x, t, label)
+        return digits.NETWORK.load_denoiser(guidance=scale, dtype=torch.float64)(x, t, label)
 
-    one, null = load(1.0), digits.load_digits_denoiser(conditional=False, dtype=torch.float64)(x, t)
+    one, null = (
+        load(1.0),
+        digits.NETWORK.load_denoiser(conditional=False, dtype=torch.float64)(x, t),
+    )
     torch.testing.assert_close(load(0.0), null)
     torch.testing.assert_close(load(2.5), null + 2.5 * (one - null))
 
@@ -179,26 +174,26 @@ def test_guidance_is_linear_in_the_scale():
 def test_guidance_needs_labels_and_a_finite_scale():
     for guidance in (-1.0, float("nan"), float("inf")):
         with pytest.raises(InputError, match="finite number >= 0"):
-            digits.load_digits_denoiser(guidance=guidance)
+            digits.NETWORK.load_denoiser(guidance=guidance)
     with pytest.raises(InputError, match="conditional=True"):
-        digits.load_digits_denoiser(guidance=2.0, conditional=False)
+        digits.NETWORK.load_denoiser(guidance=2.0, conditional=False)
 
 
 def test_labels_are_a_pure_and_uniform_function_of_seed_and_index():
-    labels = torch.stack([digits.draw_condition(3, i) for i in range(1000)])
-    assert torch.equal(labels[17], digits.draw_condition(3, 17))
+    labels = torch.stack([digits.NETWORK.draw_condition(3, i) for i in range(1000)])
+    assert torch.equal(labels[17], digits.NETWORK.draw_condition(3, 17))
     assert labels.dtype == torch.int64
     assert labels.min() == 0
     assert labels.max() == 9
     # chi-squared with 9 degrees of freedom: 27.9 is exceeded once in a thousand
     assert float((labels.bincount(minlength=10) - 100).square().sum()) / 100 < 27.9
-    other = torch.stack([digits.draw_condition(4, i) for i in range(100)])
+    other = torch.stack([digits.NETWORK.draw_condition(4, i) for i in range(100)])
     assert not torch.equal(labels[:100], other)
 
 
 def test_far_and_near_limits_of_the_denoiser():
     images, labels = digits.digits_reference()
-    denoiser = digits.load_digits_denoiser()
+    denoiser = digits.NETWORK.load_denoiser()
     near = denoiser(images[:200], torch.full((200,), 0.002), labels[:200])
     assert (near - images[:200]).abs().max() < 0.02
     # at sigma = 80 nothing of the image is left: the answer is the mean of the class
@@ -211,13 +206,15 @@ def test_far_and_near_limits_of_the_denoiser():
 def test_classifier_reproduces_its_held_out_accuracy():
     images, labels = digits.digits_reference()
     mask = digits.held_out()
-    measured = accuracy(digits.load_digits_classifier(), images[mask], labels[mask])
-    assert measured == pytest.approx(provenance(CLASSIFIER_FILE)["held_out_accuracy"], abs=1e-3)
+    measured = accuracy(digits.CLASSIFIER.load(), images[mask], labels[mask])
+    assert measured == pytest.approx(
+        provenance(digits.CLASSIFIER.file)["held_out_accuracy"], abs=1e-3
+    )
     assert measured >= 0.98
 
 
 def test_classifier_features_are_smooth_everywhere():
-    net = digits.load_digits_classifier(dtype=torch.float64)
+    net = digits.CLASSIFIER.load(dtype=torch.float64)
     x = digits.digits_reference()[0][:4].double().requires_grad_()
     assert [tuple(m.shape) for m in net.maps(x)] == [(4, 32, 8, 8), (4, 48, 8, 8), (4, 64, 4, 4)]
     assert net.features(x).shape == (4, 64)
@@ -260,9 +257,11 @@ def test_teacher_draws_the_digits_it_is_asked_for():
 
 
 def test_samples_do_not_depend_on_the_batch():
-    denoiser = digits.load_digits_denoiser(dtype=torch.float32)
-    whole, labels = teacher_samples(denoiser, EvaluateConfig(samples=12, nfe=8, batch=12))
-    parts, _ = teacher_samples(denoiser, EvaluateConfig(samples=12, nfe=8, batch=5))
+    denoiser = digits.NETWORK.load_denoiser(dtype=torch.float32)
+    whole, labels = teacher_samples(
+        digits.NETWORK, denoiser, EvaluateConfig(samples=12, nfe=8, batch=12)
+    )
+    parts, _ = teacher_samples(digits.NETWORK, denoiser, EvaluateConfig(samples=12, nfe=8, batch=5))
     assert len(labels) == 12
     assert (whole - parts).abs().max() < 1e-3
 
@@ -271,14 +270,14 @@ def test_loss_is_the_weighted_error_of_the_denoiser():
     """Karras et al. 2022, eq. 8: lambda(sigma) |D - x_0|^2 with lambda = (sigma^2 + sigma_d^2) /
     (sigma sigma_d)^2.
     """
-    net, sigma_data = digits.load_digits_network(dtype=torch.float64)
+    net, sigma_data = digits.NETWORK.load_network(dtype=torch.float64)
     x_0, labels = (tensor[:20] for tensor in digits.digits_reference())
     z, sigma = (
         torch.randn(20, 1, 8, 8, dtype=torch.float64),
         torch.logspace(-2, 1.5, 20, dtype=torch.float64),
     )
     loss = denoising_loss(net, x_0.double(), sigma, z, labels, sigma_data)
-    denoised = digits.digits_denoiser(net, sigma_data)(
+    denoised = digits.NETWORK.denoiser(net, sigma_data)(
         x_0 + sigma[:, None, None, None] * z, sigma, labels
     )
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
@@ -314,8 +313,8 @@ def test_command_trains_into_another_file(tmp_path):
     assert record["settings"]["steps"] == 2
     assert record["sha256"] == sha256_of(file)
     x, t, label = batch(2)
-    assert digits.load_digits_denoiser(file=file)(x, t, label).shape == x.shape
-    assert provenance(NETWORK_FILE)["sha256"] == digits.digits_hash()
+    assert digits.NETWORK.load_denoiser(file=file)(x, t, label).shape == x.shape
+    assert provenance(digits.NETWORK.file)["sha256"] == digits.NETWORK.hash()
 
 
 def test_classifier_command(tmp_path):
@@ -323,13 +322,13 @@ def test_classifier_command(tmp_path):
     result = CliRunner().invoke(command.app, ["classifier", "--epochs", "2", "--out", str(file)])
     assert result.exit_code == 0, result.output
     assert provenance(file)["held_out_accuracy"] > 0.5
-    assert digits.load_digits_classifier(file=file).features(batch(2)[0]).shape == (2, 64)
+    assert digits.CLASSIFIER.load(file=file).features(batch(2)[0]).shape == (2, 64)
 
 
-@pytest.mark.parametrize("load", [digits.load_digits_denoiser, digits.load_digits_classifier])
+@pytest.mark.parametrize("load", [digits.NETWORK.load_denoiser, digits.CLASSIFIER.load])
 def test_bad_weights_files_name_the_file_and_the_remedy(load, tmp_path):
-    whole = NETWORK_FILE.read_bytes()
-    other = CLASSIFIER_FILE if load is digits.load_digits_denoiser else NETWORK_FILE
+    whole = digits.NETWORK.file.read_bytes()
+    other = digits.CLASSIFIER.file if load == digits.NETWORK.load_denoiser else digits.NETWORK.file
     cases = {
         "missing": None,
         "empty": b"",
@@ -356,7 +355,7 @@ def test_weights_that_do_not_fit_name_the_tensor(tmp_path):
     with pytest.raises(
         InputError, match=r"odd.safetensors: tensor 'enter.weight' has shape \(3,\)"
     ):
-        digits.load_digits_denoiser(file=file)
+        digits.NETWORK.load_denoiser(file=file)
 
 
 def test_sizes_and_settings_validate_themselves():
@@ -390,7 +389,7 @@ def test_sizes_and_settings_validate_themselves():
 )
 def test_a_header_with_nonsense_is_bad_input(tmp_path: Path, config: Any, words: str) -> None:
     file = tmp_path / "network.safetensors"
-    header = json.dumps({"kind": NETWORK_KIND, "config": config})
+    header = json.dumps({"kind": digits.NETWORK.kind, "config": config})
     file.write_bytes(safetensors.torch.save({"a": torch.zeros(1)}, {"ld3_dist": header}))
     with pytest.raises(InputError, match=words) as error:
         open_model(f"digits:{file}")

@@ -16,17 +16,14 @@ from scipy.linalg import sqrtm
 from ld3_dist.core.errors import InputError
 from ld3_dist.metrics.extractors import model_reference
 from ld3_dist.models import ModelOptions, fashion, load_model, open_model
-from ld3_dist.models.fashion.classifier import CLASSIFIER_FILE, FashionClassifier
+from ld3_dist.models.embedded.classifier import accuracy
+from ld3_dist.models.embedded.evaluate import frechet, teacher_samples
+from ld3_dist.models.fashion.classifier import FashionClassifier
 from ld3_dist.models.fashion.data import DEBIAN_FOLDER, read_fashion, scale
-from ld3_dist.models.fashion.denoiser import NETWORK_FILE, NETWORK_KIND
-from ld3_dist.models.fashion.evaluate import EvaluateConfig, frechet, nearest, teacher_samples
+from ld3_dist.models.fashion.evaluate import EvaluateConfig, nearest
 from ld3_dist.models.fashion.network import NULL_LABEL, FashionNetwork, NetworkConfig
-from ld3_dist.models.fashion.opening import fashion_extractor
 from ld3_dist.models.fashion.reference import REFERENCE_FILE, REFERENCE_KIND
-from ld3_dist.models.fashion.train import (
-    measure_sigma_data,
-)
-from ld3_dist.models.fashion.train_classifier import accuracy
+from ld3_dist.models.fashion.train import measure_sigma_data
 from ld3_dist.models.weights import save_tensors, sha256_of
 
 RESULTS = Path(__file__).parents[2] / "results" / "models" / "fashion.json"
@@ -89,15 +86,17 @@ def test_classifier_gives_features_maps_and_logits():
     assert net(x).shape == (4, 10)
 
 
-@pytest.mark.parametrize("file", [NETWORK_FILE, CLASSIFIER_FILE], ids=["network", "classifier"])
+@pytest.mark.parametrize(
+    "file", [fashion.NETWORK.file, fashion.CLASSIFIER.file], ids=["network", "classifier"]
+)
 def test_provenance_describes_the_shipped_weights(file):
     record = provenance(file)
     assert record["sha256"] == sha256_of(file)
     assert record["bytes"] == file.stat().st_size
     net = (
-        fashion.load_fashion_network()[0]
-        if file == NETWORK_FILE
-        else fashion.load_fashion_classifier()
+        fashion.NETWORK.load_network()[0]
+        if file == fashion.NETWORK.file
+        else fashion.CLASSIFIER.load()
     )
     assert record["parameters"] == sum(p.numel() for p in net.parameters())
     assert record["command"].startswith("python -m ld3_dist.models.fashion")
@@ -106,10 +105,10 @@ def test_provenance_describes_the_shipped_weights(file):
 
 
 def test_provenance_describes_the_shipped_statistics_and_all_are_of_one_data_set():
-    record = provenance(CLASSIFIER_FILE)["reference"]
+    record = provenance(fashion.CLASSIFIER.file)["reference"]
     assert record["sha256"] == sha256_of(REFERENCE_FILE)
     assert record["bytes"] == REFERENCE_FILE.stat().st_size
-    files = (NETWORK_FILE, CLASSIFIER_FILE)
+    files = (fashion.NETWORK.file, fashion.CLASSIFIER.file)
     assert sum(f.stat().st_size for f in (*files, REFERENCE_FILE)) <= 8e6
     with safetensors.safe_open(REFERENCE_FILE, framework="pt") as opened:
         config = json.loads(opened.metadata()["ld3_dist"])["config"]
@@ -118,9 +117,9 @@ def test_provenance_describes_the_shipped_statistics_and_all_are_of_one_data_set
 
 def test_results_belong_to_the_shipped_weights_and_meet_the_targets():
     figures = json.loads(RESULTS.read_text(encoding="utf-8"))
-    assert figures == provenance(NETWORK_FILE)["quality"]
-    assert figures["model_sha256"] == fashion.fashion_hash()
-    assert figures["classifier_sha256"] == fashion.classifier_hash()
+    assert figures == provenance(fashion.NETWORK.file)["quality"]
+    assert figures["model_sha256"] == fashion.NETWORK.hash()
+    assert figures["classifier_sha256"] == fashion.CLASSIFIER.hash()
     assert figures["teacher"]["samples"] == 10_000
     assert figures["teacher"]["asked"] == 5000
     assert figures["teacher"]["nfe"] == 50
@@ -142,23 +141,23 @@ def test_shipped_statistics_are_those_of_their_features():
 @pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="needs the images of Fashion-MNIST")
 def test_shipped_files_are_of_the_real_data():
     data = read_fashion(DEBIAN_FOLDER)
-    assert data.sha256 == provenance(NETWORK_FILE)["data_sha256"]
-    assert measure_sigma_data(data.train_images) == fashion.load_fashion_network()[1]
+    assert data.sha256 == provenance(fashion.NETWORK.file)["data_sha256"]
+    assert measure_sigma_data(data.train_images) == fashion.NETWORK.load_network()[1]
     images, labels = scale(data.test_images[:500]), data.test_labels[:500]
-    net = fashion.load_fashion_classifier()
+    net = fashion.CLASSIFIER.load()
     # 0.935 of 10,000 were measured; 0.90 is three standard deviations of 500 below
     assert accuracy(net, images, labels) >= 0.9
     kept = fashion.load_fashion_reference().features
     assert kept is not None
-    made = fashion_extractor().features_of(images[:50])
+    made = fashion.CLASSIFIER.extractor().features_of(images[:50])
     torch.testing.assert_close(made, kept[:50], rtol=2e-3, atol=2e-3)
 
 
 def test_teacher_draws_what_it_is_asked_for_and_lies_near_the_test_images():
     config = EvaluateConfig(samples=200, asked=200, nfe=10, seed=77, batch=50)
-    samples, asked = teacher_samples(fashion.load_fashion_denoiser(), config)
-    net, reference = fashion.load_fashion_classifier(), fashion.load_fashion_reference()
-    features = fashion_extractor().features_of(samples)
+    samples, asked = teacher_samples(fashion.NETWORK, fashion.NETWORK.load_denoiser(), config)
+    net, reference = fashion.CLASSIFIER.load(), fashion.load_fashion_reference()
+    features = fashion.CLASSIFIER.extractor().features_of(samples)
     found = net.decide(features).argmax(1)
     # 0.919 of 5,000 were measured at 50 evaluations; 0.83 is 4.6 standard deviations of 200 below
     assert (found == asked).double().mean() >= 0.83
@@ -169,27 +168,27 @@ def test_teacher_draws_what_it_is_asked_for_and_lies_near_the_test_images():
     real = frechet(reference.features[order[:200]], reference.features)
     assert frechet(features, reference.features) <= 2 * real
     noise = torch.randn(200, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    assert frechet(fashion_extractor().features_of(noise), reference.features) > 3 * real
+    assert frechet(fashion.CLASSIFIER.extractor().features_of(noise), reference.features) > 3 * real
 
 
 def test_float32_agrees_with_float64():
     x, t, label = batch(12, torch.float64)
-    exact = fashion.load_fashion_denoiser(dtype=torch.float64)(x, t, label)
-    rounded = fashion.load_fashion_denoiser()(x.float(), t.float(), label)
+    exact = fashion.NETWORK.load_denoiser(dtype=torch.float64)(x, t, label)
+    rounded = fashion.NETWORK.load_denoiser()(x.float(), t.float(), label)
     assert rounded.dtype == torch.float32
     assert (rounded - exact).abs().max() < 1e-3
     # float64 states over the float32 network: cast on the way in and out
-    mixed = fashion.load_fashion_denoiser()(x, t, label)
+    mixed = fashion.NETWORK.load_denoiser()(x, t, label)
     assert mixed.dtype == torch.float64
     assert (mixed - exact).abs().max() < 1e-3
 
 
 def test_no_condition_is_the_null_label():
     x, t, label = batch(6)
-    denoiser = fashion.load_fashion_denoiser()
+    denoiser = fashion.NETWORK.load_denoiser()
     null = denoiser(x, t, torch.full((6,), NULL_LABEL))
     assert torch.equal(denoiser(x, t, None), null)
-    assert torch.equal(fashion.load_fashion_denoiser(conditional=False)(x, t, label), null)
+    assert torch.equal(fashion.NETWORK.load_denoiser(conditional=False)(x, t, label), null)
     assert not torch.allclose(denoiser(x, t, label), null, atol=1e-2)
 
 
@@ -197,9 +196,9 @@ def test_guidance_is_linear_in_the_scale():
     x, t, label = batch(4, torch.float64)
 
     def load(scale: float) -> torch.Tensor:
-        return fashion.load_fashion_denoiser(guidance=scale, dtype=torch.float64)(x, t, label)
+        return fashion.NETWORK.load_denoiser(guidance=scale, dtype=torch.float64)(x, t, label)
 
-    plain = fashion.load_fashion_denoiser(conditional=False, dtype=torch.float64)
+    plain = fashion.NETWORK.load_denoiser(conditional=False, dtype=torch.float64)
     one, null = load(1.0), plain(x, t)
     torch.testing.assert_close(load(0.0), null)
     torch.testing.assert_close(load(2.5), null + 2.5 * (one - null))
@@ -208,30 +207,34 @@ def test_guidance_is_linear_in_the_scale():
 def test_guidance_needs_labels_and_a_finite_scale():
     for guidance in (-1.0, float("nan"), float("inf")):
         with pytest.raises(InputError, match="finite number >= 0"):
-            fashion.load_fashion_denoiser(guidance=guidance)
+            fashion.NETWORK.load_denoiser(guidance=guidance)
     with pytest.raises(InputError, match="conditional=True"):
-        fashion.load_fashion_denoiser(guidance=2.0, conditional=False)
+        fashion.NETWORK.load_denoiser(guidance=2.0, conditional=False)
 
 
 def test_near_limit_of_the_denoiser_is_its_input():
     images = teacher_samples(
-        fashion.load_fashion_denoiser(), EvaluateConfig(samples=8, asked=8, nfe=8)
+        fashion.NETWORK, fashion.NETWORK.load_denoiser(), EvaluateConfig(samples=8, asked=8, nfe=8)
     )[0]
-    near = fashion.load_fashion_denoiser()(images, torch.full((8,), 0.002), None)
+    near = fashion.NETWORK.load_denoiser()(images, torch.full((8,), 0.002), None)
     assert (near - images).abs().max() < 0.02
 
 
 def test_samples_do_not_depend_on_the_batch():
-    denoiser = fashion.load_fashion_denoiser()
-    whole, labels = teacher_samples(denoiser, EvaluateConfig(12, 12, nfe=4, batch=12))
-    parts, _ = teacher_samples(denoiser, EvaluateConfig(12, 12, nfe=4, batch=5))
+    denoiser = fashion.NETWORK.load_denoiser()
+    whole, labels = teacher_samples(
+        fashion.NETWORK, denoiser, EvaluateConfig(samples=12, asked=12, nfe=4, batch=12)
+    )
+    parts, _ = teacher_samples(
+        fashion.NETWORK, denoiser, EvaluateConfig(samples=12, asked=12, nfe=4, batch=5)
+    )
     assert len(labels) == 12
     assert (whole - parts).abs().max() < 1e-3
 
 
 def test_the_model_opens_by_name_with_extractor_and_reference():
     model = open_model("fashion", ModelOptions(guidance=1.5))
-    assert model.hash == fashion.fashion_hash()
+    assert model.hash == fashion.NETWORK.hash()
     assert model.guidance == 1.5
     assert model.conditioning == "class"
     assert model.shape == model.image_shape == (1, 28, 28)
@@ -239,13 +242,13 @@ def test_the_model_opens_by_name_with_extractor_and_reference():
     assert model.time_gradient
     assert model.data is None
     assert model.extractor is not None
-    assert model.extractor.hash == fashion.classifier_hash()
+    assert model.extractor.hash == fashion.CLASSIFIER.hash()
     assert model_reference(model, model.extractor) is not None
     x, t, label = batch(3)
     labels = model.draw_condition(3, range(200))
-    assert torch.equal(labels[17], fashion.draw_condition(3, 17))
+    assert torch.equal(labels[17], fashion.NETWORK.draw_condition(3, 17))
     assert labels.unique().tolist() == list(range(10))
-    guided = fashion.load_fashion_denoiser(guidance=1.5)
+    guided = fashion.NETWORK.load_denoiser(guidance=1.5)
     assert torch.equal(model.denoiser(x, t, label), guided(x, t, label))
     free = load_model("fashion", conditional=False)
     assert free.conditioning == "none"
@@ -253,7 +256,7 @@ def test_the_model_opens_by_name_with_extractor_and_reference():
 
 
 def test_features_and_maps_are_smooth_everywhere():
-    net = fashion.load_fashion_classifier(dtype=torch.float64)
+    net = fashion.CLASSIFIER.load(dtype=torch.float64)
     x = batch(2, torch.float64)[0].requires_grad_()
     weights = torch.randn(128, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
@@ -286,21 +289,23 @@ def test_frechet_distance_and_nearest_images_of_known_sets():
 def test_weights_from_elsewhere_open_by_file(tmp_path):
     file = tmp_path / "mine.safetensors"
     net, sizes = randomized().float(), {"channels": [16, 32], "blocks": [1, 1, 1], "embedding": 32}
-    save_tensors(file, dict(net.state_dict()), NETWORK_KIND, {"network": sizes, "sigma_data": 0.7})
+    save_tensors(
+        file, dict(net.state_dict()), fashion.NETWORK.kind, {"network": sizes, "sigma_data": 0.7}
+    )
     model = open_model(f"fashion:{file}")
-    assert model.hash == sha256_of(file) != fashion.fashion_hash()
+    assert model.hash == sha256_of(file) != fashion.NETWORK.hash()
     assert model.reference is not None
     x, t, label = batch(2)
-    expected = fashion.fashion_denoiser(net, 0.7)(x, t, label)
+    expected = fashion.NETWORK.denoiser(net, 0.7)(x, t, label)
     torch.testing.assert_close(model.denoiser(x, t, label), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("load", "file", "other"),
     [
-        (fashion.load_fashion_network, NETWORK_FILE, CLASSIFIER_FILE),
-        (fashion.load_fashion_classifier, CLASSIFIER_FILE, REFERENCE_FILE),
-        (fashion.load_fashion_reference, REFERENCE_FILE, NETWORK_FILE),
+        (fashion.NETWORK.load_network, fashion.NETWORK.file, fashion.CLASSIFIER.file),
+        (fashion.CLASSIFIER.load, fashion.CLASSIFIER.file, REFERENCE_FILE),
+        (fashion.load_fashion_reference, REFERENCE_FILE, fashion.NETWORK.file),
     ],
     ids=["network", "classifier", "reference"],
 )
@@ -336,7 +341,7 @@ def test_bad_files_name_the_file_and_the_remedy(load, file, other, tmp_path):
 )
 def test_a_header_with_nonsense_is_bad_input(tmp_path: Path, config: Any, words: str) -> None:
     file = tmp_path / "network.safetensors"
-    header = json.dumps({"kind": NETWORK_KIND, "config": config})
+    header = json.dumps({"kind": fashion.NETWORK.kind, "config": config})
     file.write_bytes(safetensors.torch.save({"a": torch.zeros(1)}, {"ld3_dist": header}))
     with pytest.raises(InputError, match=words) as error:
         open_model(f"fashion:{file}")
@@ -346,7 +351,7 @@ def test_a_header_with_nonsense_is_bad_input(tmp_path: Path, config: Any, words:
 def test_statistics_that_lack_a_tensor_or_do_not_fit_are_bad_input(tmp_path):
     file, config = (
         tmp_path / "reference.safetensors",
-        {"classifier_sha256": fashion.classifier_hash()},
+        {"classifier_sha256": fashion.CLASSIFIER.hash()},
     )
     good = {"mean": torch.zeros(4), "covariance": torch.eye(4), "features": torch.zeros(9, 4)}
     save_tensors(file, good, REFERENCE_KIND, config)

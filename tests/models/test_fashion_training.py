@@ -16,12 +16,12 @@ from schedules import one_thread  # noqa: F401
 
 from ld3_dist.core.errors import InputError
 from ld3_dist.models import fashion
+from ld3_dist.models.embedded.train import draw_sigma
 from ld3_dist.models.fashion import __main__ as command
 from ld3_dist.models.fashion.data import FashionData, read_fashion, read_idx, scale
 from ld3_dist.models.fashion.network import NetworkConfig
 from ld3_dist.models.fashion.train import (
     TrainConfig,
-    draw_sigma,
     learning_rate,
     measure_sigma_data,
     train_network,
@@ -164,13 +164,13 @@ def test_one_command_makes_everything(tmp_path):
     record = json.loads((out / "network.json").read_text(encoding="utf-8"))
     assert record["quality"] == json.loads((out / "quality.json").read_text(encoding="utf-8"))
     assert record["settings"]["steps"] == record["done"] == 12
-    denoiser = fashion.load_fashion_denoiser(guidance=1.5, file=out / "network.safetensors")
+    denoiser = fashion.NETWORK.load_denoiser(guidance=1.5, file=out / "network.safetensors")
     x, t = torch.randn(2, 1, 28, 28), torch.tensor([0.1, 10.0])
     assert denoiser(x, t, torch.tensor([3, 4])).shape == x.shape
     reference = fashion.load_fashion_reference(
         out / "reference.safetensors", out / "classifier.safetensors"
     )
-    classifier = fashion.load_fashion_classifier(file=out / "classifier.safetensors")
+    classifier = fashion.CLASSIFIER.load(file=out / "classifier.safetensors")
     features = classifier.features(scale(read_fashion(folder).test_images))
     torch.testing.assert_close(reference.features, features, rtol=2e-3, atol=2e-3)
     mean, covariance = reference.moments.mean, reference.moments.covariance

@@ -164,4 +164,4 @@ def test_matplotlib_is_loaded_by_the_first_figure(sweep: Path) -> None:
         f"write_report({str(sweep)!r}, figures=[]); assert 'matplotlib' not in sys.modules; "
         f"write_report({str(sweep)!r}, figures=['gamma']); assert 'matplotlib' in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=1200)

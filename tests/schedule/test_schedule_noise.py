@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm_python
 from torch import Tensor
 
 from ld3_dist.core.errors import InputError
@@ -137,10 +137,8 @@ def test_another_process_samples_and_exports_it_without_the_class(
         "try:\n    s.noise_schedule\nexcept ValueError as error:\n    reason = str(error)\n"
         "print(json.dumps([export_sigmas(s), s.tableau.state.tolist(), reason]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "s.json")],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+    done = warm_python.run(["-c", code, str(tmp_path / "s.json")])
+    assert done.returncode == 0, done.stderr
     sigmas, state, reason = json.loads(done.stdout)
     assert sigmas == pytest.approx([t**2 for t in written.knots], rel=1e-12)
     assert state == list(written.state)

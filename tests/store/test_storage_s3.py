@@ -8,11 +8,10 @@ import json
 import os
 import pickle
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
+import warm_python
 from faulty_storage import OBJECT_POINTS, with_fault
 from object_store import endpoint  # noqa: F401
 
@@ -93,21 +92,11 @@ def test_a_killed_writer_leaves_nothing_half(endpoint: str) -> None:  # noqa: F8
     root = f"s3://bucket/kills/%s?endpoint_override={endpoint}"
     points = [f"{point}{part}" for part in ("@shard", "@manifest") for point in OBJECT_POINTS]
 
-    def work(place: str, point: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-c", WORK, place],
-            env=with_fault(point),
-        )
-
-    def wait_all(jobs: list[subprocess.Popen[bytes]]) -> list[int]:
-        return [job.wait() for job in jobs]
+    def work(place: str, point: str) -> int:
+        return warm_python.run(["-c", WORK, place], environment=with_fault(point)).returncode
 
     places = [root % point.replace("@", "-") for point in points]
-    codes = [
-        code
-        for i in range(0, 6, 2)
-        for code in wait_all([work(places[i + k], points[i + k]) for k in range(2)])
-    ]
+    codes = [work(*job) for job in zip(places, points, strict=True)]
     assert codes == [-signal.SIGKILL] * len(points)
     for place, point in zip(places, points, strict=True):
         storage = open_storage(place)
@@ -116,7 +105,7 @@ def test_a_killed_writer_leaves_nothing_half(endpoint: str) -> None:  # noqa: F8
         assert bool(found.good) == (point not in ("write.before@shard", "write.half@shard"))
         manifest = Manifest.load(storage)
         assert (manifest is not None) == (point == "write.after@manifest")
-    assert wait_all([work(places[1], "")]) == [0]  # the same command again mends it
+    assert work(places[1], "") == 0  # the same command again mends it
     assert len(load_pairs(open_storage(places[1]), 0, 5)["noise"]) == 5
 
 

@@ -143,7 +143,7 @@ def test_a_kill_at_any_point_leaves_whole_files_and_the_same_command_mends_the_r
 def test_temporary_files_of_living_and_of_distant_writers_stay(tmp_path: Path) -> None:
     storage, me = open_storage(tmp_path), this_process()
     mine = tmp_path / f".tmp~{me.host}~{me.pid}~{me.start}~0~x"
-    reused = tmp_path / f".tmp~{me.host}~{me.pid}~earlier~0~x"
+    reused = tmp_path / f".tmp~{me.host}~{me.pid}~{me.start}0~0~x"
     away, old = tmp_path / ".tmp~elsewhere~1~s~0~x", tmp_path / ".tmp~elsewhere~1~s~0~y"
     for path in (mine, reused, away, old, tmp_path / ".other"):
         path.write_bytes(b"")
@@ -581,9 +581,10 @@ def test_stale_locks_are_recognised(tmp_path: Path) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     stale = [
-        (Process(me.host, gone.pid, "any"), 0.0),
-        (Process(me.host, me.pid, "an earlier process"), 0.0),
+        (Process(me.host, gone.pid, me.start), 0.0),
+        (Process(me.host, me.pid, me.start + "0"), 0.0),  # an earlier process of that number
         (Process("elsewhere", 1, "x"), 1000.0),
+        (Process(me.host, me.pid, "another boot-1"), 1000.0),
     ]
     for holder, age in stale:
         write_lock(storage, holder, age)

@@ -4,7 +4,8 @@
 
 The environment variable LD3_DIST_FAULT names the step. It is "point", "point:n" (the n-th time the
 process passes it) or "point@part:n" (counting only files whose name holds `part`). The process is
-killed there (SIGKILL). With "full " in front the disk is full from then on: OSError instead.
+killed there (SIGKILL). With "full " in front the disk is full from then on: OSError instead. With
+"stop " in front the process stays where it is (SIGSTOP) until it is sent SIGCONT or killed.
 Without the variable these storages do what the real ones do."""
 
 from __future__ import annotations
@@ -56,16 +57,17 @@ def fault(point: str, name: str) -> None:
     asked = os.environ.get("LD3_DIST_FAULT")
     if not asked:
         return
-    full = asked.startswith("full ")
-    target, _, count = asked.removeprefix("full ").partition(":")
+    kind = next((kind for kind in ("full ", "stop ") if asked.startswith(kind)), "")
+    target, _, count = asked.removeprefix(kind).partition(":")
     wanted, _, part = target.partition("@")
     if point != wanted or part not in name:
         return
     _passed[asked] += 1
-    if full and _passed[asked] >= int(count or 1):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if _passed[asked] == int(count or 1):
-        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "full ":
+        if _passed[asked] >= int(count or 1):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    elif _passed[asked] == int(count or 1):
+        os.kill(os.getpid(), signal.SIGSTOP if kind else signal.SIGKILL)
 
 
 def before(name: str) -> None:

@@ -66,7 +66,7 @@ def run(experiment: Experiment, folder: Path) -> Any:
         make_shard(plan, model, storage, start, stop, "cpu")
     seal(plan, model, storage)
     run_baselines(plan, cell, storage, "cpu")
-    spec = plan.trial(cell, plan.grid_points()[0])
+    spec = plan.trial(cell, plan.points()[0])
     outcome = run_trial(plan, spec, storage, {"round": 0, "attempts": 1}, "cpu")
     assert outcome.status == "ok"
     rows = load_results(folder)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+import warm_python
 
 ROOT = Path(__file__).parents[2]
 MARK = re.compile(r"^<!-- *recipe:(.*?)-->[ \t]*$", re.M)
@@ -79,16 +79,10 @@ def commands_of(block: Block) -> list[list[str]]:
 
 
 def run(arguments: list[str], folder: Path, block: Block) -> None:
-    """Run this Python in the folder; AssertionError with its messages for another code than 0."""
+    """Run Python in the folder; AssertionError with its messages for another code than 0."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=580,
-        check=False,
+    done = warm_python.run(
+        arguments, folder, os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, (
         f"recipe {block.recipe}, line {block.line}: code {done.returncode}\n"

@@ -36,6 +36,7 @@ TINY: dict[str, Any] = {
         "actors": 1,
         "cpus_per_actor": 0.5,
         "cpus_per_trial": 0.5,
+        "concurrent_trials": 2,
         "retries": 0,
     },
 }

@@ -15,6 +15,8 @@ from tiny_sweep import changed
 from ld3_dist import InputError, load_results
 from ld3_dist.experiment.reading import parse_experiment
 from ld3_dist.metrics.paired import compare, interval_over_sets
+from ld3_dist.report import read_sweep_tables
+from ld3_dist.report.ablation import ablation_table
 from ld3_dist.store.opening import open_storage
 from ld3_dist.store.tables import read_table
 from ld3_dist.tasks.evaluate import evaluation_name, read_losses
@@ -141,3 +143,30 @@ def test_an_axis_that_is_not_searched_has_no_best() -> None:
 def test_names_of_evaluations_differ() -> None:
     assert evaluation_name("a", "1") != evaluation_name("a", "2")
     assert "/" not in evaluation_name("teacher:a/b", "1")
+
+
+def test_an_ablation_scores_every_level_and_the_base(tmp_path: Path) -> None:
+    """A learned teacher of another number of evaluations still compares on fresh samples."""
+    vary = {"gamma": [0.1], "pairs.train": [4], "teacher.nfe": [6], "distance": ["l1"]}
+    data = experiment(samples=20)
+    data |= {
+        "ablate": {"base": {"gamma": 0.0}, "vary": vary},
+        "search": {"members": {"seeds": 3, "starts": ["log_snr"]}},
+    }
+    sweep(open_storage(tmp_path), data)
+    frame = load_results(tmp_path)
+    learned = frame[(frame["kind"] == "learned") & (frame["status"] == "ok")]
+    assert learned["eval_loss"].notna().all()
+    assert learned["trial"].nunique() == 5
+    table = ablation_table(read_sweep_tables(tmp_path)).query("score == 'loss'")
+    assert list(table["factor"]) == ["distance", "gamma", "pairs.train", "teacher.nfe"]
+    assert list(table["base"]) == ["l2", 0.0, 8, 12]
+    assert (table["seeds"] == 3).all()
+    for line in table.to_dict("records"):
+        column = {"pairs.train": "train_pairs", "teacher.nfe": "teacher_nfe"}
+        at = learned[learned[column.get(line["factor"], line["factor"])] == line["level"]]
+        base = learned.query(
+            "distance == 'l2' and gamma == 0 and train_pairs == 8 and teacher_nfe == 12"
+        )
+        mean = [np.log(rows.sort_values("seed")["eval_loss"]).mean() for rows in (at, base)]
+        assert line["ratio"] == pytest.approx(np.exp(mean[0] - mean[1]), rel=1e-4)

@@ -23,6 +23,7 @@ from ld3_dist.experiment import Plan, TrialSpec, parse_experiment
 from ld3_dist.store.opening import open_storage
 from ld3_dist.store.storage import Storage
 from ld3_dist.store.tables import write_table
+from ld3_dist.tasks.baselines import BaselineTask
 from ld3_dist.tasks.rungs import Rungs
 
 BASELINE = 0.5
@@ -30,7 +31,9 @@ BASELINE = 0.5
 
 def plan_of(asha: dict[str, Any] | None, **learn: Any) -> Plan:
     search = changed()["search"] | ({"asha": asha} if asha else {})
-    experiment = parse_experiment(changed(search=search, learn={"epochs": 28, "batch": 4} | learn))
+    learned = {"epochs": 28, "batch": 4} | learn
+    grids = ["uniform", "karras", "log_snr"]
+    experiment = parse_experiment(changed(search=search, learn=learned, baselines=grids))
     return Plan(experiment, {model.label: "h" for model in experiment.models})
 
 
@@ -43,13 +46,17 @@ def measured(plan: Plan, storage: Storage, *losses: float) -> None:
     diverged.
     """
     for cell, best in zip(plan.cells, losses, strict=True):
-        key, records = plan.baseline_key(cell), list[dict[str, Any]]()
-        for i, (distance, loss) in enumerate(
-            [("l2", 3 * best), ("l2", best), ("l2", math.inf), ("l1", best / 100)]
-        ):
-            about = {"key": f"{key}-{i}", "kind": "baseline", "cell": cell.id, "status": "ok"}
-            records.append(about | {"distance": distance, "valid_loss": loss})
-        write_table(storage, "rows", key, records)
+        losses_of_grids = {"uniform": 3 * best, "karras": best, "log_snr": math.inf}
+        records = list[dict[str, Any]]()
+        for key, name, distance, teacher in plan.baselines(cell):
+            about = {"key": key, "kind": "baseline", "cell": cell.id, "status": "ok"}
+            about |= {"distance": distance, "start": name}
+            about |= {"teacher": plan.teacher_key(cell.model, teacher)}
+            records.append(about | {"valid_loss": losses_of_grids[name]})
+        # of a distance that the trials do not learn in
+        records.append(records[0] | {"key": "other", "distance": "l1", "valid_loss": best / 100})
+        file = BaselineTask(cell, tuple(plan.baselines(cell))).file
+        write_table(storage, "rows", file, records)
 
 
 def at(epoch: int, *losses: float) -> Any:
@@ -139,7 +146,7 @@ def test_notes_hold_the_log_gain_over_the_best_grid_of_the_cell(tmp_path: Path) 
         [((0.1, 0.4), math.log(0.5 / 0.2)), ((100.0, 100.0), math.log(0.5))]
     ):
         Rungs(plan, trial_of(plan, 0, cell), storage).stops(at(4, *losses))
-        (name,) = (n for n in storage.list("rungs", True) if trial_of(plan, 0, cell).key in n)
+        (name,) = (n for n in storage.list("rungs", True) if trial_of(plan, 0, cell).task in n)
         assert float(name.rpartition("~")[2]) == pytest.approx(expected, abs=1e-8)
 
 
@@ -230,8 +237,6 @@ def test_a_sweep_stops_bad_trials_early(tmp_path: Path) -> None:
 
 def test_off_unless_asked_for_and_then_another_experiment() -> None:
     assert plan_of(None).experiment.search.asha is None
-    plan = Plan(parse_experiment(changed()), {"analytic:mixture-2d": "h"})
-    assert "asha" not in plan.identity["search"]  # as without such a setting
     prints = {
         plan_of(asha).fingerprint
         for asha in (None, {"grace": 4}, {"grace": 5}, {"grace": 4, "reduction": 2})

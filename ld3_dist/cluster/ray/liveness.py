@@ -67,3 +67,18 @@ def room_for(size: dict[str, float]) -> bool:
     return any(
         all(node.get(key.upper(), 0.0) >= amount for key, amount in size.items()) for node in nodes
     )
+
+
+def room_in_words(size: dict[str, float], count: int) -> str:
+    """What `count` workers of this size were asked of, and what of it is free: for messages."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    nodes = sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
+    keys = [key for key, amount in size.items() if amount] or ["CPU"]
+    asked = " and ".join(f"{size[key]:g} {key}" for key in keys)
+    left = " and ".join(f"{free.get(key, 0.0):g} of {total.get(key, 0.0):g} {key}" for key in keys)
+    return (
+        f"asked for {count} of {asked}; the cluster has {left} free on {len(nodes)} "
+        f"node{'s' * (len(nodes) != 1)} ({', '.join(nodes)}). Either other work holds the rest, or "
+        "the workers have it and their processes are still starting, which takes long from a cold "
+        "or shared disk and on a busy machine"
+    )

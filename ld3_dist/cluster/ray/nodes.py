@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import socket
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -19,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ... import __version__
 from ...core.errors import InputError
-from ...store.process import this_process
+from ...store.process import node_name, this_process
 from ...store.storage import Storage
 
 PATIENCE = 120.0
@@ -95,9 +94,8 @@ def _complaints(ref: Any, name: str, storage: Storage) -> list[str]:
         return [f"{name} cannot run ld3_dist ({last}); install the same version everywhere"]
     mine = versions()
     texts = [
-        f"{name} has {what} {report.versions.get(what)}, the driver ({socket.gethostname()}, "
-        f"process {os.getpid()}) "
-        f"{mine[what]}; install the same everywhere"
+        f"{name} has {what} {report.versions.get(what)}, the driver ({node_name()}, "
+        f"process {os.getpid()}) {mine[what]}; install the same everywhere"
         for what in mine
         if report.versions.get(what) != mine[what]
     ]

@@ -49,16 +49,15 @@ from ray.exceptions import (
 
 from ...core.errors import InputError
 from ...store.process import node_name, set_node_address
+from .. import logs
 from ..logs import Logged
-from .liveness import ClusterLost
+from .liveness import ClusterLost, room_in_words
 
 IN_FLIGHT = 2
 SICK_AFTER = 3
 POLL = 0.5
 ASK_AGAIN = 600.0
-"""Seconds after which an actor that has not started is asked for anew: waiting for room, or hanging
-in its start.
-"""
+"""Seconds after which an actor is asked for anew if it has not started or has not loaded."""
 
 NOTICE = 60.0
 """Seconds between two remarks that no worker has started."""
@@ -108,31 +107,36 @@ class Failed:
 
 @dataclass(frozen=True)
 class Waiting:
-    """There are tasks but no worker for them, since `seconds`."""
+    """There are tasks but no worker for them, since `seconds`; `room` says what the cluster has."""
 
     seconds: float
+    room: str
 
     @property
     def message(self) -> str:
         """In words."""
-        return (
-            f"no worker has started for {self.seconds:.0f} s: the cluster has no room, or its "
-            f"nodes are still loading; waiting"
-        )
+        return f"no worker has started for {self.seconds:.0f} s: {self.room}; waiting"
 
 
 class Worker:
-    """Runs tasks one after the other; models and pairs stay in its process between them."""
+    """Runs tasks one after the other; models and pairs stay in its process between them.
+
+    PyTorch is loaded by a call of its own. From a cold or shared disk that may take a minute, which
+    is no lack of room and not the first task's time."""
 
     def __init__(self, threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(max(threads, 1))
+        self.threads = threads
 
     def where(self) -> tuple[str, int]:
         """Host name with address, and pid, for failure records."""
         set_node_address(ray.util.get_node_ip_address())
         return node_name(), os.getpid()
+
+    def load(self) -> None:
+        """Load what tasks need."""
+        import torch
+
+        torch.set_num_threads(max(self.threads, 1))
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """Call the task."""
@@ -144,10 +148,15 @@ _ACTOR: Any = ray.remote(max_restarts=0, max_task_retries=0)(Worker)
 
 @dataclass
 class _Slot:
-    """One actor with the tasks it holds, oldest first; `place` is None until it has started."""
+    """One actor with the tasks it holds, oldest first.
+
+    `place` is None until it has started, and tasks wait until it is `loaded`; `started` is the call
+    that is waited for until then.
+    """
 
     actor: Any
     started: Any
+    loaded: bool = False
     held: deque[tuple[Any, Task]] = field(default_factory=deque)
     since: float = field(default_factory=time.monotonic)
     place: tuple[str, int] | None = None
@@ -165,14 +174,16 @@ class Pool:
         call: the call a worker makes for a task.
         check: called at least every few seconds while the pool works; ends the work by raising.
         warn: called with each warning that comes with a worker's result.
+        room: what the cluster has, in words, for (size of a worker, how many were asked for).
     """
 
     def __init__(
         self, count: int, cpus: float, gpus: float, retries: int, deadline: float,
         call: Callable[[Task], Call] = plainly, check: Callable[[], None] = lambda: None,
         warn: Callable[[str], None] = lambda text: None,
+        room: Callable[[dict[str, float], int], str] = room_in_words,
     ) -> None:  # fmt: skip
-        self.call, self.warn = call, warn
+        self.call, self.warn, self.room = call, warn, room
         self.count, self.retries, self.deadline, self.check = count, retries, deadline, check
         self.options = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
         self.threads = int(cpus)
@@ -211,7 +222,7 @@ class Pool:
             self.check()
             self._fill()
             refs = [ref for slot in self.slots for ref, _ in slot.held]
-            refs += [slot.started for slot in self.slots if slot.place is None]
+            refs += [slot.started for slot in self.slots if not slot.loaded]
             ready, _ = ray.wait(refs, num_returns=1, timeout=POLL)
             for ref in ready:
                 yield from self._collect(ref)
@@ -223,7 +234,7 @@ class Pool:
         while len(self.slots) < wanted:
             actor = _ACTOR.options(**self.options).remote(self.threads)
             self.slots.append(_Slot(actor, actor.where.remote()))
-        started = [slot for slot in self.slots if slot.place is not None]
+        started = [slot for slot in self.slots if slot.loaded]
         for _ in range(IN_FLIGHT):  # one each before anyone gets a second
             for slot in started:
                 if self.waiting and len(slot.held) <= min(len(s.held) for s in started) < IN_FLIGHT:
@@ -269,12 +280,22 @@ class Pool:
         yield Done(task, result, self.attempts[task.item] + 1)
 
     def _started(self, slot: _Slot) -> None:
-        """An actor is there, or could not start; its node may have died, so others are tried, a few
-        times.
+        """Take note that an actor is there or has loaded, or could not.
+
+        Its node may have died, so others are tried, a few times.
         """
         try:
-            host, pid = ray.get(slot.started)
+            found = ray.get(slot.started)
+            if slot.place is not None:
+                slot.loaded, slot.since = True, time.monotonic()
+                return
+            host, pid = found
+            logs.write(
+                "note", "workers", None, message="a worker has started", worker_node=host,
+                worker_pid=pid, seconds=round(time.monotonic() - slot.since, 3),
+            )  # fmt: skip
             slot.place, self.bad_starts, slot.since = (host, pid), 0, time.monotonic()
+            slot.started = slot.actor.load.remote()
         except RayError as error:
             self.slots.remove(slot)
             self.bad_starts += 1
@@ -290,7 +311,7 @@ class Pool:
     def _overdue(self) -> Iterator[Failed]:
         for slot in list(self.slots):
             waited = time.monotonic() - slot.since
-            if slot.place is None and waited > ASK_AGAIN:
+            if not slot.loaded and waited > ASK_AGAIN:
                 yield from self._replace(slot, None)
             elif slot.held and waited > self.deadline:
                 yield from self._replace(slot, f"no result after {self.deadline:.0f} s")
@@ -301,15 +322,18 @@ class Pool:
         if any(slot.place is not None for slot in self.slots):
             self.idle_since = self.noticed = now
         elif now - self.idle_since > max(self.deadline, NOTICE):
-            size = ", ".join(
-                f"{self.options[key]:g} {key[4:].upper()}" for key in ("num_cpus", "num_gpus")
-            )
             raise RuntimeError(
-                f"for {now - self.idle_since:.0f} s the cluster had no room for a worker of {size}"
+                f"no worker has started for {now - self.idle_since:.0f} s: {self._room()}"
             )
         elif now - self.noticed > NOTICE:
             self.noticed = now
-            yield Waiting(now - self.idle_since)
+            waiting = Waiting(now - self.idle_since, self._room())
+            logs.write("note", "workers", None, message=waiting.message)
+            yield waiting
+
+    def _room(self) -> str:
+        size = {"CPU": self.options["num_cpus"], "GPU": self.options["num_gpus"]}
+        return self.room(size, len(self.slots))
 
     def _replace(
         self, slot: _Slot, reason: str | None, trace: str | None = None

@@ -78,7 +78,6 @@ class StudyMirror:
                 params=proposal.params,
                 distributions=proposal.distributions,
                 user_attrs={
-                    "key": outcome.key,
                     "status": outcome.status,
                     "valid_losses": losses,
                     **numbers,

@@ -17,6 +17,9 @@ from .learnable import COORDINATES
 
 CHECKPOINTING = ("auto", "always", "never")
 
+MOST = 1e7
+"""Counts are below this; more is a slip of the keyboard, and would never end."""
+
 
 def setting(
     default: Any,
@@ -60,10 +63,10 @@ class LearnConfig:
     lr: float = setting(0.2, "learning rate of the gap logits", low=1e-300)
     lr_times: float = setting(0.05, "learning rate of the network times' offsets")
     lr_noise: float = setting(0.3, "step of the moved noise, as a fraction of the radius")
-    epochs: int = setting(40, "epochs of learning asked for", low=1)
-    batch: int = setting(10, "training pairs of one step", low=1)
+    epochs: int = setting(40, "epochs of learning asked for", low=1, below=MOST)
+    batch: int = setting(10, "training pairs of one step", low=1, below=MOST)
     patience: int = setting(
-        20, "epochs without a better held-out loss after which a member stops", low=1
+        20, "epochs without a better held-out loss after which a member stops", low=1, below=MOST
     )
     clip: float = setting(1.0, "largest norm of a gradient", low=1e-300)
     checkpointing: str = setting(
@@ -71,7 +74,7 @@ class LearnConfig:
         "activations made again in the backward pass: auto (by the free memory), always or never",
         choices=CHECKPOINTING,
     )
-    seed: int = setting(0, "seed of the order of the batches")
+    seed: int = setting(0, "seed of the order of the batches", below=2.0**63)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -123,11 +126,11 @@ def checked(field: dataclasses.Field[Any], value: Any) -> Any:
             raise unknown(f"learn.{name}", value, limits["choices"])
         return value
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or (kind is int and not float(value).is_integer()):
+    if not number or (kind is int and isinstance(value, float) and not value.is_integer()):
         raise InputError(f"{said}: must be {'a whole number' if kind is int else 'one number'}")
     low, below = limits["low"], limits["below"]
-    if name != "seed" and not (low <= value < below and math.isfinite(value)):
-        upper = f" and below {below:g}" if math.isfinite(below) else " and finite"
+    if not low <= value < below:  # NaN is neither; infinity is never below
+        upper = f" and below {below:.19g}" if math.isfinite(below) else " and finite"
         least = "above 0" if 0 < low < 1 else f"at least {low:g}"
         raise InputError(f"{said}: must be {least}{upper}")
     return kind(value)

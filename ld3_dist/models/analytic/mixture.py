@@ -137,13 +137,13 @@ class Mixture(nn.Module):
         return mean.to(x.dtype).reshape(x.shape)
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Samples are what they are."""
+        """The samples themselves."""
         return x0
 
     def log_density(
         self, x: Tensor, t: Tensor | None = None, condition: Condition = None
     ) -> Tensor:
-        """log p_t(x), float64 [B]; the density of the data itself where t is not given."""
+        """log p_t(x), float64 [B]; without t the density of the data."""
         flat = x.reshape(len(x), -1).double()
         if t is None:
             v = self.stds**2
@@ -303,8 +303,8 @@ def heavy_tails(
         t_df = z / sqrt(chi2_df / df)
 
     The distribution of the scale is cut into `components` equally likely pieces, each at its
-    median. The model is this finite mixture, and exact as such; its tails are its widest
-    component's.
+    median. The model is this finite mixture and is exact. Its tails are the tails of its widest
+    component.
     """
     from scipy.stats import chi2
 

@@ -56,7 +56,7 @@ NAMES = (
 
 
 class Parameters:
-    """The key=value pairs of a name; a key that the distribution does not have is an error."""
+    """The key=value pairs of a name. A key that the distribution does not have is an error."""
 
     def __init__(self, name: str, text: str) -> None:
         self.name = f"analytic:{name}"
@@ -161,7 +161,7 @@ def _schedule(parameters: Parameters) -> NoiseSchedule:
 
 
 def _own_schedule(name: str, parameters: Parameters) -> type[NoiseSchedule]:
-    """A noise schedule that somebody registered or that lies in a user's file."""
+    """A noise schedule that is registered, or lies in a user's file."""
     if not name.startswith(PREFIX) and name not in noise_schedules:
         raise unknown(f"noise schedule of {parameters.name}", name, tuple(SCHEDULES))
     found = noise_schedules.get(name)

@@ -1,3 +1,4 @@
-"""diffusers pipelines, pixel and latent, class- and text-conditional, diffusion and flow, as
-denoisers.
+"""diffusers pipelines as denoisers.
+
+They are pixel or latent, class- or text-conditional, diffusion or flow models.
 """

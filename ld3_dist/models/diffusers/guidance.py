@@ -1,12 +1,13 @@
-"""The guidance of a pipeline call under way, and whatever else in that call changes it.
+"""The guidance of a pipeline call in progress, and all else in the call that changes it.
 
-A pipeline tells its scheduler nothing of guidance. It is read from the arguments of the `__call__`
-that the scheduler serves, and later in that call from the attributes into which pipelines copy
-their arguments, because a callback can change those between two steps.
+A pipeline does not tell its scheduler about guidance. Before the first step, guidance is read from
+the arguments of the `__call__` that the scheduler serves. Later in the call it is read from the
+attributes into which pipelines copy their arguments, because a callback can change them between two
+steps.
 
-What cannot be seen from there: negative prompts and adapters, which change the network's
+Some changes cannot be seen from there: negative prompts and adapters, which change the network's
 condition; hooks and attention processors, which change the network; guiders of modular pipelines;
-loops that are no pipeline.
+loops outside of pipelines.
 """
 
 from __future__ import annotations
@@ -21,33 +22,33 @@ from ...core.errors import InputError
 
 SCALES = ("guidance_scale", "true_cfg_scale")
 GUIDING = re.compile(r"guid|cfg|pag_|sag_|stg_")
-"""Arguments of a pipeline call with such a name have to do with guidance."""
+"""Pattern of the arguments of a pipeline call that have to do with guidance."""
 HARMLESS = frozenset(
     {
         *SCALES,
-        # when a ControlNet acts, which is no guidance
+        # the time when a ControlNet acts, which is no guidance
         "control_guidance_start",
         "control_guidance_end",
-        # of no effect without skip_guidance_layers
+        # they have no effect without skip_guidance_layers
         "skip_layer_guidance_scale",
         "skip_layer_guidance_start",
         "skip_layer_guidance_stop",
     }
 )
 OFF: dict[str, float] = {"cfg_trunc_ratio": 1, "cfg_truncation": 1, "cfg_interval_end": 1}
-"""Values that switch an argument off, where None, False and 0 do not."""
+"""Values that switch an argument off, if None, False and 0 do not."""
 
 
 def guidance_of_call(scheduler: object, under_way: bool = False) -> dict[str, float]:
-    """The guidance scales in effect in the pipeline call that a scheduler serves, by their names.
+    """The guidance scales in effect in the pipeline call that a scheduler serves, by name.
 
-    Empty where no pipeline is calling.
+    It is empty if no pipeline is calling.
 
     Args:
-        under_way: steps were taken already, so that the pipeline's attributes count.
+        under_way: True if steps were taken already, so that the pipeline's attributes count.
 
-    Raises InputError for an argument that changes guidance in another way than by its scale, such
-    as guidance_rescale or pag_scale, naming it and the value that switches it off.
+    Raises InputError for an argument that changes guidance otherwise than by its scale, such as
+    guidance_rescale or pag_scale. The message names it and the value that switches it off.
     """
     found = _caller(scheduler)
     if found is None:
@@ -80,8 +81,9 @@ def _caller(scheduler: object) -> tuple[Any, Mapping[str, Any]] | None:
 
 
 def _effective_scales(pipeline: Any, told: Mapping[str, Any]) -> dict[str, float]:
-    """Scales in effect: guidance at or below 1 is none; true_cfg_scale acts only with a negative
-    prompt.
+    """The scales in effect.
+
+    Guidance of 1 or less is none, and true_cfg_scale acts only with a negative prompt.
     """
     scale = _number("guidance_scale", told.get("guidance_scale"))
     if "true_cfg_scale" not in told:

@@ -1,22 +1,23 @@
-"""Original latent-diffusion checkpoints (Rombach et al. 2022: LSUN, class-conditional ImageNet) as
-diffusers folders.
+"""Original latent-diffusion checkpoints as diffusers folders (Rombach et al. 2022).
 
-Such a model is a `.ckpt` and a `.yaml`. The network is the same one that diffusers has, under other
-names: its levels lie in one list, input_blocks and output_blocks, with n residual blocks a level
-and a resampling between two levels:
+The models are unconditional ones of LSUN and class-conditional ones of ImageNet. Each is a `.ckpt`
+and a `.yaml`. diffusers has the same networks under other names. In the original, all levels lie in
+one list, input_blocks or output_blocks, with n residual blocks per level and a resampling between
+two levels:
 
-    down level l, block j     input_blocks[1 + l (n + 1) + j]        its downsampling
-                              input_blocks[(l + 1) (n + 1)]
-    up level l, block j       output_blocks[l (n + 1) + j]           its upsampling       the last
-                              entry of its block n
+    down level l, block j     input_blocks[1 + l (n + 1) + j]
+    its downsampling          input_blocks[(l + 1) (n + 1)]
+    up level l, block j       output_blocks[l (n + 1) + j]
+    its upsampling            the last entry of its block n
 
-The networks are built from the YAML, and every tensor of theirs asks for its original by name.
-Averaged weights (`model_ema`, whose names have lost their dots) are taken where the checkpoint has
-them.
+The networks are built from the YAML, and each of their tensors is looked up by its original name.
+If the checkpoint has averaged weights (`model_ema`, whose names have lost their dots), these are
+taken.
 
-A class-conditional model attends to one token, a row of the table of class embeddings, the last row
-of which stands for no class. No pipeline of diffusers has such a table: it lies beside the
-networks, in CLASS_EMBEDDING."""
+A class-conditional model attends to one token. The token is a row of the table of class embeddings;
+the last row stands for no class. No pipeline of diffusers has such a table, so it lies beside the
+networks, in CLASS_EMBEDDING.
+"""
 
 from __future__ import annotations
 
@@ -64,11 +65,15 @@ _CODER_ENDS = {
 
 
 def convert_original(checkpoint: Path, config: Path, folder: Path) -> Path:
-    """Write the model of a checkpoint (.ckpt or .safetensors) and its YAML as a folder for
-    `diffusers:FOLDER`.
+    """Write the model of a checkpoint and its YAML as a folder for `diffusers:FOLDER`.
 
-    Raises InputError for files that cannot be read, an architecture that is none of these, and
-    tensors that are missing or have another shape, naming them; nothing is written then."""
+    Args:
+        checkpoint: a .ckpt or .safetensors file.
+
+    Raises InputError for files that cannot be read, for an architecture that is not of this kind,
+    and
+    for tensors that are missing or have another shape, naming them; nothing is written then.
+    """
     try:
         import diffusers
     except ImportError as error:
@@ -98,7 +103,7 @@ def convert_original(checkpoint: Path, config: Path, folder: Path) -> Path:
 
 
 def _build(settings: OriginalSettings, scale: float, count: int, config: Path) -> tuple[Any, Any]:
-    """The two networks without memory, once they are seen to have no more tensors than the file.
+    """The two networks on the meta device, if they have no more tensors than the file.
 
     Args:
         count: number of tensors in the checkpoint.
@@ -125,20 +130,21 @@ def _build(settings: OriginalSettings, scale: float, count: int, config: Path) -
 
 
 def read_class_embedding(folder: Path) -> Tensor | None:
-    """The table of class embeddings [classes + 1, width] of a converted folder; None where it has
-    none.
+    """The table of class embeddings [classes + 1, width] of a converted folder.
+
+    It is None if the folder has no table.
     """
     file = folder / CLASS_EMBEDDING
     if not file.is_file():
         return None
     try:
         return load_file(file)["weight"].float()
-    except Exception as error:  # whatever a damaged file makes the library raise
+    except Exception as error:  # a damaged file makes the library raise anything
         raise InputError(f"{file}: is damaged ({error}); convert the checkpoint again") from error
 
 
 def unet_name(name: str, blocks: int, unet: nn.Module) -> str:
-    """Return where the original keeps a parameter of the U-Net, below `model.diffusion_model`."""
+    """The original name of a parameter of the U-Net, below `model.diffusion_model`."""
     found = re.match(
         r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", name
     )
@@ -168,7 +174,7 @@ def unet_name(name: str, blocks: int, unet: nn.Module) -> str:
 
 
 def autoencoder_name(name: str, vq: nn.Module) -> str:
-    """Return where the original keeps a parameter of the VQModel, below `first_stage_model`."""
+    """The original name of a parameter of the VQModel, below `first_stage_model`."""
     side, _, rest = name.partition(".")
     if side not in ("encoder", "decoder"):
         return name
@@ -197,8 +203,9 @@ def autoencoder_name(name: str, vq: nn.Module) -> str:
 
 
 def _part(rest: str, residual: bool, attention: bool) -> str:
-    """The name inside a residual or attention block; that of a transformer block is the same in
-    both.
+    """The name inside a residual or attention block.
+
+    Inside a transformer block, names are the same in both.
     """
     layer, _, leaf = rest.rpartition(".")
     if residual:
@@ -216,8 +223,9 @@ def _part(rest: str, residual: bool, attention: bool) -> str:
 
 
 def _fill(net: nn.Module, tensors: Mapping[str, Tensor], source: Any, file: Path) -> None:
-    """Load every tensor of a network from its original; InputError names the first that is missing
-    or does not fit.
+    """Load every tensor of a network from its original.
+
+    Raises InputError naming the first tensor that is missing or does not fit.
     """
     filled = {}
     for name, wanted in net.state_dict().items():
@@ -243,15 +251,16 @@ def _fill(net: nn.Module, tensors: Mapping[str, Tensor], source: Any, file: Path
 
 
 def _head_major(qkv: Tensor, which: int, attention: Any) -> Tensor:
-    """q, k or v of a joint projection [3 C, ...] that lists, head after head, that head's q, k and
-    v.
+    """q, k or v of a joint projection [3 C, ...].
+
+    The projection lists the heads one after the other, each with its own q, k and v.
     """
     heads, size = int(attention.heads), len(qkv) // 3
     return qkv.reshape(heads, 3, size // heads, -1)[:, which].reshape(size, *qkv.shape[1:])
 
 
 def _averaged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The U-Net's tensors by their names, with the averaged values where there are any."""
+    """The U-Net's tensors by name, with averaged values if there are any."""
     return {
         name: tensors.get("model_ema." + name.removeprefix("model.").replace(".", ""), tensor)
         for name, tensor in tensors.items()
@@ -260,7 +269,7 @@ def _averaged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def build_unet(u: UNetSettings) -> Any:
-    """The U-Net of diffusers that is the original's."""
+    """The U-Net of diffusers that equals the original."""
     from diffusers import UNet2DConditionModel, UNet2DModel
 
     widths = [u.model_channels * m for m in u.channel_mult]
@@ -293,7 +302,11 @@ def build_unet(u: UNetSettings) -> Any:
 
 
 def build_autoencoder(c: CoderSettings, scale: float) -> Any:
-    """The VQModel of diffusers that is the original's; scale is that of its latents."""
+    """The VQModel of diffusers that equals the original.
+
+    Args:
+        scale: of the latents.
+    """
     from diffusers import VQModel
 
     levels = len(c.ch_mult)

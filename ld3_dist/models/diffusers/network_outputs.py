@@ -1,7 +1,6 @@
-"""What steps a pipeline from outside: its network's times, its outputs as data, and a comparison
-of noise schedules.
+"""A pipeline's network from outside: its times, its outputs as data, its noise schedule compared.
 
-    x_0 = a x + b out        the rows of `core.denoiser`, as numbers at the times of a schedule
+x_0 = a x + b out        the formulas of `core.denoiser`, as numbers at the times of a schedule
 """
 
 from __future__ import annotations
@@ -23,16 +22,17 @@ from ...core.noise import (
 BUILT_IN = (EDM, FlowMatching, VPCosine, VPDiscrete, VPLinear)
 
 SAME_LAM = 1e-2
-"""Largest difference in half-log-SNR between two tables of the same noise schedule, made in
-different precisions.
+"""Largest difference in half-log-SNR between two tables of the same noise schedule.
+
+Such tables differ because they were made in different precisions.
 """
 
 
 def table_noise(alphas_cumprod: Tensor, t_max: float = 1.0) -> VPDiscrete:
     """The noise schedule of a table.
 
-    Raises ValueError for a table that is none, or whose end is so deep in noise that its entries
-    cannot be told apart: there may be one 0 (zero terminal SNR), not several.
+    Raises ValueError for a table that is no noise schedule, and for one with several entries at its
+    end that are pure noise and cannot be told apart. A single 0 (zero terminal SNR) is allowed.
     """
     noise = VPDiscrete(alphas_cumprod, t_max=t_max)
     lost = int((noise.alphas_cumprod <= FLOOR**2).sum())
@@ -44,12 +44,12 @@ def table_noise(alphas_cumprod: Tensor, t_max: float = 1.0) -> VPDiscrete:
 
 
 def without_variance(out: Tensor, x: Tensor) -> Tensor:
-    """A network's output [B, C, …] for x [B, C, …]; a variance predicted besides is cut off.
+    """A network's output [B, C, …] for x [B, C, …], without a predicted variance.
 
-    Networks with a learned variance give 2 C channels, the first C of which are the prediction
-    (Nichol & Dhariwal 2021, arXiv 2102.09672). This is the one place where they are cut.
+    Networks with a learned variance return 2 C channels, of which the first C are the prediction
+    (Nichol & Dhariwal 2021, arXiv 2102.09672). This is the one place where the others are cut off.
 
-    Raises InputError where the channels are neither C nor 2 C.
+    Raises InputError if the channels are neither C nor 2 C.
     """
     if out.ndim < 2 or x.ndim < 2 or out.shape[1] == x.shape[1]:
         return out
@@ -62,10 +62,11 @@ def without_variance(out: Tensor, x: Tensor) -> Tensor:
 
 
 def network_times(noise: NoiseSchedule, t: Tensor, steps: int) -> list[float]:
-    """Times t of the schedule in the network's own unit: k = n t - 1 for a table of n entries, n t
-    for flow matching.
+    """Times t of the schedule in the network's own unit.
 
-    Raises InputError for noise schedules that no diffusers network is asked in.
+    It is k = n t - 1 for a table of n entries, and n t for flow matching.
+
+    Raises InputError for noise schedules that no diffusers network takes.
     """
     if isinstance(noise, VPDiscrete):
         return noise.network_time(t).tolist()
@@ -80,8 +81,9 @@ def network_times(noise: NoiseSchedule, t: Tensor, steps: int) -> list[float]:
 def data_coefficients(
     prediction: str, noise: NoiseSchedule, t: Tensor
 ) -> list[tuple[float, float]]:
-    """(a, b) with x_0 = a x + b out, at each of the times [E]; prediction as in `core.denoiser`, or
-    -velocity.
+    """(a, b) with x_0 = a x + b out, at each of the times [E].
+
+    prediction: as in `core.denoiser`, or "-velocity".
     """
     alpha, sigma = noise.alpha(t), noise.sigma(t)
     if prediction == "data":
@@ -102,13 +104,15 @@ def data_coefficients(
 
 
 def difference(made_for: NoiseSchedule, found: NoiseSchedule, name: str) -> str | None:
-    """What keeps a schedule made for one noise schedule from running on a pipeline's, in words.
+    """The difference that keeps a schedule from running on a pipeline, in words.
 
-    None where nothing does. A noise schedule of a user's own is compared by its numbers at the
-    times of the pipeline's: it may be another way to write a table or the straight path.
+    It is None if there is none. A noise schedule of a user's own is compared by its numbers at the
+    times of the pipeline's. It may be another way to write a table or the straight path.
 
     Args:
-        name: of the scheduler in which the second one was found.
+        made_for: the schedule's noise schedule.
+        found: the pipeline's.
+        name: of the scheduler in which `found` was found.
     """
     if isinstance(made_for, VPDiscrete) and isinstance(found, VPDiscrete):
         return _different_tables(made_for, found, name)
@@ -138,7 +142,10 @@ def _different_tables(made_for: VPDiscrete, found: VPDiscrete, name: str) -> str
 
 
 def _different_numbers(made_for: NoiseSchedule, found: NoiseSchedule) -> str | None:
-    """Where alpha, sigma or the half-log-SNR of two schedules differ; None where they agree."""
+    """The first difference in alpha, sigma or half-log-SNR of two schedules, in words.
+
+    It is None if they agree.
+    """
     n = found.steps if isinstance(found, VPDiscrete) else 1000
     t = torch.arange(1, n + 1, dtype=torch.float64) / n
     t = t[(t >= max(made_for.t_min, found.t_min)) & (t <= min(made_for.t_max, found.t_max))]
@@ -147,7 +154,7 @@ def _different_numbers(made_for: NoiseSchedule, found: NoiseSchedule) -> str | N
             f"times run from {made_for.t_min:g} to {made_for.t_max:g} in the file, from "
             f"{found.t_min:g} to {found.t_max:g} in the pipeline"
         )
-    t = t[found.alpha(t) > 1e-6]  # lam has no meaning where no signal is left
+    t = t[found.alpha(t) > 1e-6]  # lam has no meaning if no signal is left
     for what in ("alpha", "sigma", "lam"):
         ours, theirs = getattr(made_for, what)(t), getattr(found, what)(t)
         k = int((ours - theirs).abs().nan_to_num(torch.inf).argmax())

@@ -1,8 +1,8 @@
 """diffusers networks behind one signature, net(x [B, *shape], time [B], condition) -> [B, *shape].
 
-Times stay floating point all the way to the embedding, so a network can be asked at step 417.3. A
-variance that is predicted as well is cut off, for all of them in `DiffusersNetwork`. Conditions,
-batch first:
+Times stay floating point up to the embedding, so a network can be called at step 417.3. A variance
+that is predicted as well is cut off, for all networks in `DiffusersNetwork`. The conditions, batch
+first, are:
 
     class     int64 labels [B]
     text      {"prompt": [B, tokens, width]}, with "pooled" [B, width] for SDXL, SD3 and FLUX-type
@@ -24,7 +24,7 @@ from .network_outputs import without_variance
 
 
 def texts(condition: Condition, *names: str) -> list[Tensor]:
-    """The named tensors of a text condition; ValueError where they are not there."""
+    """The named tensors of a text condition; ValueError if they are missing."""
     if not isinstance(condition, Mapping) or any(name not in condition for name in names):
         raise ValueError(
             f"a text-conditional network needs the condition's {names}: take it from draw_condition"
@@ -33,7 +33,7 @@ def texts(condition: Condition, *names: str) -> list[Tensor]:
 
 
 def labels(condition: Condition) -> Tensor:
-    """The labels of a class condition; ValueError where there are none."""
+    """The labels of a class condition; ValueError if there are none."""
     if not isinstance(condition, Tensor):
         raise ValueError(
             "a class-conditional network needs labels [B]: take them from draw_condition"
@@ -42,7 +42,7 @@ def labels(condition: Condition) -> Tensor:
 
 
 class DiffusersNetwork(nn.Module):
-    """A network of diffusers; a subclass says in `predict` how it is called."""
+    """A network of diffusers. A subclass calls it in `predict`."""
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition = None) -> Tensor:
         """The prediction, in the shape of x [B, *shape]."""
@@ -50,39 +50,40 @@ class DiffusersNetwork(nn.Module):
 
     @abstractmethod
     def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """What the network gives for x [B, *shape] at time [B] in its own steps."""
+        """The network's output for x [B, *shape] at time [B] in its own steps."""
 
 
 class PixelNetwork(DiffusersNetwork):
-    """UNet2DModel, unconditional or with class embeddings; also of latents."""
+    """UNet2DModel, unconditional or with class embeddings, of pixels or latents."""
 
     def __init__(self, inner: nn.Module, classes: bool) -> None:
         super().__init__()
         self.inner, self.classes = inner, classes
 
     def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """condition: labels [B] or None."""
+        """The network's output; the condition is labels [B] or None."""
         label = labels(condition) if self.classes else None
         return self.inner(x, time, class_labels=label).sample
 
 
 class ClassTransformer(DiffusersNetwork):
-    """DiT."""
+    """DiT, a transformer on latents and classes."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
     def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """condition: labels [B]."""
+        """The network's output; the condition is labels [B]."""
         return self.inner(x, timestep=time, class_labels=labels(condition)).sample
 
 
 class TextUNet(DiffusersNetwork):
     """UNet2DConditionModel of Stable Diffusion 1.x, 2.x and XL.
 
-    size_ids: the six sizes SDXL is told (original height and width, crop, target), None for the
-    others."""
+    size_ids: the six sizes that SDXL gets (original height and width, crop, target); None for the
+    others.
+    """
 
     size_ids: Tensor | None
 
@@ -95,7 +96,7 @@ class TextUNet(DiffusersNetwork):
         )
 
     def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """condition: "prompt", and "pooled" for SDXL."""
+        """The network's output; the condition is "prompt", and "pooled" for SDXL."""
         if self.size_ids is None:
             (prompt,) = texts(condition, "prompt")
             return self.inner(x, time, encoder_hidden_states=prompt).sample
@@ -107,7 +108,7 @@ class TextUNet(DiffusersNetwork):
 class ClassUNet(DiffusersNetwork):
     """UNet2DConditionModel that attends to one token, the embedding of a class.
 
-    table: embeddings [classes + 1, width], the last one for no class.
+    table: embeddings [classes + 1, width]; the last one stands for no class.
     """
 
     table: Tensor
@@ -118,7 +119,7 @@ class ClassUNet(DiffusersNetwork):
         self.register_buffer("table", table)
 
     def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """condition: labels [B]."""
+        """The network's output; the condition is labels [B]."""
         token = functional.embedding(labels(condition), self.table)[:, None]  # [B, 1, width]
         return self.inner(x, time, encoder_hidden_states=token).sample
 
@@ -136,14 +137,14 @@ class Reversed(nn.Module):
 
 
 class FlowTransformer(DiffusersNetwork):
-    """SD3Transformer2DModel."""
+    """SD3Transformer2DModel, a transformer on latents and text."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
     def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """condition: "prompt" and "pooled"."""
+        """The network's output; the condition is "prompt" and "pooled"."""
         prompt, pooled = texts(condition, "prompt", "pooled")
         return self.inner(
             x, encoder_hidden_states=prompt, pooled_projections=pooled, timestep=time
@@ -151,8 +152,9 @@ class FlowTransformer(DiffusersNetwork):
 
 
 class PackedTransformer(DiffusersNetwork):
-    """FluxTransformer2DModel: latents [B, C, h, w] enter as h w / 4 tokens of 4 C numbers; guidance
-    may be an input.
+    """FluxTransformer2DModel.
+
+    Latents [B, C, h, w] enter as h w / 4 tokens of 4 C numbers.
 
     Args:
         guidance: the embedded guidance scale; None for a network that has no such input.
@@ -170,7 +172,10 @@ class PackedTransformer(DiffusersNetwork):
         return (self._time, *arguments[1:])
 
     def predict(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """condition: "prompt" and "pooled"; time in steps, as for every other network."""
+        """The network's output; the condition is "prompt" and "pooled".
+
+        time: in steps, as for every other network.
+        """
         prompt, pooled = texts(condition, "prompt", "pooled")
         b, c, h, w = x.shape
         tokens = (
@@ -219,6 +224,6 @@ class LatentDecoder(nn.Module):
         self.register_buffer("shift", shift[:, None, None], persistent=False)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Differentiable, in the dtype of z."""
+        """Images [B, 3, H, W] of latents, differentiable, in the dtype of z."""
         latent = z.float() * self.scale + self.shift
         return self.vae.decode(latent).sample.to(z.dtype)  # type: ignore[operator]

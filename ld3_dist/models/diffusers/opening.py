@@ -1,6 +1,6 @@
 """`diffusers:FOLDER` or `diffusers:HUB_ID`: a diffusers pipeline as a Denoiser.
 
-What it is follows from its parts, not from its name:
+The kind of model follows from the pipeline's parts, not from its name:
 
     unet UNet2DModel                    pixels, or latents with a vae or vqvae; classes, if the
                                         network embeds any
@@ -11,8 +11,8 @@ What it is follows from its parts, not from its name:
     transformer DiT                     latents, classes
     transformer SD3, Flux               latents, text, flow matching
 
-Nothing of the pipeline runs but its networks, its autoencoder and its text encoders. `parts` says
-which pipelines are refused.
+Only the pipeline's networks, its autoencoder and its text encoders run. `parts` lists the pipelines
+that are refused.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def open_diffusers(rest: str, options: ModelOptions) -> Model:
 def _shape(
     inner: nn.Module, kind: str, vae: nn.Module | None, options: ModelOptions, spec: str
 ) -> tuple[int, int, int]:
-    """[C, h, w] of what the network sees (FLUX-type: before packing)."""
+    """The shape [C, h, w] of the network's input (FLUX-type: before packing)."""
     config: Any = inner.config
     channels = config.in_channels // 4 if kind == "flux" else config.in_channels
     if vae is None and (kind != "unet" or channels not in (1, 3)):
@@ -150,7 +150,7 @@ def _image_shape(shape: tuple[int, int, int], vae: Any) -> tuple[int, ...]:
 
 
 def _text_kind(pipeline: Any, table: Tensor | None, spec: str) -> str:
-    """Which of the UNet2DConditionModels it is, by what stands beside it."""
+    """The kind of a UNet2DConditionModel, by the parts beside it."""
     if table is not None:
         return "class unet"
     if (
@@ -219,10 +219,11 @@ def _conditioning(
 def _class_conditioning(
     inner: Any, kind: str, spec: str, options: ModelOptions, table: Tensor | None
 ) -> Conditioning:
-    """The last embedding stands for no class: that of a UNet2DModel only where it is guided.
+    """The conditioning on classes, with the last embedding as the null class.
 
-    A UNet2DModel does not say whether it was trained with a null class; guiding it says that it
-    was."""
+    A UNet2DModel does not tell whether it was trained with a null class. Its last embedding is
+    taken as the null class only if guidance is asked for.
+    """
     if kind == "unet":
         count = _class_count(inner)
         null = count - 1
@@ -240,13 +241,13 @@ def _class_count(unet: Any) -> int:
 
 
 class Null:
-    """Replaces a condition by the null one, repeated to its batch."""
+    """A function that replaces a condition by the null condition, repeated to its batch."""
 
     def __init__(self, null: Condition) -> None:
         self.null = null
 
     def __call__(self, condition: Condition) -> Condition:
-        """Same structure, batch, device and dtype as `condition`."""
+        """The null condition, with the structure, batch, device and dtype of `condition`."""
         if isinstance(condition, Tensor) and isinstance(self.null, Tensor):
             return self.null.to(condition).expand_as(condition)
         assert isinstance(condition, Mapping)
@@ -278,7 +279,7 @@ def _hash(
 
 
 def _settings(part: Any) -> dict[str, Any]:
-    """The configuration of a pipeline's part without versions and paths."""
+    """The configuration of a pipeline's part, without versions and paths."""
     return {key: value for key, value in part.config.items() if not key.startswith("_")}
 
 

@@ -9,8 +9,8 @@ The YAML names a beta schedule; with n steps, s = linear_start and e = linear_en
                    f(u) = cos^2(pi/2 (u + cosine_s) / (1 + cosine_s))
 
 (Rombach et al. 2022; Nichol & Dhariwal 2021, arXiv 2102.09672, for the cosine). The checkpoint
-itself has the buffers that the network was trained with: where it has `alphas_cumprod`, `betas` or
-`scale_factor`, these are taken, and a YAML that says otherwise is reported.
+itself has the buffers that the network was trained with. If it has `alphas_cumprod`, `betas` or
+`scale_factor`, these are taken, and a warning says if the YAML differs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger("ld3_dist")
 
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 SAME = 1e-4
-"""Largest relative difference between tables that differ by rounding alone."""
+"""Largest relative difference between two tables that differ by rounding alone."""
 
 
 def make_scheduler(settings: OriginalSettings, tensors: Mapping[str, Tensor], file: Path) -> Any:
@@ -91,9 +91,10 @@ def betas_of(settings: OriginalSettings) -> Tensor:
 
 
 def latent_scale(settings: OriginalSettings, tensors: Mapping[str, Tensor], file: Path) -> float:
-    """The number that latents are multiplied by before the network sees them.
+    """The factor of latents before they enter the network.
 
-    Raises InputError where the YAML refers to a buffer that is missing, or the number is none.
+    Raises InputError if the YAML refers to a buffer that is missing, or if the factor is not a
+    positive number.
     """
     stored = tensors.get("scale_factor")
     if stored is None:
@@ -118,7 +119,7 @@ def latent_scale(settings: OriginalSettings, tensors: Mapping[str, Tensor], file
 
 
 def _stored_table(tensors: Mapping[str, Tensor], file: Path) -> Tensor | None:
-    """alphas_cumprod [n] of the checkpoint's buffers in float64; None where it has none."""
+    """alphas_cumprod [n] of the checkpoint's buffers in float64; None if it has none."""
     found = [tensors.get(name) for name in ("alphas_cumprod", "betas")]
     for name, value in zip(("alphas_cumprod", "betas"), found, strict=True):
         if value is not None and value.ndim != 1:

@@ -1,8 +1,8 @@
-"""What the YAML of a latent-diffusion checkpoint says, every key of it.
+"""The settings in the YAML of a latent-diffusion checkpoint, every key of it.
 
-Each key is either read, or known to be of no effect on samples, or refused by its name. A key that
-nobody knows is refused too: it may be the one that matters. Defaults are those of the classes that
-the YAML configures (Rombach et al. 2022: LatentDiffusion, UNetModel, VQModelInterface).
+Each key is read, or known to have no effect on samples, or refused by its name. An unknown key is
+refused too, because it may matter. Defaults are the defaults of the classes that the YAML
+configures (Rombach et al. 2022: LatentDiffusion, UNetModel, VQModelInterface).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ TRAINING: tuple[str, ...] = (
     "clip_denoised", "batch_resize_range", "colorize_nlabels", "lr_g_factor", "remap",
     "sane_index_shape", "dropout", "use_checkpoint", "use_fp16", "legacy",
 )  # fmt: skip
-"""Keys that matter in training, or to samplers, or to how the network is computed."""
+"""Keys that matter only to training, to samplers, or to the way the network is computed."""
 
 
 @dataclass(frozen=True)
 class UNetSettings:
-    """The U-Net, by the names of its YAML. context_dim is None where it attends to no condition."""
+    """Settings of the U-Net, named as in its YAML; context_dim is None without a condition."""
 
     image_size: int
     in_channels: int
@@ -49,7 +49,7 @@ class UNetSettings:
 
 @dataclass(frozen=True)
 class CoderSettings:
-    """The VQ autoencoder, by the names of its YAML."""
+    """Settings of the VQ autoencoder, named as in its YAML."""
 
     embed_dim: int
     n_embed: int
@@ -67,7 +67,7 @@ class OriginalSettings:
     """A checkpoint's networks and process.
 
     parameterization: "eps", "x0" or "v".
-    classes: number of class embeddings where the YAML tells it.
+    classes: number of class embeddings, if the YAML gives it.
     """
 
     unet: UNetSettings
@@ -146,11 +146,11 @@ SCHEDULES = {
     "sqrt_linear": "sqrt_linear",
     "sqrt": "sqrt",
 }
-"""Names of beta schedules; two of them are what other libraries call the same betas."""
+"""Names of beta schedules; two of them are other libraries' names for the same betas."""
 
 
 def _conditioning(top: Section, unet: UNetSettings) -> int | None:
-    """The number of classes where it is told; refuses every conditioning but on classes or none."""
+    """The number of classes, if given; InputError unless conditioned on classes or nothing."""
     stage, given = top.get("cond_stage_config"), top.get("conditioning_key")
     concat = top.switch("concat_mode", True)
     if stage == "__is_unconditional__":
@@ -269,7 +269,7 @@ _TARGETS = {"unet_config": ("UNetModel",), "first_stage_config": ("VQModelInterf
 
 
 def _target(holder: Mapping[str, Any], file: Path, name: str, known: Sequence[str]) -> None:
-    """Refuse a class that is not one of those known, by the last part of its name."""
+    """Refuse an unknown class, by the last part of its name."""
     target = holder.get("target")
     if target is not None and str(target).rpartition(".")[2] not in known:
         raise InputError(
@@ -284,7 +284,7 @@ class Section:
         values: the mapping.
         name: its full key, for messages.
 
-    Raises InputError where it is no mapping.
+    Raises InputError for a value that is no mapping.
     """
 
     def __init__(self, values: Any, file: Path, name: str) -> None:
@@ -309,11 +309,11 @@ class Section:
         return Section(self.get(key), self.file, f"{self.name}.{key}")
 
     def ignore(self, *keys: str) -> None:
-        """Take keys that are of no effect here."""
+        """Take keys that have no effect here."""
         self._taken.update(keys)
 
     def get(self, key: str) -> Any:
-        """The value of a key as it stands there; None where it is missing."""
+        """The value of a key, unchanged; None if it is missing."""
         self._taken.add(key)
         return self.values.get(key)
 
@@ -322,7 +322,7 @@ class Section:
         return default if value is None else value
 
     def demand(self, key: str, only: Any) -> None:
-        """Refuse a key with another value than the one that can be converted."""
+        """Refuse a key if it has another value than the one that can be converted."""
         value = self.get(key)
         if value in (None, only) or (only in (None, False) and value is False):
             return

@@ -1,4 +1,4 @@
-"""What a pipeline's scheduler says about its network: noise schedule, prediction, network time.
+"""A pipeline's network by its scheduler: noise schedule, prediction, network time.
 
     epsilon, v_prediction, sample    a VPDiscrete table: the scheduler's own alphas_cumprod [n];
                                      the network's time is the fractional step k = n t - 1
@@ -10,10 +10,10 @@
                                      folder has the scheduler of Stable Diffusion, which says
                                      nothing of that
 
-Only the scheduler's configuration and table are used, never its stepping: which grid and which
-solver to take is for us to choose. `scheduler_options` says which options are read and which are
-refused. `shift` is kept as a fact: s -> shift s / (1 + (shift - 1) s) is how the pipeline spaces
-its steps, and no part of the process.
+Only the scheduler's configuration and table are used, never its stepping, because grid and solver
+are ours to choose. `scheduler_options` lists the options that are read and those that are refused.
+`shift` is kept as a fact: by s -> shift s / (1 + (shift - 1) s) the pipeline spaces its steps. It
+is no part of the process.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ PREDICTIONS = {
 
 @dataclass(frozen=True)
 class Parametrisation:
-    """What must be known of a network to ask it for data.
+    """The facts about a network that are needed to turn its output into data.
 
     prediction: one of core.denoiser.PREDICTIONS, or "-velocity".
     network_time: time of the noise schedule -> time of the network.
     steps: n, the number of steps the network was trained on.
-    shift: of the pipeline's own grid; None where there is no flow.
+    shift: of the pipeline's own grid; None for a model without flow.
     """
 
     noise: NoiseSchedule
@@ -58,12 +58,12 @@ class Parametrisation:
 def read_parametrisation(
     scheduler: Any, model: str, tokens: int, shift: float | None, rectified: bool = False
 ) -> Parametrisation:
-    """Read what a pipeline's scheduler says about its network.
+    """Read the facts about a network from its pipeline's scheduler.
 
     Args:
-        tokens: number of image tokens the network sees, on which a dynamic shift depends.
-        shift: what the user asks for in place of the scheduler's.
-        rectified: the network is one of InstaFlow's, whatever the scheduler says.
+        tokens: number of image tokens in the network; a dynamic shift depends on it.
+        shift: the user's, in place of the scheduler's.
+        rectified: True for a network of InstaFlow, whatever the scheduler says.
 
     Raises InputError for a class of scheduler or a value of an option that cannot be honoured,
     naming it and the remedy.
@@ -135,8 +135,7 @@ def _noise_table(scheduler: Any, kind: str, model: str) -> VPDiscrete:
     table = scheduler.alphas_cumprod.detach().double().cpu().clone()
     if scheduler.config.get("rescale_betas_zero_snr") and len(table):
         table[-1] = 0.0
-    # Where no signal is left, noise says nothing about the data: such a network starts one step
-    # later.
+    # If no signal is left, noise says nothing about the data: such a network starts one step later.
     empty = kind == "epsilon" and len(table) > 1 and float(table[-1]) == 0
     try:
         return table_noise(table, t_max=1 - 1 / len(table) if empty else 1.0)
@@ -151,8 +150,8 @@ def _noise_table(scheduler: Any, kind: str, model: str) -> VPDiscrete:
 def _default_shift(config: Mapping[str, Any], model: str, tokens: int) -> float:
     """The shift of the pipeline's own grid.
 
-    A dynamic one is linear in the number of tokens, either itself (`time_shift_type: linear`) or
-    its logarithm.
+    In a dynamic shift, the shift itself (`time_shift_type: linear`) or its logarithm is linear in
+    the number of tokens.
     """
     if config.get("use_dynamic_shifting"):
         low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)

@@ -1,8 +1,8 @@
-"""The parts of a pipeline must fit each other, and the network must need nothing that is not given.
+"""Checks of a pipeline's parts: they fit each other, and the network needs no further input.
 
 A network can be sampled from noise alone if it takes as many channels as it gives, and no condition
-but classes or text. Networks for inpainting, editing, upscaling, super-resolution, depth or control
-get an image beside the sample; they are refused by what is written in their configuration.
+except classes or text. Networks for inpainting, editing, upscaling, super-resolution, depth or
+control get an image beside the sample; their configuration shows it, and they are refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def check_parts(pipeline: Any, inner: Any, kind: str, vae: Any, spec: str) -> No
     """Refuse a pipeline whose network needs more than noise, a time, and classes or text.
 
     Args:
-        inner: the network.  kind: which of `opening.NETWORKS` it is.  vae: the autoencoder or None.
+        inner: the network.
+        kind: its name in `opening.NETWORKS`.
+        vae: the autoencoder or None.
 
     Raises InputError naming the part, the option and its value.
     """
@@ -91,7 +93,7 @@ def _check_channels(inner: Any, kind: str, vae: Any, spec: str) -> None:
 
 
 def _check_latent_scale(vae: Any, spec: str) -> None:
-    """Refuse an autoencoder whose numbers for scaling latents are none."""
+    """Refuse an autoencoder whose scale or shift of latents is no number."""
     config = vae.config
     for key, lowest in (("scaling_factor", 0.0), ("shift_factor", -math.inf)):
         value = getattr(config, key, None)
@@ -115,7 +117,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_sizes_of_xl(pipeline: Any, inner: Any, spec: str) -> None:
-    """SDXL's network gets six sizes and a pooled embedding; its refiner gets five numbers."""
+    """Refuse an SDXL refiner, whose network gets five numbers instead of six sizes."""
     config, encoder = inner.config, pipeline.text_encoder_2
     pooled = getattr(encoder.config, "projection_dim", 0)
     wanted = 6 * (config.addition_time_embed_dim or 0) + pooled
@@ -131,9 +133,9 @@ def _check_sizes_of_xl(pipeline: Any, inner: Any, spec: str) -> None:
 
 
 def sample_size(inner: Any, spec: str) -> tuple[int, int]:
-    """(height, width) of what the network was trained on, before packing.
+    """(height, width) of the samples that the network was trained on, before packing.
 
-    Raises InputError where the configuration does not say, or says nonsense.
+    Raises InputError if the configuration has no size or one that makes no sense.
     """
     size = getattr(inner.config, "sample_size", None)
     if size is None:

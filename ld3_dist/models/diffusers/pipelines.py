@@ -1,10 +1,9 @@
-"""A diffusers pipeline from a folder, from the hub, or from the hub's cache where the network is
-away.
+"""A diffusers pipeline from a folder, from the hub, or offline from the hub's cache.
 
-What can be missing is found out before anything is loaded, and quickly: a folder's parts are
-compared with its index, and the hub is asked once. No code of a folder is ever executed: parts are
-classes of diffusers and transformers, and weights are read from safetensors files, or from pickles
-with `weights_only`.
+Missing files are found quickly, before anything is loaded: a folder's parts are compared with its
+index, and the hub is asked once. No code of a folder is ever executed: parts are classes of
+diffusers and transformers, and weights are read from safetensors files, or from pickles with
+`weights_only`.
 """
 
 from __future__ import annotations
@@ -24,29 +23,31 @@ log = logging.getLogger("ld3_dist")
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 OPTIONAL = ("text_encoder_3", "tokenizer_3")
 RECTIFIED = "RectifiedFlowPipeline"
-"""Stable Diffusion's parts with a network of rectified flow (InstaFlow, Liu et al. 2023): see
-`parametrisation`.
+"""Class of InstaFlow's pipelines (Liu et al. 2023).
+
+They have the parts of Stable Diffusion and a network of rectified flow, see `parametrisation`.
 """
 NETWORKS = (
     "unet", "transformer", "vae", "vqvae", "text_encoder", "text_encoder_2", "text_encoder_3"
 )  # fmt: skip
 """Parts that have weights."""
 LIBRARIES = ("diffusers", "transformers", "ld3_dist.integrations.diffusers")
-"""Libraries that a part's class may come from, beside the modules of diffusers' pipelines."""
+"""Libraries that a part's class may come from, besides the modules of diffusers' pipelines."""
 MOST_LAYERS, LARGEST = 1000, 100_000_000
-"""Largest number of layers, and any other number, in a network's configuration."""
+"""Largest number of layers, and largest other number, in a network's configuration."""
 MOST_STEPS = 1_000_000
 """Largest num_train_timesteps of a scheduler."""
 
 
 def load_pipeline(name: str, variant: str | None = None) -> tuple[Any, bool]:
-    """(pipeline of a folder or hub id, on the CPU; whether it is InstaFlow's, a class that
-    diffusers does not have).
+    """The pipeline of a folder or hub id, on the CPU, and True if it is InstaFlow's.
+
+    diffusers has no class for InstaFlow's pipelines.
 
     Args:
-        variant: which set of weight files, such as "fp16"; see ModelOptions.
+        variant: the set of weight files, such as "fp16"; see ModelOptions.
 
-    Raises InputError where it is not one, or cannot be had.
+    Raises InputError for a name that is no pipeline, or that cannot be loaded.
     """
     try:
         import diffusers
@@ -71,7 +72,7 @@ def load_pipeline(name: str, variant: str | None = None) -> tuple[Any, bool]:
             kind = diffusers.StableDiffusionPipeline if rectified else diffusers.DiffusionPipeline
             told = {} if variant is None else {"variant": variant}
             pipeline = kind.from_pretrained(place, **cached, **absent, **told)
-    # Network, authentication, files: each layer of the library has exceptions of its own.
+    # network, authentication, files: each layer of the library has its own exceptions
     except Exception as error:
         reason = silence or str(error) or type(error).__name__
         reason = textwrap.shorten(reason, 300, placeholder=" …")
@@ -84,18 +85,19 @@ def load_pipeline(name: str, variant: str | None = None) -> tuple[Any, bool]:
             f"diffusers model {name!r}{more}: no such folder here, and the hub could not deliver "
             f"it ({reason}); download it where there is a network and give the folder"
         ) from error
-    for part in NETWORKS:  # variants have halves, in which not every CPU computes
+    for part in NETWORKS:  # variants hold half precision, in which not every CPU computes
         if getattr(pipeline, part, None) is not None:
             getattr(pipeline, part).float()
     return pipeline, rectified
 
 
 def unreachable(name: str) -> str | None:
-    """Why the hub does not answer, found out in one attempt; what is in the cache still serves.
-    None where it does.
+    """The reason that the hub does not answer, found in one attempt; None if it does.
 
-    The library itself tries six times, half a minute. Its environment counts: HF_HUB_OFFLINE,
-    HF_ENDPOINT, HF_HUB_ETAG_TIMEOUT."""
+    Without the hub, its cache still serves. The library itself tries six times, for half a minute.
+    Its
+    environment counts: HF_HUB_OFFLINE, HF_ENDPOINT, HF_HUB_ETAG_TIMEOUT.
+    """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -103,7 +105,7 @@ def unreachable(name: str) -> str | None:
         get_hf_file_metadata(
             hf_hub_url(name, "model_index.json"), timeout=constants.HF_HUB_ETAG_TIMEOUT
         )
-    except HfHubHTTPError:  # an answer; what it says is the loader's business
+    except HfHubHTTPError:  # any answer will do; the loader judges it
         return None
     # of the HTTP library, the operating system, the hub's offline mode
     except Exception as error:  # noqa: BLE001
@@ -112,8 +114,9 @@ def unreachable(name: str) -> str | None:
 
 
 def _check_folder(folder: Path) -> dict[str, None]:
-    """Parts to load as None: those that never matter here, and optional text encoders that the
-    folder does without.
+    """Parts to load as None: those that never matter here, and optional text encoders.
+
+    The folder may lack the text encoders. Raises InputError for other parts that are missing.
     """
     import diffusers
 
@@ -151,9 +154,9 @@ def _check_folder(folder: Path) -> dict[str, None]:
 
 
 def _check_library(index: Path, part: str, named: list[Any]) -> None:
-    """Refuse a part whose class would have to be imported from anywhere else than these libraries.
+    """Refuse a part whose class comes from any other place than LIBRARIES.
 
-    The loader imports whatever module an index names; a folder must not choose code to run.
+    The loader imports every module that an index names, and a folder must not choose code to run.
     """
     import diffusers
 
@@ -167,7 +170,7 @@ def _check_library(index: Path, part: str, named: list[Any]) -> None:
 
 
 def _check_numbers(file: Path) -> None:
-    """Refuse a network's configuration whose numbers would make building it endless."""
+    """Refuse a network's configuration with numbers so large that building it would not end."""
 
     def check(key: str, value: Any) -> None:
         if isinstance(value, dict):
@@ -210,9 +213,9 @@ def _read_object(file: Path, remedy: str) -> dict[str, Any]:
 
 
 def _choose_variant(folder: Path, asked: str | None, absent: list[str]) -> str | None:
-    """The variant to load: the one asked for, or the only one where a part has no plain weights.
+    """The variant to load: the one asked for, or the only one if a part has no plain weights.
 
-    Raises InputError naming the part that has no weights, or not those asked for.
+    Raises InputError naming a part that has no weights, or none of the variant.
     """
     found = {
         part: variants_of(folder / part)

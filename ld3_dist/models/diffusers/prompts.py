@@ -1,5 +1,6 @@
-"""Text conditions: each sample draws a line of the prompts file, encoded once, by the pipeline's
-own encoders.
+"""Text conditions: each sample draws a line of the prompts file.
+
+Every line is encoded once, by the pipeline's own encoders.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from ..loaded import LONGEST_LIST, PROMPTS_FILE, ModelOptions
 
 
 class Prompts:
-    """Draws prompts and encodes them; what comes out is on the CPU, in float32.
+    """Prompts as conditions: it draws lines and encodes them, on the CPU, in float32.
 
     Args:
-        pipeline: whose `encode_prompt` is used, so that embeddings are those of the pipeline.
-        kind: "sd", "sdxl", "sd3" or "flux", which differ in what encode_prompt takes and returns.
+        pipeline: its `encode_prompt` makes the embeddings.
+        kind: "sd", "sdxl", "sd3" or "flux"; their encode_prompt takes and returns different things.
         lines: to draw from, uniformly; [""] for an unconditional use.
     """
 
@@ -39,12 +40,12 @@ class Prompts:
         self._known: dict[str, dict[str, Tensor]] = {}
 
     def draw(self, seed: int, indices: Sequence[int]) -> Condition:
-        """{"prompt": [M, tokens, width], "pooled": [M, width] where there is one}."""
+        """{"prompt": [M, tokens, width], "pooled": [M, width] if there is one}."""
         encoded = [self.encode(self.lines[self.pick(seed, i)]) for i in indices]
         return {name: torch.cat([one[name] for one in encoded]) for name in encoded[0]}
 
     def pick(self, seed: int, index: int) -> int:
-        """Number of the line that sample `index` draws."""
+        """The number of the line that sample `index` draws."""
         return int(
             torch.randint(len(self.lines), (), generator=sample_generator(seed, index, "condition"))
         )
@@ -56,14 +57,15 @@ class Prompts:
         return self._known[line]
 
     def null(self) -> dict[str, Tensor]:
-        """Embeddings of the negative prompt, batch of 1; the empty one as the pipeline would encode
-        it.
+        """Embeddings of the negative prompt, batch of 1.
+
+        An empty prompt is encoded as the pipeline would encode it.
         """
         return self._call("")[1]
 
     @torch.no_grad()
     def _call(self, line: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(of the prompt, of the negative prompt)."""
+        """Embeddings (of the prompt, of the negative prompt), batch of 1 each."""
         pipeline, negative = self.pipeline, self.negative or None
         for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
             if getattr(pipeline, name, None) is not None:
@@ -96,7 +98,7 @@ def _named(prompt: Tensor, pooled: Tensor | None = None) -> dict[str, Tensor]:
 
 
 def prompt_lines(options: ModelOptions, model: str) -> list[str]:
-    """The prompts to draw from; InputError where a text model has none, or classes instead."""
+    """The prompts to draw from; InputError if there are none, or classes instead."""
     if options.classes:
         raise InputError(
             f"model {model!r} is conditioned on text: classes={options.classes!r} does not apply "

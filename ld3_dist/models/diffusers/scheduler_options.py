@@ -1,23 +1,24 @@
-"""The scheduler classes of diffusers and their options: which of them say something about the
-network, and which of them only say how a sampler steps.
+"""The scheduler classes of diffusers and the role of each of their options.
+
+Some options describe the network, others only the steps of a sampler.
 
 Every class belongs to one of three families:
 
     TABLE      alphas_cumprod [n] from betas; with `use_flow_sigmas` the straight path instead
     FLOW       the straight path of flow matching
-    REFUSED    neither of the two, with the reason
+    REFUSED    any other process, with the reason
 
 Every option of a TABLE or FLOW class has one of four roles:
 
-    PROCESS     the noise schedule, the prediction or the network's time follow from it: it is read
-    GRID        the pipeline's own default spacing of its steps: kept as a fact (`shift`)
-    STEPPING    how the sampler steps, clips or draws noise: of no effect on the network
+    PROCESS     it determines the noise schedule, the prediction or the network's time, and is read
+    GRID        it spaces the pipeline's own steps, and is kept as a fact (`shift`)
+    STEPPING    it tells the sampler to step, clip or draw noise, and has no effect on the network
     NEUTRAL     only the listed value can be honoured; any other is refused
 
-An option that is in none of these tables is refused unless it has its default. An option that the
-class does not have can be in its configuration all the same, left over from another class. Such an
-option is refused where it would change the process, because the class at hand ignores it and
-nothing says which of the two the network was trained with.
+An option that is in none of these tables is refused unless it has its default. A configuration can
+also hold an option that its class does not have, left over from another class. Such an option is
+refused if it would change the process: the class ignores it, and nothing tells which of the two
+classes the network was trained with.
 
 The tables were made for diffusers 0.42; `tests/models/test_scheduler_options.py` compares them with
 the installed library.
@@ -125,7 +126,7 @@ GRID = frozenset(
 )
 STEPPING = frozenset(
     {
-        # where the steps lie
+        # the places of the steps
         "timestep_spacing",
         "steps_offset",
         "set_alpha_to_one",
@@ -142,7 +143,7 @@ STEPPING = frozenset(
         "skip_prk_steps",
         "original_inference_steps",
         "timestep_scaling",
-        # which solver takes them
+        # the solver that takes them
         "solver_order",
         "solver_type",
         "solver_p",
@@ -153,13 +154,13 @@ STEPPING = frozenset(
         "disable_corrector",
         "predictor_order",
         "corrector_order",
-        # what the sampler clips
+        # clipping in the sampler
         "clip_sample",
         "clip_sample_range",
         "thresholding",
         "dynamic_thresholding_ratio",
         "sample_max_value",
-        # the noise it draws
+        # the noise of the sampler
         "variance_type",
         "tau_func",
         "eta",
@@ -184,12 +185,12 @@ LEFT_OVER: dict[str, tuple[Any, ...]] = {
     "use_flow_sigmas": (False, None),
     "invert_sigmas": (False, None),
 }
-"""Values under which an option that a class does not have changes nothing."""
+"""Values with which an option that a class does not have changes nothing."""
 
 LEARNED = "schedule"
 """Key of an `LD3Scheduler`'s configuration that holds the body of its schedule file."""
 BASE = "base_class"
-"""Key of the same configuration: the class of the scheduler that it stands in for."""
+"""Key of the same configuration: the class of the scheduler that it replaces."""
 OURS = frozenset({LEARNED, BASE, "force"})
 
 REMEDY = (
@@ -271,12 +272,12 @@ def _known(key: str) -> bool:
 
 
 def underlying(scheduler: Any, model: str) -> tuple[Any, bool]:
-    """(the scheduler that describes the network, whether the network's velocity is reversed).
+    """The scheduler that describes the network, and True if the network's velocity is reversed.
 
-    An `LD3Scheduler` stands in for the scheduler of the network: this one is made again from the
-    configuration that it carries. Any other scheduler is returned as it is.
+    An `LD3Scheduler` replaces the scheduler of the network. That scheduler is made again from the
+    configuration of the `LD3Scheduler`. Any other scheduler is returned as it is.
 
-    Raises InputError where the configuration names no scheduler class of diffusers.
+    Raises InputError if the configuration names no scheduler class of diffusers.
     """
     config: Mapping[str, Any] = scheduler.config
     if LEARNED not in config or BASE not in config:
@@ -291,7 +292,7 @@ def underlying(scheduler: Any, model: str) -> tuple[Any, bool]:
 
 
 def base_scheduler(config: Mapping[str, Any], model: str) -> Any:
-    """The scheduler that an `LD3Scheduler` with this configuration stands in for."""
+    """The scheduler that an `LD3Scheduler` with this configuration replaces."""
     import diffusers
 
     name = config[BASE]

@@ -8,33 +8,17 @@ Its parts can be made again from the command line:
     python -m ld3_dist.models.digits data         writes the packaged copy of the data
 """
 
-from .classifier import DigitsClassifier, classifier_hash, load_digits_classifier
-from .data import data_hash, digits_reference, halves, held_out
-from .denoiser import (
-    digits_denoiser,
-    digits_hash,
-    draw_condition,
-    load_digits_denoiser,
-    load_digits_network,
-    null_labels,
-)
-from .network import NULL_LABEL, DigitsNetwork, NetworkConfig
+from .classifier import CLASSIFIER, DigitsClassifier
+from .data import data_hash, digits_reference, held_out
+from .network import NETWORK, DigitsNetwork, NetworkConfig
 
 __all__ = [
-    "NULL_LABEL",
+    "CLASSIFIER",
+    "NETWORK",
     "DigitsClassifier",
     "DigitsNetwork",
     "NetworkConfig",
-    "classifier_hash",
     "data_hash",
-    "digits_denoiser",
-    "digits_hash",
     "digits_reference",
-    "draw_condition",
-    "halves",
     "held_out",
-    "load_digits_classifier",
-    "load_digits_denoiser",
-    "load_digits_network",
-    "null_labels",
 ]

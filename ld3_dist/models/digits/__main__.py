@@ -7,13 +7,11 @@ do the rest.
 from __future__ import annotations
 
 import json
-import platform
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.progress import (
     BarColumn,
@@ -26,29 +24,24 @@ from rich.progress import (
 from torch import nn
 
 from ...core.errors import InputError
-from ..weights import save_tensors, sha256_of
-from .classifier import CLASSIFIER_FILE, CLASSIFIER_KIND
+from ..embedded.provenance import add_to, write_json, write_provenance
+from ..weights import save_tensors
+from .classifier import CLASSIFIER
 from .data import data_hash, digits_reference, write_data
-from .denoiser import NETWORK_FILE, NETWORK_KIND
 from .evaluate import EvaluateConfig, evaluate
-from .network import NetworkConfig
+from .network import NETWORK, NetworkConfig
 from .train import TrainConfig, measure_sigma_data, settings, train_network
 from .train_classifier import ClassifierConfig, train_classifier
 
 COMMAND = "python -m ld3_dist.models.digits"
+SOURCE = "8x8 handwritten digits (Alpaydin & Kaynak, UCI 1998), 1797 images, scaled to [-1, 1]"
 app = typer.Typer(help=__doc__, invoke_without_command=True, pretty_exceptions_enable=False)
 
 
-def _progress(what: str, total: int) -> tuple[Progress, Any]:
+def _progress(text: str, total: int) -> tuple[Progress, Any]:
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn())
-    return bar, bar.add_task(what, total=total)
-
-
-def _device(name: str) -> str:
-    if name == "cpu":
-        return f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
-    return torch.cuda.get_device_name(torch.device(name))
+    return bar, bar.add_task(text, total=total)
 
 
 def _keep(
@@ -61,27 +54,8 @@ def _keep(
 ) -> None:
     """Write the weights, and beside them a JSON file that says how they were made."""
     save_tensors(file, dict(net.state_dict()), kind, config)
-    record = {
-        "kind": kind,
-        "file": file.name,
-        "sha256": sha256_of(file),
-        "bytes": file.stat().st_size,
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "data": "8x8 handwritten digits (Alpaydin & Kaynak, UCI 1998), 1797 images, scaled to "
-        "[-1, 1]",
-        "data_sha256": data_hash(),
-        **record,
-        "device": _device(device),
-        "torch": torch.__version__,
-    }
-    write_json(file.with_suffix(".json"), record)
-    print(f"{file}  {record['bytes']} bytes  sha256 {record['sha256']}")
-
-
-def write_json(file: Path, record: dict[str, Any]) -> None:
-    """Write one JSON object, indented, with a newline at the end."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    source = {"data": SOURCE, "data_sha256": data_hash()}
+    print(write_provenance(net, file, kind, source, record, device))
 
 
 @app.callback()
@@ -100,7 +74,7 @@ def network(
     device: Annotated[str, typer.Option(help="Torch device.")] = TrainConfig.device,
     out: Annotated[
         Path, typer.Option(help="Weights file to write; a .json goes beside it.")
-    ] = NETWORK_FILE,
+    ] = NETWORK.file,
 ) -> None:
     """Train the digits network (without a subcommand)."""
     if context.invoked_subcommand:
@@ -118,7 +92,7 @@ def network(
     _keep(
         last.average,
         out,
-        NETWORK_KIND,
+        NETWORK.kind,
         {"network": asdict(sizes), "sigma_data": sigma_data},
         facts,
         device,
@@ -136,7 +110,7 @@ def classifier(
     device: Annotated[str, typer.Option(help="Torch device.")] = ClassifierConfig.device,
     out: Annotated[
         Path, typer.Option(help="Weights file to write; a .json goes beside it.")
-    ] = CLASSIFIER_FILE,
+    ] = CLASSIFIER.file,
 ) -> None:
     """Train the classifier on four fifths of the digits; the rest gives its accuracy."""
     config, last = ClassifierConfig(epochs=epochs, seed=seed, device=device), None
@@ -154,7 +128,7 @@ def classifier(
     }
     facts |= {"held_out_accuracy": round(last.accuracy, 5), "seconds": round(last.seconds, 1)}
     _keep(
-        last.network, out, CLASSIFIER_KIND, {"channels": list(last.network.channels)}, facts, device
+        last.network, out, CLASSIFIER.kind, {"channels": list(last.network.channels)}, facts, device
     )
 
 
@@ -172,7 +146,7 @@ def evaluate_command(
     ] = EvaluateConfig.guidance,
     seed: Annotated[int, typer.Option(help="Seed of noise and labels.")] = EvaluateConfig.seed,
     device: Annotated[str, typer.Option(help="Torch device.")] = EvaluateConfig.device,
-    file: Annotated[Path, typer.Option(help="Weights file to measure.")] = NETWORK_FILE,
+    file: Annotated[Path, typer.Option(help="Weights file to measure.")] = NETWORK.file,
     out: Annotated[
         Path | None, typer.Option(help="JSON file to write, e.g. results/models/digits.json.")
     ] = None,
@@ -191,9 +165,7 @@ def evaluate_command(
     if out is not None:
         write_json(out, figures)
     if record:
-        provenance = file.with_suffix(".json")
-        kept = json.loads(provenance.read_text(encoding="utf-8"))
-        write_json(provenance, {**kept, "quality": figures})
+        add_to(file.with_suffix(".json"), "quality", figures)
 
 
 @app.command()

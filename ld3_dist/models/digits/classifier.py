@@ -9,20 +9,13 @@ other fifth.
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...core.errors import InputError
-from ..weights import entry, load_weights, read_tensors, sha256_of
-from .network import LARGEST
+from ..embedded.classifier import EmbeddedClassifier
 
-CLASSIFIER_FILE = Path(__file__).with_name("classifier.safetensors")
-CLASSIFIER_KIND = "ld3_dist digits classifier 1"
-REMEDY = "reinstall ld3_dist, or train it anew with `python -m ld3_dist.models.digits classifier`"
 FEATURES = 64
 
 
@@ -56,27 +49,5 @@ class DigitsClassifier(nn.Module):
         return self.decide(self.dropout(self.features(x)))
 
 
-def load_digits_classifier(
-    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, file: Path | None = None
-) -> DigitsClassifier:
-    """The packaged classifier (or one trained into `file`), frozen, in evaluation mode.
-
-    Raises InputError when the file is missing, truncated or of another kind.
-    """
-    file = CLASSIFIER_FILE if file is None else Path(file)
-    tensors, config = read_tensors(file, CLASSIFIER_KIND, REMEDY)
-    channels = tuple(entry(config, "channels", list, file, REMEDY))
-    if len(channels) != 3 or not all(isinstance(c, int) and 1 <= c <= LARGEST for c in channels):
-        raise InputError(
-            f"{file}: channels in its header are {channels}, not three from 1 to {LARGEST}; "
-            f"{REMEDY}"
-        )
-    net = DigitsClassifier(channels)
-    load_weights(net, tensors, file, REMEDY)
-    return net.to(device, dtype).eval().requires_grad_(False)
-
-
-@cache
-def classifier_hash() -> str:
-    """SHA-256 of the packaged classifier's weights file."""
-    return sha256_of(CLASSIFIER_FILE)
+CLASSIFIER = EmbeddedClassifier("digits", Path(__file__).parent, DigitsClassifier)
+"""The packaged classifier."""

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..weights import read_tensors, save_tensors, sha256_of
 
-SHAPE = (1, 8, 8)
 DATA_FILE = Path(__file__).with_name("data.safetensors")
 DATA_KIND = "ld3_dist digits data 1"
 REMEDY = (
@@ -62,18 +61,6 @@ def held_out() -> Tensor:
         index = (labels == c).nonzero().flatten()
         mask[index[4::5]] = True
     return mask
-
-
-def halves(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Indices of two disjoint random halves of the data.
-
-    Each has 898 images; one is left out. The Fréchet distance between them is the best that samples
-    can be expected to reach.
-    """
-    images = digits_reference()[0]
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    half = len(images) // 2
-    return order[:half], order[half : 2 * half]
 
 
 def write_data(file: Path = DATA_FILE) -> None:

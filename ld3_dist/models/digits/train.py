@@ -1,16 +1,4 @@
-"""Training of the digits network: EDM's loss, label dropout, and an average of the weights.
-
-    L = E_{x_0, sigma, z}  w(sigma) |D(x_0 + sigma z, sigma) - x_0|^2
-      = E_{x_0, sigma, z}  |F(c_in x, ln(sigma) / 4) - target|^2
-
-    w(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2,      ln sigma ~ N(p_mean, p_std^2)
-
-(Karras et al. 2022, arXiv 2206.00364, eq. 8.) The weight w makes the loss on F unweighted, so F is
-trained directly. ln sigma is stratified over the batch, with one draw per quantile; this removes
-most of the loss's variance over noise levels. A label becomes the null label with probability
-`dropout` (Ho & Salimans 2022, arXiv 2207.12598). The result is an exponential moving average of the
-weights.
-"""
+"""Training of the digits network, with the loss of `embedded.train`."""
 
 from __future__ import annotations
 
@@ -23,12 +11,13 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from ..embedded.train import NetworkTraining, denoising_loss, draw_sigma
 from .data import digits_reference
 from .network import NULL_LABEL, DigitsNetwork, NetworkConfig
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(NetworkTraining):
     """Settings of the training; after `warmup` steps lr falls to zero as a cosine."""
 
     steps: int = 6000
@@ -39,16 +28,6 @@ class TrainConfig:
     dropout: float = 0.12
     p_mean: float = -0.8
     p_std: float = 1.5
-    seed: int = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "lr", "p_std"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("ema", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -71,27 +50,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     """The learning rate of a step: a linear warm-up, and a cosine to zero."""
     rise = min(1.0, (step + 1) / max(1, config.warmup))
     return config.lr * rise * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-
-
-def draw_sigma(config: TrainConfig, generator: torch.Generator) -> Tensor:
-    """Log-normal noise levels [batch], one per quantile of the batch."""
-    quantile = (
-        torch.arange(config.batch) + torch.rand(config.batch, generator=generator)
-    ) / config.batch
-    return (
-        config.p_mean + config.p_std * torch.special.ndtri(quantile.clamp(1e-6, 1 - 1e-6))
-    ).exp()
-
-
-def denoising_loss(
-    net: nn.Module, x_0: Tensor, sigma: Tensor, z: Tensor, label: Tensor, sigma_data: float
-) -> Tensor:
-    """Mean squared error of F against its target, over a batch x_0 [B, 1, 8, 8], sigma [B]."""
-    s = sigma[:, None, None, None]
-    total = s**2 + sigma_data**2
-    x = x_0 + s * z
-    target = (x_0 - sigma_data**2 / total * x) * total.sqrt() / (s * sigma_data)
-    return (net(x / total.sqrt(), sigma.log() / 4, label) - target).square().mean()
 
 
 def train_network(
@@ -128,11 +86,9 @@ def train_network(
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        # the average forgets fast at first, so that the random start soon leaves it
-        decay = min(config.ema, (step + 1) / (step + 10))
         with torch.no_grad():
             for old, new in zip(average.parameters(), net.parameters(), strict=True):
-                old.lerp_(new, 1 - decay)
+                old.lerp_(new, 1 - config.decay(step))
         value = float(loss.detach())
         running = value if running is None else 0.99 * running + 0.01 * value
         yield TrainProgress(step + 1, running, time.perf_counter() - start, average)

@@ -13,15 +13,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from ..embedded.classifier import accuracy
+from ..embedded.train import ClassifierProgress, ClassifierTraining
 from .classifier import DigitsClassifier
 from .data import digits_reference, held_out
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
+class ClassifierConfig(ClassifierTraining):
     """Settings of the training: AdamW, with a rate that falls to zero as a cosine."""
 
     epochs: int = 100
@@ -29,37 +31,6 @@ class ClassifierConfig:
     lr: float = 2e-3
     weight_decay: float = 0.02
     noise: float = 0.4
-    seed: int = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "lr"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class ClassifierProgress:
-    """The state after an epoch.
-
-    epoch: its number, from 1.
-    loss: mean training loss of the epoch.
-    accuracy: on the held-out fifth.
-    seconds: since the start.
-    network: the classifier.
-    """
-
-    epoch: int
-    loss: float
-    accuracy: float
-    seconds: float
-    network: DigitsClassifier
-
-
-def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The fraction of images [M, 1, 8, 8] that are classified as their labels [M]."""
-    with torch.no_grad():
-        return float((net(images).argmax(1) == labels).double().mean())
 
 
 def augment(images: Tensor, noise: float, generator: torch.Generator) -> Tensor:
@@ -76,7 +47,9 @@ def augment(images: Tensor, noise: float, generator: torch.Generator) -> Tensor:
     return moved + strength * torch.randn(images.shape, generator=generator)
 
 
-def train_classifier(config: ClassifierConfig) -> Iterator[ClassifierProgress]:
+def train_classifier(
+    config: ClassifierConfig,
+) -> Iterator[ClassifierProgress[DigitsClassifier]]:
     """Train from scratch, yielding after every epoch; the held-out fifth selects nothing."""
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)

@@ -1,3 +1,4 @@
-"""EDM checkpoints (Karras et al. 2022): read without executing them, and run in networks of our
-own.
+"""EDM checkpoints (Karras et al. 2022).
+
+They are read without executing them, and run in networks of this package.
 """

@@ -1,13 +1,16 @@
 """The parts of EDM's U-Nets: resampling convolutions, the residual block, embeddings of time.
 
-A block is   h = conv1(silu(affine(norm1(conv0(silu(norm0(x)))))))   with the embedding e [B, E]
-             entering as a shift
-(DDPM++, NCSN++) or as a scale and a shift (ADM), then  s (h + skip(x)),  then, where there is
-attention,
-s (x + proj(attention(qkv(norm2(x))))).  Dropout does nothing when sampling and is left out.
+A block computes, with a factor s,
 
-Names of parameters are those of the published checkpoints (Karras et al. 2022), which load
-strictly."""
+    h = conv1(silu(affine(norm1(conv0(silu(norm0(x)))))))
+    x = s (h + skip(x))
+    x = s (x + proj(attention(qkv(norm2(x)))))         if it has attention
+
+The embedding e [B, E] enters in `affine`, as a shift (DDPM++, NCSN++) or as a scale and a shift
+(ADM). Dropout does nothing when sampling and is left out.
+
+Parameters have the names of the published checkpoints (Karras et al. 2022), which load strictly.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from torch.nn import functional
 
 
 class Conv(nn.Module):
-    """Convolution [B, c_in, h, w] -> [B, c_out, h', w'], with a filtered resampling by 2 before it.
+    """Convolution [B, c_in, h, w] -> [B, c_out, h', w'], after a filtered resampling by 2.
 
     Args:
         kernel: odd size; 0 for a resampling alone.
@@ -56,7 +59,7 @@ class Conv(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Filter, then convolve (or the other way round)."""
+        """Filter and convolve, or convolve and filter."""
         pad = self.kernel // 2
         if self.filter_last:
             margin = (self.resample_filter.shape[-1] - 1) // 2
@@ -94,14 +97,16 @@ class SwappedLinear(nn.Linear):
 
 @dataclass(frozen=True)
 class BlockStyle:
-    """What distinguishes the blocks of the two families.
+    """The differences between the blocks of the two families.
 
-    embedding: width of e.  head: channels per attention head, 0 for one head of all.  scale: factor
-                            s after each
-    residual sum.  eps: of the normalisations.  adaptive: e enters as scale and shift, not as shift
-                   alone.
-    project: resampled skips have a 1x1 convolution even when the number of channels stays.  taps:
-    resampling filter."""
+    embedding: width of e.
+    head: channels per attention head; 0 for one head with all channels.
+    scale: factor s after each residual sum.
+    eps: of the normalisations.
+    adaptive: True if e enters as scale and shift, not as shift alone.
+    project: True if resampled skips always have a 1x1 convolution.
+    taps: the resampling filter.
+    """
 
     embedding: int
     head: int
@@ -139,7 +144,7 @@ class Block(nn.Module):
             self.proj = Conv(c_out, c_out, 1)
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        """One block."""
+        """x [B, c_in, h, w], e [B, E] -> [B, c_out, h', w']."""
         h = self.conv0(functional.silu(self.norm0(x)))
         modulation = self.affine(e)[:, :, None, None]
         if self.style.adaptive:
@@ -166,10 +171,12 @@ class Positional(nn.Module):
     def __init__(self, channels: int, endpoint: bool, sine_first: bool) -> None:
         super().__init__()
         self.waves, self.sine_first = channels // 2, sine_first
-        self.last = self.waves - 1 if endpoint else self.waves  # whether 1/10000 itself is reached
+        self.last = (
+            self.waves - 1 if endpoint else self.waves
+        )  # True if 1/10000 itself is the last frequency
 
     def forward(self, time: Tensor) -> Tensor:
-        """In the dtype of time: half precision would lose the phase of 999 * t."""
+        """Embeddings in the dtype of time; half precision would lose the phase of 999 * t."""
         exponent = torch.arange(self.waves, device=time.device, dtype=time.dtype) / self.last
         return _waves(time[:, None] * 10_000.0**-exponent, self.sine_first)
 
@@ -192,7 +199,7 @@ class Fourier(nn.Module):
         return self
 
     def forward(self, time: Tensor) -> Tensor:
-        """In the dtype of time."""
+        """Embeddings in the dtype of time."""
         return _waves(time[:, None] * (2 * math.pi * self.freqs).to(time.dtype), sine_first=True)
 
 

@@ -1,5 +1,6 @@
-"""Checkpoints by URL: downloaded once, into $LD3_DIST_CACHE or ~/.cache/ld3_dist, under the hash of
-the URL.
+"""Checkpoints by URL.
+
+Each is downloaded once, into $LD3_DIST_CACHE or ~/.cache/ld3_dist, under the hash of its URL.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from ...core.errors import InputError
 
 
 def cached_path(url: str) -> Path:
-    """Where the file of a URL is, or would be, kept."""
+    """The path in the cache for the file of a URL, which may not be there yet."""
     folder = Path(os.environ.get("LD3_DIST_CACHE", "~/.cache/ld3_dist")).expanduser()
     return folder / f"{sha256(url.encode()).hexdigest()[:16]}-{Path(urlparse(url).path).name}"
 
 
 def fetch(url: str) -> Path:
-    """The local file of a URL; InputError where it is not in the cache and cannot be reached."""
+    """The local file of a URL; InputError if it is not in the cache and cannot be downloaded."""
     file = cached_path(url)
     if file.is_file():
         return file

@@ -1,17 +1,17 @@
-"""`edm:FILE`: an EDM checkpoint as a Denoiser. FILE is a .pkl, a .safetensors written by `convert`,
-or an http(s) URL.
+"""`edm:FILE`: an EDM checkpoint as a Denoiser.
 
-A checkpoint's outermost class says what its network F predicts, in the variance-exploding frame x =
-x_0 + sigma z:
+FILE is a .pkl, a .safetensors written by `convert`, or an http(s) URL. The checkpoint's outermost
+class determines the prediction of its network F. In the variance-exploding frame x = x_0 + sigma z:
 
     EDMPrecond   D = c_skip x + c_out F(c_in x, ln(sigma) / 4)                 sigma in [0.002, 80]
-    VPPrecond    D = x - sigma F(x / sqrt(sigma^2 + 1), (M - 1) t)       sigma(t) of
-                 VPLinear(beta_min, + beta_d)
+    VPPrecond    D = x - sigma F(x / sqrt(sigma^2 + 1), (M - 1) t)
+                 with sigma(t) of VPLinear(beta_min, beta_min + beta_d)
     VEPrecond    D = x + sigma F(x, ln(sigma / 2))                             sigma in [0.02, 100]
 
-(Karras et al. 2022, table 1). The second is a noise predictor of a variance-preserving process in
-t, and is sampled as such; in the third -F predicts the noise. Labels are int64 [B]; NO_LABEL stands
-for no class, a vector of zeros."""
+(Karras et al. 2022, table 1). The second predicts the noise of a variance-preserving process in t,
+and is sampled as such. In the third, -F predicts the noise. Labels are int64 [B]; NO_LABEL stands
+for no class, which the network gets as a vector of zeros.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ NETWORKS: dict[str, type[SongUNet] | type[DhariwalUNet]] = {
     "SongUNet": SongUNet,
     "DhariwalUNet": DhariwalUNet,
 }
-# what a constructor assumes where the checkpoint does not say
+# the constructors' defaults
 DEFAULTS: dict[str, dict[str, Any]] = {
     "EDMPrecond": {
         "model_type": "DhariwalUNet",
@@ -79,12 +79,13 @@ IGNORED = (
     "dropout",
     "label_dropout",
     "use_fp16",
-)  # of no effect when sampling (the dtype is an option here)
+)  # without effect when sampling (the dtype is an option here)
 
 
 class EDMNetwork(nn.Module):
-    """The U-Net as a NetworkDenoiser calls it: labels become one-hot vectors, the sign is that of
-    the prediction.
+    """The U-Net with the signature that a NetworkDenoiser calls.
+
+    Labels become one-hot vectors, and the sign fits the prediction.
     """
 
     def __init__(self, model: SongUNet | DhariwalUNet, sign: float = 1.0) -> None:
@@ -110,7 +111,7 @@ class EDMNetwork(nn.Module):
 
 
 def read_checkpoint(file: Path) -> Checkpoint:
-    """A checkpoint from a .pkl or a converted .safetensors file; InputError where it is neither."""
+    """A checkpoint from a .pkl or a converted .safetensors file; InputError if it is neither."""
     if not file.is_file():
         published = file.name.startswith("edm-") and file.suffix == ".pkl"
         url = f", edm:{PUBLISHED}{file.name}" if published else ""
@@ -132,9 +133,9 @@ def read_checkpoint(file: Path) -> Checkpoint:
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write a checkpoint as safetensors: its tensors, and class and arguments in the header.
+    """Write a checkpoint as safetensors, with class and arguments in the header.
 
-    The network is built and filled first, so that what is written loads.
+    The network is built and filled first, so that the written file can be loaded.
     """
     checkpoint = read_checkpoint(source)
     with torch.device("meta"):
@@ -148,8 +149,8 @@ def convert(source: Path, target: Path) -> None:
 def build_network(checkpoint: Checkpoint, file: Path) -> EDMNetwork:
     """The network that a checkpoint describes, with weights of its own.
 
-    Raises InputError for arguments that make no network, or one with more blocks than the file has
-    tensors.
+    Raises InputError for arguments that make no network, or a network with more blocks than the
+    file has tensors.
     """
     known = _settings(checkpoint, file)
     name = known["model_type"]
@@ -263,8 +264,9 @@ def _load(net: EDMNetwork, tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def _settings(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
-    """Arguments over defaults; InputError for a class that is not one of EDM's, or arguments that
-    are missing.
+    """The arguments of a checkpoint, with defaults for those it does not have.
+
+    Raises InputError for a class that is not EDM's, and for arguments that are missing.
     """
     name = checkpoint.class_name
     if not isinstance(name, str) or name not in DEFAULTS:
@@ -291,8 +293,9 @@ def _is_number(value: Any) -> bool:
 def _process(
     name: str, known: dict[str, Any], file: Path
 ) -> tuple[NoiseSchedule, str, Callable[[Tensor], Tensor] | None]:
-    """(noise schedule, kind of prediction, network time). Ends of the range are those the published
-    samplers use.
+    """(noise schedule, kind of prediction, network time).
+
+    The range of times ends as in the published samplers.
 
     Raises InputError for noise levels that make no schedule.
     """
@@ -314,7 +317,7 @@ def _no_label(condition: Condition) -> Condition:
 
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as JSON keeps them, so that a converted file hashes as its source."""
+    """Arguments as JSON keeps them, so that a converted file has the hash of its source."""
     return {
         key: list(value) if isinstance(value, (list, tuple)) else value
         for key, value in arguments.items()

@@ -5,9 +5,9 @@
                    Song et al. 2021, arXiv 2011.13456
     DhariwalUNet   ADM; Dhariwal & Nichol 2021, arXiv 2105.05233
 
-Both walk down the resolutions and up again, a list of skips between them. Each step of the walk is
-a module of `enc` or `dec`, named `{resolution}x{resolution}_{step}` in the checkpoints, and so
-here."""
+Both walk down the resolutions, keeping a list of skips, and up again. Each step of the walk is a
+module of `enc` or `dec`. Its name is `{resolution}x{resolution}_{step}`, as in the checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class UNetConfig:
 
     @property
     def blocks(self) -> int:
-        """The number of residual blocks at least, each with tensors of its own."""
+        """The least number of residual blocks; each has tensors of its own."""
         return len(self.channel_mult) * (2 * self.num_blocks + 1)
 
     @property
@@ -109,7 +109,7 @@ class UNetConfig:
 
 
 class SongUNet(nn.Module):
-    """DDPM++ and NCSN++."""
+    """The U-Net of DDPM++ and NCSN++."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -125,8 +125,8 @@ class SongUNet(nn.Module):
             else Fourier(width)
         )
         self.map_label = SwappedLinear(c.label_dim, width) if c.label_dim else None
-        # trained on augmented images, sampled without: the zero label adds nothing, its weights are
-        # only carried along
+        # the network was trained on augmented images and is sampled without augmentation: the zero
+        # label adds nothing, and its weights are only kept
         self.map_augment = (
             SwappedLinear(c.augment_dim, width, bias=False) if c.augment_dim else None
         )
@@ -142,8 +142,9 @@ class SongUNet(nn.Module):
         self.dec[f"{top}_aux_conv"] = Conv(channels, c.out_channels, 3)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """x [B, C, h, w], time [B], label [B, label_dim] (one-hot; zeros for no class) -> [B, C',
-        h, w].
+        """x [B, C, h, w], time [B], label [B, label_dim] -> [B, C', h, w].
+
+        The label is one-hot, or zeros for no class.
         """
         e = self.map_noise(time)
         if self.map_label is not None:
@@ -166,7 +167,7 @@ class SongUNet(nn.Module):
 
 
 class DhariwalUNet(nn.Module):
-    """ADM."""
+    """The U-Net of ADM."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -189,7 +190,7 @@ class DhariwalUNet(nn.Module):
         self.out_norm, self.out_conv = Norm(channels, 1e-5), Conv(channels, c.out_channels, 3)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """As SongUNet.forward."""
+        """The output for the arguments of SongUNet.forward."""
         e = self.map_layer1(functional.silu(self.map_layer0(self.map_noise(time))))
         if self.map_label is not None:
             assert label is not None
@@ -242,7 +243,8 @@ def _decoder(
 ) -> tuple[nn.ModuleDict, int]:
     """Build the walk up again.
 
-    attend_all: attention in every block of a resolution that has it, not in its last one only.
+    attend_all: True for attention in every block of a resolution that has it; False for attention
+        in its last block alone.
     """
     dec = nn.ModuleDict()
     skips = list(skips)

@@ -1,15 +1,16 @@
-"""Reading an EDM checkpoint without running anything in it.
+"""A reader of EDM checkpoints that runs nothing in them.
 
 Such a file is a pickle whose objects carry the source text of their own classes, to be executed on
-loading. What is worth having are the class's name, its constructor's arguments and its tensors, and
-for these nothing has to run:
+loading. Only the class's name, its constructor's arguments and its tensors are needed, and nothing
+has to run for them:
 
     every name the pickle refers to is answered from the table below, by functions of ours that only
     remember what they are given; no module is ever imported by name; a name that is not in the
     table ends the reading with an error.
 
-A tensor lies in the pickle as bytes of an inner file, read by `torch.load(weights_only=True)`,
-which holds to the same rule. The tree of remembered modules is then flattened to a state dict."""
+A tensor lies in the pickle as bytes of an inner file. `torch.load(weights_only=True)` reads it by
+the same rule. The tree of remembered modules is then flattened to a state dict.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +36,7 @@ INERT_PREFIXES = ("torch.nn.modules.", "torch_utils.", "training.", "dnnlib.")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file says: the class of the outermost module, its constructor's arguments, and its
-    tensors by name.
-    """
+    """The content of a file: class of the outermost module, its arguments, and tensors by name."""
 
     class_name: str
     arguments: dict[str, Any]
@@ -45,17 +44,16 @@ class Checkpoint:
 
 
 class Remembered:
-    """An object of the pickle: what it was called, built from and filled with. Nothing of its class
-    is loaded.
+    """An object of the pickle: its class's name, its arguments and its state.
+
+    Nothing of its class is loaded.
     """
 
     origin = ""
     state: dict[str, Any]
 
     def __new__(cls, *_: Any) -> Remembered:
-        """A pickle may fill an object that it never initialises, so there is a state from the
-        first.
-        """
+        """An object with a state from the first: a pickle may fill it without initialising it."""
         made = super().__new__(cls)
         made.state = {}
         return made
@@ -68,7 +66,7 @@ class Remembered:
 
 
 class RememberedDict(dict[Any, Any]):
-    """A dict subclass of the pickle (dnnlib.EasyDict), as a dict; its state, if any, is dropped."""
+    """A dict subclass of the pickle (dnnlib.EasyDict) as a dict; its state is dropped."""
 
     def __setstate__(self, state: Any) -> None:
         return None
@@ -97,7 +95,7 @@ def _numpy_scalar(kind: NumpyType, data: bytes) -> float | int:
 
 
 def _bytes_from_text(text: str, encoding: str) -> bytes:
-    # how protocol 2 spells bytes; only that spelling
+    # protocol 2 spells bytes in this way; no other spelling is read
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes in encoding {encoding!r}")
     return text.encode("latin1")
@@ -130,10 +128,10 @@ def _tensor(
 def checked_tensor(
     storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
 ) -> Tensor:
-    """A tensor on a storage, once it is seen to lie inside and to repeat nothing.
+    """A tensor on a storage, after a check that it lies inside and repeats nothing.
 
-    Raises UnpicklingError where it reaches beyond its storage, or is larger than it (strides of 0
-    would make terabytes of one number).
+    Raises UnpicklingError for a tensor that reaches beyond its storage or is larger than it.
+    Strides of 0 would make terabytes of one number.
     """
     untyped = storage._untyped_storage  # the public spelling warns of its own deprecation
     room = untyped.nbytes() // storage.dtype.itemsize
@@ -145,12 +143,13 @@ def checked_tensor(
 
 
 def check_archive(file: Any, name: str) -> None:
-    """Refuse a zip archive that holds more than its own size, as compressed or overlapping files.
+    """Refuse a zip archive whose files are larger than itself, by compression or overlap.
 
-    torch writes its archives uncompressed. Does nothing for a file that is no zip archive.
+    torch writes its archives uncompressed. A file that is no zip archive passes.
 
     Args:
-        file: a path or an open file.  name: for the message.
+        file: a path or an open file.
+        name: of the file in the message.
 
     Raises UnpicklingError.
     """
@@ -168,11 +167,11 @@ def check_archive(file: Any, name: str) -> None:
 
 
 MOST_OPERATIONS = 1_000_000
-"""Operations of a pickle; a published checkpoint has some ten thousand."""
+"""The most operations of a pickle; a published checkpoint has some ten thousand."""
 
 
 def check_operations(opened: Any) -> None:
-    """Read a pickle's operations without doing any; refuse one that would fill the memory.
+    """Read a pickle's operations without running them; refuse one that would fill the memory.
 
     Raises UnpicklingError for a pickle that is damaged, has too many operations, or remembers
     objects under numbers far beyond their count.
@@ -238,8 +237,9 @@ class Forbidden(Exception):
 def read_pickle(file: Path) -> Checkpoint:
     """The averaged ("ema") network of an EDM pickle.
 
-    Raises InputError, naming the file: it refers to something no such checkpoint needs (nothing was
-    executed), is truncated or no pickle, or holds no network."""
+    Nothing in it is executed. Raises InputError, naming the file, if it refers to something that no
+    such checkpoint needs, is truncated or no pickle, or holds no network.
+    """
     try:
         with file.open("rb") as opened:
             check_operations(opened)

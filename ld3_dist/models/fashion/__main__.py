@@ -1,4 +1,4 @@
-"""Training and measuring the embedded model `fashion`.
+"""Train and measure the embedded model `fashion`.
 
 Without a stage, all of them run: the classifier, the statistics of the test images, the network,
 the evaluation. They need torch, numpy and safetensors only.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
 import sys
 import time
 import traceback
@@ -22,15 +21,16 @@ import torch
 from torch import nn
 
 from ...core.errors import InputError
+from ..embedded.classifier import accuracy
+from ..embedded.provenance import add_to, device_name, write_json, write_provenance
 from ..weights import save_tensors, sha256_of
-from .classifier import CLASSIFIER_KIND, load_fashion_classifier
+from .classifier import CLASSIFIER
 from .data import DEBIAN_FOLDER, FashionData, read_fashion, scale
-from .denoiser import NETWORK_KIND
 from .evaluate import EvaluateConfig, evaluate, write_sheet
-from .network import NetworkConfig
+from .network import NETWORK, NetworkConfig
 from .reference import write_reference
 from .train import TrainConfig, TrainProgress, measure_sigma_data, train_network
-from .train_classifier import ClassifierConfig, accuracy, train_classifier
+from .train_classifier import ClassifierConfig, train_classifier
 
 COMMAND = "python -m ld3_dist.models.fashion"
 SOURCE = (
@@ -46,7 +46,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "stages",
         nargs="*",
-        help=f"which of {', '.join(STAGES)}; all if none is given",
+        help=f"any of {', '.join(STAGES)}; all if none is given",
         metavar="stage",
     )
     parser.add_argument(
@@ -59,13 +59,16 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--steps", type=int, default=TrainConfig.steps, help="optimiser steps of the network"
     )
     parser.add_argument(
-        "--minutes", type=float, help="instead of steps: time for the network's training"
+        "--minutes", type=float, help="time for the network's training, instead of steps"
     )
     parser.add_argument(
         "--batch", type=int, default=TrainConfig.batch, help="images per step of the network"
     )
     parser.add_argument(
-        "--epochs", type=int, default=ClassifierConfig.epochs, help="of the classifier"
+        "--epochs",
+        type=int,
+        default=ClassifierConfig.epochs,
+        help="passes of the classifier over the images",
     )
     parser.add_argument(
         "--lr", type=float, default=TrainConfig.lr, help="peak learning rate of the network"
@@ -89,7 +92,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 class Run:
-    """The stages of one command, with the files they read and write."""
+    """The stages of one command, and the files they read and write."""
 
     def __init__(self, chosen: argparse.Namespace, words: list[str]) -> None:
         self.chosen, self.device = chosen, chosen.device
@@ -106,7 +109,7 @@ class Run:
             self.data = self.data.first(512, 256)
 
     def classifier(self) -> None:
-        """Train the classifier; write its weights in half precision, and its accuracy with them."""
+        """Train the classifier; write its weights in half precision, and their accuracy."""
         epochs = 1 if self.chosen.tiny else self.chosen.epochs
         config, last = (
             ClassifierConfig(epochs=epochs, seed=self.chosen.seed, device=self.device),
@@ -125,24 +128,24 @@ class Run:
             "seconds": round(last.seconds, 1),
         }
         sizes = {"channels": list(last.network.channels)}
-        write_weights(last.network, self.classifier_file, CLASSIFIER_KIND, sizes)
-        kept = load_fashion_classifier(self.device, file=self.classifier_file)
+        write_weights(last.network, self.classifier_file, CLASSIFIER.kind, sizes)
+        kept = CLASSIFIER.load(self.device, file=self.classifier_file)
         found = accuracy(kept, scale(self.data.test_images.to(self.device)), self.data.test_labels)
         say(f"classifier  accuracy {found:.4f} on the test images, as written")
         self.describe(
-            kept, self.classifier_file, CLASSIFIER_KIND, {**facts, "test_accuracy": round(found, 5)}
+            kept, self.classifier_file, CLASSIFIER.kind, {**facts, "test_accuracy": round(found, 5)}
         )
 
     def statistics(self) -> None:
-        """Write the test images' features, and the file's hash into the classifier's provenance."""
+        """Write the test images' features, and add the file to the classifier's provenance."""
         file = self.out / "reference.safetensors"
         write_reference(file, self.data, self.classifier_file, self.device)
         facts = {"file": file.name, "sha256": sha256_of(file), "bytes": file.stat().st_size}
-        add_to(self.classifier_file.with_suffix(".json"), "reference", facts)
+        self.note(self.classifier_file, "reference", facts)
         say(f"{file}  {facts['bytes']} bytes")
 
     def network(self) -> None:
-        """Train the network; the averaged weights so far are written every minute."""
+        """Train the network, and write the averaged weights every minute."""
         c, tiny = self.chosen, self.chosen.tiny
         report = (250 if self.device.startswith("cuda") else 20) if not tiny else 4
         sizes = NetworkConfig((16, 32), (1, 1, 1), 32) if tiny else NetworkConfig()
@@ -171,26 +174,26 @@ class Run:
         self.state_file.unlink(missing_ok=True)
 
     def keep_network(self, config: TrainConfig, sizes: NetworkConfig, last: TrainProgress) -> None:
-        """Write the averaged weights and where they come from."""
+        """Write the averaged weights, and how they were made."""
         write_weights(
             last.average,
             self.network_file,
-            NETWORK_KIND,
+            NETWORK.kind,
             {"network": asdict(sizes), "sigma_data": self.sigma_data},
         )
         done = {"steps": last.steps or last.step, "done": last.step, "loss": round(last.loss, 5)}
         facts = {"settings": {**asdict(config), **asdict(sizes), "steps": done.pop("steps")}}
         facts |= {"sigma_data": self.sigma_data, **done, "seconds": round(last.seconds, 1)}
-        self.describe(last.average, self.network_file, NETWORK_KIND, facts)
+        self.describe(last.average, self.network_file, NETWORK.kind, facts)
 
     def evaluate(self) -> None:
         """Draw a sheet of samples, measure the model, and write the figures beside its weights."""
-        torch.backends.cudnn.allow_tf32 = False  # full precision, as where the model will be used
+        torch.backends.cudnn.allow_tf32 = False  # full precision, as in use
         torch.backends.cudnn.benchmark = False
         batch = 1000 if self.device.startswith("cuda") else EvaluateConfig.batch
         config = EvaluateConfig(seed=20 + self.chosen.seed, batch=batch, device=self.device)
         if self.chosen.tiny:
-            config = EvaluateConfig(40, 20, 5, device=self.device)
+            config = EvaluateConfig(samples=40, asked=20, nfe=5, device=self.device)
         write_sheet(config, self.network_file, self.out / "sheet.png")
         say(f"{self.out / 'sheet.png'}")
         figures = {
@@ -200,29 +203,22 @@ class Run:
         figures["device"] = device_name(self.device)
         print(json.dumps(figures, indent=1), flush=True)
         write_json(self.out / "quality.json", figures)
-        add_to(self.network_file.with_suffix(".json"), "quality", figures)
+        self.note(self.network_file, "quality", figures)
+
+    def note(self, file: Path, key: str, facts: dict[str, Any]) -> None:
+        """Add a key to the provenance of a weights file, if there is one."""
+        if (provenance := file.with_suffix(".json")).is_file():
+            add_to(provenance, key, facts)
 
     def describe(self, net: nn.Module, file: Path, kind: str, facts: dict[str, Any]) -> None:
         """Write the provenance of a weights file beside it."""
-        record = {
-            "kind": kind,
-            "file": file.name,
-            "sha256": sha256_of(file),
-            "bytes": file.stat().st_size,
-            "parameters": sum(p.numel() for p in net.parameters()),
-            "data": SOURCE,
-            "data_sha256": self.data.sha256,
-            "command": self.command,
-            **facts,
-            "device": device_name(self.device),
-            "torch": torch.__version__,
-        }
-        write_json(file.with_suffix(".json"), record)
-        say(f"{file}  {record['bytes']} bytes  sha256 {record['sha256']}")
+        source = {"data": SOURCE, "data_sha256": self.data.sha256}
+        facts = {"command": self.command, **facts}
+        say(write_provenance(net, file, kind, source, facts, self.device))
 
 
 def without_folders(words: list[str]) -> list[str]:
-    """The words of a command line; folders, which differ by machine, are written as FOLDER."""
+    """The words of a command line, with FOLDER in place of folders, which differ by machine."""
     kept = list(words)
     for i, word in enumerate(words):
         option, equals, _ = word.partition("=")
@@ -238,24 +234,6 @@ def write_weights(net: nn.Module, file: Path, kind: str, config: dict[str, Any])
     """Write matrices and kernels in half precision, and vectors (biases, norms) in their own."""
     tensors = {name: t.half() if t.ndim > 1 else t for name, t in net.state_dict().items()}
     save_tensors(file, tensors, kind, config)
-
-
-def write_json(file: Path, record: dict[str, Any]) -> None:
-    """One JSON object, readable, newline at the end."""
-    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def add_to(file: Path, key: str, facts: dict[str, Any]) -> None:
-    """Set a key of a JSON file, where there is one."""
-    if file.is_file():
-        write_json(file, {**json.loads(file.read_text(encoding="utf-8")), key: facts})
-
-
-def device_name(device: str) -> str:
-    """The processor, in words."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(torch.device(device))
-    return f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
 
 
 def say(text: str, seconds: float | None = None) -> None:
@@ -286,7 +264,7 @@ def main(words: list[str]) -> int:
             steps[stage]()
         except InputError:
             raise
-        except Exception:  # noqa: BLE001, hours of training must not be lost to the stage after it
+        except Exception:  # noqa: BLE001, a failing stage must not cost hours of training
             traceback.print_exc()
             failed.append(stage)
         say(f"{stage} {'failed' if stage in failed else 'done'}", time.perf_counter() - start)

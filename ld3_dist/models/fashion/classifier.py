@@ -10,21 +10,12 @@ the 10,000 test images: see `classifier.json`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...core.errors import InputError
-from ..weights import check_weights, entry, load_weights, read_tensors, sha256_of
-from .network import LARGEST
-
-CLASSIFIER_FILE = Path(__file__).with_name("classifier.safetensors")
-CLASSIFIER_KIND = "ld3_dist fashion classifier 1"
-REMEDY = "reinstall ld3_dist, or train it anew with `python -m ld3_dist.models.fashion classifier`"
+from ..embedded.classifier import EmbeddedClassifier
 
 
 class FashionClassifier(nn.Module):
@@ -62,35 +53,5 @@ def _stage(c_in: int, c_out: int) -> nn.Sequential:
     )
 
 
-def load_fashion_classifier(
-    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, file: Path | None = None
-) -> FashionClassifier:
-    """The packaged classifier (or one trained into `file`), frozen, in evaluation mode.
-
-    Raises InputError when the file is missing, truncated or of another kind.
-    """
-    file = CLASSIFIER_FILE if file is None else Path(file)
-    tensors, config = read_tensors(file, CLASSIFIER_KIND, REMEDY)
-    channels = tuple(entry(config, "channels", list, file, REMEDY))
-    if len(channels) != 3 or not all(isinstance(c, int) and 1 <= c <= LARGEST for c in channels):
-        raise InputError(
-            f"{file}: channels in its header are {channels}, not three from 1 to {LARGEST}; "
-            f"{REMEDY}"
-        )
-    with torch.device("meta"):  # sizes that do not fit the tensors cost no memory
-        check_weights(FashionClassifier(channels), tensors, file, REMEDY)
-    net = FashionClassifier(channels)
-    load_weights(net, tensors, file, REMEDY)
-    return net.to(device, dtype).eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def in_parts(f: Callable[[Tensor], Tensor], images: Tensor, size: int = 500) -> Tensor:
-    """f of images [N, …], `size` at a time, on the CPU in float32."""
-    return torch.cat([f(part).float().cpu() for part in images.split(size)])
-
-
-@cache
-def classifier_hash() -> str:
-    """SHA-256 of the packaged classifier's weights file."""
-    return sha256_of(CLASSIFIER_FILE)
+CLASSIFIER = EmbeddedClassifier("fashion", Path(__file__).parent, FashionClassifier)
+"""The packaged classifier."""

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from ...core.errors import InputError
+from .network import SHAPE
 
-SHAPE = (1, 28, 28)
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 REMEDY = (
     "install Debian's package dataset-fashion-mnist, or give the folder of the four IDX files of "
@@ -122,12 +122,6 @@ def read_idx(file: Path, kind: str) -> np.ndarray:
 def scale(images: Tensor) -> Tensor:
     """Bytes [N, 28, 28] -> images [N, 1, 28, 28] float32 in [-1, 1]."""
     return images[:, None].float() / 127.5 - 1
-
-
-def halves(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Indices of two disjoint random halves of n images: the yardstick of the Fréchet distance."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    return order[: n // 2], order[n // 2 : 2 * (n // 2)]
 
 
 def _find(folder: Path, name: str) -> Path:

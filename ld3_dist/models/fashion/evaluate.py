@@ -1,15 +1,11 @@
-"""How good the embedded model is: measured, with a teacher of many evaluations, and written down.
+"""The quality of the model `fashion`: the figures of `embedded.evaluate`, and more.
 
-    agreement    share of class-conditional samples that the classifier reads as the label that was
-                 asked for
-    Fréchet      |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^{1/2}) on the classifier's 128
-                 features (Dowson & Landau 1982)
+    agreement    the fraction of class-conditional samples that the classifier reads as the label
+                 that was asked for
+    nearest      distances to nearest training images: of samples, and of the test images, which the
+                 network has not seen. Samples that are copies would lie nearer.
 
-The Fréchet distance of finite samples is biased upwards, the more so the fewer samples. So the
-distance of samples to the test images is also given at exactly the sizes of the yardstick, the
-distance between two disjoint halves of the test images, averaged over the same random splits.
-Nearest-neighbour distances to the training images tell memory from invention: they are compared
-with those of the test images, which the network has not seen.
+The data of the Fréchet distances are the test images. A sheet of samples shows all classes.
 """
 
 from __future__ import annotations
@@ -24,94 +20,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.denoiser import Denoiser
-from ...core.grid import discretize
-from ...core.sample import draw_noise, sample
-from ...core.solver import make_solver
+from ..embedded.classifier import in_parts
+from ..embedded.evaluate import (
+    TeacherConfig,
+    frechet,
+    frechet_figures,
+    outside_range,
+    teacher_samples,
+)
 from ..weights import sha256_of
-from .classifier import in_parts, load_fashion_classifier
-from .data import SHAPE, FashionData, halves, scale
-from .denoiser import draw_condition, load_fashion_denoiser
-from .network import CLASSES
-
-SPLITS = 10
+from .classifier import CLASSIFIER
+from .data import FashionData, scale
+from .network import CLASSES, NETWORK
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """What is sampled: a teacher of `nfe` evaluations on the hand-made grid `grid`.
+class EvaluateConfig(TeacherConfig):
+    """Settings of the samples.
 
-    samples: for the Fréchet distance; the first `asked` of them are classified.
+    samples: for the Fréchet distance.
+    asked: the first of them, which are classified.
+
+    Raises ValueError for fewer than two samples, or more that are classified than there are.
     """
 
     samples: int = 10_000
     asked: int = 5000
-    nfe: int = 50
-    solver: str = "unipc-3"
-    grid: str = "karras"
-    guidance: float = 1.0
-    seed: int = 20
-    batch: int = 200
-    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.samples < 2 or self.batch < 1 or not 1 <= self.asked <= self.samples:
             raise ValueError(
                 f"samples >= 2, batch >= 1 and 1 <= asked <= samples are needed, got {self}"
             )
-
-
-@torch.no_grad()
-def teacher_samples(
-    denoiser: Denoiser, config: EvaluateConfig, labels: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Class-conditional samples [M, 1, 28, 28] and their labels [M] (drawn, if not given), both on
-    the CPU.
-    """
-    solver = make_solver(config.solver)
-    knots = discretize(denoiser.noise, solver.steps(config.nfe), config.grid)
-    tableau = solver.tableau(denoiser.noise, solver.coupled(denoiser.noise, knots))
-    if labels is None:
-        labels = torch.stack([draw_condition(config.seed, i) for i in range(config.samples)])
-    parts = []
-    for index in torch.arange(len(labels)).split(config.batch):
-        x_T = denoiser.noise.prior_scale * draw_noise(config.seed, index.tolist(), SHAPE)
-        parts.append(
-            sample(denoiser, tableau, x_T.to(config.device), labels[index].to(config.device)).cpu()
-        )
-    return torch.cat(parts), labels
-
-
-def frechet(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance between Gaussians fitted to features a [M, F] and b [N, F], in float64."""
-    a, b = a.double(), b.double()
-    s_a, s_b = a.T.cov(), b.T.cov()
-    values, vectors = torch.linalg.eigh(s_a)
-    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ s_b @ root).clamp_min(0).sqrt().sum()
-    return float((a.mean(0) - b.mean(0)).square().sum() + s_a.trace() + s_b.trace() - 2 * cross)
-
-
-def frechet_figures(samples: Tensor, data: Tensor) -> dict[str, float]:
-    """Fréchet distances of features of samples [M, F] and data [N, F]; the ratios are to the
-    yardstick.
-    """
-    between, same_size = [], []
-    for seed in range(SPLITS):
-        first, second = (data[index] for index in halves(len(data), seed))
-        between.append(frechet(first, second))
-        some = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[
-            : len(first)
-        ]
-        same_size.append(frechet(samples[some], second))
-    whole, yardstick, same = frechet(samples, data), sum(between) / SPLITS, sum(same_size) / SPLITS
-    return {
-        "samples_to_test": whole,
-        "half_to_half": yardstick,
-        "half_size_samples_to_half": same,
-        "ratio": whole / yardstick,
-        "ratio_same_size": same / yardstick,
-    }
 
 
 def nearest(a: Tensor, b: Tensor) -> Tensor:
@@ -124,13 +64,11 @@ def nearest(a: Tensor, b: Tensor) -> Tensor:
 def evaluate(
     config: EvaluateConfig, data: FashionData, network: Path, classifier_file: Path
 ) -> dict[str, Any]:
-    """Measure the network in a file with the classifier in a file; the record that is written under
-    results/.
-    """
+    """Measure the network in a file with the classifier in a file; returns the record."""
     start, device = time.perf_counter(), config.device
-    denoiser = load_fashion_denoiser(config.guidance, device=device, file=network)
-    classifier = load_fashion_classifier(device, file=classifier_file)
-    samples, asked = teacher_samples(denoiser, config)
+    denoiser = NETWORK.load_denoiser(config.guidance, device=device, file=network)
+    classifier = CLASSIFIER.load(device, file=classifier_file)
+    samples, asked = teacher_samples(NETWORK, denoiser, config)
     seconds = time.perf_counter() - start
     on = samples.to(device)
     test = scale(data.test_images.to(device))
@@ -154,7 +92,7 @@ def evaluate(
         "agreement_of_test_images": float(
             (in_parts(classifier, test).argmax(1) == data.test_labels).double().mean()
         ),
-        "frechet": frechet_figures(in_parts(classifier.features, on), features),
+        "frechet": frechet_figures(in_parts(classifier.features, on), features, "test"),
     }
     train = scale(data.train_images.to(device))
     figures["frechet"]["training_images_to_test"] = frechet(
@@ -164,19 +102,16 @@ def evaluate(
         "samples_to_training_median": float(nearest(on[:2000], train).median()),
         "test_to_training_median": float(nearest(test[:2000], train).median()),
     }
-    figures["outside_range_rms"] = float((samples - samples.clamp(-1, 1)).square().mean().sqrt())
+    figures["outside_range_rms"] = outside_range(samples)
     figures["sampling_seconds"] = round(seconds, 1)
     return figures | {"device": device, "torch": torch.__version__}
 
 
 def write_sheet(config: EvaluateConfig, network: Path, file: Path) -> None:
-    """Draw 100 samples, ten of each class in a row, as a PNG image of 2x2 screen pixels per
-    pixel.
-    """
+    """Draw 100 samples as a PNG image, ten of each class in a row, pixels doubled."""
     labels = torch.arange(CLASSES).repeat_interleave(10)
-    samples, _ = teacher_samples(
-        load_fashion_denoiser(config.guidance, device=config.device, file=network), config, labels
-    )
+    denoiser = NETWORK.load_denoiser(config.guidance, device=config.device, file=network)
+    samples, _ = teacher_samples(NETWORK, denoiser, config, labels)
     grey = ((samples[:, 0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     framed = torch.nn.functional.pad(grey, (1, 1, 1, 1), value=60).reshape(CLASSES, 10, 30, 30)
     sheet = (
@@ -186,11 +121,10 @@ def write_sheet(config: EvaluateConfig, network: Path, file: Path) -> None:
 
 
 def write_png(file: Path, grey: Tensor) -> None:
-    """Write bytes [H, W] as a grey PNG image: no drawing library is needed for that."""
+    """Write bytes [H, W] as a grey PNG image, without a drawing library."""
     height, width = grey.shape
-    rows = (
-        torch.cat([torch.zeros(height, 1, dtype=torch.uint8), grey], 1).numpy().tobytes()
-    )  # filter 0 on every row
+    filters = torch.zeros(height, 1, dtype=torch.uint8)  # filter 0 on every row
+    rows = torch.cat([filters, grey], 1).numpy().tobytes()
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (

@@ -14,8 +14,9 @@ import torch
 
 from ...core.errors import InputError
 from ...core.features import FeatureMoments, Reference
+from ..embedded.classifier import in_parts
 from ..weights import entry, read_tensors, save_tensors, sha256_of
-from .classifier import CLASSIFIER_FILE, in_parts, load_fashion_classifier
+from .classifier import CLASSIFIER
 from .data import FashionData, scale
 
 REFERENCE_FILE = Path(__file__).with_name("reference.safetensors")
@@ -24,7 +25,7 @@ REMEDY = "reinstall ld3_dist, or make it anew with `python -m ld3_dist.models.fa
 
 
 def load_fashion_reference(
-    file: Path | None = None, classifier_file: Path = CLASSIFIER_FILE
+    file: Path | None = None, classifier_file: Path = CLASSIFIER.file
 ) -> Reference:
     """The packaged statistics (or those in `file`), on the CPU.
 
@@ -51,10 +52,10 @@ def load_fashion_reference(
 
 
 def write_reference(
-    file: Path, data: FashionData, classifier_file: Path = CLASSIFIER_FILE, device: str = "cpu"
+    file: Path, data: FashionData, classifier_file: Path = CLASSIFIER.file, device: str = "cpu"
 ) -> None:
     """Compute the test images' features and write the reference file."""
-    classifier = load_fashion_classifier(device, file=classifier_file)
+    classifier = CLASSIFIER.load(device, file=classifier_file)
     features = in_parts(classifier.features, scale(data.test_images.to(device))).double()
     tensors = {
         "mean": features.mean(0),

@@ -1,18 +1,8 @@
-"""Training of the fashion network: EDM's denoising loss (Karras et al. 2022, eq. 8), label dropout,
-weight averaging.
-
-    x = x_0 + sigma z,    ln sigma ~ N(p_mean, p_std^2)
-    L = E (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 |D(x, sigma) - x_0|^2
-      = E |F(c_in x, ln(sigma) / 4) - target|^2
-
-The weight makes the loss on F unweighted, so F is trained directly. ln sigma is stratified over the
-batch (one draw per quantile), which removes most of the loss's variance over noise levels. Labels
-become the null label with probability `dropout` (Ho & Salimans 2022). The averaged weights (EMA)
-are what is kept.
+"""Training of the fashion network, with the loss of `embedded.train`.
 
 The data and everything random live on the training device. On a GPU, a step (bfloat16 convolutions,
-loss, gradients, Adam) is recorded once as a CUDA graph and then replayed: launching its several
-hundred small kernels one by one would take longer than running them.
+loss, gradients, Adam) is recorded once as a CUDA graph and then replayed. A step has several
+hundred small kernels, and launching them one by one would take longer than running them.
 """
 
 from __future__ import annotations
@@ -30,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import InputError
+from ..embedded.train import NetworkTraining, check_positive, denoising_loss, draw_sigma
 from ..weights import read_tensors, save_tensors
-from .data import SHAPE, FashionData, scale
-from .network import NULL_LABEL, FashionNetwork, NetworkConfig
+from .data import FashionData, scale
+from .network import NULL_LABEL, SHAPE, FashionNetwork, NetworkConfig
 
 STATE_KIND = "ld3_dist fashion training state 1"
 REMEDY = "remove the file to start from scratch"
@@ -41,12 +32,13 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How the network is trained; lr falls from its value to zero as a cosine after `warmup` steps.
+class TrainConfig(NetworkTraining):
+    """Settings of the training; after `warmup` steps lr falls to zero as a cosine.
 
-    minutes: if given, `steps` is ignored. The speed of the first steps tells how many fit into that
-    time; the record has their number, and the same number as `steps` repeats the run.
-    report: steps between two reports.  graph: record the step as a CUDA graph where there is a GPU.
+    minutes: if given, `steps` is ignored. The speed of the first steps tells how many fit into this
+    time. The record has their number; the same number as `steps` repeats the run.
+    report: steps between two reports.
+    graph: record the step as a CUDA graph if there is a GPU.
     """
 
     steps: int = 50_000
@@ -57,27 +49,26 @@ class TrainConfig:
     dropout: float = 0.1
     p_mean: float = -0.8
     p_std: float = 1.4
-    seed: int = 0
-    device: str = "cpu"
     minutes: float | None = None
     report: int = 250
     graph: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "lr", "p_std", "report"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("ema", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        super().__post_init__()
+        check_positive(self, "report")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes must be positive, got {self.minutes}")
 
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """A report: steps done and planned (None: not known yet), mean loss since the last one, seconds
-    so far, the EMA.
+    """A report.
+
+    step: number of steps done.
+    steps: number of steps planned; None if it is not known yet.
+    loss: mean since the last report.
+    seconds: since the start.
+    average: the network with the averaged weights.
     """
 
     step: int
@@ -88,46 +79,23 @@ class TrainProgress:
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int | None) -> float:
-    """Linear warm-up, then a cosine to zero at `steps`; no decay yet while `steps` is not known."""
+    """Linear warm-up, then a cosine to zero at `steps`; no decay while `steps` is not known."""
     rise = min(1.0, (step + 1) / max(1, config.warmup))
     fall = 1.0 if steps is None else 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
     return config.lr * rise * fall
 
 
-def draw_sigma(config: TrainConfig, generator: torch.Generator) -> Tensor:
-    """Log-normal noise levels [batch], one per quantile of the batch."""
-    n, device = config.batch, generator.device
-    quantile = (
-        torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)
-    ) / n
-    return (
-        config.p_mean + config.p_std * torch.special.ndtri(quantile.clamp(1e-6, 1 - 1e-6))
-    ).exp()
-
-
-def denoising_loss(
-    net: nn.Module, x_0: Tensor, sigma: Tensor, z: Tensor, label: Tensor, sigma_data: float
-) -> Tensor:
-    """Mean squared error of F against its target, over a batch x_0 [B, 1, 28, 28], sigma [B]."""
-    s = sigma[:, None, None, None]
-    total = s**2 + sigma_data**2
-    x = x_0 + s * z
-    target = (x_0 - sigma_data**2 / total * x) * total.sqrt() / (s * sigma_data)
-    return (net(x / total.sqrt(), sigma.log() / 4, label) - target).square().mean()
-
-
 def measure_sigma_data(images: Tensor) -> float:
     """Standard deviation of the pixels, rounded so that it is the same number on every machine."""
-    values = torch.bincount(
-        images.flatten().int().cpu(), minlength=256
-    ).double()  # a histogram: exact and small
+    # a histogram is exact and small
+    values = torch.bincount(images.flatten().int().cpu(), minlength=256).double()
     grey = torch.arange(256, dtype=torch.float64) / 127.5 - 1
     mean = (values * grey).sum() / values.sum()
     return round(float(((values * (grey - mean) ** 2).sum() / values.sum()).sqrt()), 4)
 
 
 class _Training:
-    """Network, average, optimiser and batch of one run: everything that a step changes."""
+    """One run: network, average, optimiser and batch, all that a step changes."""
 
     def __init__(self, config: TrainConfig, sizes: NetworkConfig | None, data: FashionData) -> None:
         torch.manual_seed(config.seed)
@@ -164,7 +132,7 @@ class _Training:
         return scale(self.images[index]), draw_sigma(self.config, generator), z, label
 
     def improve(self) -> None:
-        """Loss of the current batch, its gradient, one step of Adam."""
+        """Take one step of Adam on the current batch."""
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.cuda, cache_enabled=False
         ):
@@ -175,7 +143,7 @@ class _Training:
         self.total += loss.detach()
 
     def advance(self) -> None:
-        """One training step."""
+        """Draw a batch, take a step, and update the average."""
         for place, new in zip(self.batch, self.draw(), strict=True):
             place.copy_(new)
         for group in self.optimizer.param_groups:
@@ -186,20 +154,19 @@ class _Training:
         else:
             self.optimizer.zero_grad(set_to_none=True)
             self.improve()
-        # the average forgets fast at first, so that the random start does not linger in it
-        decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
+        decay = self.config.decay(self.step)
         with torch.no_grad():
             average: Any = list(self.average.parameters())
             torch._foreach_lerp_(average, [*self.parameters], 1 - decay)
         self.step += 1
 
     def record_graph(self) -> None:
-        """Take a few steps, then record `improve` as a CUDA graph; where that fails, go on without
-        one.
+        """Take a few steps, then record `improve` as a CUDA graph.
+
+        If recording fails, training goes on without a graph.
         """
-        side = torch.cuda.Stream(
-            self.device
-        )  # as PyTorch's notes ask: warm up on another stream, then record
+        # as PyTorch's notes ask: warm up on another stream, then record
+        side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
@@ -220,16 +187,18 @@ class _Training:
             self.optimizer.zero_grad(set_to_none=True)
 
     def plan(self, limit: float, step: int, seconds: float) -> None:
-        """Set how many steps fit into `limit` seconds, at the speed since `step` at `seconds`."""
+        """Set the number of steps that fit into `limit` seconds.
+
+        The speed is measured since `step` at `seconds`.
+        """
         if self.seconds >= limit:
             self.steps = self.step
         elif self.step > step:
             fit = self.step + int(
                 (limit - self.seconds) * (self.step - step) / (self.seconds - seconds)
             )
-            if (
-                self.steps is None or fit < 0.995 * self.steps
-            ):  # later only if the device has become slower
+            # the plan changes later only if the device has become slower
+            if self.steps is None or fit < 0.995 * self.steps:
                 self.steps = int(max(self.step + 1, 0.99 * fit))
 
     def save(self, file: Path) -> None:
@@ -251,7 +220,7 @@ class _Training:
         save_tensors(file, tensors, STATE_KIND, config)
 
     def load(self, file: Path) -> None:
-        """Continue a saved run. Raises InputError where it is of other settings or damaged."""
+        """Continue a saved run. Raises InputError if it has other settings or is damaged."""
         tensors, config = read_tensors(file, STATE_KIND, REMEDY)
         if config["settings"] != self.settings():
             raise InputError(
@@ -272,7 +241,7 @@ class _Training:
         self.step, self.steps, self.seconds = config["step"], config["steps"], config["seconds"]
 
     def settings(self) -> dict[str, Any]:
-        """Everything that decides the weights, as it stands in a JSON file."""
+        """All settings that determine the weights, as JSON has them."""
         kept = {k: v for k, v in asdict(self.config).items() if k not in ("report", "graph")}
         if self.config.minutes:
             kept.pop("steps")
@@ -287,10 +256,12 @@ def train_network(
     sizes: NetworkConfig | None = None,
     state: Path | None = None,
 ) -> Iterator[TrainProgress]:
-    """Train, yielding every `report` steps and at the end; the same seed, device and torch version
-    give the same run.
+    """Train, yielding every `report` steps and at the end.
 
-    state: file of a run to continue, where it exists; it is written every minute.
+    The same seed, device and version of PyTorch give the same run.
+
+    Args:
+        state: file of the run; it is written every minute, and a run in it is continued.
     """
     run = _Training(config, sizes, data)
     if state is not None and state.is_file():

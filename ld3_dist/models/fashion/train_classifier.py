@@ -1,8 +1,7 @@
-"""Training of the fashion classifier: cross-entropy on the training images, with shifts, mirror
-images and noise.
+"""Training of the fashion classifier: cross-entropy on shifted, mirrored and noisy training images.
 
-Noise of a random strength in half the images makes the features vary smoothly around the data,
-which is what a distance between an image and its slightly wrong copy needs.
+Half the images get noise of a random strength. The noise makes the features vary smoothly around
+the data, as they must for a distance between an image and a slightly wrong copy of it.
 """
 
 from __future__ import annotations
@@ -16,52 +15,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .classifier import FashionClassifier, in_parts
+from ..embedded.classifier import accuracy
+from ..embedded.train import ClassifierProgress, ClassifierTraining
+from .classifier import FashionClassifier
 from .data import FashionData, scale
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
-    """How the classifier is trained: AdamW, a short rise of the learning rate, then a cosine to
-    zero.
-    """
+class ClassifierConfig(ClassifierTraining):
+    """Settings of the training: AdamW, a short rise of the rate, then a cosine to zero."""
 
     epochs: int = 30
     batch: int = 256
     lr: float = 3e-3
     weight_decay: float = 0.05
     noise: float = 0.3
-    seed: int = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "lr"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class ClassifierProgress:
-    """One epoch: its number, mean training loss, accuracy on the test images, seconds so far, the
-    network.
-    """
-
-    epoch: int
-    loss: float
-    accuracy: float
-    seconds: float
-    network: FashionClassifier
-
-
-def accuracy(net: FashionClassifier, images: Tensor, labels: Tensor) -> float:
-    """Share of images [M, 1, 28, 28] classified as their labels [M] say."""
-    return float((in_parts(net, images).argmax(1) == labels.cpu()).double().mean())
 
 
 def augment(images: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """Mirror half of the batch, shift half of it by up to two pixels, and add noise to half of
-    it.
-    """
+    """Mirror half of the batch, shift half by up to two pixels, and add noise to half."""
 
     def some() -> Tensor:
         return torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
@@ -78,7 +50,9 @@ def augment(images: Tensor, noise: float, generator: torch.Generator) -> Tensor:
     return images + strength * torch.randn(images.shape, generator=generator, device=images.device)
 
 
-def train_classifier(config: ClassifierConfig, data: FashionData) -> Iterator[ClassifierProgress]:
+def train_classifier(
+    config: ClassifierConfig, data: FashionData
+) -> Iterator[ClassifierProgress[FashionClassifier]]:
     """Train from scratch, yielding after every epoch; nothing is selected on the test images."""
     torch.manual_seed(config.seed)
     device = torch.device(config.device)

@@ -1,8 +1,8 @@
-"""`python:FILE.py:FACTORY` and `python:MODULE:FACTORY`: anybody's denoiser.
+"""`python:FILE.py:FACTORY` and `python:MODULE:FACTORY`: a user's own denoiser.
 
-FACTORY(options: ModelOptions) returns a Denoiser, or a Model where more belongs to it: conditions
-to draw, a feature extractor, data, statistics of data, a version. The whole of what is needed for a
-network `net(x, time, condition)` that predicts noise at 1000 steps, in a file my_model.py:
+FACTORY(options: ModelOptions) returns a Denoiser, or a Model if more belongs to it: conditions to
+draw, a feature extractor, data, statistics of data, a version. For a network that predicts noise at
+1000 steps, a file my_model.py with these lines is enough:
 
     import torch
     from ld3_dist.core.denoiser import NetworkDenoiser
@@ -48,10 +48,10 @@ from ..probe import check_denoiser
 def open_user_code(rest: str, options: ModelOptions) -> Model:
     """The model behind `python:{rest}`.
 
-    Its hash holds the file, the files of its folder that it imports, and all that can be read of
-    what the factory returned.
+    Its hash covers the file, the files of its folder that it imports, and all that can be read of
+    the factory's result.
 
-    Raises InputError where the file cannot be imported, the factory fails, or what it returns is no
+    Raises InputError if the file cannot be imported, the factory fails, or its result is no
     denoiser.
     """
     spec = f"{PREFIX}{rest}"
@@ -67,7 +67,7 @@ def open_user_code(rest: str, options: ModelOptions) -> Model:
             built = build(options)
     except InputError as error:
         raise InputError(f"model {spec!r}: {error}") from error
-    except Exception as error:  # it is somebody else's code: anything may come
+    except (Exception, SystemExit) as error:  # it is somebody else's code: anything may come
         raise InputError(
             f"model {spec!r}: the factory fails ({type(error).__name__}: {error}); it is called "
             "with the model's options, ld3_dist.models.ModelOptions"

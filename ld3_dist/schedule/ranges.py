@@ -46,3 +46,11 @@ def tiles(span: Range, size: int) -> list[Range]:
     """The shards of a range: pieces of `size`, counted from its start; the last may be shorter."""
     start, stop = span
     return [(i, min(i + size, stop)) for i in range(start, stop, size)]
+
+
+def learning_indices(count: int) -> list[int]:
+    """Samples to learn from without a sweep: `count` held out, then as many to train on.
+
+    They are those of a sweep with one seed, so that both learn the same.
+    """
+    return [*range(*valid_range(count)), *range(*train_range(0, count))]
