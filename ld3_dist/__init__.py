@@ -5,7 +5,9 @@
     learn(model, solver, nfe, pairs)      a Schedule; `learning` yields after every epoch
     load_schedule(file)                   a schedule file; schedule.save, schedule.sample
     evaluate(model, schedules)            fresh samples and their scores, as a DataFrame
-    load_results(folder)                  every learned schedule and baseline of a sweep
+    load_results(folder, …)               every learned schedule and baseline of sweeps
+    load_curves(folder, …)                their losses, epoch by epoch
+    load_samples(folder, …)               their losses, sample by sample
 
 The names are resolved on first use: `import ld3_dist` loads neither pandas nor ray.
 """
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from .schedule.learning import learning as learning
     from .schedule.teaching import teach as teach
     from .store.results import load_results as load_results
+    from .store.views import load_curves as load_curves
+    from .store.views import load_samples as load_samples
 
 __version__ = "0.1.0"
 
@@ -36,8 +40,10 @@ _HOMES = {
     "evaluate": "schedule.evaluating",
     "learn": "schedule.learning",
     "learning": "schedule.learning",
+    "load_curves": "store.views",
     "load_model": "models",
     "load_results": "store.results",
+    "load_samples": "store.views",
     "load_schedule": "schedule.file",
     "teach": "schedule.teaching",
 }
@@ -50,8 +56,10 @@ __all__ = [
     "evaluate",
     "learn",
     "learning",
+    "load_curves",
     "load_model",
     "load_results",
+    "load_samples",
     "load_schedule",
     "teach",
 ]

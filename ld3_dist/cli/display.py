@@ -224,7 +224,9 @@ def _table(columns: list[_Printed], room: int) -> Table:
     """
     whole = _line_width(columns, whole=True) <= room
     folded = _line_width(columns) > room
-    caption = "losses: held-out distance to the teacher; gain: best grid's over learned"
+    fresh = any(column.heading == "gain" for column in columns)
+    place = "on fresh samples" if fresh else "on the held-out pairs that also selected"
+    caption = f"losses: distance to the teacher {place}; gain: best grid's over learned"
     table = Table(caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(

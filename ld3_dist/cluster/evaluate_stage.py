@@ -1,7 +1,9 @@
 """The evaluation stage: samples of the rows that count are made in parts, merged, and scored.
 
-Parts of all rows stand in one queue; a row is scored when all of its parts are there, and then its
-parts are removed. Rows that have their evaluation are left alone."""
+Parts of all rows stand in one queue. When they are there, hand-made grids, teachers and data are
+scored, then the learned rows, which are compared with the grids. Rows that have an evaluation with
+the experiment's settings are left alone.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,18 @@ from ..experiment.plan import Cell, Plan, TrialSpec
 from ..store.results import load_results
 from ..store.storage import Storage
 from ..store.tables import read_table
-from ..tasks.evaluate import Item, finish, has_pictures, pictures, sample_part, teacher_item
+from ..tasks.evaluate import (
+    Item,
+    compare_again,
+    finish,
+    has_pictures,
+    pictures,
+    sample_part,
+    teacher_item,
+)
 from ..tasks.opened import model_of
 from ..tasks.schedules import complaint, mend
+from ..tasks.scored import evaluation_of, grids_of, learned_of
 from .events import Event
 from .ray.pool import Done, Task
 
@@ -41,9 +52,12 @@ class Evaluation:
         self.lost = 0
         """Items without a usable schedule."""
         self.parts_done: Counter[str] = Counter()
-        written = set(read_table(storage, "evaluations")["key"])
+        table = read_table(storage, "evaluations")
+        written = set(zip(table["key"], table["evaluation"], strict=True))
         wanted = evaluation_items(plan, self.frame)
-        self.items = [item for item in wanted if item.key not in written]
+        self.names = {item.key: evaluation_of(plan, item.model, "cpu") for item in wanted}
+        self.items = [item for item in wanted if (item.key, self.names[item.key]) not in written]
+        self.known = [item for item in wanted if (item.key, self.names[item.key]) in written]
         self.teachers = [teacher_item(plan, model) for model in plan.models]
         self.seconds = {item.key: 0.0 for item in (*self.items, *self.teachers)}
 
@@ -52,7 +66,11 @@ class Evaluation:
         yield from self._mend()
         yield from self.work("evaluate", self._parts(), self._count)
         complete = [item for item in self.items if self._is_sampled(item)]
-        yield from self.work("score", [*self._scores(complete), *self._pictures()], None)
+        first = [item for item in complete if item.kind != "learned"]
+        learned = [item for item in complete if item.kind == "learned"]
+        yield from self.work("score", self._scores(first), None)
+        again = self._comparisons()
+        yield from self.work("score", [*self._scores(learned), *again, *self._pictures()], None)
         if len(complete) == len(self.items):
             for name in self.storage.list("parts", recursive=True):
                 self.storage.remove(name)
@@ -127,6 +145,22 @@ class Evaluation:
             for item in items
         ]
 
+    def _comparisons(self) -> list[Task]:
+        """Learned rows that were compared with a hand-made grid that is not the best any more."""
+        table = read_table(self.storage, "evaluations")
+        named = list(zip(table["key"], table["evaluation"], strict=True))
+        means = dict(zip(named, table["eval_loss"].tolist(), strict=True))
+        overs = dict(zip(named, table["eval_gain_over"], strict=True))
+        tasks = []
+        for item in self.known:
+            places = [(key, self.names[key]) for key in item.rivals if key in self.names]
+            known = {place: means[place] for place in places if means.get(place) is not None}
+            then = overs.get((item.key, self.names[item.key]))
+            if item.kind == "learned" and known and min(known, key=known.__getitem__)[0] != then:
+                arguments = (self.plan, item, self.storage)
+                tasks.append(Task("score", f"gain-{item.key}", compare_again, arguments))
+        return tasks
+
     def _pictures(self) -> list[Task]:
         rows = {row["key"]: row for row in self.frame.to_dict("records")}
         return [
@@ -143,21 +177,16 @@ class Evaluation:
 
 
 def evaluation_items(plan: Plan, frame: Any) -> list[Item]:
-    """Teachers, data, all baselines, and every member of the best trial of each cell.
-
-    Where trials learn in several distances, each distance has its best trial.
-    """
+    """Teachers, data, all hand-made grids, and the learned rows that are asked for."""
+    e = plan.experiment
     items = [teacher_item(plan, model) for model in plan.models]
     items += data_items(plan)
-    distance = label(plan.experiment.distance)
     for cell in plan.cells:
-        here = frame[(frame["cell"] == cell.id) & (frame["status"] == "ok")]
-        base = here[(here["kind"] == "baseline") & (here["distance"] == distance)]
-        base = base[base["teacher"] == plan.teacher_key(cell.model)]
-        items += [_item(row, cell) for row in base.to_dict("records")]
-        trials = here.loc[here["best"], "trial"]
-        chosen = here[(here["kind"] == "learned") & here["trial"].isin(trials)]
-        items += [_item(row, cell) for row in chosen.to_dict("records")]
+        here = frame[frame["cell"] == cell.id].to_dict("records")
+        grids = grids_of(here, label(e.distance), [plan.teacher_key(cell.model)])
+        items += [_item(row, cell) for row in grids]
+        rivals = tuple(row["key"] for row in grids)
+        items += [_item(row, cell, rivals) for row in learned_of(here, e.evaluated_rows)]
     return items
 
 
@@ -211,6 +240,6 @@ def losses_of_baselines(frame: Any, item: Item) -> dict[str, Any]:
     return {row["start"]: {"valid_loss": row["valid_loss"]} for row in here.to_dict("records")}
 
 
-def _item(row: dict[str, Any], cell: Any) -> Item:
+def _item(row: dict[str, Any], cell: Cell, rivals: tuple[str, ...] = ()) -> Item:
     grid = {name: tuple(float(v) for v in row[name]) for name in ("knots", "evals")}
-    return Item(row["key"], row["kind"], cell.model, cell, grid)
+    return Item(row["key"], row["kind"], cell.model, cell, grid, rivals)

@@ -33,6 +33,7 @@ from ..store.lineage import CLAIM, lineage_name, lineages, read_claim, read_line
 from ..store.process import Process, this_process
 from ..store.storage import Storage
 from ..store.tables import SUFFIX, format_of
+from ..tasks.scored import evaluations_of
 
 log = logging.getLogger("ld3_dist")
 
@@ -182,6 +183,7 @@ class Lineage:
             "models": plan.model_hashes,
             "settings": e.model_dump(mode="json"),
             "identity": plan.identity,
+            "evaluation": evaluations_of(plan),
             "asked": {
                 "trials": list(self.trials),
                 "members": [list(member) for member in plan.member_labels()],

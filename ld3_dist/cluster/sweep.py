@@ -21,6 +21,7 @@ from ..experiment.plan import Plan
 from ..experiment.sections import ModelSettings
 from ..experiment.settings import Experiment
 from ..store.credentials import masked
+from ..store.folding import folding
 from ..store.lock import Lock, acquire, refuse_if_held
 from ..store.storage import Storage
 from ..tasks.checkpoints import remove_finished
@@ -35,6 +36,7 @@ from .ray.connect import Sizes, connect, sizes_of
 from .ray.liveness import HeadWatch, room_for, room_in_words
 from .ray.nodes import check_nodes, versions
 from .ray.pool import Call, Done, Failed, Pool, Task, Waiting
+from .search.importance import write_importance
 from .search.trackers import check_trackers
 from .search.tune_run import SearchRun
 from .teach_stage import Preparation
@@ -99,6 +101,7 @@ class Sweep:
                 logs.driver_log(self.storage) as self.log,
                 logs.timed("sweep", self.experiment.name, **self._about(plan, sizes)),
                 scratch(self.storage) as folder,
+                folding(self.storage),
             ):
                 try:
                     yield from self._with_warnings(self._stages(plan, sizes, folder), self.log)
@@ -192,6 +195,7 @@ class Sweep:
             )
         if "evaluate" in self.stages:
             yield from self._evaluate(plan, sizes)
+        write_importance(plan, self.storage)
 
     def _pool(self, sizes: Sizes) -> Pool:
         asked, storage = self.experiment.resources, self.storage

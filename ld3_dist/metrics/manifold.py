@@ -46,37 +46,68 @@ class Overlap:
     coverage: float
 
 
+@dataclass(frozen=True, eq=False)
+class RealBalls:
+    """The balls around real data, made once for many sets of samples.
+
+    center [F]: their mean; distances do not change without it, and rounding gets smaller.
+    points [N, F]: without their mean.
+    narrow, wide [N]: squared radii to the k_precision-th and the k_density-th neighbour.
+    """
+
+    center: Tensor
+    points: Tensor
+    narrow: Tensor
+    wide: Tensor
+    k_precision: int
+    k_density: int
+
+    @staticmethod
+    def of(
+        real: Tensor,
+        k_precision: int = PRECISION_NEIGHBOURS,
+        k_density: int = DENSITY_NEIGHBOURS,
+    ) -> RealBalls:
+        """The balls of features [N, F]; InputError unless N > k >= 1."""
+        if min(k_precision, k_density) < 1:
+            raise InputError(f"need at least 1 neighbour, got {k_precision} and {k_density}")
+        real = checked_features(real, "real features", max(k_precision, k_density) + 1)
+        center = real.mean(0)
+        points = real - center
+        narrow, wide = (neighbour_radii(points, k) for k in (k_precision, k_density))
+        return RealBalls(center, points, narrow, wide, k_precision, k_density)
+
+
 def overlap(
-    real: Tensor,
+    real: Tensor | RealBalls,
     samples: Tensor,
     k_precision: int = PRECISION_NEIGHBOURS,
     k_density: int = DENSITY_NEIGHBOURS,
 ) -> Overlap:
-    """Features of real data [N, F] and of samples [M, F] -> Overlap. Raises InputError unless N, M
-    > k.
+    """Features of real data [N, F] and of samples [M, F] -> Overlap.
+
+    Args:
+        real: features, or the balls around them, which then say how many neighbours count.
+
+    Raises InputError unless N, M > k, and for another number of features.
     """
-    if min(k_precision, k_density) < 1:
-        raise InputError(f"need at least 1 neighbour, got {k_precision} and {k_density}")
-    need = max(k_precision, k_density) + 1
-    real, samples = (
-        checked_features(real, "real features", need),
-        checked_features(samples, "sample features", need),
-    )
-    if real.shape[1] != samples.shape[1]:
+    balls = real if isinstance(real, RealBalls) else RealBalls.of(real, k_precision, k_density)
+    k_precision, k_density = balls.k_precision, balls.k_density
+    samples = checked_features(samples, "sample features", max(k_precision, k_density) + 1)
+    if balls.points.shape[1] != samples.shape[1]:
         raise InputError(
-            f"cannot compare {real.shape[1]} features with {samples.shape[1]}: two different "
-            f"extractors?"
+            f"cannot compare {balls.points.shape[1]} features with {samples.shape[1]}: two "
+            f"different extractors?"
         )
-    center = real.mean(0)  # distances do not change, rounding gets smaller
-    real, samples = real - center, samples - center
-    narrow, wide = neighbour_radii(real, k_precision), neighbour_radii(real, k_density)
+    samples = samples - balls.center
+    points, narrow, wide = balls.points, balls.narrow, balls.wide
     around_samples = neighbour_radii(samples, k_precision)
 
     precise = inside = 0
-    nearest = torch.full((len(real),), torch.inf, dtype=torch.float64)
-    recalled = torch.zeros(len(real), dtype=torch.bool)
+    nearest = torch.full((len(points),), torch.inf, dtype=torch.float64)
+    recalled = torch.zeros(len(points), dtype=torch.bool)
     for start in range(0, len(samples), BLOCK):
-        d2 = squared_distances(samples[start : start + BLOCK], real)  # [block, N]
+        d2 = squared_distances(samples[start : start + BLOCK], points)  # [block, N]
         precise += int((d2 <= narrow * (1 + TIE)).any(1).sum())
         inside += int((d2 < wide * (1 - TIE)).sum())
         nearest = torch.minimum(nearest, d2.amin(0))

@@ -24,6 +24,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -32,7 +33,7 @@ from ..core.features import FeatureMoments, Reference
 from ..core.registry import Registry
 from .inception import inception_score
 from .kernel import kernel_distance
-from .manifold import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, Overlap, overlap
+from .manifold import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, Overlap, RealBalls, overlap
 from .statistics import FeatureStatistics, frechet_distance
 
 log = logging.getLogger("ld3_dist")
@@ -72,6 +73,9 @@ class Scores:
 
 Metric = Callable[[Samples, Reference | None], float | Mapping[str, float]]
 """(samples, reference) -> a number, or several by name; raises NotMeasured with the reason."""
+
+_BALLS: WeakKeyDictionary[Reference, RealBalls] = WeakKeyDictionary()
+"""The balls of each reference that is in use: finding them costs more than comparing with them."""
 
 metrics: Registry[Metric] = Registry("metric", ("python:FILE.py:NAME",))
 
@@ -194,7 +198,9 @@ def _overlap(samples: Samples, reference: Reference | None) -> Overlap:
         )
     kept = samples.shared.get("overlap")
     if kept is None or kept[0] is not given:
-        kept = samples.shared["overlap"] = given, overlap(features, samples.features)
+        if given not in _BALLS:
+            _BALLS[given] = RealBalls.of(features)
+        kept = samples.shared["overlap"] = given, overlap(_BALLS[given], samples.features)
     return kept[1]
 
 

@@ -44,6 +44,7 @@ class Column:
         places: where it is shown.
         rank: a terminal too narrow for all columns drops the highest rank first.
         learned: does it describe the learned schedule? It has the colour of those.
+        stands_for: where this column was measured, terminal and README show it alone.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Column:
     places: tuple[Place, ...] = ("page", "markdown")
     rank: int = LEAST
     learned: bool = False
+    stands_for: str = ""
 
     def text(self, row: Row) -> str:
         """The value of this column in a row, as one line of text; a dash for null."""
@@ -88,6 +90,19 @@ def _spread(value: Any, row: Row) -> str:
     return f"{number(row['seed_mean'])}{deviation}"
 
 
+def _interval(value: Any, row: Row) -> str:
+    """The interval that begins at this value; it says so where a gain is undecided."""
+    undecided = "" if row["decided"] else ", undecided"
+    return f"{number(value)}–{number(row['eval_gain_high'])}{undecided}"
+
+
+def _frechet(value: Any, row: Row) -> str:
+    """A Fréchet distance with half the width of its interval, where there are several sets."""
+    if missing(row["fid_low"]):
+        return number(value)
+    return f"{number(value)} ± {number((row['fid_high'] - row['fid_low']) / 2, 2)}"
+
+
 def _whatever(value: Any, row: Row) -> str:
     """A user's metric may be anything."""
     return number(value) if isinstance(value, int | float) else str(value)
@@ -108,7 +123,7 @@ def _count(name: str) -> Column:
 _TABLES: tuple[Place, ...] = ("page", "markdown", "terminal")
 _ALL: tuple[Place, ...] = (*_TABLES, "readme")
 _GRID, _LEARNED, _FRECHET, _FOUND = "hand-made", "learned", "Fréchet distance", "found with"
-_INCEPTION = "Inception score"
+_INCEPTION, _HELD_OUT = "Inception score", "held-out pairs"
 
 COLUMNS: tuple[Column, ...] = (
     _words("model", "model", when="varied"),
@@ -119,19 +134,32 @@ COLUMNS: tuple[Column, ...] = (
     _words("cell", "cell", when="always", places=("terminal", "readme"), rank=0),
     _words("baseline", "best hand-made", group=_GRID, short="grid", when="always", places=_ALL,
            rank=3),
-    _float("baseline_loss", "its loss", group=_GRID, short="loss", places=_ALL, rank=5),
-    _float("loss", "learned loss", group=_LEARNED, short="loss", places=_ALL, rank=2, learned=True),
+    _float("baseline_eval_loss", "its loss", group=_GRID, short="loss", places=_ALL, rank=6),
+    _float("eval_loss", "learned loss", group=_LEARNED, short="loss", places=_ALL, rank=5,
+           learned=True),
+    _float("eval_gain", "gain", group=_LEARNED, written=_factor, places=_ALL, rank=1),
+    _float("eval_gain_low", "95 % interval", group=_LEARNED, written=_interval, places=_ALL,
+           rank=2),
+    _float("eval_gain_high"),
+    Column("decided", dtype="boolean"),
+    _float("eval_gain_median", "gain of medians", group=_LEARNED, short="of medians",
+           written=_factor),
+    _float("eval_gain_iqm", "gain of interquartile means", group=_LEARNED,
+           short="of interquartile means", written=_factor),
+    _float("baseline_loss", "its held-out loss", group=_HELD_OUT, short="hand-made", places=_ALL,
+           rank=11, stands_for="baseline_eval_loss"),
+    _float("loss", "held-out loss", group=_HELD_OUT, short="learned", places=_ALL, rank=10,
+           learned=True, stands_for="eval_loss"),
+    _float("gain", "held-out gain", group=_HELD_OUT, short="gain", written=_factor, places=_ALL,
+           rank=9, stands_for="eval_gain"),
     _float("seed_mean"),
     _float("seed_std"),
-    Column("seeds", "over seeds", _LEARNED, "mean ± std over seeds", "Int64", _spread),
-    _float("gain", "gain", group=_LEARNED, written=_factor, places=_ALL, rank=1),
-    _float("baseline_eval_loss"),
-    _float("eval_loss"),
-    _float("eval_gain", "gain, fresh pairs", group=_LEARNED, written=_factor, places=_TABLES,
-           rank=7),
-    _float("baseline_fid", "FID hand-made", group=_FRECHET, short="hand-made", places=_ALL, rank=6),
-    _float("fid", "FID learned", group=_FRECHET, short="learned", places=_ALL, rank=4,
-           learned=True),
+    Column("seeds", "over seeds", _HELD_OUT, "mean ± std over seeds", "Int64", _spread),
+    _float("baseline_fid", "FID hand-made", group=_FRECHET, short="hand-made", places=_ALL, rank=7),
+    _float("fid", "FID learned", group=_FRECHET, short="learned", written=_frechet, places=_ALL,
+           rank=4, learned=True),
+    _float("fid_low"),
+    _float("fid_high"),
     _float("teacher_fid", "FID teacher", group=_FRECHET, short="teacher", places=_TABLES, rank=8),
     _float("lowest_fid"),
     Column("lowest_fid_grid"),
@@ -142,9 +170,10 @@ COLUMNS: tuple[Column, ...] = (
     _float("inception_score", "IS learned", group=_INCEPTION, short="learned", learned=True),
     _float("teacher_inception_score", "IS teacher", group=_INCEPTION, short="teacher"),
     _words("method", "method", group=_FOUND),
-    _float("gamma", "γ", group=_FOUND, written=_short, places=_TABLES, rank=9),
+    _float("gamma", "γ", group=_FOUND, written=_short, places=_TABLES, rank=12),
     _words("start", "start", group=_FOUND),
-    Column("distance"),
+    _words("distance", "distance", when="varied", group=_FOUND),
+    _words("taught_by", "teacher", when="varied", group=_FOUND),
     _count("learned"),
     _count("ok"),
     _count("not_ok"),
@@ -176,7 +205,7 @@ def _of_metric(metric: str) -> list[Column]:
             short,
             written=_whatever,
             places=_TABLES,
-            rank=10 + rank,
+            rank=20 + rank,
             learned=short == "learned",
         )
         for prefix, short, rank in (
@@ -198,6 +227,9 @@ def shown(table: pd.DataFrame, place: Place) -> list[Column]:
         for known in with_metrics(metric_names(table))
         if known.heading and place in known.places and known.wanted(table)
     ]
+    if place in ("terminal", "readme"):
+        measured = {name for name in table.columns if column(table, str(name)).notna().any()}
+        found = [known for known in found if known.stands_for not in measured]
     if not (column(table, "method").dropna() != "default").any():
         found = [known for known in found if known.name != "method"]
     return found

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pandas as pd
 
 from .columns import Row
-from .formats import counted, number, ratio
-from .frames import best_only, column, groups, numbers, records, varies, where
+from .formats import counted, missing, number, ratio
+from .frames import best_only, column, groups, numbers, of_kind, records, varies, where
 from .tables import SweepTables
 
 LOWER_COVERAGE = 0.02
@@ -69,11 +69,12 @@ def _about_cells(table: pd.DataFrame) -> list[str]:
     bare = where(table, column(table, "baseline_loss").isna())
     if len(bare):
         found.append(f"No hand-made grid to compare with in {_named(bare)}.")
-    lost = where(table, gain <= 1)
+    lost = where(table, (fresh <= 1) | (fresh.isna() & (gain <= 1)))
+    faded = where(lost, (numbers(lost, "gain") > 1) & (numbers(lost, "eval_gain") <= 1))
+    lost = lost.drop(index=faded.index)
     if len(lost):
-        told = _named(lost, lambda row: f"(gain {ratio(row['gain'])})")
+        told = _named(lost, _gain_of)
         found.append(f"The best hand-made grid was not beaten in {told}.")
-    faded = where(table, (gain > 1) & (fresh <= 1))
     if len(faded):
         told = _named(
             faded, lambda row: f"({ratio(row['gain'])} held out, {ratio(row['eval_gain'])} fresh)"
@@ -82,7 +83,25 @@ def _about_cells(table: pd.DataFrame) -> list[str]:
             f"The gain on held-out pairs is gone on fresh pairs in {told}: more held-out pairs "
             f"would help."
         )
+    decided = column(table, "decided")
+    undecided = where(table, decided.notna() & ~decided.fillna(True).astype(bool))
+    if len(undecided):
+        told = _named(undecided, _interval_of)
+        found.append(
+            f"The 95 % interval of the gain holds 1 in {told}: more evaluation samples would "
+            f"narrow it."
+        )
     return found
+
+
+def _gain_of(row: Row) -> str:
+    """The gain of a row, on fresh samples where there are any."""
+    fresh = not missing(row["eval_gain"])
+    return f"(gain {ratio(row['eval_gain'] if fresh else row['gain'])})"
+
+
+def _interval_of(row: Row) -> str:
+    return f"({number(row['eval_gain_low'])} to {number(row['eval_gain_high'])})"
 
 
 def _about_metrics(table: pd.DataFrame) -> list[str]:
@@ -123,6 +142,26 @@ def _about_grids(frame: pd.DataFrame) -> list[str]:
     return [
         f"Two knots of the best schedule nearly coincide, so that a step is wasted, in {named}."
     ]
+
+
+def unfinished(sweep: SweepTables) -> str:
+    """A sentence about how much of what was asked for is there; empty where all of it is."""
+    asked = sweep.experiment.get("asked")
+    if not isinstance(asked, dict):
+        return ""
+    learned = of_kind(sweep.results, "learned")
+    trials = {str(key) for key in asked.get("trials", [])}
+    there = len(trials & set(column(learned, "trial").dropna()))
+    told = []
+    if there < len(trials):
+        told.append(f"{there:,} of {counted(len(trials), 'trial')} learned")
+    if not asked.get("complete"):
+        told.append("the search has more trials to ask for")
+    ok = of_kind(sweep.results, "learned", "ok")
+    wanted = sweep.experiment.get("evaluation")
+    if wanted and len(ok) and column(ok, "eval_loss").isna().all():
+        told.append("no schedule is evaluated on fresh samples yet")
+    return f"This sweep is not finished: {'; '.join(told)}." if told else ""
 
 
 def _about_running(sweep: SweepTables) -> list[str]:

@@ -1,36 +1,68 @@
-"""One or two sentences that say what a sweep found."""
+"""Two or three sentences that say what a sweep found, on samples that nothing was chosen on."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from .formats import counted, number
-from .frames import count, numbers, records, varies
+from .columns import Row
+from .formats import counted, missing, number
+from .frames import column, count, numbers, records, varies, where
 
 
 def headline(table: pd.DataFrame) -> str:
-    """What a sweep found, from its summary, in one or two sentences."""
+    """What a sweep found, from its summary, in two or three sentences.
+
+    The gain is the one on fresh samples. Where none were drawn, the sentence says so before it
+    gives the gain on the held-out pairs.
+    """
     if table.empty:
         return "There are no results yet."
-    gains = numbers(table, "gain")
-    compared = count(gains.notna())
-    if not compared:
+    fresh = numbers(table, "eval_gain")
+    if count(fresh.notna()):
+        return _gains(table, "eval_gain", "on fresh samples") + _undecided(table) + _frechet(table)
+    if not count(numbers(table, "gain").notna()):
         return f"No schedule has been learned yet in any of {counted(len(table), 'cell')}."
-    top = max(records(table), key=lambda row: -1.0 if pd.isna(row["gain"]) else row["gain"])
+    text = _gains(table, "gain", "on the held-out pairs, which also selected them,")
+    return f"Nothing was evaluated on fresh samples. {text}{_frechet(table)}"
+
+
+def _gains(table: pd.DataFrame, name: str, place: str) -> str:
+    """In how many cells the learned schedules are better, and how much."""
+    known = where(table, numbers(table, name).notna())
+    gains = numbers(known, name)
+    top = max(records(known), key=lambda row: row[name])
     on_model = f" on {top['model']}" if varies(table, "model") else ""
-    where = f"{top['solver']} at {top['nfe']} NFE{on_model}"
-    if compared == 1:
-        text = (
-            f"At {where}, the learned schedule's held-out distance to the teacher is "
-            f"{_times(top['gain'])} than the best hand-made grid's."
+    cell = f"{top['solver']} at {top['nfe']} NFE{on_model}"
+    if len(known) == 1:
+        return (
+            f"At {cell}, the distance to the teacher {place} is {_times(top[name])} with the "
+            f"learned schedule than with the best hand-made grid{_between(top, name)}."
         )
-    else:
-        text = (
-            f"Learned schedules beat every hand-made grid in {count(gains > 1)} of {compared} "
-            f"cells: their held-out distance to the teacher is {_times(float(gains.median()))} in "
-            f"the median and {_times(float(gains.max()))} at best ({where})."
-        )
-    return text + _frechet(table)
+    return (
+        f"Learned schedules beat every hand-made grid in {count(gains > 1)} of {len(known)} "
+        f"cells: their distance to the teacher {place} is {_times(float(gains.median()))} in "
+        f"the median and {_times(float(gains.max()))} at best ({cell}{_between(top, name, ', ')})."
+    )
+
+
+def _between(row: Row, name: str, joint: str = " ") -> str:
+    """The interval of a gain on fresh samples, in words; empty where there is none."""
+    low, high = row["eval_gain_low"], row["eval_gain_high"]
+    if name != "eval_gain" or missing(low) or missing(high):
+        return ""
+    text = f"95 % interval of the gain {number(low)} to {number(high)}"
+    return f"{joint}{text}" if joint.startswith(",") else f"{joint}({text})"
+
+
+def _undecided(table: pd.DataFrame) -> str:
+    """In how many cells the interval of the gain holds 1."""
+    decided = column(table, "decided")
+    open_cells = count(decided.notna() & ~decided.fillna(True).astype(bool))
+    if not open_cells:
+        return ""
+    if count(decided.notna()) == 1:
+        return " That is undecided: the interval holds 1."
+    return f" In {counted(open_cells, 'cell')} that is undecided: the interval of the gain holds 1."
 
 
 def _frechet(table: pd.DataFrame) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from .ablation import ABLATION_NOTE, ablation_texts
 from .columns import Place, shown
 from .formats import visible
 from .frames import records
@@ -42,6 +43,16 @@ def rows_markdown(table: pd.DataFrame, place: Place) -> str:
         *(_line([escaped(column.text(row)) for column in columns]) for row in records(table)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def ablation_markdown(table: pd.DataFrame) -> str:
+    """The table of an ablation as Markdown, with a line before it; empty without one."""
+    if table.empty:
+        return ""
+    heads, rows = ablation_texts(table)
+    lines = [_line([escaped(head) for head in heads]), _line(["---"] * len(heads))]
+    lines += [_line([escaped(text) for text in row]) for row in rows]
+    return f"\n## Ablation\n\n{escaped(ABLATION_NOTE)}\n\n" + "\n".join(lines) + "\n"
 
 
 def escaped(text: str) -> str:

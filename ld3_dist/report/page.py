@@ -18,6 +18,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from .ablation import ABLATION_NOTE, ablation_texts
 from .columns import Column, Row, shown
 from .figures import Drawing, PlotGroup
 from .formats import DASH, missing, visible
@@ -27,6 +28,9 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 MOST_ROWS = 30
 """Rows that did not come out ok are listed up to here."""
+
+_GAINS = ("eval_gain", "gain")
+"""Columns with a bar behind their values."""
 
 _BROKEN = ("cell", "kind", "status", "trial", "start", "gamma", "seed", "message")
 
@@ -58,8 +62,8 @@ class SummaryTable:
 
 
 @dataclass(frozen=True)
-class BrokenRows:
-    """The rows that did not come out ok. note: how many are not listed."""
+class PlainTable:
+    """A table of texts. note: a sentence below it."""
 
     heads: Sequence[str] = ()
     lines: Sequence[Sequence[str]] = ()
@@ -92,6 +96,8 @@ class Page:
         facts: (name, value) pairs of the header.
         findings: sentences about what may mislead.
         status: how many rows came out how, in words.
+        ablation: each level of an ablation's factors against the base.
+        unfinished: how much of what was asked for is there, if not all of it is.
     """
 
     name: str
@@ -100,7 +106,9 @@ class Page:
     sections: Sequence[Section]
     findings: Sequence[str]
     status: str
-    broken: BrokenRows
+    broken: PlainTable
+    ablation: PlainTable = PlainTable()
+    unfinished: str = ""
 
 
 def html_page(page: Page) -> str:
@@ -148,7 +156,8 @@ def summary_view(table: pd.DataFrame) -> SummaryTable:
         inside = [known for known in shown(table, "page") if known.group == name]
         heads.append(GroupHead(name, len(inside)))
         order += [(known, i == 0) for i, known in enumerate(inside)]
-    largest = max([1.01, *(float(gain) for gain in column(table, "gain").dropna())])
+    gains = [column(table, name).dropna() for name in _GAINS]
+    largest = max([1.01, *(float(gain) for found in gains for gain in found)])
     return SummaryTable(
         heads,
         [TableCell(known.short or known.heading, _classes(known, first)) for known, first in order],
@@ -167,7 +176,7 @@ def _classes(known: Column, first: bool) -> str:
     names = {
         "num": not known.words,
         "first": first,
-        "gain": known.name == "gain",
+        "gain": known.name in _GAINS,
         "method": known.name == "method",
         "learned": known.learned,
     }
@@ -176,19 +185,27 @@ def _classes(known: Column, first: bool) -> str:
 
 def _bar(row: Row, known: Column, largest: float) -> int | None:
     """Length of the bar behind a gain: its logarithm over that of the largest one, in percent."""
-    if known.name != "gain" or missing(row["gain"]) or not row["gain"] > 1:
+    if known.name not in _GAINS or missing(row[known.name]) or not row[known.name] > 1:
         return None
-    return round(100 * math.log(row["gain"]) / math.log(largest))
+    return round(100 * math.log(row[known.name]) / math.log(largest))
 
 
-def broken_view(rows: pd.DataFrame) -> BrokenRows:
+def broken_view(rows: pd.DataFrame) -> PlainTable:
     """The rows that did not come out ok, the first `MOST_ROWS` of them."""
     note = ""
     if len(rows) > MOST_ROWS:
         note = f"The first {MOST_ROWS} of {len(rows)}; the table of results has all."
     heads = ["γ" if name == "gamma" else name for name in _BROKEN]
     lines = [[_text(row, name) for name in _BROKEN] for row in records(rows.head(MOST_ROWS))]
-    return BrokenRows(heads, lines, note)
+    return PlainTable(heads, lines, note)
+
+
+def ablation_view(table: pd.DataFrame) -> PlainTable:
+    """The table of an ablation, in words."""
+    if table.empty:
+        return PlainTable()
+    heads, lines = ablation_texts(table)
+    return PlainTable(heads, lines, ABLATION_NOTE)
 
 
 def _text(row: Row, name: str) -> str:

@@ -1,15 +1,17 @@
 """One row per cell: the best hand-made grid, the best learned schedule, and how far apart they are.
 
-A cell that learned in several distances has a row for each, as their losses are not comparable.
+A cell that learned in several distances, or from several teachers, has a row for each, as their
+losses are not comparable.
 
-    baseline   the hand-made grid with the smallest held-out loss in the cell; every column that
-               begins with `baseline_` is a score of this grid
-    loss       smallest held-out loss of a learned schedule; fid, coverage, inception_score and the
-               user's own metrics are scores of this schedule
-    gain       loss of `baseline` / loss
-    eval_gain  smallest loss of any hand-made grid on fresh pairs / that of the learned schedule
+    baseline   the hand-made grid with the smallest mean loss on fresh samples; where none was
+               evaluated, the one with the smallest held-out loss. Every column that begins with
+               `baseline_` is a score of this grid
+    loss       smallest held-out loss of a learned schedule; eval_loss, fid, coverage,
+               inception_score and the user's own metrics are scores of this schedule
+    eval_gain  baseline_eval_loss / eval_loss, with its interval eval_gain_low to eval_gain_high
+    gain       baseline_loss / loss, on the held-out pairs that selected the schedule
     teacher_…  the same scores of the teacher's own samples
-    lowest_fid smallest Fréchet distance of any hand-made grid, that of `lowest_fid_grid`
+    lowest_fid smallest Fréchet distance of any hand-made grid, which is `lowest_fid_grid`
 
 The best learned schedule is the one with the smallest hard held-out loss; no metric takes part in
 the choice. Mean and standard deviation over seeds are of the schedules that share its settings
@@ -23,6 +25,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..store.results import COMPARABLE
 from .columns import metric_names, with_metrics
 from .formats import missing
 from .frames import best_only, column, groups, numbers, of_kind, records, where
@@ -38,7 +41,7 @@ Scores = Mapping[str, Mapping[str, Any]]
 
 
 def summary_table(frame: pd.DataFrame, evaluations: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row per cell and distance, ordered by model, conditioning, guidance, solver and NFE.
+    """One row per cell, distance and teacher, ordered by model, guidance, solver and NFE.
 
     Values are null where nothing was measured. The columns are those of `columns.COLUMNS` and
     three for each metric of a user's own.
@@ -52,11 +55,12 @@ def summary_table(frame: pd.DataFrame, evaluations: pd.DataFrame | None = None) 
     columns = with_metrics(metrics)
     teachers = teacher_scores(evaluations)
     scores = (*SCORES, *metrics)
-    places = groups(frame, ["cell", "distance"], sort=False, nulls=True)
+    known = [name for name in COMPARABLE if name in frame]
+    places = groups(frame, known, sort=False, nulls=True)
     cells = [_cell(rows, teachers, scores) for _, rows in places]
     table = pd.DataFrame.from_records(cells, columns=[known.name for known in columns])
     table = table.astype({known.name: known.dtype for known in columns if known.dtype})
-    order = ["model", "conditioning", "guidance", "solver", "nfe", "cell", "distance"]
+    order = ["model", "conditioning", "guidance", "solver", "nfe", "cell", "distance", "taught_by"]
     return table.sort_values(order, ignore_index=True)
 
 
@@ -95,19 +99,23 @@ def _cell(rows: pd.DataFrame, teachers: Scores, scores: Sequence[str]) -> dict[s
     first = records(rows.head(1))[0]
     shared = ("model", "conditioning", "guidance", "solver", "nfe", "cell", "distance")
     learned, ok = of_kind(rows, "learned"), of_kind(rows, "learned", "ok")
-    found = {name: first[name] for name in shared}
+    found = {name: first[name] for name in shared} | {"taught_by": _taught_by(first)}
     found |= {"learned": len(learned), "ok": len(ok), "not_ok": len(learned) - len(ok)}
     found |= _hand_made(rows, scores)
     teacher = teachers.get(str(first["teacher"]), {})
     found |= {f"teacher_{name}": teacher.get(name) for name in scores}
     best = best_row(rows)
-    return found if best is None else found | _learned(rows, best, scores)
+    if best is not None:
+        found |= _learned(rows, best, scores)
+        loss = found.get("baseline_loss")
+        found["gain"] = None if missing(loss) else loss / best["valid_loss"]
+    return found
 
 
 def _hand_made(rows: pd.DataFrame, scores: Sequence[str]) -> dict[str, Any]:
     """The best hand-made grid of a cell with its own scores, and the lowest Fréchet distance."""
     found: dict[str, Any] = {}
-    baseline = best_baseline(rows)
+    baseline = best_baseline(rows, "eval_loss") or best_baseline(rows)
     if baseline is not None:
         found |= {"baseline": baseline["start"], "baseline_loss": baseline["valid_loss"]}
         found |= {"baseline_eval_loss": baseline["eval_loss"]}
@@ -121,7 +129,9 @@ def _hand_made(rows: pd.DataFrame, scores: Sequence[str]) -> dict[str, Any]:
 def _learned(rows: pd.DataFrame, best: dict[str, Any], scores: Sequence[str]) -> dict[str, Any]:
     """The best learned schedule of a cell with its own scores, and the spread over its seeds."""
     losses = numbers(seed_group(rows, best), "valid_loss")
-    same = ("gain", "eval_loss", "eval_gain", "gamma", "start", "distance", "key")
+    same = ("eval_loss", "gamma", "start", "distance", "key")
+    fresh = ("eval_gain", "eval_gain_low", "eval_gain_high", "decided", "eval_gain_median")
+    fresh += ("eval_gain_iqm", "fid_low", "fid_high")
     return {
         "loss": best["valid_loss"],
         "seed_mean": losses.mean(),
@@ -129,8 +139,14 @@ def _learned(rows: pd.DataFrame, best: dict[str, Any], scores: Sequence[str]) ->
         "seeds": len(losses),
         "method": _method(best),
         **{name: best[name] for name in same},
-        **{name: best.get(name) for name in scores},
+        **{name: best.get(name) for name in (*fresh, *scores)},
     }
+
+
+def _taught_by(row: Mapping[str, Any]) -> str | None:
+    """The teacher of a row in words; None where the table does not say."""
+    parts = [row.get(f"teacher_{name}") for name in ("solver", "nfe", "start")]
+    return None if any(missing(part) for part in parts) else "/".join(map(str, parts))
 
 
 def _method(row: Mapping[str, Any]) -> str:

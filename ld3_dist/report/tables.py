@@ -7,8 +7,9 @@ a section or a label, no more.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +23,13 @@ from ..core.user_code import label
 from ..schedule.file import read_schedule
 from ..store.lineage import current
 from ..store.opening import open_storage
-from ..store.results import load_results
+from ..store.results import load_results, losses_in, read_evaluations
 from ..store.storage import Storage
 from ..store.tables import read_table
 from .frames import column
+
+IMPORTANCE = "importance.csv"
+"""Written by a sweep at its end: how much each axis of the search matters."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,19 @@ class SweepTables:
     evaluations: pd.DataFrame
     failures: pd.DataFrame
     experiment: Mapping[str, Any]
+
+    def losses(self, keys: Collection[str]) -> Mapping[str, np.ndarray]:
+        """The distances to the teacher of rows, sample by sample, by row key."""
+        return losses_in([self.storage], self.results)(keys)
+
+    @property
+    def importance(self) -> pd.DataFrame:
+        """The content of importance.csv; empty if there is none or it cannot be read."""
+        try:
+            text = self.storage.read_bytes(IMPORTANCE).decode()
+            return pd.read_csv(io.StringIO(text))
+        except (OSError, ValueError):
+            return pd.DataFrame(columns=["cell", "axis", "importance", "trials"])
 
     @property
     def name(self) -> str:
@@ -114,7 +131,7 @@ def read_sweep_tables(place: str | os.PathLike[str] | Storage) -> SweepTables:
     return SweepTables(
         storage,
         results,
-        read_table(storage, "evaluations"),
+        read_evaluations(storage),
         read_table(storage, "failures"),
         current(storage),
     )

@@ -14,15 +14,16 @@ import pandas as pd
 from ..core.errors import InputError
 from ..store.opening import open_storage
 from ..store.storage import Storage
+from .ablation import ablation_table
 from .figures import FigureData, FigureFunction
 from .figures import figures as registered
 from .figures.draw import Drawn, draw
-from .findings import broken_rows, findings, status_counts
+from .findings import broken_rows, findings, status_counts, unfinished
 from .formats import counted
 from .frames import column, count, distinct, groups, of_kind, records, varies, where
 from .headline import headline
-from .markdown import table_markdown
-from .page import Page, Section, blocks_of, broken_view, html_page, summary_view
+from .markdown import ablation_markdown, table_markdown
+from .page import Page, Section, ablation_view, blocks_of, broken_view, html_page, summary_view
 from .summary import summary_table, teacher_scores
 from .tables import SweepTables, read_sweep_tables
 
@@ -66,21 +67,29 @@ def write_report(
         chosen = _of_settings(sweep, drawn)
     out = sweep.storage.child("report") if output is None else open_storage(output)
     table = summary_table(sweep.results, sweep.evaluations)
+    ablation, told = _ablation(sweep)
+    parts = groups(table, ["model", "distance"], sort=False, nulls=True)
+    first = {model: i for i, ((model, _), _) in reversed(list(enumerate(parts)))}
     sections = [
-        _section(sweep, rows, i, chosen, drawn)
-        for i, (_, rows) in enumerate(groups(table, ["model", "distance"], sort=False, nulls=True))
+        _section(sweep, rows, i, chosen, drawn, _of_model(ablation, model, first[model] == i))
+        for i, ((model, _), rows) in enumerate(parts)
     ]
     page = Page(
         sweep.name,
         headline(table),
         _facts(sweep, table),
         sections,
-        [*findings(sweep, table), *drawn.warnings],
+        [*findings(sweep, table), *told, *drawn.warnings],
         status_counts(sweep.results),
         broken_view(broken_rows(sweep.results)),
+        ablation_view(ablation),
+        unfinished(sweep),
     )
     out.write_bytes("index.html", html_page(page).encode())
-    out.write_bytes("summary.md", table_markdown(table).encode())
+    summary = table_markdown(table) + ablation_markdown(ablation)
+    out.write_bytes("summary.md", summary.encode())
+    if len(ablation):
+        out.write_bytes("ablation.csv", ablation.to_csv(index=False).encode())
     for drawing in drawn.drawings:
         out.write_bytes(f"figures/{drawing.name}.png", drawing.png)
     names = [out.address(f"figures/{drawing.name}.png") for drawing in drawn.drawings]
@@ -110,6 +119,7 @@ def _section(
     index: int,
     figures: dict[str, FigureFunction],
     drawn: Drawn,
+    ablation: pd.DataFrame,
 ) -> Section:
     """The section of one model, and of one distance where the sweep learned in several."""
     model, distance = records(table.head(1))[0]["model"], column(table, "distance").iloc[0]
@@ -122,9 +132,35 @@ def _section(
     prefix = f"{_slug(model)}-{index}" if index else _slug(model)
     teachers = teacher_scores(sweep.evaluations)
     images = sweep.images if not several or distance == sweep.distance else _no_images
-    data = FigureData(title, frame, teachers, sweep.noise_of(frame), prefix, images)
+    data = FigureData(
+        title,
+        frame,
+        teachers,
+        sweep.noise_of(frame),
+        prefix,
+        images,
+        ablation,
+        sweep.importance,
+    )
     rows = table.reset_index(drop=True)
     return Section(title, summary_view(rows), blocks_of(draw(figures, data, drawn)))
+
+
+def _ablation(sweep: SweepTables) -> tuple[pd.DataFrame, list[str]]:
+    """The table of an ablation, and a sentence where it could not be made."""
+    try:
+        return ablation_table(sweep), []
+    except InputError as error:
+        text = f"The ablation could not be read from the settings: {error}."
+        log.warning("%s", text)
+        return pd.DataFrame(), [text]
+
+
+def _of_model(ablation: pd.DataFrame, model: str, first: bool) -> pd.DataFrame:
+    """The part of an ablation about a model, in the first of the model's sections alone."""
+    if ablation.empty or not first:
+        return pd.DataFrame()
+    return where(ablation, column(ablation, "model") == model)
 
 
 def _no_images(cell: str) -> dict[str, Any]:

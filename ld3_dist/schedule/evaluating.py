@@ -17,6 +17,8 @@ from ..core.learning.pairs import Pairs
 from ..core.solver import Tableau
 from ..core.user_code import PREFIX
 from ..metrics.extractors import model_reference, open_extractor
+from ..metrics.paired import NOTHING, interval_over_sets
+from ..metrics.resampling import statistic_of
 from ..metrics.scores import BUILT_IN, Samples, as_reference, score
 from ..models import Model
 from ..store.tables import frame_of
@@ -32,6 +34,12 @@ if TYPE_CHECKING:
 
 FRESH = 10**9
 """Index of the first sample of an evaluation; teaching counts from 0."""
+
+SET = 10**7
+"""Distance between the first samples of two sets."""
+
+WITH_INTERVAL = ("fid", "kid")
+"""Scores that have an interval over disjoint sets of samples."""
 
 
 @dataclass(frozen=True)
@@ -73,24 +81,49 @@ def measure(
 
 
 def loss_columns(losses: Tensor) -> dict[str, Any]:
-    """samples, eval_loss (the mean) and its standard error from distances [M]."""
+    """samples, eval_loss (the mean), its standard error, median and interquartile mean.
+
+    Args:
+        losses: distances [M].
+    """
     found: dict[str, Any] = {"samples": len(losses), "eval_loss": losses.mean().item()}
+    array = losses.double().numpy()
+    for name in ("median", "iqm"):
+        found[f"eval_loss_{name}"] = statistic_of(array, name)
     if len(losses) > 1:
         found["eval_loss_sem"] = (losses.std() / math.sqrt(len(losses))).item()
     return found
 
 
 def score_columns(
-    features: Tensor,
+    sets: Sequence[Tensor],
     extractor: Extractor,
-    reference: Reference | None,
+    references: Sequence[Reference | None],
     metrics: Sequence[str] = BUILT_IN,
 ) -> dict[str, Any]:
-    """Scores of features [M, F] against a reference, by column, with the names of both."""
-    logits = None if extractor.class_scores is None else extractor.class_scores(features)
+    """Scores of sets of features by column: the mean over the sets, and intervals.
+
+    Args:
+        sets: features [M, F] of disjoint sets of samples.
+        references: the reference of each set.
+
+    A score that could not be measured on some set is null.
+    """
     found: dict[str, Any] = {"extractor": extractor.name, "extractor_hash": extractor.hash}
-    found["reference"] = reference.name if reference else None
-    return found | score(Samples(features, logits), reference, metrics).values
+    found["reference"] = references[0].name if references[0] else None
+    measured = []
+    for features, reference in zip(sets, references, strict=True):
+        logits = None if extractor.class_scores is None else extractor.class_scores(features)
+        measured.append(score(Samples(features, logits), reference, metrics).values)
+    for name in dict.fromkeys(name for values in measured for name in values):
+        values = [one.get(name) for one in measured]
+        known = [value for value in values if value is not None]
+        whole = len(known) == len(values)
+        interval = interval_over_sets(known) if whole else NOTHING
+        found[name] = interval.value if whole else None
+        if name in WITH_INTERVAL and whole and len(known) > 1:
+            found |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return found
 
 
 def evaluate(
@@ -98,6 +131,7 @@ def evaluate(
     schedules: Sequence[Schedule | str],
     samples: int = 2000,
     *,
+    repeats: int = 1,
     solver: str | None = None,
     nfe: int | None = None,
     seed: int = 0,
@@ -111,7 +145,8 @@ def evaluate(
     Args:
         schedules: schedules, and names of grids, which are run with `solver` in `nfe` evaluations,
             or else with the solver and NFE of each schedule in the list.
-        samples: fresh samples, of which none was used in teaching.
+        samples: fresh samples of a set, of which none was used in teaching.
+        repeats: disjoint sets of samples; with several, scores have intervals.
         extractor: name of a feature extractor, "none" for distances to the teacher alone.
         metrics: names of metrics.
 
@@ -125,25 +160,30 @@ def evaluate(
     >>> frame["name"].tolist()
     ['teacher', 'karras']
     """
-    if samples < 2:
-        raise InputError(f"samples = {samples}: at least 2 are needed")
+    if samples < 2 or samples > SET:
+        raise InputError(f"samples = {samples}: at least 2 are needed, at most {SET:,} possible")
+    if repeats < 1:
+        raise InputError(f"repeats = {repeats}: at least 1 set of samples is needed")
     tables = list(_tables(model, schedules, solver, nfe))
     home = str(device_of(model))
     opened = open_distance(distance, model, home) if isinstance(distance, str) else distance
     features = open_extractor(extractor, model, home)
-    indices = range(FRESH, FRESH + samples)
-    pairs = teach(model, seed=seed, teacher=teacher, indices=indices)
-    own = measure(model, None, pairs, opened, features)
+    ranges = [range(start, start + samples) for start in range(FRESH, FRESH + repeats * SET, SET)]
+    pairs = [teach(model, seed=seed, teacher=teacher, indices=indices) for indices in ranges]
+    own = [measure(model, None, one, opened, features) for one in pairs]
     reference = None if features is None else model_reference(model, features)
-    compared = reference or as_reference(own.features)
+    compared = [reference or as_reference(one.features) for one in own]
     records = []
     for label, table, column in [(("teacher", "", 0), None, {}), *tables]:
-        found = own if table is None else measure(model, table, pairs, opened, features)
+        found = own
+        if table is not None:
+            found = [measure(model, table, one, opened, features) for one in pairs]
         record = {"key": label[0], "kind": "schedule" if table else "teacher"} | column
-        record |= loss_columns(found.losses)
-        if features is not None and found.features is not None:
-            other = reference if table is None else compared
-            record |= score_columns(found.features, features, other, metrics)
+        record |= loss_columns(torch.cat([one.losses for one in found])) | {"repeats": repeats}
+        sets = [one.features for one in found if one.features is not None]
+        if features is not None and sets:
+            others = [reference] * repeats if table is None else compared
+            record |= score_columns(sets, features, others, metrics)
         records.append(record)
     frame = frame_of("evaluations", records)
     labels = [("teacher", None, None), *(label for label, _, _ in tables)]

@@ -25,6 +25,7 @@ FORMAT = 2
 
 # "element" is Parquet's own name, so that the schema is the same after reading a file
 _FLOATS = pa.list_(pa.field("element", pa.float64()))
+_SINGLES = pa.list_(pa.field("element", pa.float32()))
 
 
 def _field(name: str, kind: pa.DataType, doc: str, required: bool = False) -> pa.Field:
@@ -168,6 +169,7 @@ EVALUATIONS = _schema(
             "key of the row; teacher:<teacher key> of a teacher, data:<hash> of the data",
             True,
         ),
+        _field("evaluation", pa.string(), "hash of the settings of the evaluation"),
         _field(
             "kind",
             pa.string(),
@@ -175,15 +177,38 @@ EVALUATIONS = _schema(
             True,
         ),
         _field("cell", pa.string(), "cell of the row"),
-        _field("samples", pa.int64(), "samples drawn"),
+        _field("samples", pa.int64(), "samples drawn, of all sets together"),
+        _field("repeats", pa.int32(), "number of disjoint sets of samples"),
         _field("eval_loss", pa.float64(), "mean distance to the teacher on fresh pairs"),
         _field("eval_loss_sem", pa.float64(), "standard error of that mean"),
-        _field("fid", pa.float64(), "Fréchet distance of the features to the reference"),
+        _field("eval_loss_median", pa.float64(), "median distance to the teacher on fresh pairs"),
+        _field("eval_loss_iqm", pa.float64(), "interquartile mean of these distances"),
+        _field(
+            "eval_gain_over",
+            pa.string(),
+            "key of the hand-made grid with the smallest eval_loss of the cell, when this was made",
+        ),
+        _field("eval_gain_low", pa.float64(), "lower end of the 95 % interval of eval_gain"),
+        _field("eval_gain_high", pa.float64(), "upper end of that interval"),
+        _field(
+            "eval_p_improvement",
+            pa.float64(),
+            "share of the samples that are nearer to the teacher than with that grid",
+        ),
+        _field(
+            "fid",
+            pa.float64(),
+            "Fréchet distance of the features to the reference, the mean over the sets",
+        ),
+        _field("fid_low", pa.float64(), "lower end of its 95 % interval; null for a single set"),
+        _field("fid_high", pa.float64(), "upper end of that interval"),
         _field(
             "kid",
             pa.float64(),
             "kernel distance: unbiased squared MMD of the features to the reference",
         ),
+        _field("kid_low", pa.float64(), "lower end of its 95 % interval over the sets"),
+        _field("kid_high", pa.float64(), "upper end of that interval"),
         _field("kid_std", pa.float64(), "standard deviation of the kernel distance over subsets"),
         _field(
             "inception_score",
@@ -220,7 +245,40 @@ FAILURES = _schema(
     ],
 )
 
-SCHEMAS = {"rows": ROWS, "evaluations": EVALUATIONS, "failures": FAILURES}
+LOSSES = _schema(
+    "losses",
+    [
+        _field("key", pa.string(), "key of the row", required=True),
+        _field("evaluation", pa.string(), "hash of the settings of the evaluation"),
+        _field("repeat", pa.int32(), "number of the set of samples"),
+        _field("start", pa.int64(), "index of the first sample"),
+        _field("losses", _SINGLES, "distance to the teacher of this and the following samples"),
+    ],
+)
+
+AXES = {
+    "pairs.train": "train_pairs",
+    "teacher.solver": "teacher_solver",
+    "teacher.nfe": "teacher_nfe",
+    "teacher.start": "teacher_start",
+    **{name: name for name in ("start", "distance", "guidance", "procedure")},
+}
+"""Columns of axes that are no settings of learning."""
+
+
+def axis_column(axis: str) -> str:
+    """The column of `load_results` that holds the values of an axis of a search."""
+    return AXES.get(axis, axis if axis in LEARNING else f"learn.{axis}")
+
+
+SCHEMAS = {"rows": ROWS, "evaluations": EVALUATIONS, "losses": LOSSES, "failures": FAILURES}
+
+IDENTITY = {
+    "rows": ("key",),
+    "evaluations": ("key", "evaluation"),
+    "losses": ("key", "evaluation", "repeat", "start"),
+}
+"""Columns that tell the rows of a table apart; of two rows that agree in them, one counts."""
 
 
 def schema_of(folder: str) -> pa.Schema:

@@ -1,49 +1,56 @@
-"""The results of a sweep as one pandas frame: rows, their evaluations, and four derived columns.
+"""The results of sweeps as one pandas frame: rows, their evaluations, and derived columns.
 
+source          the folder or URL that a row was read from
 learn.NAME      a setting of a user's own procedure for which rows have no column
-best_baseline   the smallest valid_loss of the cell's hand-made grids, in the row's distance
+settings.NAME   any other setting in which rows of one cell differ, and that no column shows
+best_baseline   the smallest valid_loss of the hand-made grids that the row compares with
 gain            best_baseline / valid_loss; above 1 means better than every hand-made grid
-eval_gain       the same for eval_loss, which is measured on fresh pairs
-best            true for the learned row with the cell's smallest valid_loss (status ok); where a
-                cell learned in several distances, one row for each of them
+eval_gain       the same for eval_loss, which is measured on fresh pairs; with an interval, and for
+                medians and interquartile means, as `gains` says
+best            true for the learned row with the smallest valid_loss (status ok) among those that
+                compare
 
-Losses in two distances have different scales and are never compared. eval_loss is in the
-experiment's own distance for every row. A hand-made grid is evaluated once, and its rows in all
-distances have the result.
+Held-out losses compare between rows that agree in COMPARABLE. Losses on fresh pairs are against the
+experiment's own teacher and in its own distance for every row, so that all rows of a cell compare
+if they were evaluated with the same settings. A hand-made grid is evaluated once, and every row of
+a cell with the same grid has the result.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
 
-from ..core.errors import InputError
-from .columns import has_column
-from .opening import open_storage
+from .asked import Asked, read_asked
+from .gains import Losses, share_between_rows, with_fresh_gains
+from .opening import Place, open_places
+from .settings_columns import with_settings
 from .storage import Storage
 from .tables import read_table
+from .views import tidied
 
 ORDER = ["cell", "kind", "round", "trial", "seed", "start", "key"]
-COMPARABLE = ["cell", "distance"]
-"""Rows that agree in these have losses that can be compared."""
+COMPARABLE = ["cell", "distance", "teacher", "valid_pairs"]
+"""Rows that agree in these have held-out losses that can be compared."""
 
 
-def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
-    """All learned schedules and baselines of a sweep, one row each, in a fixed order.
+def load_results(*places: Place, all: bool = False, tidy: bool = False) -> pd.DataFrame:
+    """All learned schedules and baselines of one or more sweeps, one row each, in a fixed order.
 
     It has the columns of the tables `rows` and `evaluations`, and those at the top of this
     file. If both tables have a column, such as host or seconds, the evaluation's ends in _eval.
-    Files that cannot be read are left out with a warning, and `frame.attrs["unreadable"]` names
-    them.
+    A row that several folders hold is there once, preferably from one that evaluated it. Files
+    that cannot be read are left out with a warning, and `frame.attrs["unreadable"]` names them.
 
     Args:
-        place: output folder of a sweep, a path or a URL.
+        places: output folders of sweeps, paths or URLs.
+        all: also the rows that the folder's current experiment does not ask for any more.
+        tidy: one number per row, in the columns `metric` and `value` (and `low` and `high`, where
+            there is an interval).
 
-    Raises InputError for a folder that is missing or holds no sweep.
+    Raises InputError for a folder that is missing, holds no sweep or is given twice.
 
     >>> import ld3_dist as ld3
     >>> try:
@@ -53,62 +60,102 @@ def load_results(place: str | os.PathLike[str] | Storage) -> pd.DataFrame:
     ...     print(error)
     /...runs/quickstart: no such folder; give the output folder of a sweep
     """
-    storage = open_storage(place)
-    if not storage.exists():
-        raise InputError(f"{storage.url}: no such folder; give the output folder of a sweep")
-    if not storage.exists("rows") and not storage.exists("experiment.json"):
-        raise InputError(
-            f"{storage.url}: holds no results (no rows/); give the output folder of a sweep"
-        )
-    rows = read_table(storage, "rows")
-    evaluations = read_table(storage, "evaluations")
-    frame = _derive(_with_own_settings(_join(rows, evaluations)))
-    frame.attrs["unreadable"] = rows.attrs["unreadable"] + evaluations.attrs["unreadable"]
+    storages = open_places(places)
+    frames = [_load(storage, all) for storage in storages]
+    frame = frames[0]
+    if len(frames) > 1:
+        frame = pd.concat([known for known in frames if len(known)] or frames)
+        frame = frame.sort_values("eval_loss", key=lambda values: values.isna(), kind="stable")
+    frame = frame.drop_duplicates("key")
+    frame = frame.iloc[_order(frame)].reset_index(drop=True)
+    measured = [name for name in frame.columns if name in frames[0].attrs["measured"]]
+    frame = _derive(with_settings(share_between_rows(frame, measured)), storages)
+    frame.attrs = {"unreadable": [name for one in frames for name in one.attrs["unreadable"]]}
+    return tidied(frame) if tidy else frame
+
+
+def _load(storage: Storage, everything: bool) -> pd.DataFrame:
+    """The rows of one folder with their evaluations."""
+    asked = read_asked(storage)
+    rows, evaluations = read_table(storage, "rows"), read_table(storage, "evaluations")
+    unreadable = rows.attrs["unreadable"] + evaluations.attrs["unreadable"]
+    if not everything:
+        rows = asked.rows(rows)
+    scores = _chosen(evaluations, asked, everything).drop(columns=["kind", "cell"])
+    frame = rows.merge(scores, on="key", how="left", suffixes=("", "_eval"))
+    measured = frame.columns.difference(rows.columns)
+    frame.insert(0, "source", storage.url)
+    frame.attrs = {"unreadable": unreadable, "measured": set(measured)}
     return frame
 
 
-def _join(rows: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:
-    """Rows with their evaluations, joined on the key.
-
-    A key that stands there twice counts once: the trial ran twice, with the same result.
-    """
-    rows = rows.sort_values(ORDER, kind="stable", na_position="first").drop_duplicates("key")
-    scores = evaluations.drop_duplicates("key").drop(columns=["kind", "cell"])
-    frame = rows.merge(scores, on="key", how="left", suffixes=("", "_eval")).reset_index(drop=True)
-    grids = frame[frame["kind"] == "baseline"]
-    if len(set(grids["distance"])) > 1:
-        shared = [name for name in frame.columns if name not in rows.columns]
-        found = grids.groupby(["cell", "start"], sort=False)[shared].transform("first")
-        frame.loc[grids.index, shared] = found
-    return frame
+def read_evaluations(storage: Storage) -> pd.DataFrame:
+    """The table `evaluations`, without those whose settings the current experiment has not."""
+    table = read_table(storage, "evaluations")
+    wanted = read_asked(storage).evaluations
+    if wanted is None:
+        return table
+    asked = table[table["evaluation"].isin(list(wanted)).to_numpy(bool)].reset_index(drop=True)
+    asked.attrs = table.attrs
+    return asked
 
 
-def _with_own_settings(frame: pd.DataFrame) -> pd.DataFrame:
-    """A column `learn.NAME` for each setting of a user's own procedure that has no other."""
-    found: dict[str, dict[int, Any]] = {}
-    learned = frame.loc[frame["kind"] == "learned", "settings"].dropna()
-    for index, text in learned.items():
-        for name, value in json.loads(text).get("learn", {}).items():
-            if name != "seed" and not has_column(name, value):
-                found.setdefault(f"learn.{name}", {})[index] = value
-    own = {name: pd.Series(values) for name, values in sorted(found.items())}
-    return frame.assign(**{name: values.reindex(frame.index) for name, values in own.items()})
+def _chosen(evaluations: pd.DataFrame, asked: Asked, everything: bool) -> pd.DataFrame:
+    """One evaluation of each key: the one that the current experiment asks for, else any."""
+    if asked.evaluations is None:
+        return evaluations.drop_duplicates("key")
+    wanted = evaluations["evaluation"].isin(list(asked.evaluations)).to_numpy(bool)
+    if not everything:
+        return evaluations[wanted].drop_duplicates("key")
+    return evaluations.iloc[np.argsort(~wanted, kind="stable")].drop_duplicates("key")
 
 
-def _derive(frame: pd.DataFrame) -> pd.DataFrame:
-    frame["best_baseline"] = _best_baseline(frame, "valid_loss")
+def _order(frame: pd.DataFrame) -> np.ndarray:
+    """The positions of the rows in the order of ORDER, null first."""
+    names = [name for name in ORDER if name in frame]
+    ranks = pd.DataFrame({name: pd.factorize(frame[name], sort=True)[0] for name in names})
+    return np.lexsort([ranks[name].to_numpy() for name in reversed(names)])
+
+
+def _derive(frame: pd.DataFrame, storages: Sequence[Storage]) -> pd.DataFrame:
+    baselines = frame[((frame["status"] == "ok") & (frame["kind"] == "baseline")).to_numpy(bool)]
+    frame["best_baseline"] = _smallest(frame[COMPARABLE], baselines, "valid_loss")
     frame["gain"] = frame["best_baseline"] / frame["valid_loss"]
-    frame["eval_gain"] = _best_baseline(frame, "eval_loss") / frame["eval_loss"]
-    measured = frame.query("status == 'ok' and kind == 'learned' and valid_loss.notna()")
-    ranked = measured.sort_values(by="valid_loss", kind="stable")
+    frame = with_fresh_gains(frame, losses_in(storages, frame))
+    ok = (frame["status"] == "ok") & (frame["kind"] == "learned") & frame["valid_loss"].notna()
+    ranked = frame[ok.to_numpy(bool)].sort_values(by="valid_loss", kind="stable")
     frame["best"] = frame.index.isin(ranked.drop_duplicates(COMPARABLE).index)
     return frame
 
 
-def _best_baseline(frame: pd.DataFrame, column: str) -> np.ndarray:
-    """The smallest value of a column among the hand-made grids that a row compares with, or NaN."""
-    baselines = frame.query("status == 'ok' and kind == 'baseline'")
-    groups = baselines.fillna({"distance": ""}).groupby(COMPARABLE)
-    smallest = {pair: group[column].min() for pair, group in groups}
-    pairs = zip(*(frame[name].fillna("") for name in COMPARABLE), strict=True)
-    return np.array([smallest.get(pair, np.nan) for pair in pairs], dtype=np.float64)
+def losses_in(storages: Sequence[Storage], frame: pd.DataFrame) -> Losses:
+    """Read the kept losses of some rows of a frame, in the order of their samples."""
+
+    def losses(keys: Collection[str]) -> dict[str, np.ndarray]:
+        chosen = frame[["key", "evaluation"]][frame["key"].isin(list(keys)).to_numpy(bool)]
+        found: dict[str, np.ndarray] = {}
+        for storage in storages:
+            table = read_table(storage, "losses").merge(chosen, on=["key", "evaluation"])
+            table = table.sort_values(["repeat", "start"], kind="stable")
+            groups = table.groupby("key", sort=False)["losses"]
+            found |= {str(key): np.concatenate(list(sets)) for key, sets in groups}
+        return found
+
+    return losses
+
+
+def _smallest(groups: pd.DataFrame, baselines: pd.DataFrame, column: str) -> np.ndarray:
+    """The smallest value of a column among the hand-made grids in the group of each row, or NaN."""
+    codes = _groups(groups)
+    smallest = np.full(codes.max(initial=-1) + 1, np.inf)
+    values = baselines[column].to_numpy(float)
+    known = ~np.isnan(values)
+    np.minimum.at(smallest, codes[baselines.index.to_numpy()][known], values[known])
+    found = smallest[codes]
+    return np.where(np.isinf(found), np.nan, found)
+
+
+def _groups(columns: pd.DataFrame) -> np.ndarray:
+    """The number of each row's group: rows that agree in all columns; null is a value, too."""
+    ranks = [pd.factorize(columns[name])[0] for name in columns]
+    return np.unique(np.stack(ranks, 1), axis=0, return_inverse=True)[1].reshape(-1)

@@ -1,55 +1,65 @@
 """Result tables: many small Parquet files of one schema, read as one.
 
 Every trial, every set of baselines and every evaluation writes a file of its own, atomically.
-Writers need not wait for each other, and no file is ever appended to. Reading a table means reading
-all files of a folder.
-
-When a table is written, NaN and infinity become null. A row with the status "ok" and a loss that is
-not finite becomes "diverged", because null alone would mean "not measured".
+Writers need not wait for each other, and no file is ever appended to. A driver merges the files
+into segments (`folding.py`), and a reader sees each row once (`segments.py`).
 """
 
 from __future__ import annotations
 
-import io
 import json
 import logging
-import math
-import operator
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core.errors import InputError
-from .columns import FORMAT, SCHEMAS, schema_of
+from .columns import SCHEMAS
 from .opening import open_storage
+from .segments import MANIFEST, read_folder, read_small_file
 from .storage import Storage
+from .table_files import OWN, SUFFIX, encode_table
+from .table_files import format_of as format_of_bytes
 
-SUFFIX = ".parquet"
-RENAMED = {"preset": "procedure", "generation": "round"}
-"""Columns that older versions wrote, by the names they have now."""
-
-READERS = 8
-"""Number of threads that read files; they mostly wait for the disk or the network."""
-
-OWN = "metric."
-"""The beginning of the names of columns for metrics that are not built in."""
+__all__ = [
+    "OWN",
+    "SUFFIX",
+    "Indexed",
+    "encode_table",
+    "format_of",
+    "frame_of",
+    "read_records",
+    "read_table",
+    "row_index",
+    "unreadable_tables",
+    "write_table",
+]
 
 log = logging.getLogger("ld3_dist")
 
 _said: set[str] = set()
 
-_LOSSES = ("train_loss", "valid_loss")
 _NULLABLE = {
     pa.int32(): pd.Int32Dtype(),
     pa.int64(): pd.Int64Dtype(),
     pa.bool_(): pd.BooleanDtype(),
 }
+
+
+class Indexed(NamedTuple):
+    """A row without its grid, its curves and its settings."""
+
+    key: str
+    kind: str
+    status: str
+    cell: str
+    trial: Any
+    seed: int | None
+    start: str | None
+    valid_loss: float | None
 
 
 def write_table(
@@ -63,59 +73,45 @@ def write_table(
     storage.write_bytes(f"{folder}/{name}{SUFFIX}", encode_table(folder, records))
 
 
-def encode_table(folder: str, records: Sequence[Mapping[str, Any]]) -> bytes:
-    """The bytes that `write_table` writes; they depend on the records alone."""
-    schema = schema_of(folder)
-    plain = [_plain(folder, schema, record) for record in records]
-    columns = []
-    for field in schema:
-        values = [record.get(field.name) for record in plain]
-        whole = pa.types.is_integer(field.type)
-        if not field.nullable and None in values:
-            raise TypeError(
-                f"table {folder}, record {values.index(None)}: column {field.name!r} must not "
-                "be null"
-            )
-        try:
-            if whole:  # pyarrow would cut 1.5 down to 1
-                values = [value if value is None else operator.index(value) for value in values]
-            columns.append(pa.array(values, type=field.type))
-        except (pa.ArrowInvalid, TypeError, OverflowError) as error:
-            raise TypeError(
-                f"table {folder}: column {field.name!r} is {field.type}: {error}"
-            ) from error
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=schema), sink, compression="zstd")
-    return sink.getvalue()
-
-
 def frame_of(folder: str, records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Records as a frame with the columns of a table; missing keys become null."""
     table = pq.read_table(pa.BufferReader(encode_table(folder, records)))
     return _with_own_metrics(table.to_pandas(types_mapper=_NULLABLE.get))
 
 
-def read_table(storage: Storage, folder: str) -> pd.DataFrame:
-    """Every file of a table as one frame, in order of the file names.
+def read_table(storage: Storage, folder: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Every row of a table as one frame, each row once.
 
-    Integers and booleans have pandas' nullable types. Columns that an older version did not write
-    are null. A file that cannot be read is left out with a warning, and
-    `frame.attrs["unreadable"]` names it. Raises InputError for a file of a newer format.
+    Rows are in the order of their keys; those of failures in the order of their files. Integers
+    and booleans have pandas' nullable types. Columns that an older version did not write are null.
+    What cannot be read is left out with a warning, and `frame.attrs["unreadable"]` names it.
+
+    Args:
+        columns: columns to read, which is much faster; all if not given.
+
+    Raises InputError for a file of a newer format.
     """
-    schema = schema_of(folder)
-    names = [name for name in storage.list(folder) if name.endswith(SUFFIX)]
-    with ThreadPoolExecutor(READERS) as pool:
-        read = list(pool.map(lambda name: _read(storage, name, schema), names))
-    tables = [table for table in read if isinstance(table, pa.Table)]
-    unreadable = {
-        name: reason for name, reason in zip(names, read, strict=True) if isinstance(reason, str)
-    }
-    for name, reason in unreadable.items():
-        _say_once(f"{storage.address(name)}: left out, cannot be read ({reason})")
-    frame = pa.concat_tables([schema.empty_table(), *tables]).to_pandas(types_mapper=_NULLABLE.get)
+    found = read_folder(storage, folder, columns)
+    for name, reason in found.unreadable.items():
+        if name.endswith(MANIFEST):
+            _say_once(f"{storage.address(name)}: {reason}; every segment is read without it")
+        else:
+            _say_once(f"{storage.address(name)}: left out, cannot be read ({reason})")
+    unreadable, table = list(found.unreadable), found.table
+    del found  # `self_destruct` frees each column once it is converted
+    if columns is not None:
+        table = table.select(list(columns))
+    frame = table.to_pandas(types_mapper=_NULLABLE.get, self_destruct=True, split_blocks=True)
     frame = _with_own_metrics(frame)
-    frame.attrs["unreadable"] = sorted(unreadable)
+    frame.attrs["unreadable"] = unreadable
     return frame
+
+
+def row_index(storage: Storage) -> dict[str, Indexed]:
+    """What is known of each row that is there, by its key; far cheaper than the rows themselves."""
+    found = read_folder(storage, "rows", Indexed._fields).table.select(list(Indexed._fields))
+    values = zip(*(column.to_pylist() for column in found.columns), strict=True)
+    return {row[0]: Indexed(*row) for row in values}
 
 
 def _say_once(message: str) -> None:
@@ -151,73 +147,17 @@ def unreadable_tables(place: str | os.PathLike[str] | Storage) -> list[str]:
 
 
 def read_records(storage: Storage, folder: str, name: str) -> list[dict[str, Any]] | None:
-    """The records of one file; None if it is missing or cannot be read.
+    """The records of one file, merged into a segment or not; None if they cannot be read.
 
     Such a file is written again by the next run.
     """
-    try:
-        table = _read(storage, f"{folder}/{name}{SUFFIX}", schema_of(folder))
-    except FileNotFoundError:
-        return None
-    return None if isinstance(table, str) else table.to_pylist()
+    table = read_small_file(storage, folder, f"{name}{SUFFIX}")
+    return None if table is None else table.to_pylist()
 
 
 def format_of(storage: Storage, name: str) -> int:
     """The format of the tables that a file was written in; 0 if that cannot be told."""
     try:
-        schema = pq.read_schema(pa.BufferReader(storage.read_bytes(name)))
-    except (OSError, pa.ArrowException):
+        return format_of_bytes(storage.read_bytes(name))
+    except OSError:
         return 0
-    return int((schema.metadata or {}).get(b"ld3_dist.format", b"0"))
-
-
-def _plain(folder: str, schema: pa.Schema, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with null for numbers that are not finite, and with a user's metrics as JSON."""
-    own = {key: _finite(value) for key, value in record.items() if key.startswith(OWN)}
-    if own:
-        record = {key: value for key, value in record.items() if key not in own}
-        record = {**record, "own_metrics": json.dumps(own, sort_keys=True)}
-    extra = sorted(set(record) - set(schema.names))
-    if extra:
-        raise TypeError(
-            f"table {folder} has no column {extra[0]!r}; its columns: {', '.join(schema.names)}"
-        )
-    plain = {key: _finite(value) for key, value in record.items()}
-    lost = [key for key in _LOSSES if record.get(key) is not None and plain[key] is None]
-    if folder == "rows" and lost and record.get("status") == "ok":
-        plain["status"] = "diverged"
-        plain["message"] = record.get("message") or f"{lost[0]} was {record[lost[0]]}"
-    return plain
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, (float, np.floating)):
-        return value if math.isfinite(value) else None
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
-
-
-def _read(storage: Storage, name: str, schema: pa.Schema) -> pa.Table | str:
-    """The table of a file in `schema`; a text with the reason if it cannot be read."""
-    try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(name)))
-    except (OSError, pa.ArrowException) as error:
-        return f"{type(error).__name__}: {error}"
-    version = int((table.schema.metadata or {}).get(b"ld3_dist.format", b"0"))
-    if version > FORMAT:
-        raise InputError(
-            f"{storage.address(name)}: written by a newer version of ld3_dist (format {version}, "
-            f"this one reads up to {FORMAT}); update ld3_dist"
-        )
-    try:
-        names = {RENAMED.get(name, name): name for name in table.column_names}
-        columns = [
-            table[names[field.name]].cast(field.type)
-            if field.name in names
-            else pa.nulls(len(table), field.type)
-            for field in schema
-        ]
-        return pa.table(columns, schema=schema)
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        return f"not a table {schema.metadata[b'ld3_dist.table'].decode()}: {error}"

@@ -25,10 +25,12 @@ from ..core.errors import InputError
 from ..core.text import file_name
 from ..core.user_code import label
 from ..experiment.plan import digest
+from ..store.columns import IDENTITY
 from ..store.lineage import CLAIM, FOLDER, current, lineage_name, read_claim, read_lineage
 from ..store.pairs import BadShard, Manifest, read_shard
 from ..store.results import load_results
 from ..store.sealed import unseal
+from ..store.segments import is_segment, problems
 from ..store.storage import Storage
 from ..store.tables import SUFFIX, read_records, read_table
 from .schedules import complaint, schedule_name
@@ -109,8 +111,13 @@ def _tables(storage: Storage, places: dict[str, str]) -> Iterator[Finding]:
         "evaluations": f"{AGAIN}, if it is still wanted; else remove it",
         "failures": "remove it: the record of an earlier failure is lost",
     }
+    for folder in IDENTITY:
+        for name, problem in problems(storage, folder):
+            yield Finding(name, problem, "the next sweep merges what is there, and makes the rest")
     for folder, remedy in remedies.items():
         for name in storage.list(folder):
+            if is_segment(name):
+                continue
             stem = name.removeprefix(f"{folder}/").removesuffix(SUFFIX)
             if not name.endswith(SUFFIX):
                 yield Finding(name, "is no part of a sweep", "remove it")
@@ -135,7 +142,9 @@ def _named(folder: str, stem: str, records: list[dict[str, Any]]) -> bool:
         baselines = stem.startswith("baseline-") and stem.endswith(f"-{digest(keys)}")
         trial = records[0]["trial"] if records else None
         return baselines or stem == digest([trial, keys])
-    return len(keys) == 1 and stem in (file_name(keys[0]), keys[0].replace(":", "_"))
+    evaluations = [f"{file_name(str(r['key']))}-{r['evaluation']}" for r in records]
+    older = (file_name(keys[0]), keys[0].replace(":", "_")) if keys else ()
+    return len(set(keys)) == 1 and stem in (*evaluations, *older)
 
 
 def _rows(rows: Rows, places: dict[str, str]) -> Iterator[Finding]:

@@ -1,14 +1,21 @@
-"""Evaluation: fresh samples of the best trial and the baselines of every cell, and what they score.
+"""Evaluation: fresh samples of schedules, their distances to the teacher, and their scores.
 
 `sample_part` makes a fixed range of samples and keeps their features and distances to the teacher;
 `finish` merges the parts of a row and computes its scores. Parts are files: large features never
-pass through the driver. A part says which table made it, and is verified when it is read."""
+pass through the driver. A part says which table made it, and is verified when it is read.
+
+An evaluation is named by its settings: number of samples and sets, extractor, reference, metrics,
+distance, teacher. Other settings make another evaluation of the same row, beside the first. The
+teacher and the distance are always the experiment's own, so that all rows of a cell compare. The
+distance of every sample is kept in `losses/`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +30,7 @@ from ..core.text import file_name
 from ..experiment.plan import Cell, Plan, digest
 from ..experiment.sections import ModelSettings
 from ..metrics.extractors import model_reference, read_reference
+from ..metrics.paired import improvement, ratios
 from ..metrics.scores import BUILT_IN, as_reference
 from ..models import Model
 from ..schedule.evaluating import loss_columns, measure, score_columns
@@ -31,9 +39,10 @@ from ..schedule.provenance import provenance, where
 from ..schedule.sampling import make_samples, to_images
 from ..store.sealed import seal, unseal
 from ..store.storage import Storage
-from ..store.tables import write_table
-from .opened import distance_of, extractor_of, keep, model_of, pairs_of
+from ..store.tables import read_records, write_table
+from .opened import distance_of, extractor_of, forget, keep, model_of, pairs_of
 from .schedules import metrics_of, schedule_name
+from .scored import evaluation_name, evaluation_of
 
 PART = 500
 
@@ -42,6 +51,9 @@ PART = 500
 class Item:
     """What is evaluated: a learned row, a baseline, a teacher, or the data (one half against the
     other).
+
+    grid: knots and network times of a baseline.
+    rivals: row keys of the cell's hand-made grids, which a learned row is compared with.
     """
 
     key: str
@@ -49,17 +61,22 @@ class Item:
     model: ModelSettings
     cell: Cell | None = None
     grid: Mapping[str, tuple[float, ...]] | None = None
+    rivals: tuple[str, ...] = ()
 
     def parts(self, plan: Plan) -> list[tuple[int, int]]:
-        """The ranges of evaluation samples it is sampled in; fixed, so that any number of actors
-        gives the same.
+        """The ranges of evaluation samples it is sampled in.
+
+        They are fixed, so that any number of actors gives the same, and counted from the start of
+        their set, so that more samples change the last one at most.
         """
-        start, stop = plan.eval_range
-        return (
-            [(i, min(i + PART, stop)) for i in range(start, stop, PART)]
-            if self.kind != "data"
-            else []
-        )
+        if self.kind == "data":
+            return []
+        return [part for span in plan.eval_ranges for part in _tiles(span)]
+
+
+def _tiles(span: tuple[int, int]) -> list[tuple[int, int]]:
+    start, stop = span
+    return [(i, min(i + PART, stop)) for i in range(start, stop, PART)]
 
 
 def teacher_item(plan: Plan, model: ModelSettings) -> Item:
@@ -145,26 +162,113 @@ def finish(
     """
     clock = time.perf_counter()
     model, extractor = model_of(item.model, device), extractor_of(plan, item.model, device)
+    evaluation = evaluation_of(plan, item.model, device)
+    name = evaluation_name(item.key, evaluation)
     metrics = plan.experiment.evaluate.metrics or BUILT_IN
-    record: dict[str, Any] = {"key": item.key, "kind": item.kind}
+    record: dict[str, Any] = {"key": item.key, "kind": item.kind, "evaluation": evaluation}
     record |= {"cell": item.cell.id if item.cell else None} | provenance() | where(device)
     if item.kind == "data":
         assert extractor is not None
         features, reference = _data_halves(extractor, model)
-        record["samples"] = len(features)
-        record |= score_columns(features, extractor, reference, metrics)
+        record |= {"samples": len(features), "repeats": 1}
+        record |= score_columns([features], extractor, [reference], metrics)
     else:
-        parts = [read_part(plan, item, storage, a, b, device) for a, b in item.parts(plan)]
-        record |= loss_columns(torch.cat([part["loss"] for part in parts]))
-        if extractor is not None and "features" in parts[0]:
-            features = torch.cat([part["features"] for part in parts])
-            reference = _reference(plan, item, storage, extractor, model, device)
-            record |= score_columns(features, extractor, reference, metrics)
+        sets = read_sets(plan, item, storage, device)
+        losses = torch.cat([one["loss"] for one in sets])
+        record |= loss_columns(losses) | {"repeats": len(sets)}
+        if extractor is not None and "features" in sets[0]:
+            features = [one["features"] for one in sets]
+            references = _references(plan, item, storage, extractor, model, device)
+            record |= score_columns(features, extractor, references, metrics)
+        _write_losses(plan, item, storage, evaluation, [one["loss"] for one in sets])
+        if item.kind == "learned":
+            record |= gain_columns(storage, item.rivals, evaluation, losses.float())
     record["seconds"] = seconds + time.perf_counter() - clock
     if item.kind == "learned":
         _complete_schedule(storage, item.key, record, others)
-    write_table(storage, "evaluations", file_name(item.key), [record])
+    write_table(storage, "evaluations", name, [record])
     return {k: record.get(k) for k in ("key", "eval_loss", "fid")}
+
+
+def read_sets(
+    plan: Plan, item: Item, storage: Storage, device: str | None = None
+) -> list[dict[str, Tensor]]:
+    """The losses and features of every set of samples of an item, its parts joined."""
+    found = []
+    for span in plan.eval_ranges:
+        parts = [read_part(plan, item, storage, a, b, device) for a, b in _tiles(span)]
+        found.append({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    return found
+
+
+def _write_losses(
+    plan: Plan, item: Item, storage: Storage, evaluation: str, losses: Sequence[Tensor]
+) -> None:
+    """Keep the distance of every sample, a row per set; written before the scores."""
+    shared = {"key": item.key, "evaluation": evaluation}
+    records = [
+        shared | {"repeat": i, "start": span[0], "losses": one.float().tolist()}
+        for i, (span, one) in enumerate(zip(plan.eval_ranges, losses, strict=True))
+    ]
+    write_table(storage, "losses", evaluation_name(item.key, evaluation), records)
+
+
+def read_losses(storage: Storage, key: str, evaluation: str) -> Tensor | None:
+    """The distances [M] that were kept of an evaluation, float32; None if they are not there."""
+    records = read_records(storage, "losses", evaluation_name(key, evaluation))
+    if not records:
+        return None
+    ordered = sorted(records, key=lambda record: record["repeat"])
+    return torch.tensor([loss for record in ordered for loss in record["losses"]])
+
+
+def gain_columns(
+    storage: Storage, rivals: Sequence[str], evaluation: str, losses: Tensor
+) -> dict[str, Any]:
+    """The gain over the best of some hand-made grids on the same samples, with its interval.
+
+    The best is the grid with the smallest mean. That it was chosen on these samples makes the gain
+    smaller than it is, if anything. Nothing where no grid has an evaluation of these samples.
+
+    Args:
+        rivals: row keys of the grids.  losses: distances [M], float32.
+    """
+    grids = _losses_of_grids(storage, rivals, evaluation)
+    known = {key: grid for key, grid in grids.items() if len(grid) == len(losses)}
+    if not known:
+        return {}
+    best = min(known, key=lambda key: float(known[key].double().mean()))
+    mine, grid = losses.double().numpy(), known[best].double().numpy()
+    _, (low,), (high,) = ratios(mine[None], grid)
+    gain = {"eval_gain_over": best, "eval_p_improvement": improvement(mine, grid)}
+    return gain | {"eval_gain_low": 1 / high, "eval_gain_high": 1 / low}
+
+
+def compare_again(plan: Plan, item: Item, storage: Storage) -> None:
+    """Bring the gain of an evaluation up to date, where another grid is the best one by now."""
+    evaluation = evaluation_of(plan, item.model)
+    name = evaluation_name(item.key, evaluation)
+    records = read_records(storage, "evaluations", name)
+    losses = read_losses(storage, item.key, evaluation)
+    if not records or losses is None:
+        return
+    own = json.loads(records[0].pop("own_metrics") or "{}")
+    record = records[0] | own | gain_columns(storage, item.rivals, evaluation, losses)
+    write_table(storage, "evaluations", name, [record])
+
+
+def _losses_of_grids(storage: Storage, keys: Sequence[str], evaluation: str) -> dict[str, Tensor]:
+    """The losses of a cell's grids that are there; many learned rows are compared with them."""
+
+    def read() -> dict[str, Tensor]:
+        found = {key: read_losses(storage, key, evaluation) for key in keys}
+        return {key: losses for key, losses in found.items() if losses is not None}
+
+    name = f"losses {storage.url} {evaluation} {' '.join(keys)}"
+    grids = keep(name, read)
+    if len(grids) < len(keys):
+        forget(name)
+    return grids
 
 
 def pictures(
@@ -209,30 +313,37 @@ def _about_pictures(plan: Plan, baseline: Item, learned: Item) -> dict[str, Any]
     return found | {"start": start, "stop": stop}
 
 
-def _reference(
+def _references(
     plan: Plan,
     item: Item,
     storage: Storage,
     extractor: Extractor,
     model: Model,
     device: str | None,
-) -> Reference | None:
-    """The reference of an item: the model's own, one from a file, or the teacher's samples."""
-    wanted = plan.experiment.evaluate.reference
+) -> list[Reference | None]:
+    """The reference of every set of an item: the model's own, a file's, or the teacher's samples.
+
+    The teacher's samples are those of the same set, from the same noise.
+    """
+    wanted, repeats = plan.experiment.evaluate.reference, len(plan.eval_ranges)
     if wanted not in ("auto", "teacher"):
         key = f"reference {wanted} {extractor.hash}"
-        return keep(key, lambda: read_reference(wanted, extractor))
+        return [keep(key, lambda: read_reference(wanted, extractor))] * repeats
     if wanted == "auto":
         key = f"reference {model.hash} {extractor.hash}"
         own = keep(key, lambda: model_reference(model, extractor))
         if own is not None:
-            return own
+            return [own] * repeats
     if item.kind == "teacher":
-        return None
-    teacher = teacher_item(plan, item.model)
-    parts = [read_part(plan, teacher, storage, a, b, device) for a, b in teacher.parts(plan)]
-    made = as_reference(torch.cat([part["features"] for part in parts]))
-    return made and replace(made, name="teacher")
+        return [None] * repeats
+
+    def make() -> list[Reference | None]:
+        sets = read_sets(plan, teacher_item(plan, item.model), storage, device)
+        made = [as_reference(one["features"]) for one in sets]
+        return [one and replace(one, name="teacher") for one in made]
+
+    evaluation = evaluation_of(plan, item.model, device)
+    return keep(f"teacher's samples {storage.url} {evaluation}", make)
 
 
 def _data_halves(extractor: Extractor, model: Model) -> tuple[Tensor, Reference]:

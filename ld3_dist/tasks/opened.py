@@ -42,6 +42,11 @@ def kept(key: str) -> Any:
     return _OPEN.get(key)
 
 
+def forget(key: str) -> None:
+    """Let go of what is kept under a key, if anything is."""
+    _OPEN.pop(key, None)
+
+
 def model_of(settings: ModelSettings, device: str | None = None) -> Model:
     """The model of an experiment, open in this process."""
     device = device or default_device()

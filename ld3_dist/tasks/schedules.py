@@ -20,7 +20,6 @@ from ..core.grid import Grid
 from ..core.learning.learnable import LearnableGrid
 from ..core.learning.procedure import Progress, procedures
 from ..core.solver import Tableau, make_solver
-from ..core.text import file_name
 from ..core.user_code import PREFIX, label
 from ..experiment.plan import Plan, TrialSpec
 from ..models import Model
@@ -30,10 +29,13 @@ from ..store.storage import Storage
 from ..store.tables import OWN, read_records
 from .baselines import losses_for
 from .opened import model_of
+from .scored import evaluation_name, evaluation_of
 
 METRICS = (
     "eval_loss",
     "eval_loss_sem",
+    "eval_loss_median",
+    "eval_loss_iqm",
     "fid",
     "kid",
     "inception_score",
@@ -167,7 +169,8 @@ def write_schedule(
         row=row["key"],
     )
     if learned is None:
-        records = read_records(storage, "evaluations", file_name(row["key"]))
+        name = evaluation_name(row["key"], evaluation_of(plan, spec.cell.model, "cpu"))
+        records = read_records(storage, "evaluations", name)
         if records and records[0]["key"] == row["key"]:
             schedule = replace(schedule, metrics=metrics_of(records[0]))
     schedule.write(storage, schedule_name(row["key"]))

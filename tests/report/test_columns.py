@@ -46,14 +46,16 @@ def test_scores_belong_to_the_grid_that_the_row_names(tmp_path: Path) -> None:
     sweep = read_sweep_tables(tmp_path)
     table = summary_table(sweep.results, sweep.evaluations)
     line = table.iloc[0]
-    assert line["baseline"] == "karras"
-    assert line["baseline_fid"] == 9.0
-    assert line["baseline_coverage"] == 0.5
-    assert line["baseline_inception_score"] == 1.0
-    assert line["baseline_eval_loss"] == 3
+    assert line["baseline"] == "uniform"  # the smallest loss on fresh samples
+    assert line["baseline_fid"] == 5.0
+    assert line["baseline_coverage"] == 0.7
+    assert line["baseline_inception_score"] == 3.0
+    assert line["baseline_eval_loss"] == 1
+    uniform = sweep.results.query("start == 'uniform' and kind == 'baseline'").iloc[0]
+    assert line["baseline_loss"] == uniform["valid_loss"]
+    assert line["gain"] == pytest.approx(line["baseline_loss"] / line["loss"])
+    assert line["eval_gain"] == pytest.approx(line["baseline_eval_loss"] / line["eval_loss"])
     assert (line["lowest_fid"], line["lowest_fid_grid"]) == (3.0, "log_snr")
-    # what compares with every grid still does
-    assert line["eval_gain"] == pytest.approx(1 / 0.5)
     assert "The Fréchet distance is lower in 0 of 1 cell." in headline(table)
     (sentence,) = [text for text in findings(sweep, table) if "Fréchet" in text]
     assert "heun at 4 NFE (4.00 against 3.00 of log_snr)" in sentence
@@ -113,8 +115,41 @@ def test_the_readmes_table_is_short(tmp_path: Path) -> None:
     sweep = read_sweep_tables(write_sweep(tmp_path, **ONE_CELL))
     head, rule, *lines = readme_markdown(summary_table(sweep.results)).splitlines()
     assert head == (
-        "| cell | best hand-made | its loss | learned loss | gain | FID hand-made | FID learned |"
+        "| cell | best hand-made | its loss | learned loss | gain | 95 % interval | "
+        "FID hand-made | FID learned |"
     )
-    assert rule.count("---") == 7
+    assert rule.count("---") == 8
     assert len(lines) == 1
     assert lines[0].startswith("| digits/class/w1/heun/4 | karras | ")
+
+
+def test_an_undecided_gain_is_shown_as_such() -> None:
+    frame, _ = frame_with_metric()
+    frame["eval_loss"] = [2.0, 3.0, 1.9]
+    frame["eval_gain"] = [1.0, 2 / 3, 2 / 1.9]
+    frame["eval_gain_low"] = [None, None, 0.97]
+    frame["eval_gain_high"] = [None, None, 1.1]
+    frame["decided"] = pd.array([None, None, False], dtype="boolean")
+    table = summary_table(frame)
+    (interval,) = [known for known in shown(table, "terminal") if known.name == "eval_gain_low"]
+    assert interval.text(table.iloc[0].to_dict()) == "0.970–1.10, undecided"
+    assert "undecided: the interval holds 1" in headline(table)
+    frame["decided"] = pd.array([None, None, True], dtype="boolean")
+    assert "undecided" not in headline(summary_table(frame))
+
+
+def test_held_out_losses_are_shown_where_there_are_no_fresh_ones() -> None:
+    frame, _ = frame_with_metric()
+    names = [known.name for known in shown(summary_table(frame), "terminal")]
+    assert {"baseline_loss", "loss", "gain"} <= set(names)
+    assert headline(summary_table(frame)).startswith("Nothing was evaluated on fresh samples.")
+    frame["eval_loss"], frame["eval_gain"] = [2.0, 3.0, 1.0], [1.0, 2 / 3, 2.0]
+    table = summary_table(frame)
+    assert not {"baseline_loss", "loss", "gain"} & {c.name for c in shown(table, "terminal")}
+    assert {"baseline_loss", "loss", "gain"} <= {c.name for c in shown(table, "page")}
+
+
+def test_a_narrow_terminal_drops_the_hand_made_score_before_the_learned_one() -> None:
+    ranks = {column.name: column.rank for column in COLUMNS}
+    assert ranks["fid"] < ranks["baseline_fid"]
+    assert ranks["eval_gain"] < ranks["eval_gain_low"] < ranks["fid"]

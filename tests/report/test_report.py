@@ -12,9 +12,10 @@ import pytest
 import torch
 from report_pages import Tags, page_of
 from safetensors.torch import save
-from synthetic_sweep import records, write_sweep
+from synthetic_sweep import losses_of, records, write_sweep
 
 from ld3_dist.core.noise import EDM, FlowMatching, VPLinear
+from ld3_dist.metrics.paired import compare
 from ld3_dist.report import read_sweep_tables, summary_markdown, summary_table, write_report
 from ld3_dist.report.figures import FigureData
 from ld3_dist.report.figures.grids import grids_plot, noise_level
@@ -42,7 +43,8 @@ def test_summary_agrees_with_the_records(tmp_path: Path) -> None:
     assert list(table.index) == sorted(by_cell(rows))
     for cell, inside in by_cell(rows).items():
         hand_made = min(
-            (r for r in inside if r["kind"] == "baseline"), key=lambda r: r["valid_loss"]
+            (r for r in inside if r["kind"] == "baseline"),
+            key=lambda r: scores[r["key"]]["eval_loss"],
         )
         ok = [r for r in inside if r["kind"] == "learned" and r["status"] == "ok"]
         best = min(ok, key=lambda r: r["valid_loss"])
@@ -68,20 +70,28 @@ def test_summary_agrees_with_the_records(tmp_path: Path) -> None:
         assert line["fid"] == scores[best["key"]]["fid"]
         assert line["baseline_fid"] == scores[hand_made["key"]]["fid"]
         assert line["lowest_fid"] == min(m["fid"] for m in measured)
+        assert line["baseline_eval_loss"] == min(m["eval_loss"] for m in measured)
         assert line["eval_gain"] == pytest.approx(
-            min(m["eval_loss"] for m in measured) / scores[best["key"]]["eval_loss"]
+            line["baseline_eval_loss"] / scores[best["key"]]["eval_loss"]
         )
+        losses = {r["key"]: np.array(r["losses"]) for r in losses_of(evaluations)}
+        interval = compare(losses[hand_made["key"]], losses[best["key"]]).ratio
+        assert line["eval_gain_low"] == pytest.approx(interval.low, rel=0.02)
+        assert line["eval_gain_high"] == pytest.approx(interval.high, rel=0.02)
+        assert line["decided"]
         assert line["teacher_fid"] == 1.9
         assert (line["ok"], line["not_ok"]) == (16, 2)
 
 
 def test_headline_and_markdown(tmp_path: Path) -> None:
     frame = load_results(write_sweep(tmp_path))
-    gains = [float(g) for g in summary_table(frame)["gain"]]
+    gains = [float(g) for g in summary_table(frame)["eval_gain"]]
     text = summary_markdown(frame)
     assert f"in {len(gains)} of {len(gains)} cells" in text
     assert f"{number(statistics.median(gains))} times smaller in the median" in text
     assert f"{number(max(gains))} times smaller at best" in text
+    assert "on fresh samples" in text
+    assert "95 % interval of the gain" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(gains)
     assert len({line.count("|") for line in lines}) == 1

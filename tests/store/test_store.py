@@ -399,8 +399,8 @@ def test_results_join_and_derive(tmp_path: Path) -> None:
             row(
                 key=f"{cell}{m}",
                 cell=cell,
-                trial=0,
-                member=m,
+                trial="0",
+                seed=m,
                 valid_loss=losses[m] * scale,
                 status=states[m],
             )

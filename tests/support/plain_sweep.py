@@ -16,9 +16,10 @@ from ld3_dist.store.results import load_results
 from ld3_dist.store.storage import Storage
 from ld3_dist.store.tables import read_table
 from ld3_dist.tasks.baselines import missing_baselines, run_baselines
-from ld3_dist.tasks.evaluate import finish, sample_part, teacher_item
+from ld3_dist.tasks.evaluate import compare_again, finish, sample_part, teacher_item
 from ld3_dist.tasks.index import RowIndex
 from ld3_dist.tasks.planning import make_plan
+from ld3_dist.tasks.scored import evaluation_of
 from ld3_dist.tasks.teach import make_shard, missing_shards, seal
 from ld3_dist.tasks.trial import restored_outcome, run_trial
 
@@ -71,9 +72,15 @@ def search(plan: Plan, storage: Storage, searcher: CellSearcher) -> int:
 def evaluate(plan: Plan, storage: Storage) -> None:
     if not plan.experiment.evaluate.samples:
         return
-    frame, written = load_results(storage), set(read_table(storage, "evaluations")["key"])
-    for item in [item for item in evaluation_items(plan, frame) if item.key not in written]:
+    frame, table = load_results(storage), read_table(storage, "evaluations")
+    written = set(zip(table["key"], table["evaluation"], strict=True))
+    items = evaluation_items(plan, frame)
+    there = [item for item in items if (item.key, evaluation_of(plan, item.model)) in written]
+    for item in [item for item in items if item not in there]:
         for work in (teacher_item(plan, item.model), item):
             for start, stop in work.parts(plan):
                 sample_part(plan, work, storage, start, stop)
         finish(plan, item, storage, 0.0, losses_of_baselines(frame, item))
+    for item in there:
+        if item.kind == "learned":
+            compare_again(plan, item, storage)

@@ -31,8 +31,12 @@ def records(
     metrics: bool = True,
     learned: bool = True,
     broken: bool = True,
+    everything: bool = False,
 ) -> tuple[list[dict], list[dict]]:
-    """Records of the tables `rows` and `evaluations`; a cell's baselines and best are evaluated."""
+    """Records of the tables `rows` and `evaluations`.
+
+    A cell's baselines and best are evaluated, or every row that is ok with `everything`.
+    """
     rng = np.random.default_rng(7)
     rows: list[dict] = []
     evaluations: list[dict] = []
@@ -44,7 +48,8 @@ def records(
                 if metrics:
                     ok = [row for row in cell if row["kind"] == "learned" and row["status"] == "ok"]
                     best = min(ok, key=lambda row: row["valid_loss"], default=None)
-                    chosen = [row for row in cell if row["kind"] == "baseline" or row is best]
+                    wanted = ok if everything else [best]
+                    chosen = [r for r in cell if r["kind"] == "baseline" or r in wanted]
                     evaluations += [_measured(rng, row) for row in chosen]
         if metrics:
             evaluations.append(_teacher(model))
@@ -57,10 +62,25 @@ def write_sweep(folder: Path, **kinds) -> Path:
     rows, evaluations = records(**kinds)
     write_table(storage, "rows", "all", rows)
     write_table(storage, "evaluations", "all", evaluations)
+    write_table(storage, "losses", "all", losses_of(evaluations))
     storage.write_bytes(
         "experiment.json", json.dumps({"name": "synthetic", "fingerprint": "3f9a1c0de4"}).encode()
     )
     return Path(folder)
+
+
+def losses_of(evaluations: Sequence[dict]) -> list[dict]:
+    """Records of the table `losses`: heavy-tailed, from common noise, with the means evaluated."""
+    noise = np.random.default_rng(3).normal(size=200)
+    found = []
+    for i, record in enumerate(evaluations):
+        if record.get("eval_loss") is None:
+            continue
+        x = np.exp(noise + 0.2 * np.random.default_rng(i).normal(size=200))
+        x *= record["eval_loss"] / x.mean()
+        shared = {"key": record["key"], "evaluation": record["evaluation"]}
+        found.append(shared | {"repeat": 0, "start": 10**9, "losses": x.tolist()})
+    return found
 
 
 def _cell(rng, model, solver, nfe, gammas, seeds, broken) -> list[dict]:
@@ -148,9 +168,8 @@ def _member(rng, trial, member, gamma, start, seed, nfe, scale, cell) -> dict:
     return {
         "key": f"l-{cell}-{trial}-{member}",
         "kind": "learned",
-        "trial": trial,
-        "generation": trial // 2,
-        "member": member,
+        "trial": f"trial-{trial:03d}",
+        "round": trial // 2,
         "start": start,
         "coordinate": "lambda",
         "gamma": gamma,
@@ -182,6 +201,7 @@ def _measured(rng, row: dict) -> dict:
         "key": row["key"],
         "kind": row["kind"],
         "cell": row["cell"],
+        "evaluation": "e1",
         "samples": 2000,
         "eval_loss": loss * float(rng.uniform(0.98, 1.05)),
         "eval_loss_sem": loss * 0.02,
@@ -201,6 +221,7 @@ def _teacher(model: str) -> dict:
     return {
         "key": f"teacher:t-{model}",
         "kind": "teacher",
+        "evaluation": "e1",
         "samples": 2000,
         "fid": 1.9,
         "coverage": 0.93,

@@ -12,7 +12,7 @@ figure does, when it is drawn first.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +40,9 @@ class FigureData:
         prefix: what names of plots begin with, so that two models' plots differ.
         images: cell -> sample images from the same noise, `teacher`, `baseline` and `learned`,
             each [n, C, H, W] in [-1, 1]; empty where none were kept.
+        ablation: the levels of an ablation's factors against the base, as `report.ablation` has
+            them; empty without one.
+        importance: how much each axis matters in each cell: cell, axis, importance.
     """
 
     model: str
@@ -48,6 +51,8 @@ class FigureData:
     noise: NoiseSchedule | None
     prefix: str
     images: Callable[[str], Mapping[str, np.ndarray]]
+    ablation: pd.DataFrame = field(default_factory=pd.DataFrame)
+    importance: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def name(self, figure: str) -> str:
         """The name of a plot of this model, and so of its file."""
@@ -102,9 +107,12 @@ figures: Registry[FigureFunction] = Registry("figure")
 for _name, _place in {
     "distance": "quality:distance_plot",
     "frechet": "quality:frechet_plot",
+    "ablation": "ablation:ablation_plots",
+    "importance": "ablation:importance_plot",
     "grids": "grids:grids_plot",
     "gamma": "curves:gamma_plot",
     "convergence": "curves:convergence_plot",
+    "cost": "cost:cost_plot",
     "samples": "samples:samples_plots",
 }.items():
     figures.register(_name, lazily=f"{__name__}.{_place}")

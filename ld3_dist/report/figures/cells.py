@@ -80,7 +80,10 @@ def chosen_cells(named: Named, most: int = MOST_PANELS) -> tuple[Named, str]:
 
 def _gain(rows: pd.DataFrame) -> float:
     best = best_row(rows)
-    return -1.0 if best is None or missing(best["gain"]) else float(best["gain"])
+    if best is None:
+        return -1.0
+    known = [best[name] for name in ("eval_gain", "gain") if not missing(best[name])]
+    return float(known[0]) if known else -1.0
 
 
 def baselines(rows: pd.DataFrame) -> pd.DataFrame:

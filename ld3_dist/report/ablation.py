@@ -1,0 +1,271 @@
+"""Ablation: what each level of a factor does, against the base, on the same seeds and samples.
+
+A sweep with `ablate` has points around a base. A level and the base are compared where everything
+else agrees: cell, start and the levels of all other factors. Such a place is called a unit here.
+
+    loss   mean distance to the teacher on fresh samples. The ratio is a geometric mean over the
+           units, paired over seeds and samples; its interval holds the spread of both
+           (`metrics.paired.over_seeds`)
+    fid    Fréchet distance. The ratio is paired over seeds; its interval is Student's over the
+           seeds' mean log ratios. All seeds share their samples, whose spread is not in it
+
+A ratio below 1 is better than the base. p-values are corrected by Holm's procedure for all
+comparisons of the same score. Where a search proposed several trials at a level, each seed counts
+with the one of the smallest held-out loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..core.errors import InputError
+from ..core.user_code import label
+from ..experiment.points import levels_of
+from ..experiment.reading import parse_experiment
+from ..metrics.paired import NOTHING, Estimate, holm, interval_over_sets, over_seeds
+from ..metrics.resampling import STATISTICS, statistic_of
+from ..store.columns import axis_column
+from .formats import DASH, missing, number, ratio
+from .frames import column, groups, numbers, of_kind, records, varies, where
+from .tables import SweepTables
+
+NAMES = {"loss": "fresh loss", "fid": "Fréchet distance"}
+"""The scores that are compared, and what they are called."""
+
+COLUMNS = (
+    "model", "factor", "level", "base", "score", "units", "seeds", "samples", "ratio", "low",
+    "high", "p_value", "p_holm", "ratio_median", "ratio_iqm",
+)  # fmt: skip
+"""Columns of ablation.csv. base: the base's level; units, seeds, samples: numbers compared."""
+
+SURE = 0.05
+"""A corrected p-value below this is called a difference."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A factor of an ablation. column: of the results.  levels: all of them, the base's first."""
+
+    name: str
+    column: str
+    levels: tuple[Any, ...]
+
+
+def factors_of(experiment: Mapping[str, Any]) -> list[Factor]:
+    """The factors of an experiment's settings, sorted by name; [] without an ablation.
+
+    Factors with a single level hold the base in place. Raises InputError for settings that cannot
+    be read on this machine, such as a file of the user's own that is not here.
+    """
+    settings = experiment.get("settings")
+    if not isinstance(settings, dict) or not settings.get("ablate"):
+        return []
+    found = levels_of(parse_experiment({k: v for k, v in settings.items() if v is not None}))
+    return [
+        Factor(name, axis_column(name), tuple(map(_as_in_rows, values)))
+        for name, values in found.items()
+    ]
+
+
+def _as_in_rows(level: Any) -> Any:
+    """A level as the rows have it: without the folder of a user's file."""
+    return label(level) if isinstance(level, str) else level
+
+
+def ablation_table(sweep: SweepTables) -> pd.DataFrame:
+    """The levels of every factor against the base, a row for each score; empty without `ablate`.
+
+    Raises InputError as `factors_of`.
+    """
+    factors = factors_of(sweep.experiment)
+    rows = of_kind(sweep.results, "learned", "ok")
+    rows = where(rows, column(rows, "eval_loss").notna()) if len(rows) else rows
+    if not factors or rows.empty:
+        return pd.DataFrame(columns=list(COLUMNS))
+    known = [all(_is_level(row, factor) for factor in factors) for row in records(rows)]
+    rows = where(rows, known)
+    losses = sweep.losses({str(key) for key in column(rows, "key")})
+    found = [
+        line
+        for model, inside in groups(rows, "model")
+        for factor in factors
+        for level in factor.levels[1:]
+        for line in _level(str(model), inside, factors, factor, level, losses)
+    ]
+    table = pd.DataFrame.from_records(found, columns=list(COLUMNS))
+    for _, inside in groups(table, ["model", "score"]):
+        table.loc[inside.index, "p_holm"] = holm(numbers(inside, "p_value").to_numpy())
+    return table
+
+
+def _level(
+    model: str,
+    rows: pd.DataFrame,
+    factors: Sequence[Factor],
+    factor: Factor,
+    level: Any,
+    losses: Mapping[str, np.ndarray],
+) -> list[dict[str, Any]]:
+    """One level of a factor against the base, a line for each score."""
+    pairs = _pairs(rows, factors, factor, level)
+    shared = {"model": model, "factor": factor.name, "level": level, "base": factor.levels[0]}
+    seeds = _common_seeds(pairs)
+    units = [unit for unit in pairs if set(seeds) <= set(unit)]
+    known = [[unit[seed] for seed in seeds] for unit in units]
+    lines = []
+    if units and factor.name != "guidance":  # another guidance has another teacher
+        lines.append(shared | {"score": "loss"} | _of_loss(known, losses))
+    if units:
+        lines.append(shared | {"score": "fid"} | _of_fid(known))
+    return [
+        line | {"units": len(units), "seeds": len(seeds)}
+        for line in lines
+        if not missing(line["ratio"])
+    ]
+
+
+Pair = tuple[dict[str, Any], dict[str, Any]]
+"""A row at the level, and the row of the same unit and seed at the base."""
+
+
+def _pairs(
+    rows: pd.DataFrame, factors: Sequence[Factor], factor: Factor, level: Any
+) -> list[dict[Any, Pair]]:
+    """Units where both the level and the base were learned: seed -> the two rows."""
+    cell = ("solver", "nfe", "conditioning") if factor.name == "guidance" else ("cell",)
+    others = [one.column for one in factors if one.name != factor.name]
+    start = () if factor.name == "start" else ("start",)
+    names = tuple(dict.fromkeys([*cell, *others, *start]))
+    found: dict[tuple[Any, ...], dict[Any, dict[str, dict[str, Any]]]] = {}
+    for row in records(rows.sort_values("valid_loss", ascending=False, kind="stable")):
+        side = _side(row, factor, level)
+        if side:
+            unit = tuple(None if missing(row[name]) else row[name] for name in names)
+            found.setdefault(unit, {}).setdefault(row["seed"], {})[side] = row
+    units = [
+        {seed: (both["level"], both["base"]) for seed, both in unit.items() if len(both) == 2}
+        for unit in found.values()
+    ]
+    return [unit for unit in units if unit]
+
+
+def _is_level(row: Mapping[str, Any], factor: Factor) -> bool:
+    """True for a row at some level of a factor."""
+    return any(_side(row, factor, level) for level in factor.levels)
+
+
+def _side(row: Mapping[str, Any], factor: Factor, level: Any) -> str:
+    """Which of the two a row belongs to: "level", "base" or neither."""
+    value = None if missing(row.get(factor.column)) else row[factor.column]
+    if value == level:
+        return "level"
+    base = factor.levels[0]
+    others = factor.levels[1:]
+    return "base" if value == base or (base is None and value not in others) else ""
+
+
+def _common_seeds(units: Sequence[Mapping[Any, Pair]]) -> list[Any]:
+    """The seeds that all units have; where none is common, those of the unit with the most."""
+    if not units:
+        return []
+    common = set(units[0]).intersection(*units)
+    return sorted(common or max(units, key=len))
+
+
+def _of_loss(units: Sequence[Sequence[Pair]], losses: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The ratio of losses over units, with what is known of it."""
+    try:
+        level, base = (
+            [np.stack([losses[pair[side]["key"]] for pair in unit]) for unit in units]
+            for side in (0, 1)
+        )
+        found, p = over_seeds(level, base)
+    except (KeyError, ValueError, InputError):  # losses that were not kept, or of other samples
+        return {"ratio": None}
+    line = _line(found, p) | {"samples": level[0].shape[1]}
+    for statistic in STATISTICS[1:]:
+        logs = [
+            math.log(statistic_of(a, statistic) / statistic_of(b, statistic))
+            for x, y in zip(level, base, strict=True)
+            for a, b in zip(x, y, strict=True)
+        ]
+        line[f"ratio_{statistic}"] = math.exp(sum(logs) / len(logs))
+    return line
+
+
+def _of_fid(units: Sequence[Sequence[Pair]]) -> dict[str, Any]:
+    """The ratio of Fréchet distances over units, seed by seed."""
+    values = [[(a["fid"], b["fid"]) for a, b in unit] for unit in units]
+    if any(missing(value) or not value > 0 for unit in values for pair in unit for value in pair):
+        return {"ratio": None}
+    logs = np.log(np.array(values, dtype=float))  # [units, seeds, 2]
+    by_seed = (logs[..., 0] - logs[..., 1]).mean(0)
+    found = interval_over_sets(by_seed)
+    p = _t_test(by_seed)
+    return _line(Estimate(*(math.exp(value) for value in found)), p)
+
+
+def _t_test(values: np.ndarray) -> float:
+    """Two-sided p-value of Student's test that the mean of some values is 0."""
+    n = len(values)
+    if n < 2 or not values.std() > 0:
+        return math.nan
+    from scipy.special import stdtr
+
+    t = values.mean() / (values.std(ddof=1) / math.sqrt(n))
+    return 2 * float(stdtr(n - 1, -abs(t)))
+
+
+def _line(found: Estimate, p: float) -> dict[str, Any]:
+    if found == NOTHING:
+        return {"ratio": None}
+    return {"ratio": found.value, "low": found.low, "high": found.high, "p_value": p}
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """A comparison in a word: better, worse, or not decided."""
+    p = row["p_holm"]
+    if missing(p) or missing(row["low"]):
+        return "not tested"
+    if p >= SURE:
+        return "no difference seen"
+    return "better" if row["ratio"] < 1 else "worse"
+
+
+ABLATION_NOTE = (
+    "Each level of a factor against the base, everything else equal. The ratio is the geometric "
+    "mean over cells, paired over seeds and samples; below 1 is better than the base. The interval "
+    "is at 95 %; p is corrected by Holm's procedure for all comparisons of the same score."
+)
+
+
+def ablation_texts(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of the table of an ablation, a line per level and score."""
+    heads = ["factor", "level", "base", "score", "ratio", "95 % interval", "p", "verdict"]
+    heads += ["of medians", "of interquartile means", "cells", "seeds"]
+    several = varies(table, "model")
+    lines = []
+    for row in records(table):
+        low, high = row["low"], row["high"]
+        interval = DASH if missing(low) else f"{number(low)}–{number(high)}"
+        line = [row["factor"], level_text(row["level"]), level_text(row["base"])]
+        line += [NAMES[row["score"]], ratio(row["ratio"]), interval, number(row["p_holm"], 2)]
+        line += [verdict(row), ratio(row["ratio_median"]), ratio(row["ratio_iqm"])]
+        line += [str(row["units"]), str(row["seeds"])]
+        lines.append([str(row["model"]), *line] if several else line)
+    return ["model", *heads] if several else heads, lines
+
+
+def level_text(level: Any) -> str:
+    """A level as a reader sees it."""
+    if missing(level):
+        return "as given"
+    if isinstance(level, bool):
+        return "on" if level else "off"
+    return f"{level:.4g}" if isinstance(level, float) else str(level)

@@ -1,0 +1,118 @@
+"""What each level of a factor does against the base, and how much each axis matters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ..ablation import NAMES, level_text
+from ..formats import missing, number
+from ..frames import column, groups, numbers, records, where
+from . import FigureData, Plot, PlotGroup
+from .quality import plain_log
+from .style import BASELINE, INK, LEARNED, MUTED, panels, plain
+
+GROUP = PlotGroup(
+    "Ablation",
+    "Ratios to the base, everything else equal: below the line a level is better. Bars are 95 % "
+    "intervals, paired over seeds; those of the loss hold the spread of seeds and samples.",
+)
+LOOK = {"loss": (LEARNED, "o", -0.1), "fid": (BASELINE, "s", 0.1)}
+"""Colour, marker and place beside the level, of each score."""
+
+
+def ablation_plots(data: FigureData) -> list[Plot]:
+    """A figure per factor; none where the sweep has no ablation."""
+    if data.ablation.empty:
+        return []
+    found = groups(data.ablation, "factor")
+    return [_factor(data, str(name), rows) for name, rows in found]
+
+
+def _factor(data: FigureData, name: str, rows: pd.DataFrame) -> Plot:
+    figure, (axis,) = panels(1, height=2.9)
+    base = column(rows, "base").iloc[0]
+    levels = _ordered([base, *column(rows, "level")])
+    texts = []
+    for score, inside in groups(rows, "score", sort=False):
+        colour, marker, shift = LOOK[str(score)]
+        places = [_place(levels, row["level"]) + shift for row in records(inside)]
+        ratios = numbers(inside, "ratio").to_numpy()
+        ends = np.array(
+            [numbers(inside, end).fillna(numbers(inside, "ratio")) for end in ("low", "high")]
+        )
+        axis.errorbar(
+            places, ratios, np.abs(ends - ratios), fmt=marker, color=colour, capsize=2.5, lw=1.3,
+            label=NAMES[str(score)],
+        )  # fmt: skip
+        told = ", ".join(
+            f"{number(r['ratio'])} at {level_text(r['level'])}" for r in records(inside)
+        )
+        texts.append(f"{NAMES[str(score)]}: {told}")
+    axis.axhline(1, color=MUTED, lw=1)
+    axis.plot([_place(levels, base)], [1], "D", color=INK, ms=5)
+    axis.set_xticks(range(len(levels)), [plain(level_text(level)) for level in levels])
+    axis.set_xlim(-0.5, len(levels) - 0.5)
+    axis.set_yscale("log")
+    _ratio_ticks(axis)
+    axis.set_xlabel(plain(name))
+    axis.set_ylabel("ratio to the base")
+    axis.legend(frameon=False, fontsize=8)
+    alt = f"Ratios to the base {level_text(base)} of {name}. " + "; ".join(texts)
+    caption = f"Diamond: the base, {level_text(base)}."
+    return Plot(data.name(f"ablation-{name}"), f"Factor {name}", caption, alt, figure, GROUP)
+
+
+def _ratio_ticks(axis: Axes) -> None:
+    low, high = axis.get_ylim()
+    axis.set_ylim(min(low, 0.9), max(high, 1.1))
+    plain_log(axis)
+
+
+def _place(levels: list[Any], level: Any) -> int:
+    same = [i for i, other in enumerate(levels) if _same(other, level)]
+    return same[0]
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a == b if not (missing(a) or missing(b)) else missing(a) and missing(b)
+
+
+def _ordered(levels: list[Any]) -> list[Any]:
+    """Different levels: numbers in their order, else in the order given."""
+    found: list[Any] = []
+    for level in levels:
+        if not any(_same(level, other) for other in found):
+            found.append(level)
+    if all(isinstance(level, int | float) and not missing(level) for level in found):
+        return sorted(found)
+    return found
+
+
+def importance_plot(data: FigureData) -> Plot | None:
+    """How much each axis of the search matters, the mean over the cells of the model."""
+    table = data.importance
+    if table.empty:
+        return None
+    table = where(table, column(table, "cell").isin(set(column(data.frame, "cell"))))
+    if table.empty:
+        return None
+    means = {str(axis): numbers(rows, "importance") for axis, rows in groups(table, "axis")}
+    order = sorted(means, key=lambda axis: float(means[axis].mean()))
+    figure, (axis,) = panels(1, height=0.8 + 0.3 * len(order))
+    values = [float(means[name].mean()) for name in order]
+    axis.barh([plain(name) for name in order], values, color=LEARNED, height=0.55)
+    for i, name in enumerate(order):
+        axis.plot(means[name], [i] * len(means[name]), "|", color=INK, ms=7)
+    axis.set_xlim(0, 1)
+    axis.grid(True, axis="x")
+    axis.grid(False, axis="y")
+    axis.set_xlabel("share of the variance of the log loss (fANOVA)")
+    told = ", ".join(f"{name} {value:.2f}" for name, value in zip(order, values, strict=True))
+    caption = "Bars: mean over the cells; ticks: each cell. From Optuna's fANOVA over all trials."
+    return Plot(
+        data.name("importance"), "Importance of the axes", caption, f"Bar chart: {told}", figure
+    )

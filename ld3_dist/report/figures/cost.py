@@ -1,0 +1,70 @@
+"""What a schedule costs to learn, against how good it is on samples that it was not chosen on."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ..frames import column, groups, numbers, of_kind, where
+from . import FigureData, Plot
+from .cells import families, legible
+from .quality import plain_log
+from .style import SHADES, columns_of, panels, plain
+
+COSTS = (
+    ("device_seconds", "device seconds of learning"),
+    ("network_evals", "network evaluations of learning"),
+)
+"""Columns of cost, the first that was measured is drawn."""
+
+LOSSES = (
+    ("eval_loss", "loss on fresh samples"),
+    ("valid_loss", "held-out loss"),
+)
+
+
+def cost_plot(data: FigureData) -> Plot | None:
+    """Loss against the cost of learning, a dot per learned schedule, one panel per solver.
+
+    None where all schedules cost the same.
+    """
+    rows = of_kind(data.frame, "learned", "ok")
+    cost = _first(rows, COSTS)
+    loss = _first(rows, LOSSES)
+    if cost is None or loss is None:
+        return None
+    rows = where(rows, numbers(rows, cost[0]).gt(0) & numbers(rows, loss[0]).gt(0))
+    if numbers(rows, cost[0]).nunique() < 2:
+        return None
+    shown, note = legible(families(rows), "solvers")
+    figure, axes = panels(len(shown), height=2.7)
+    for axis, (label, inside) in zip(axes, shown, strict=True):
+        axis.set_title(plain(label))
+        _dots(axis, inside, cost[0], loss[0])
+        axis.set_xlabel(cost[1])
+    for axis in axes[:: columns_of(len(shown))]:
+        axis.set_ylabel(loss[1])
+    caption = (
+        "Every learned schedule that was measured is a dot; darker means more evaluations per "
+        f"sample.{note}"
+    )
+    alt = f"{loss[1]} against {cost[1]} for {', '.join(label for label, _ in shown)}"
+    return Plot(data.name("cost"), "Loss against the cost of learning", caption, alt, figure)
+
+
+def _first(rows: pd.DataFrame, named: tuple[tuple[str, str], ...]) -> tuple[str, str] | None:
+    """The first of some columns that holds anything."""
+    known = [one for one in named if one[0] in rows and column(rows, one[0]).notna().any()]
+    return known[0] if known else None
+
+
+def _dots(axis: Axes, rows: pd.DataFrame, cost: str, loss: str) -> None:
+    by_nfe = groups(rows, "nfe")
+    for i, (nfe, inside) in enumerate(by_nfe):
+        colour = SHADES[round(i * (len(SHADES) - 1) / max(len(by_nfe) - 1, 1))]
+        x, y = numbers(inside, cost), numbers(inside, loss)
+        axis.plot(x, y, "o", color=colour, ms=3.5, alpha=0.7, mec="none", label=f"{nfe} NFE")
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    plain_log(axis)
+    axis.legend(frameon=False, fontsize=7.5)

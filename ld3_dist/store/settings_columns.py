@@ -1,0 +1,103 @@
+"""Columns for settings that rows have in their JSON alone.
+
+    learn.NAME      a setting of a user's own procedure for which rows have no column
+    settings.NAME   any other setting in which rows of one cell differ, and that no column shows
+
+The settings of two members of a trial differ in seed and start alone, which have columns. So the
+JSON of each trial is read once, not that of each row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .columns import has_column
+
+SHOWN = {
+    "seed",
+    "seeds",
+    "start",
+    "starts",
+    "distance",
+    "pairs.train",
+    "pairs.valid",
+    "teacher.solver",
+    "teacher.nfe",
+    "teacher.start",
+    "guidance",
+}
+"""Settings that columns of their own show, or that rows of one trial share."""
+
+_MEMBER = r'"(seed|start)": ("(\\.|[^"\\])*"|-?[0-9]+)(, )?'
+
+
+def with_settings(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with a column for each setting that no other column shows."""
+    given = frame["settings"].notna().to_numpy(bool)
+    if not given.any():
+        return frame
+    texts = frame["settings"][given]
+    plain = pc.replace_substring_regex(pa.array(texts, type=pa.large_string()), _MEMBER, "")
+    codes, _ = pd.factorize(plain.to_pandas())
+    _, first = np.unique(codes, return_index=True)
+    settings = [_settings(texts.iloc[index]) for index in first]
+    names = {name: None for found in settings for name in found}
+    own = sorted(name for name in names if name.startswith("learn."))
+    cells = frame["cell"][given].to_numpy()
+    own += [
+        name
+        for name in sorted(names.keys() - {*own})
+        if _varies(codes, [_text(found.get(name)) for found in settings], cells)
+    ]
+    added = {}
+    for name in own:
+        values = np.empty(len(settings), dtype=object)
+        values[:] = [found.get(name) for found in settings]
+        column = np.full(len(frame), None, dtype=object)
+        column[given] = values[codes]
+        title = name if name.startswith("learn.") else f"settings.{name}"
+        added[title] = pd.Series(column, index=frame.index).infer_objects()
+    return frame.assign(**added)
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """Settings by their full names that no column shows."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    learn = found.pop("learn", None)
+    flat = {name: value for name, value in _flat(found) if name not in SHOWN}
+    for name, value in learn.items() if isinstance(learn, dict) else ():
+        if name != "seed" and not has_column(name, value):
+            flat[f"learn.{name}"] = value
+    return flat
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, item in value.items():
+        if isinstance(item, dict):
+            yield from _flat(item, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", item
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _varies(codes: np.ndarray, values: list[str], cells: np.ndarray) -> bool:
+    """True if rows of one cell have different values."""
+    if len({*values}) < 2:
+        return False
+    found = pd.DataFrame({"cell": cells, "value": np.array(values, dtype=object)[codes]})
+    return bool((found.drop_duplicates()["cell"].value_counts() > 1).any())
