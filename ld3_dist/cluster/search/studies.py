@@ -37,21 +37,24 @@ class _Lines(BaseJournalBackend):
     """The lines of a journal, as bytes until they are written.
 
     Optuna reads back what it appends, and keeps a copy of every trial (17 kB). It gets only the
-    studies: nobody asks this storage for a trial."""
+    studies and the first trial, without which it cannot add another: nobody asks for the others."""
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
-        self.studies: list[dict[str, Any]] = []
+        self.read_back: list[dict[str, Any]] = []
+        self.trials = 0
 
     def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
-        return self.studies[log_number_from:]
+        return self.read_back[log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         for log in logs:
             line = json.dumps(log, separators=(",", ":"))
             self.lines.append(line.encode() + b"\n")
-            if "study_name" in log:
-                self.studies.append(json.loads(line))  # as it would come back from a file
+            is_trial = "study_name" not in log
+            if not is_trial or self.trials == 0:
+                self.read_back.append(json.loads(line))  # as it would come back from a file
+            self.trials += is_trial
 
 
 class StudyMirror:

@@ -74,6 +74,11 @@ class Watcher(Callback):
         for warning in str(result.get(WARNINGS, "")).splitlines():
             self.warn(warning)
 
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A turn ended well. Tune keeps it, and several copies of its settings with it."""
+        if self.batches is not None and not self.batches.single:
+            trial.config, trial.evaluated_params, trial.experiment_tag = {}, {}, ""
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A turn ended with an error: where its worker died, the trial that it was at failed."""
         assert self.batches is not None
