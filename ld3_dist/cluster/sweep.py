@@ -209,6 +209,7 @@ class Sweep:
             self._check,
             self._warn,
             self._room,
+            {key: value for key, value in sizes.actor.items() if key not in ("cpu", "gpu")},
         )
 
     def _work(

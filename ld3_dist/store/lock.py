@@ -259,7 +259,8 @@ def _held(
     what = f", which does shard {found[1]}/{found[2]} of a sweep," if found else ""
     return LockHeld(
         f"{storage.url} is in use by process {holder.pid} on {holder.place}{what} "
-        f"(last sign of life {silence:.0f} s ago). Wait until it is done, stop it, or give another output folder"
+        f"(last sign of life {silence:.0f} s ago). Wait until it is done, stop it, or give another "
+        f"output folder"
         f"{known}",
         holder,
     )

@@ -62,10 +62,14 @@ class HeadWatch:
 
 
 def room_for(size: dict[str, float]) -> bool:
-    """True if any living node has as many CPUs and GPUs as this, free or not."""
+    """Return True if any living node has as much of everything as this, free or not."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return any(
-        all(node.get(key.upper(), 0.0) >= amount for key, amount in size.items()) for node in nodes
+        all(
+            node.get(key.upper() if key in ("cpu", "gpu") else key, 0.0) >= amount
+            for key, amount in size.items()
+        )
+        for node in nodes
     )
 
 
