@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .console import console, say
+from .pace import duration
 
 if TYPE_CHECKING:
     from ..tasks.status import Driver, Gain, Status
@@ -92,19 +93,6 @@ def pace(found: Status) -> str:
     if found.seconds_left is None:
         return rate
     return f"{rate}, about {duration(found.seconds_left)} left"
-
-
-def duration(seconds: float) -> str:
-    """A length of time in its two largest units: 2 d 3 h, 4 min 10 s."""
-    left = round(seconds)
-    parts = []
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        if count or (unit == "s" and not parts):
-            parts.append(f"{count} {unit}")
-        elif parts:
-            break
-    return " ".join(parts[:2])
 
 
 def driver_line(driver: Driver) -> str:
