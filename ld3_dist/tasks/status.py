@@ -104,7 +104,7 @@ def status_of(storage: Storage) -> Status:
 
     Raises InputError for a folder that is missing or holds no sweep.
     """
-    frame = load_results(storage)
+    frame: Any = load_results(storage)
     experiment = current(storage)
     total, members = _asked(experiment)
     drivers = [_driver(holder) for holder in holders(storage)]

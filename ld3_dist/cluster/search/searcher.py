@@ -13,8 +13,9 @@ from typing import Any, cast
 from ray.tune.search import Searcher
 
 from ...experiment.plan import Plan, TrialSpec
+from ...store.part import Part
 from ...tasks.trial import Outcome
-from .proposals import CellStudies, Look, Proposal, Proposals, Study
+from .proposals import CellStudies, Look, Proposal, Proposals, Study, points_by_cell
 
 Mirror = Callable[[Proposal, bool], None]
 
@@ -30,6 +31,7 @@ class CellSearcher(Searcher):
         mirror: told of every finished trial, and whether it finished in this run.
         note: told of every trial that is asked for, whether or not its rows are there.
         learned: told of members that a worker has learned, so that their rows need not be read.
+        part: the part of all points to search; every point if None.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class CellSearcher(Searcher):
         mirror: Mirror | None = None,
         note: Callable[[TrialSpec], None] | None = None,
         learned: Callable[[TrialSpec, Outcome], None] | None = None,
+        part: Part | None = None,
     ) -> None:
         super().__init__(metric="objective", mode="min")
         self.plan, self.ready, self.limit = plan, ready, limit
@@ -48,13 +51,14 @@ class CellSearcher(Searcher):
         self.note = note or (lambda spec: None)
         self.learned = learned
         self.proposals = Proposals(plan, look)
-        self.turns = deque(CellStudies(plan, cell) for cell in plan.cells)
+        shares = points_by_cell(plan, part)
+        self.turns = deque(CellStudies(plan, cell, points) for cell, points in shares)
         self.cells = {studies.cell.id: studies for studies in self.turns}
         self.live: dict[str, Proposal] = {}
         self.found = 0  # trials answered from rows
         self.failed: list[Proposal] = []
         self.hopeless: set[str] = set()  # models that will never be ready
-        points = sum(len(plan.points_of(cell)) for cell in plan.cells)
+        points = sum(len(points) for _, points in shares)
         self.total = points * plan.experiment.search.rounds
         """Trials of the whole search."""
 

@@ -24,6 +24,7 @@ from ray.tune import (
 )
 
 from ...experiment.plan import Plan
+from ...store.part import Part
 from ...store.storage import Storage
 from ...store.tables import write_table
 from ...tasks.index import RowIndex
@@ -131,12 +132,14 @@ class SearchRun:
         warn: Callable[[str], None],
         rows: RowIndex,
         lineage: Lineage,
+        part: Part | None = None,
     ) -> None:
         self.plan, self.storage, self.scratch, self.sizes = plan, storage, scratch, sizes
-        self.mirror = StudyMirror(storage)
+        # the file of all studies is the whole sweep's; a part would write its own over another's
+        self.mirror = StudyMirror(storage) if part is None else None
         self.rows = rows
         self.searcher = CellSearcher(
-            plan, rows.outcome, ready, maxsize, self.mirror, lineage.ask, rows.learned
+            plan, rows.outcome, ready, maxsize, self.mirror, lineage.ask, rows.learned, part
         )
         self.limit, self.switch = limit, StopSwitch()
         self.events: queue.Queue[TrialEvent | None] = queue.Queue()
@@ -216,7 +219,8 @@ class SearchRun:
         except BaseException as error:  # noqa: BLE001  handed to the sweep, which raises it
             self.error = error
         finally:
-            self.mirror.write()
+            if self.mirror is not None:
+                self.mirror.write()
             self.events.put(None)
 
     def _tuner(self) -> Tuner:
