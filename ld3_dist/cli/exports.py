@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 from .console import console, say
 
@@ -16,7 +17,7 @@ def print_exports(place: str) -> None:
     from ..store.results import load_results
     from ..tasks.schedules import schedule_name
 
-    frame = load_results(place)
+    frame: Any = load_results(place)
     best = frame[frame["best"]].drop_duplicates("cell")
     names = {str(row["cell"]): schedule_name(row["key"]) for _, row in best.iterrows()}
     if not names:
