@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 
 from ..core.errors import InputError
 from ..experiment.plan import Plan
-from ..experiment.ranges import Range
 from ..experiment.sections import ModelSettings
+from ..schedule.ranges import Range
 from ..schedule.teaching import Teacher
 from ..store.part import Part
 from ..store.storage import Storage
