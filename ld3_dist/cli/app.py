@@ -21,7 +21,7 @@ from ..store.credentials import masked
 from .check import check
 from .console import console, say, warn
 from .learn import learn
-from .status import status
+from .status import say_unfinished, status
 
 if TYPE_CHECKING:
     from ..cluster.sweep import Sweep
@@ -183,6 +183,7 @@ def report(
     if output and "://" not in output:
         check_output(output, "folder", force, option="--output")
     print_summary(results, console)
+    say_unfinished(results)
     paths = write_report(results, output) if output else write_report(results)
     say(f"Report: {paths.html}")
 

@@ -58,6 +58,23 @@ def status(
         return
 
 
+def say_unfinished(results: str) -> None:
+    """Say so if a sweep is not finished: its summary and report are of what there is so far."""
+    from ..store.opening import open_storage
+    from ..tasks.status import status_of
+
+    found = status_of(open_storage(results))
+    if found.finished or (found.total is None and not found.drivers):
+        return
+    of = "" if found.total is None else f" of {found.total:,}"
+    failed = f", {found.failed:,} failed" if found.failed else ""
+    more = "a driver is at work" if found.drivers else "no driver is at work"
+    text = (
+        f"Unfinished: {found.done:,}{of} trials done{failed}, and {more}. What follows is of these"
+    )
+    say(f"{text} alone.", "yellow")
+
+
 def print_status(found: Status) -> None:
     """Print a state: a line of counts, the drivers, gains per cell, and the last failures."""
     of = "" if found.total is None else f" of {found.total:,}"

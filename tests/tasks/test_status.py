@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from ld3_dist import load_results
 from ld3_dist.cli.app import app
 from ld3_dist.cli.pace import Pace, duration
+from ld3_dist.cli.status import say_unfinished
 from ld3_dist.cluster.events import Event
 from ld3_dist.cluster.failures import attempts_so_far, record_failure
 from ld3_dist.core.errors import InputError
@@ -119,6 +120,18 @@ def test_the_command_and_its_json(finished: Path) -> None:
     assert body == json.loads(json.dumps(status_of(open_storage(finished)).as_json()))
     watched = CliRunner().invoke(app, ["status", str(finished), "--watch"])  # ends: it is finished
     assert watched.exit_code == 0
+
+
+def test_a_report_of_an_unfinished_sweep_says_so(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say_unfinished(str(finished))
+    assert capsys.readouterr().out == ""
+    storage = copy(finished, tmp_path)
+    storage.remove(next(name for name in storage.list("rows") if "baseline" not in name))
+    say_unfinished(str(tmp_path))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Unfinished: 7 of 8 trials done, and no driver is at work." in said
 
 
 def test_a_folder_without_a_sweep(tmp_path: Path) -> None:
