@@ -1,6 +1,6 @@
 """Growth of the driver: its rate, CPU and memory over a sweep of many tiny trials.
 
-    python experiments/benchmarks/driver_growth.py after --trials 10000 [--out FILE]
+    python experiments/benchmarks/driver_growth.py after --trials 10000 [--hollow] [--out FILE]
 
 The trials are those of one cell: 250 grid points in as many rounds as it takes, one member, one
 epoch of eight pairs. Every `trials / 40` finished trials, and once more at the end, the driver's
@@ -12,6 +12,10 @@ rate           finished trials per second of wall time, over all but the first t
 driver_cpu_ms  CPU of the driver per trial; 1000 / driver_cpu_ms is the rate that the driver could
                sustain with workers enough
 memory_kb      growth of the resident memory per trial, a least-squares line over the same part
+
+--hollow: workers answer a trial at once, with a made-up outcome, and learn and write nothing. All
+else is as it is: Ray, Tune, the searcher, the events. So the figures are the driver's own, where
+the cores would otherwise be taken by the trials.
 
 The trials run on the same cores as the driver, and so does whatever else the machine does (load:
 its load average of a minute at both ends), so that the rate here is a lower bound."""
@@ -44,6 +48,29 @@ def look(done):
         pages = int(file.read().split()[1])
     memory = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
     print(json.dumps([done, time.time(), time.process_time(), memory]), file=marks, flush=True)
+
+def hollow(config, plan, storage, threads, every):
+    # the worker's function, with trials that take no time
+    from ld3_dist.tasks.trial import Outcome
+
+    def nothing(key):
+        return Outcome(key, -1.0, (0.5,), "ok")
+
+    try:
+        from ld3_dist.cluster.search import worker
+
+        worker.run_one = lambda given, plan, storage, reporter: nothing(given["key"])
+        worker.trainable(config, plan, storage, threads, every)
+    except ImportError:  # before there were turns
+        from ld3_dist.cluster.search import tune_run
+
+        tune_run.run_trial = lambda plan, spec, *rest, **more: nothing(spec.key)
+        tune_run.trainable(config, plan, storage, threads, every)
+
+if sys.argv[5] == "hollow":
+    import ld3_dist.cluster.search.tune_run
+
+    ld3_dist.cluster.search.tune_run.trainable = hollow
 
 every, marks, told = int(sys.argv[3]), open(sys.argv[4], "w"), -1
 experiment, place = load_experiment(sys.argv[1]), open_storage(sys.argv[2])
@@ -112,6 +139,7 @@ def main() -> None:
     )
     parser.add_argument("name", help="of the entry: before, after")
     parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--hollow", action="store_true", help="trials that do nothing")
     parser.add_argument("--seconds", type=float, help="end the sweep after so long")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/cluster.json"))
     given = parser.parse_args()
@@ -124,7 +152,7 @@ def main() -> None:
         file.write_text(yaml.safe_dump(experiment(given.trials)))
         every = max(given.trials // MARKS, 1)
         command = [sys.executable, "-c", DRIVER, str(file), str(Path(folder, "out")), str(every)]
-        driver = subprocess.Popen([*command, str(marks)])
+        driver = subprocess.Popen([*command, str(marks), "hollow" if given.hollow else "real"])
         try:
             driver.wait(given.seconds)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):

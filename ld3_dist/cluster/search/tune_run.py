@@ -185,11 +185,12 @@ class SearchRun:
     def state(self, message: str = "") -> Event:
         """The state of the search as an event."""
         done, batches = self.done + self.searcher.found, self.batches
+        left = self.searcher.total - done - self.failed
         return Event(
             "search",
             done,
             self.searcher.total,
-            batches.running if batches else 0,
+            min(batches.running, left) if batches else 0,
             self.failed,
             self.best.value,
             message,
