@@ -89,7 +89,7 @@ def run_one(given: dict[str, Any], plan: Plan, storage: Storage, reporter: Repor
 
     reporter.begin(spec.config.epochs)
     try:
-        with timed("search", spec.task, cell=cell, attempt=attempt) as facts:
+        with timed("search", spec.task, later=True, cell=cell, attempt=attempt) as facts:
             outcome = run_trial(plan, spec, storage, numbers, on_progress=reporter, note=note)
             facts["status"] = outcome.status
     except Exception as error:
@@ -169,7 +169,8 @@ class Reporter:
             self.send()
 
     def send(self, leaves: bool = False) -> None:
-        """Report what there is; `leaves`: this process ends with the report."""
+        """Report what there is, once the log is written; `leaves`: this process ends with it."""
+        self.log.flush()
         report = self.state | warnings_of(self.log)
         if self.records:
             report |= {FINISHED: json.dumps(self.records)}
