@@ -74,7 +74,7 @@ def room_for(size: dict[str, float]) -> bool:
 
 
 def room_in_words(size: dict[str, float], count: int) -> str:
-    """What `count` workers of this size were asked of, and what of it is free: for messages."""
+    """Say in words what `count` workers of this size need, and how much of it is free."""
     total, free = ray.cluster_resources(), ray.available_resources()
     nodes = sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
     keys = [key for key, amount in size.items() if amount] or ["CPU"]

@@ -340,7 +340,7 @@ class Pool:
 
     def _room(self) -> str:
         size = {"CPU": self.options["num_cpus"], "GPU": self.options["num_gpus"]}
-        return self.room(size, len(self.slots))
+        return self.room(size | self.options.get("resources", {}), len(self.slots))
 
     def _replace(
         self, slot: _Slot, reason: str | None, trace: str | None = None

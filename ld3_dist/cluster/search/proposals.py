@@ -75,7 +75,7 @@ class Proposal:
     outcome: Outcome | None = None
 
     def config(self) -> dict[str, Any]:
-        """What a worker needs to learn the missing members, as plain values."""
+        """The plain values that a worker needs to learn the missing members."""
         return {
             "cell": self.spec.cell.id,
             "key": self.missing.task,
