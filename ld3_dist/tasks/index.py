@@ -51,6 +51,11 @@ class RowIndex:
         for row in read_records(self.storage, "rows", task) or ():
             self.new[row["key"]] = (row["status"], row["valid_loss"])
 
+    def learned(self, spec: TrialSpec, outcome: Outcome) -> None:
+        """Take in the members of a task as the worker that wrote their rows tells of them."""
+        for key, loss in zip(spec.keys, outcome.valid, strict=True):
+            self.new[key] = ("ok", loss) if math.isfinite(loss) else ("diverged", None)
+
     def outcome(self, spec: TrialSpec, task: str | None = None) -> Outcome | TrialSpec:
         """The outcome of a trial, or the trial with the members that are still to be learned.
 
