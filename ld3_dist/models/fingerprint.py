@@ -37,6 +37,9 @@ MACHINERY = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 
 COMPILER = ("torch._dynamo", "torch._inductor", "torch._functorch")
 
+SKIPPED = ("_abc_impl",)
+"""What Python itself keeps in a class that derives from an abstract one: no data of its author."""
+
 PATHS = ("_name_or_path", "name_or_path")
 """Entries with the place of weights; the weights enter the hash, not their place."""
 
@@ -156,7 +159,7 @@ class _Reader:
                     function = getattr(method, "__func__", getattr(method, "fget", method))
                     if isinstance(function, types.FunctionType):
                         self.read(function, f"{place}.{name}")
-                    elif not name.startswith("__") and not callable(method):
+                    elif not (name.startswith("__") or name in SKIPPED or callable(method)):
                         self.read(method, f"{place}.{name}")
 
     def _function(self, value: Any, place: str) -> None:

@@ -127,6 +127,22 @@ def test_a_neighbour_s_code_is_part_of_the_hash(tmp_path: Path) -> None:
     forget(tmp_path)
 
 
+def test_a_noise_schedule_of_a_user_s_own_can_be_read(tmp_path: Path) -> None:
+    """Its class derives from an abstract one, in which Python keeps what cannot be read."""
+    text = (Path(__file__).parents[1] / "extending/files/stretched_noise.py").read_text()
+    (tmp_path / "own_noise.py").write_text(text)
+    variant = VARIANTS["an array in an attribute"] | {"imports": "from own_noise import Stretched"}
+    variant["after"] = "Mine.noise = Stretched()"
+    spec = write(tmp_path, variant, numpy.eye(2))
+    first = open_model(spec).hash
+    forget(tmp_path)
+    assert open_model(spec).hash == first
+    forget(tmp_path)
+    (tmp_path / "own_noise.py").write_text(text.replace("p: float = 1.5", "p: float = 1.6"))
+    assert open_model(spec).hash != first
+    forget(tmp_path)
+
+
 class Foreign:
     noise: NoiseSchedule = EDM()
     shape = (2,)
