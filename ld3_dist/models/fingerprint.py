@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import re
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -75,6 +76,9 @@ def fingerprint(denoiser: Any, name: str, version: str = "") -> str:
     return reader.digest.hexdigest()
 
 
+_OF_A_FILE = re.compile(r"^(ld3_dist_user_.*)_[0-9a-f]{8}$")
+
+
 class _Reader:
     """A walk through an object and all that it holds; each part is hashed once."""
 
@@ -111,7 +115,7 @@ class _Reader:
         elif isinstance(value, set | frozenset):
             self._say(" ".join(sorted(repr(item) for item in value)))
         elif isinstance(value, types.ModuleType | type):
-            self._say(value.__name__)
+            self._say(_without_place(value.__name__))
         elif isinstance(value, PurePath):
             self._say(value.name)
         elif isinstance(value, partial):
@@ -123,7 +127,7 @@ class _Reader:
 
     def _object(self, value: Any, place: str) -> None:
         kind = type(value)
-        self._say(f"{kind.__module__}.{kind.__qualname__}")
+        self._say(f"{_without_place(kind.__module__)}.{kind.__qualname__}")
         if isinstance(value, nn.Module):
             self._module(value, place)
         elif kind.__module__.startswith(COMPILER):
@@ -164,7 +168,8 @@ class _Reader:
 
     def _function(self, value: Any, place: str) -> None:
         function = getattr(value, "__func__", value)
-        self._say(f"{getattr(function, '__module__', '')}.{function.__qualname__}")
+        module = _without_place(getattr(function, "__module__", "") or "")
+        self._say(f"{module}.{function.__qualname__}")
         if isinstance(value, types.MethodType):
             self.read(value.__self__, place)
         if not isinstance(function, types.FunctionType) or _installed(function):
@@ -202,6 +207,11 @@ class _Reader:
 
     def _say(self, text: str) -> None:
         self.digest.update(text.encode() + b"\0")
+
+
+def _without_place(module: str) -> str:
+    """The name of a module; that of a user's file without the hash of its folder."""
+    return _OF_A_FILE.sub(r"\1", module)
 
 
 def _names(code: types.CodeType) -> set[str]:
