@@ -113,7 +113,8 @@ def test_the_readmes_table_is_short(tmp_path: Path) -> None:
     sweep = read_sweep_tables(write_sweep(tmp_path, **ONE_CELL))
     head, rule, *lines = readme_markdown(summary_table(sweep.results)).splitlines()
     assert head == (
-        "| cell | best hand-made | its loss | learned loss | gain | FID hand-made | FID learned |"
+        "| cell | best hand-made | its loss | learned loss | gain "
+        "| Fréchet hand-made | Fréchet learned |"
     )
     assert rule.count("---") == 7
     assert len(lines) == 1
