@@ -77,12 +77,11 @@ class SamePadded(nn.Conv2d):
     def __init__(self, before: int, after: int, kernel: int, stride: int = 1, groups: int = 1):
         super().__init__(before, after, kernel, stride, groups=groups, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
-        short = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:]]
+        short = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in input.shape[-2:]]
         (top, bottom), (left, right) = ((n // 2, n - n // 2) for n in short)
-        x = functional.pad(x, [left, right, top, bottom])
-        return self._conv_forward(x, self.weight, None)
+        return super().forward(functional.pad(input, [left, right, top, bottom]))
 
 
 class Block(nn.Module):
