@@ -26,6 +26,7 @@ sys.path.append(str(FOLDER))
 import eqx_files  # noqa: E402
 import galaxies  # noqa: E402
 import galaxy_distances  # noqa: E402
+import galaxy_figure  # noqa: E402
 import galaxy_wheel  # noqa: E402
 from galaxy_noise import OrnsteinUhlenbeck  # noqa: E402
 from galaxy_starts import LAST, leap  # noqa: E402
@@ -377,3 +378,24 @@ def test_a_schedule_is_learned_kept_and_read_back(tmp_path: Path) -> None:
     assert kept.noise["name"] == "ornstein-uhlenbeck"
     assert kept.noise_schedule == model.noise
     assert torch.equal(kept.sample(model, n=2), learned.sample(model, n=2))
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def test_the_ratio_of_two_means_has_its_interval() -> None:
+    """Against the spread of ratios of means that are drawn with these errors."""
+    a, b = ({"eval_loss": m, "eval_loss_sem": s} for m, s in ((3.0, 0.12), (0.5, 0.03)))
+    ratio, low, high = galaxy_figure.ratio_of(a, b)
+    draws = np.random.default_rng(0).normal(size=(2, 200_000))
+    drawn = (3.0 + 0.12 * draws[0]) / (0.5 + 0.03 * draws[1])
+    assert ratio == 6
+    assert [low, high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), rel=0.01)
+
+
+def test_the_table_of_the_page_is_that_of_the_results() -> None:
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    lines = galaxy_figure.table(ld3.load_results(FOLDER.parents[1] / "results/galaxies"))
+    assert len(lines) == 2 + 9
+    for line in lines:
+        assert line in page, line

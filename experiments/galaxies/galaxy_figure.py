@@ -1,6 +1,6 @@
 """Draws galaxies from the same noise, and writes the table of a finished sweep as Markdown.
 
-    python experiments/galaxies/figure.py results/galaxies
+    python experiments/galaxies/galaxy_figure.py results/galaxies
 
 reads the tables and the sample images in a folder, nothing else: neither models nor weights are
 needed. It writes galaxies.png into the folder, and the table to the terminal.
