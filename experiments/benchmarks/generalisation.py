@@ -85,6 +85,13 @@ VARIANTS = {
     "200 pairs, 20 epochs, 200 held out, average, robust 4": Variant(
         200, 200, settings={"epochs": 20}, every=5, average=0.1, robust=4.0
     ),
+    "start time": Variant(settings={"start_time": True}),
+    "200 pairs, 10 epochs, 200 held out, average, start time": Variant(
+        200, 200, settings={"epochs": 10, "start_time": True}, every=3, average=0.1
+    ),
+    "200 pairs, 10 epochs, 200 held out, average, robust 4, start time": Variant(
+        200, 200, settings={"epochs": 10, "start_time": True}, every=3, average=0.1, robust=4.0
+    ),
     "race": Variant(
         200, 200, settings={"epochs": 10}, every=2, average=0.1, robust=4.0, race=2
     ),
