@@ -25,7 +25,7 @@ def examples_of(thing: object, name: str) -> list[doctest.DocTest]:
 
 def test_the_names_of_the_design_are_there() -> None:
     assert {"load_model", "Model", "teach", "learn", "learning", "load_schedule"} <= set(NAMES)
-    assert {"Schedule", "evaluate", "load_results"} <= set(NAMES)
+    assert {"Schedule", "evaluate", "load_results", "load_curves", "load_samples"} <= set(NAMES)
     assert callable(Schedule.sample)
 
 

@@ -2,7 +2,8 @@
 
     python experiments/benchmarks/tables.py [--rows 60000] [--out results/benchmarks/tables.json]
 
-    merge     small files of two rows each are merged by `Segments`; seconds of CPU a row
+    merge     the small files are merged by `Segments`: milliseconds of CPU a row; `merge_single`
+              for files of one row each, the worst case
     load      `load_results` of the merged folder, in a process of its own; seconds and peak memory
     columns   `row_index` of the merged folder
     unmerged  `load_results` while the rows are still in small files
@@ -28,25 +29,28 @@ from typing import Any
 import numpy as np
 
 LIMITS = {"load_seconds": 3.0, "load_bytes": 1e9, "s3_seconds": 15.0, "merge_ms_a_row": 5.0}
-PER_FILE = 2
-CELLS = 60
+PER_FILE = 20
+PER_CELL = 1000
 BASELINES = 10
 
 LOAD = """
-import json, resource, sys, time
+import json, re, sys, time
 import pandas, pyarrow, numpy
 from ld3_dist import load_results
 from ld3_dist.store.opening import open_storage
 from ld3_dist.store.tables import row_index
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # of this process: ru_maxrss would begin with that of its parent
+    text = open("/proc/self/status").read()
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", text)[1]) * 1024
+before = peak()
 wall, cpu = time.perf_counter(), time.process_time()
 frame = load_results(sys.argv[1])
 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+most = peak()
 start = time.process_time()
 index = row_index(open_storage(sys.argv[1])) if "://" not in sys.argv[1] else ()
-found = {"rows": len(frame), "seconds": wall, "cpu_seconds": cpu, "peak_bytes": peak * 1024}
-found |= {"bytes_at_start": before * 1024, "index_cpu_seconds": time.process_time() - start}
+found = {"rows": len(frame), "seconds": wall, "cpu_seconds": cpu, "peak_bytes": most}
+found |= {"bytes_at_start": before, "index_cpu_seconds": time.process_time() - start}
 assert frame["gain"].notna().sum() == len(frame) and frame["best"].sum() > 0
 print(json.dumps(found))
 """
@@ -56,8 +60,9 @@ def records(rows: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of hand-made grids and learned schedules, and evaluations of one in ten."""
     rng = np.random.default_rng(0)
     made: list[dict[str, Any]] = []
-    per_cell = rows // CELLS
-    for c in range(CELLS):
+    cells = max(1, rows // PER_CELL)
+    per_cell = rows // cells
+    for c in range(cells):
         nfe = 4 + c % 7
         cell = f"digits/class/unipc-3/{c}"
         shared: dict[str, Any] = {
@@ -94,7 +99,7 @@ def records(rows: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return made, scores
 
 
-def write(folder: Path, rows: int) -> int:
+def write(folder: Path, rows: int, per_file: int = PER_FILE) -> int:
     """The small files of a sweep, as its trials write them; returns how many."""
     from ld3_dist.store.opening import open_storage
     from ld3_dist.store.table_files import encode_table
@@ -104,8 +109,8 @@ def write(folder: Path, rows: int) -> int:
     for table in ("rows", "evaluations"):
         (folder / table).mkdir(parents=True)
     files = 0
-    for start in range(0, len(made), PER_FILE):
-        data = encode_table("rows", made[start : start + PER_FILE])
+    for start in range(0, len(made), per_file):
+        data = encode_table("rows", made[start : start + per_file])
         (folder / "rows" / f"{start:08d}.parquet").write_bytes(data)
         files += 1
     for start, score in enumerate(scores):
@@ -181,15 +186,16 @@ def through_s3(folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=60_000)
-    parser.add_argument("--unmerged", type=int, default=6_000, help="Rows of that measurement.")
+    parser.add_argument("--unmerged", type=int, default=3_000, help="Rows of that measurement.")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/tables.json"))
     options = parser.parse_args()
     found: dict[str, Any] = {"machine": platform.processor() or platform.machine()}
     found |= {"cores": os.cpu_count(), "load_average_before": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as scratch:
         small = Path(scratch, "unmerged")
-        files = write(small, options.unmerged)
+        files = write(small, options.unmerged, 1)
         found["unmerged"] = load(str(small)) | {"files": files}
+        found["merge_single"] = merge(small, options.unmerged)
         folder = Path(scratch, "merged")
         found["files"] = write(folder, options.rows)
         found["merge"] = merge(folder, options.rows)

@@ -19,8 +19,11 @@ from rich.text import Text
 from ..core.errors import InputError
 from ..store.credentials import masked
 from .check import check
+from .compare import compare
 from .console import console, say, warn
 from .learn import learn
+from .merge import merge
+from .table import table
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -208,6 +211,9 @@ def show(
 
 app.command("learn")(learn)
 app.command("check")(check)
+app.command("compare")(compare)
+app.command("merge")(merge)
+app.command("table")(table)
 
 
 @app.command()

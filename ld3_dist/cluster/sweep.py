@@ -21,6 +21,7 @@ from ..experiment.plan import Plan
 from ..experiment.sections import ModelSettings
 from ..experiment.settings import Experiment
 from ..store.credentials import masked
+from ..store.folding import folding
 from ..store.lock import Lock, acquire, refuse_if_held
 from ..store.storage import Storage
 from ..tasks.checkpoints import remove_finished
@@ -100,6 +101,7 @@ class Sweep:
                 logs.driver_log(self.storage) as self.log,
                 logs.timed("sweep", self.experiment.name, **self._about(plan, sizes)),
                 scratch(self.storage) as folder,
+                folding(self.storage),
             ):
                 try:
                     yield from self._with_warnings(self._stages(plan, sizes, folder), self.log)

@@ -27,7 +27,6 @@ import pyarrow as pa
 from .columns import IDENTITY, schema_of
 from .segments import (
     MANIFEST,
-    READERS,
     Manifest,
     Segment,
     distinct,
@@ -36,6 +35,7 @@ from .segments import (
     number_of,
     read_files,
     read_manifest,
+    readers_of,
 )
 from .storage import Storage
 from .table_files import encode, part_of
@@ -81,6 +81,35 @@ class Segments:
             if merged < MOST:
                 break
         return total
+
+    def take_in(self, tables: Sequence[tuple[str, pa.Table]]) -> int:
+        """Add rows of another folder, by the names of their files; return the number added.
+
+        A row that is here already is replaced by the other folder's, unless that one failed.
+        """
+        added = 0
+        for start in range(0, len(tables), MOST):
+            some = list(tables[start : start + MOST])
+            with self.storage.child(self.folder).exclusive():
+                added += self._add(some)
+        return added
+
+    def _add(self, tables: list[tuple[str, pa.Table]]) -> int:
+        there = list_tables(self.storage, self.folder)
+        manifest = read_manifest(self.storage, self.folder)
+        sound = self._without_damaged(manifest, there)
+        known = np.concatenate([self._hashes[name] for name in sound.names] or [np.empty(0)])
+        batch = _Batch(schema_of(self.folder), tables, [], {})
+        fresh = ~np.isin(_hashes(batch.table(), self.identity), known)
+        if not fresh.any():
+            return 0
+        merged, kept = self._partners(batch, sound)
+        batch.add_segments(self.storage, self.folder, merged)
+        new = self._write(batch, _next_number(there, manifest))
+        body = Manifest((*kept, new)).encode()
+        self.storage.write_bytes(f"{self.folder}/{MANIFEST}", body)
+        self._remove([segment.name for segment in merged])
+        return int(fresh.sum())
 
     def _fold_once(self, least: int) -> int:
         there = list_tables(self.storage, self.folder)
@@ -188,7 +217,7 @@ class Segments:
     def _remove(self, names: Sequence[str]) -> None:
         for name in names:
             self._hashes.pop(name, None)
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(readers_of(self.storage)) as pool:
             list(pool.map(lambda name: self.storage.remove(f"{self.folder}/{name}"), names))
 
 
@@ -202,6 +231,7 @@ class _Batch:
     strays: list[tuple[str, pa.Table]]
     unreadable: dict[str, str]
     segments: list[tuple[Segment, pa.Table]] = field(default_factory=list)
+    _small: pa.Table | None = None
 
     @classmethod
     def read(
@@ -244,9 +274,11 @@ class _Batch:
 
     def table(self) -> pa.Table:
         """All rows."""
-        parts = [*self.small, *self.segments, *self.strays]
-        tables = [table for _, table in parts]
-        return pa.concat_tables([self.schema.empty_table(), *tables]).combine_chunks()
+        if self._small is None:
+            parts = [self.schema.empty_table(), *(table for _, table in self.small)]
+            self._small = pa.concat_tables(parts).combine_chunks()
+        others = [table for _, table in (*self.segments, *self.strays)]
+        return pa.concat_tables([self._small, *others]).combine_chunks()
 
     def owners(self) -> np.ndarray:
         """Index of the small file that each row came from."""

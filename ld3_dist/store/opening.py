@@ -1,13 +1,16 @@
-"""From a path or URL to a Storage."""
+"""From paths or URLs to storages."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..core.errors import InputError
 from .storage import LocalStorage, Storage
+
+Place = str | os.PathLike[str] | Storage
 
 
 def open_storage(place: str | os.PathLike[str] | Storage) -> Storage:
@@ -26,3 +29,23 @@ def open_storage(place: str | os.PathLike[str] | Storage) -> Storage:
 
         return ObjectStorage(text)
     return LocalStorage(str(Path(text.removeprefix("file://")).expanduser().absolute()))
+
+
+def open_places(places: Sequence[Place]) -> list[Storage]:
+    """The storages of sweeps. Raises InputError as `load_results` does."""
+    if not places:
+        raise InputError("no folder was given; give the output folder of a sweep")
+    found: dict[str, Storage] = {}
+    for place in places:
+        storage = open_storage(place)
+        name = os.path.realpath(storage.local_path) if storage.local_path else storage.url
+        if name in found:
+            raise InputError(f"{storage.url}: the same folder was given twice ({found[name].url})")
+        if not storage.exists():
+            raise InputError(f"{storage.url}: no such folder; give the output folder of a sweep")
+        if not storage.exists("rows") and not storage.exists("experiment.json"):
+            raise InputError(
+                f"{storage.url}: holds no results (no rows/); give the output folder of a sweep"
+            )
+        found[name] = storage
+    return list(found.values())

@@ -18,16 +18,14 @@ a cell with the same grid has the result.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
 
-from ..core.errors import InputError
 from .asked import Asked, read_asked
 from .gains import Losses, share_between_rows, with_fresh_gains
-from .opening import open_storage
+from .opening import Place, open_places
 from .settings_columns import with_settings
 from .storage import Storage
 from .tables import read_table
@@ -36,8 +34,6 @@ from .views import tidied
 ORDER = ["cell", "kind", "round", "trial", "seed", "start", "key"]
 COMPARABLE = ["cell", "distance", "teacher", "valid_pairs"]
 """Rows that agree in these have held-out losses that can be compared."""
-
-Place = str | os.PathLike[str] | Storage
 
 
 def load_results(*places: Place, all: bool = False, tidy: bool = False) -> pd.DataFrame:
@@ -76,26 +72,6 @@ def load_results(*places: Place, all: bool = False, tidy: bool = False) -> pd.Da
     frame = _derive(with_settings(share_between_rows(frame, measured)), storages)
     frame.attrs = {"unreadable": [name for one in frames for name in one.attrs["unreadable"]]}
     return tidied(frame) if tidy else frame
-
-
-def open_places(places: Sequence[Place]) -> list[Storage]:
-    """The storages of sweeps. Raises InputError as `load_results` does."""
-    if not places:
-        raise InputError("no folder was given; give the output folder of a sweep")
-    found: dict[str, Storage] = {}
-    for place in places:
-        storage = open_storage(place)
-        name = os.path.realpath(storage.local_path) if storage.local_path else storage.url
-        if name in found:
-            raise InputError(f"{storage.url}: the same folder was given twice ({found[name].url})")
-        if not storage.exists():
-            raise InputError(f"{storage.url}: no such folder; give the output folder of a sweep")
-        if not storage.exists("rows") and not storage.exists("experiment.json"):
-            raise InputError(
-                f"{storage.url}: holds no results (no rows/); give the output folder of a sweep"
-            )
-        found[name] = storage
-    return list(found.values())
 
 
 def _load(storage: Storage, everything: bool) -> pd.DataFrame:
@@ -149,7 +125,7 @@ def _derive(frame: pd.DataFrame, storages: Sequence[Storage]) -> pd.DataFrame:
     ok = (frame["status"] == "ok") & (frame["kind"] == "learned") & frame["valid_loss"].notna()
     ranked = frame[ok.to_numpy(bool)].sort_values(by="valid_loss", kind="stable")
     frame["best"] = frame.index.isin(ranked.drop_duplicates(COMPARABLE).index)
-    return frame.copy()  # one block: many columns were added
+    return frame
 
 
 def losses_in(storages: Sequence[Storage], frame: pd.DataFrame) -> Losses:

@@ -42,8 +42,10 @@ MANIFEST = "_manifest.json"
 
 MANIFEST_FORMAT = 1
 
-READERS = 8
-"""Number of threads that read files; they mostly wait for the disk or the network."""
+READERS, LOCAL_READERS = 8, 2
+"""Number of threads that read files of an object store, and of a folder: more than two of the
+latter would mostly wait for each other.
+"""
 
 BATCH = 500
 """Small files that are read before their rows are packed together; it bounds the memory."""
@@ -172,9 +174,11 @@ def read_folder(storage: Storage, folder: str, columns: Sequence[str] | None = N
         columns = list(dict.fromkeys([*columns, *needed]))
     snapshot = _look(_Reading(storage, folder, part_of(schema, columns)))
     table = pa.concat_tables([part_of(schema, columns).empty_table(), *snapshot.tables()])
+    unreadable = snapshot.unreadable()
+    del snapshot  # each table once in memory
     if identity:
         table = _in_order(table, identity)
-    return Found(table, snapshot.unreadable())
+    return Found(table, unreadable)
 
 
 def distinct(table: pa.Table, identity: Sequence[str]) -> np.ndarray:
@@ -190,10 +194,10 @@ def distinct(table: pa.Table, identity: Sequence[str]) -> np.ndarray:
 def _in_order(table: pa.Table, identity: Sequence[str]) -> pa.Table:
     """The rows that count, in the order of their identities, null first."""
     kept = distinct(table, identity)
-    keys = [(name, "ascending") for name in identity]
-    names = table.select(list(identity)).take(pa.array(kept))
-    order = pc.sort_indices(names, sort_keys=keys, null_placement="at_start").to_numpy()
-    return table.combine_chunks().take(pa.array(kept[order]))
+    names = table.select(list(identity)).take(pa.array(kept)).to_pandas()
+    names.columns = range(len(identity))
+    order = names.sort_values([*names.columns], na_position="first").index.to_numpy()
+    return table.take(pa.array(kept[order]))
 
 
 @dataclass
@@ -307,10 +311,15 @@ def read_files(
         return problem or decode(storage.address(f"{folder}/{name}"), data, schema)
 
     listed = list(names)
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(readers_of(storage)) as pool:
         tables = list(pool.map(read, listed))
     pairs = zip(listed, tables, strict=True)
     return {name: table for name, table in pairs if table is not None}
+
+
+def readers_of(storage: Storage) -> int:
+    """The number of threads that read from a storage."""
+    return READERS if storage.local_path is None else LOCAL_READERS
 
 
 def read_small_file(storage: Storage, folder: str, name: str) -> pa.Table | None:

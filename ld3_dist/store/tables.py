@@ -97,9 +97,13 @@ def read_table(storage: Storage, folder: str, columns: Sequence[str] | None = No
             _say_once(f"{storage.address(name)}: {reason}; every segment is read without it")
         else:
             _say_once(f"{storage.address(name)}: left out, cannot be read ({reason})")
-    table = found.table if columns is None else found.table.select(list(columns))
-    frame = _with_own_metrics(table.to_pandas(types_mapper=_NULLABLE.get))
-    frame.attrs["unreadable"] = list(found.unreadable)
+    unreadable, table = list(found.unreadable), found.table
+    del found  # `self_destruct` frees each column once it is converted
+    if columns is not None:
+        table = table.select(list(columns))
+    frame = table.to_pandas(types_mapper=_NULLABLE.get, self_destruct=True, split_blocks=True)
+    frame = _with_own_metrics(frame)
+    frame.attrs["unreadable"] = unreadable
     return frame
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pandas as pd
 
 from .asked import EVERYTHING, read_asked
-from .storage import Storage
+from .columns import LEARNING
+from .opening import Place, open_places
 from .tables import read_table
 
 METRICS = (
@@ -89,25 +88,28 @@ def tidied(frame: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for name in measured:
         values = pd.to_numeric(frame[name], errors="coerce").astype("float64")
-        part = frame.loc[values.notna().to_numpy(bool), names]
+        there = values.notna().to_numpy(bool)
+        if not there.any():
+            continue
+        part = frame.loc[there, names]
         part = part.assign(metric=name, value=values)
         for end in ("low", "high"):
             bound = f"{name}_{end}"
             part[end] = frame.get(bound, np.nan)
         parts.append(part)
+    if not parts:
+        return frame.loc[[], names].assign(metric="", value=np.nan, low=np.nan, high=np.nan)
     return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
 
 
 def _is_setting(frame: pd.DataFrame, name: str) -> bool:
-    from .columns import LEARNING
-
     known = name in LEARNING or name in ("radius", "teacher_solver", "teacher_nfe", "teacher_start")
     if not known and not name.startswith(("learn.", "settings.")):
         return False
     return frame[name].astype("string").nunique() > 1
 
 
-def load_curves(*places: str | os.PathLike[str] | Storage, all: bool = False) -> pd.DataFrame:
+def load_curves(*places: Place, all: bool = False) -> pd.DataFrame:
     """The losses of every learned schedule, epoch by epoch: one row per schedule and epoch.
 
     Columns: source, key, cell, solver, nfe, start, gamma, trial, seed, epoch (0 is the start, which
@@ -127,8 +129,6 @@ def load_curves(*places: str | os.PathLike[str] | Storage, all: bool = False) ->
     ...     print(error)
     /...runs/quickstart: no such folder; give the output folder of a sweep
     """
-    from .results import open_places
-
     parts = []
     for storage in open_places(places):
         needed = [*CURVES[1:], "train_curve", "valid_curve"]
@@ -168,9 +168,7 @@ def _counted(lengths: np.ndarray) -> np.ndarray:
     return np.arange(lengths.sum()) - starts
 
 
-def load_samples(
-    *places: str | os.PathLike[str] | Storage, cell: str | None = None, all: bool = False
-) -> pd.DataFrame:
+def load_samples(*places: Place, cell: str | None = None, all: bool = False) -> pd.DataFrame:
     """The distance to the teacher of every fresh sample: one row per schedule and sample.
 
     Columns: source, key, evaluation, repeat (the set of samples), index (of the sample: rows with
@@ -191,8 +189,6 @@ def load_samples(
     ...     print(error)
     /...runs/quickstart: no such folder; give the output folder of a sweep
     """
-    from .results import open_places
-
     parts = []
     for storage in open_places(places):
         table = read_table(storage, "losses")

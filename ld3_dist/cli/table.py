@@ -1,0 +1,71 @@
+"""`ld3-dist table`: a score of many schedules as a table for a paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..core.errors import InputError
+from .console import say
+
+
+def table(
+    folders: Annotated[
+        list[str], typer.Argument(help="Output folders (or URLs) of sweeps; read together.")
+    ],
+    form: Annotated[str, typer.Option("--format", help="latex, csv or markdown.")] = "markdown",
+    rows: Annotated[
+        str, typer.Option(help="Column that names the rows; `method` sets grids beside learned.")
+    ] = "solver",
+    columns: Annotated[str, typer.Option(help="Columns that name the columns, e.g. nfe.")] = "nfe",
+    value: Annotated[str, typer.Option(help="The score, e.g. fid, eval_loss, gain.")] = "fid",
+    which: Annotated[
+        str,
+        typer.Option(help="best (schedules of their cells), learned (all of them) or all."),
+    ] = "best",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; stdout if not given.")
+    ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(help="Also draw the critical differences of the ranks (.png, .pdf, .svg)."),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also rows that the current experiment asks not for.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+) -> None:
+    """Print a score as a table: best in bold, interval or spread beside it, and mean ranks."""
+    from ..report.crosstab import chosen, crosstab, differences, write_table
+    from ..store.outputs import check_output, write_output
+    from ..store.results import load_results
+
+    heads = [name.strip() for name in columns.split(",") if name.strip()]
+    if not heads:
+        raise InputError("--columns is empty; name a column of the results, e.g. nfe")
+    if out is not None:
+        check_output(out, "file", force, option="--out")
+    if figure is not None:
+        _check_figure(figure, force)
+    results = load_results(*folders, all=everything)
+    text = write_table(crosstab(results, rows, heads, value, which), form)
+    if figure is not None:
+        from ..report.figures.differences import draw_differences
+
+        found = differences(chosen(results, rows, heads, value, which), rows, value)
+        say(f"Figure: {draw_differences(found, figure, f'{value} by {rows}')}")
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        say(f"Written: {write_output(out, text)}")
+
+
+def _check_figure(figure: Path, force: bool) -> None:
+    from ..report.figures.differences import FORMATS
+    from ..store.outputs import check_output
+
+    if figure.suffix not in FORMATS:
+        raise InputError(f"--figure {figure}: end its name with {', '.join(FORMATS)}")
+    check_output(figure, "file", force, option="--figure")

@@ -1,0 +1,149 @@
+"""Tables for papers, and the critical differences of their ranks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lineage_folders import baseline, learned, tailed, write_folder
+from scipy.stats import rankdata
+from synthetic_sweep import write_sweep
+from typer.testing import CliRunner
+
+import ld3_dist as ld3
+from ld3_dist import InputError
+from ld3_dist.cli.app import app
+from ld3_dist.report.crosstab import crosstab, differences, write_table
+from ld3_dist.report.figures.differences import cliques, draw_differences
+
+SOLVERS = ("ddim", "dpmpp-3", "unipc-3")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("out")
+    return write_sweep(folder, solvers=SOLVERS, nfes=(4, 5, 6))
+
+
+def test_entries_are_means_of_the_best_schedules(out: Path) -> None:
+    frame = ld3.load_results(out)
+    table = crosstab(frame, value="fid")
+    best = frame[frame["best"]].set_index(["solver", "nfe"])["fid"]
+    assert table.row_names == list(SOLVERS)
+    assert table.column_names == [(4,), (5,), (6,)]
+    for solver in SOLVERS:
+        for nfe in (4, 5, 6):
+            entry = table.entries[solver, (nfe,)]
+            assert entry.mean == pytest.approx(float(best[solver, nfe]))
+            column = [float(best[other, nfe]) for other in SOLVERS]
+            assert entry.best == (float(best[solver, nfe]) == min(column))
+    scores = [[float(best[s, n]) for s in SOLVERS] for n in (4, 5, 6)]
+    ranks = np.mean([rankdata(row) for row in scores], axis=0)
+    assert table.ranks == pytest.approx(ranks)
+
+
+def test_several_results_have_their_spread_and_more_may_be_better(out: Path) -> None:
+    frame = ld3.load_results(out)
+    table = crosstab(frame, "gamma", ["nfe"], "gain", "learned")
+    ok = frame[(frame["kind"] == "learned") & (frame["status"] == "ok")]
+    part = ok[(ok["gamma"] == 0.001) & (ok["nfe"] == 5)]["gain"]
+    entry = table.entries[0.001, (5,)]
+    assert (entry.mean, entry.spread) == pytest.approx((part.mean(), part.std()))
+    assert entry.count == len(part)
+    means = {g: table.entries[g, (5,)].mean for g in table.row_names}
+    assert table.entries[max(means, key=means.get), (5,)].best  # type: ignore[arg-type]
+
+
+def test_grids_stand_beside_learned_schedules(out: Path) -> None:
+    table = crosstab(ld3.load_results(out), "method", ["solver", "nfe"], "valid_loss")
+    assert table.row_names == ["karras", "learned", "log_snr", "uniform"]
+    assert table.ranks[1] == 1.0
+    assert len(table.column_names) == 9
+
+
+def test_formats(tmp_path: Path) -> None:
+    rows = [learned("a", "1", 0, 1.0, solver="x_1&"), learned("b", "2", 0, 2.0, solver="y")]
+    rows[1] |= {"cell": "m/c/y/4"}
+    rows += [baseline("g", 4.0)]
+    frame = ld3.load_results(write_folder(tmp_path, rows, {"a": tailed(0), "b": tailed(1, 2.0)}))
+    frame["valid_loss_low"], frame["valid_loss_high"] = 0.5, 3.0
+    table = crosstab(frame, "solver", ["nfe"], "valid_loss")
+    latex = write_table(table, "latex")
+    assert r"\toprule" in latex
+    assert r"x\_1\& & \textbf{1.00} [0.500, 3.00] & 1.00 \\" in latex
+    assert latex.count(r"\textbf") == 1
+    markdown = write_table(table, "markdown")
+    assert "| x_1& | **1.00** [0.500, 3.00] | 1.00 |" in markdown
+    listed = list(csv.DictReader(io.StringIO(write_table(table, "csv"))))
+    assert [float(row["mean"]) for row in listed] == [1.0, 2.0]
+    assert [row["best"] for row in listed] == ["True", "False"]
+    assert listed[0]["nfe"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rows": "slover"}, "column in --rows: 'slover': did you mean 'solver'"),
+        ({"columns": ["nef"]}, "column in --columns: 'nef': did you mean 'nfe'"),
+        ({"value": "fdi"}, "value of --value: 'fdi': did you mean 'fid'"),
+        ({"which": "bset"}, "value of --which: 'bset': did you mean 'best'"),
+        ({"value": "kid_std"}, "unknown value of --value"),
+        ({"value": "inception_score"}, "--value inception_score: was not measured"),
+        ({"rows": "knots"}, "unknown column in --rows"),
+    ],
+)
+def test_unknown_names_are_refused(out: Path, arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        crosstab(ld3.load_results(out), **arguments)
+
+
+def test_ranks_across_cells(out: Path) -> None:
+    frame = crosstab_frame(out)
+    found = differences(frame, "method", "valid_loss")
+    assert found.blocks == 9
+    scores = frame.pivot_table(index="cell", columns="method", values="valid_loss")
+    ranks = np.mean([rankdata(row) for row in scores.to_numpy()], axis=0)
+    assert found.ranks == pytest.approx(ranks)
+    assert found.critical == pytest.approx(2.569 * math.sqrt(4 * 5 / (6 * 9)), rel=1e-3)
+
+
+def crosstab_frame(out: Path):  # type: ignore[no-untyped-def]
+    from ld3_dist.report.crosstab import chosen
+
+    return chosen(ld3.load_results(out), "method", ["nfe"], "valid_loss", "best")
+
+
+def test_bars_join_ranks_that_do_not_differ() -> None:
+    assert cliques([1.0, 1.5, 3.0, 3.4], 1.0) == [(1.0, 1.5), (3.0, 3.4)]
+    assert cliques([1.0, 2.0, 3.0], 1.0) == [(1.0, 2.0), (2.0, 3.0)]
+    assert cliques([1.0, 2.0, 3.0], 0.5) == []
+    assert cliques([3.0, 1.0, 2.0], 5.0) == [(1.0, 3.0)]
+
+
+def test_the_figure_is_the_same_every_time(out: Path, tmp_path: Path) -> None:
+    found = differences(crosstab_frame(out), "method", "valid_loss")
+    files = [draw_differences(found, tmp_path / f"{i}.png", "loss") for i in (0, 1)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_command(out: Path, tmp_path: Path) -> None:
+    call = CliRunner().invoke
+    shown = call(app, ["table", str(out), "--format", "latex"])
+    assert shown.exit_code == 0
+    assert shown.output.startswith(r"\begin{tabular}{lrrrr}")
+    figure, target = tmp_path / "cd.pdf", tmp_path / "t.md"
+    wanted = ["--rows", "method", "--value", "valid_loss", "--figure", str(figure)]
+    assert call(app, ["table", str(out), "--out", str(target), *wanted]).exit_code == 0
+    assert "**" in target.read_text()
+    assert figure.read_bytes().startswith(b"%PDF")
+    again = call(app, ["table", str(out), "--out", str(target)])
+    assert isinstance(again.exception, InputError)
+    assert "exists already" in str(again.exception)
+    bad = call(app, ["table", str(out), "--figure", str(tmp_path / "x.doc")])
+    assert "end its name with" in str(bad.exception)
+    one = call(app, ["table", str(out), "--rows", "model", "--figure", str(tmp_path / "y.png")])
+    assert "ranks need two model or more" in str(one.exception)

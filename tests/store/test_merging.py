@@ -1,0 +1,143 @@
+"""Several output folders merged into one: nothing lost, nothing twice, killed anywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from lineage_folders import SETTINGS, baseline, learned, tailed, write_folder
+from mortal_storage import Died, mortal
+
+import ld3_dist as ld3
+from ld3_dist import InputError
+from ld3_dist.store import lock as locks
+from ld3_dist.store.folding import Segments
+from ld3_dist.store.merging import merge
+from ld3_dist.store.opening import open_storage
+from ld3_dist.store.pairs import Manifest, load_pairs, write_shard
+from ld3_dist.store.segments import problems
+from ld3_dist.store.storage import Storage
+from ld3_dist.store.tables import read_records
+
+META = {"teacher": "t"}
+
+
+def pairs(folder: Path, *ranges: tuple[int, int]) -> None:
+    storage = open_storage(folder / "pairs" / "t")
+    made = []
+    for start, stop in ranges:
+        noise = torch.arange(start, stop, dtype=torch.float32).reshape(-1, 1)
+        made.append(write_shard(storage, start, stop, {"noise": noise, "target": -noise}, META))
+    Manifest(META, tuple(made)).save(storage)
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[Storage]:
+    shared = [baseline("b1", 2.0), learned("a", "1", 0, 1.0)]
+    one = write_folder(tmp_path / "one", [*shared, learned("c", "2", 0, 0.5)], {"c": tailed(1)})
+    other = SETTINGS | {"name": "second"}
+    rows = [*shared, learned("d", "3", 1, 0.25, nfe=6), baseline("b2", 1.0, 6)]
+    two = write_folder(tmp_path / "two", rows, {"a": tailed(0)}, other, fingerprint="e2")
+    for folder in ("rows", "evaluations", "losses"):
+        Segments(open_storage(two), folder).fold(1)
+    (one / "schedules").mkdir()
+    (one / "schedules" / "c.json").write_text("{}")
+    (two / "schedules").mkdir()
+    (two / "schedules" / "d.json").write_text("{}")
+    pairs(one, (0, 4), (4, 6))
+    pairs(two, (0, 4), (4, 8))
+    return [open_storage(one), open_storage(two)]
+
+
+def results(*places: object) -> pd.DataFrame:
+    return ld3.load_results(*places).drop(columns="source").set_index("key")  # type: ignore[arg-type]
+
+
+def whole(target: Storage, sources: list[Storage]) -> None:
+    pd.testing.assert_frame_equal(
+        results(target).sort_index(axis=1), results(*sources).sort_index(axis=1), check_dtype=False
+    )
+    plain = pd.read_parquet(Path(str(target.local_path), "rows"))
+    assert sorted(plain["key"]) == ["a", "b1", "b2", "c", "d"]
+    mine, theirs = ld3.load_samples(target), ld3.load_samples(*sources)
+    order = ["key", "index"]
+    np.testing.assert_array_equal(
+        mine.sort_values(order)["loss"], theirs.sort_values(order)["loss"]
+    )
+    assert target.list("schedules") == ["schedules/c.json", "schedules/d.json"]
+    assert load_pairs(target.child("pairs/t"), 0, 8)["noise"].flatten().tolist() == [*range(8)]
+    assert not [*problems(target, "rows")]
+    assert read_records(target, "rows", "c")[0]["valid_loss"] == 0.5  # type: ignore[index]
+
+
+def test_nothing_is_lost_and_nothing_twice(sources: list[Storage], tmp_path: Path) -> None:
+    target = open_storage(tmp_path / "all")
+    lines = list(merge(sources, target))
+    whole(target, sources)
+    assert any(line.startswith("rows: 3 from") for line in lines)
+    current = json.loads(target.read_bytes("experiment.json"))["current"]
+    body = json.loads(target.read_bytes(f"experiments/{current}.json"))
+    assert body["merged"] == ["e1", "e2"]
+    assert body["name"] == "first + second"
+    assert body["asked"]["trials"] == ["1", "2", "3"]
+    assert set(target.list("experiments")) >= {
+        "experiments/e1.json",
+        "experiments/e2.json",
+    }
+    assert not target.exists("_merge.json")
+
+
+def test_a_merge_killed_anywhere_goes_on(sources: list[Storage], tmp_path: Path) -> None:
+    counted = mortal(open_storage(tmp_path / "counted"), 10_000)
+    list(merge(sources, counted))
+    steps = int(10_000 - counted.life.left)  # type: ignore[attr-defined]
+    assert steps > 25
+    for at in range(2, steps, 3):
+        target = open_storage(tmp_path / f"all{at}")
+        with pytest.raises(Died):
+            list(merge(sources, mortal(target, at)))
+        target.remove(locks.LOCK)  # of the process that died
+        list(merge(sources, target))
+        whole(target, sources)
+
+
+def test_shards_of_one_experiment_stay_that_experiment(tmp_path: Path) -> None:
+    parts = []
+    for i in range(3):
+        parts.append(
+            open_storage(write_folder(tmp_path / str(i), [learned(f"{i}", f"t{i}", i, 1)]))
+        )
+    target = open_storage(tmp_path / "all")
+    list(merge(parts, target))
+    assert json.loads(target.read_bytes("experiment.json")) == {"format": 3, "current": "e1"}
+    assert len(ld3.load_results(target)) == 3
+
+
+def test_what_cannot_be_merged_is_refused(sources: list[Storage], tmp_path: Path) -> None:
+    def refused(message: str, folders: list[Storage], target: Path) -> None:
+        before = sorted(str(p) for p in tmp_path.rglob("*"))
+        with pytest.raises(InputError, match=message):
+            list(merge(folders, open_storage(target)))
+        assert sorted(str(p) for p in tmp_path.rglob("*")) == before
+
+    new = tmp_path / "new"
+    older = tmp_path / "older"
+    older.mkdir()
+    (older / "experiment.json").write_text(json.dumps({"format": 2, "fingerprint": "x"}))
+    refused("different formats.*has 3.*has 2", [sources[0], open_storage(older)], new)
+    refused("folders of format 2 cannot be merged", [open_storage(older)], new)
+    refused("is one of the folders to merge", sources, tmp_path / "one")
+    refused("exists already and holds files", sources[:1], tmp_path / "two")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "_merge.json").write_text(json.dumps({"sources": ["elsewhere"]}))
+    refused("a merge of other folders was begun there", sources, tmp_path / "begun")
+    (older / "experiment.json").unlink()
+    refused("is missing or damaged", [open_storage(older)], new)
+    name = sources[1].list("rows")[0]
+    Path(str(sources[1].local_path), name).write_bytes(b"cut")
+    with pytest.raises(InputError, match=f"{name}: has 3 bytes"):
+        list(merge(sources, open_storage(new)))
