@@ -17,7 +17,7 @@ makes again what `remedy` says.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..core.errors import InputError
 from ..core.text import file_name
 from ..core.user_code import label
 from ..experiment.plan import digest
+from ..experiment.sections import BestPer
 from ..store.columns import IDENTITY
 from ..store.lineage import CLAIM, FOLDER, current, lineage_name, read_claim, read_lineage
 from ..store.pairs import BadShard, Manifest, read_shard
@@ -34,6 +35,7 @@ from ..store.segments import is_segment, problems
 from ..store.storage import Storage
 from ..store.tables import SUFFIX, read_records, read_table
 from .schedules import complaint, schedule_name
+from .scored import grids_of, learned_of
 
 Rows = list[dict[str, Any]]
 
@@ -182,33 +184,36 @@ def _evaluations(storage: Storage, rows: Rows, experiment: dict[str, Any]) -> It
     settings = experiment.get("settings", {})
     if not there and not storage.list("evaluations"):
         return
-    distance = settings.get("distance")
-    for row in evaluated_rows(rows, distance and label(distance)):
+    for row in evaluated_rows(rows, settings):
         if row["key"] not in there:
             yield Finding(f"evaluations/{file_name(row['key'])}{SUFFIX}", "is missing", AGAIN)
-    for teacher in sorted(_teachers(rows)):
+    for teacher in sorted(_teachers(row for row in rows if _own_teacher(row, settings))):
         name = f"teacher:{teacher}"
         if name not in there:
             yield Finding(f"evaluations/{file_name(name)}{SUFFIX}", "is missing", AGAIN)
 
 
-def evaluated_rows(rows: Rows, distance: str | None) -> Rows:
-    """Rows that a sweep evaluates: hand-made grids, and the members of each cell's best trial.
-
-    Args:
-        distance: the experiment's own, which the grids are compared in; any if not known.
-    """
-    ok = [row for row in rows if row["status"] == "ok"]
-    best = {(row["cell"], row["trial"]) for row in ok if row["best"]}
-    return [
-        row
-        for row in ok
-        if (row["kind"] == "baseline" and distance in (None, row["distance"]))
-        or (row["kind"] == "learned" and (row["cell"], row["trial"]) in best)
-    ]
+def evaluated_rows(rows: Rows, settings: Mapping[str, Any]) -> Rows:
+    """Rows that a sweep with these settings evaluates."""
+    evaluate = settings.get("evaluate", {})
+    wanted = evaluate.get("rows") or ("all" if settings.get("ablate") else "best")
+    if isinstance(wanted, dict):
+        wanted = BestPer(**wanted)
+    distance = settings.get("distance")
+    own = [row for row in rows if _own_teacher(row, settings)]
+    return [*grids_of(own, distance and label(distance), None), *learned_of(rows, wanted)]
 
 
-def _teachers(rows: Rows) -> set[str]:
+def _own_teacher(row: dict[str, Any], settings: Mapping[str, Any]) -> bool:
+    """True for a row with the experiment's own teacher, which everything is evaluated with."""
+    teacher = settings.get("teacher", {})
+    return all(
+        row.get(f"teacher_{name}") in (None, label(value) if isinstance(value, str) else value)
+        for name, value in teacher.items()
+    )
+
+
+def _teachers(rows: Iterable[dict[str, Any]]) -> set[str]:
     return {row["teacher"] for row in rows if isinstance(row["teacher"], str)}
 
 
