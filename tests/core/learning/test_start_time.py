@@ -80,7 +80,9 @@ def test_a_gaussian_s_path_from_its_own_start_is_the_path_from_t_max() -> None:
         return x * (v / (v + t.view(-1, 1) ** 2))  # the posterior mean on the EDM schedule
 
     D.noise, D.shape = noise, (1,)  # type: ignore[attr-defined]
-    grids = LearnableGrid(noise, solver, discretize(noise, 400, "log_snr")[None], 400, start_time=True)
+    grids = LearnableGrid(
+        noise, solver, discretize(noise, 400, "log_snr")[None], 400, start_time=True
+    )
     with torch.no_grad():
         grids.logits[:, 0] += 2.0
         grids.variance.fill_(torch.logit(torch.tensor(v)).item())
