@@ -135,7 +135,7 @@ def test_a_figure_that_is_not_known_is_refused_before_anything_is_written(
 
 def test_the_settings_of_the_experiment_choose_the_figures(sweep: Path) -> None:
     chosen = ["convergence", "python:gone.py:work", place(sweep, "work")]
-    settings = {"name": "chosen", "settings": {"report": {"figures": chosen}}}
+    settings = {"name": "chosen", "fingerprint": "f", "settings": {"report": {"figures": chosen}}}
     open_storage(sweep).write_bytes("experiment.json", json.dumps(settings).encode())
     paths = write_report(sweep)
     names = [Path(name).name for name in paths.figures]
@@ -151,7 +151,8 @@ def test_without_a_choice_all_figures_are_drawn(sweep: Path, settings: dict) -> 
 
 
 def test_registered_figures_are_drawn_last_in_their_order(registered: str) -> None:
-    built_in = ("distance", "frechet", "grids", "gamma", "convergence", "samples")
+    first = ("distance", "frechet", "ablation", "importance", "grids", "gamma", "convergence")
+    built_in = (*first, "cost", "samples")
     assert figures.names()[: len(built_in)] == built_in
     assert figures.names()[-1] == registered
     with pytest.raises(InputError, match="registered twice"):

@@ -42,6 +42,7 @@ TINY: dict[str, Any] = {
 }
 
 PASSING = (
+    "source",
     "seconds",
     "device_seconds",
     "peak_memory",
