@@ -12,7 +12,14 @@ from edm_pickles import format_modules  # noqa: F401  a fixture
 from one_ray import local_ray  # noqa: F401  a fixture
 
 TESTS = Path(__file__).parent
-WITHOUT_RAY = {"test_searcher", "test_faults", "test_cluster_files", "test_output_folder"}
+WITHOUT_RAY = {
+    "test_batches",
+    "test_cluster_files",
+    "test_faults",
+    "test_output_folder",
+    "test_parts",
+    "test_searcher",
+}
 """Files of the cluster's folder whose tests start no Ray."""
 
 CHEAP = {"one_thread", "folders"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -23,7 +23,12 @@ from .compare import compare
 from .console import console, say, warn
 from .learn import learn
 from .merge import merge
+from .status import say_unfinished, status
 from .table import table
+
+if TYPE_CHECKING:
+    from ..cluster.sweep import Sweep
+    from ..store.part import Part
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,13 +61,30 @@ Address = Annotated[
 
 
 @app.command()
-def sweep(experiment: ExperimentFile, output: Output = None, address: Address = None) -> None:
+def sweep(
+    experiment: ExperimentFile,
+    output: Output = None,
+    address: Address = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Do part I of N of the teaching and the search, on this machine: for arrays of "
+            "jobs without a Ray cluster. The last part to end evaluates and reports.",
+        ),
+    ] = None,
+) -> None:
     """Run a whole experiment: teach, search, evaluate, report.
 
     Every stage does only what is not there yet: interrupt it however you like and run the same
     command again. Exits with 1 if something failed (it is in the failures table), 2 if the
     experiment cannot be run as written."""
-    _stages(experiment, output, address, ("teach", "search", "evaluate"))
+    from .shards import sweep_part
+
+    if shard is not None:
+        sweep_part(experiment, output, address, shard, _stages)
+    else:
+        _stages(experiment, output, address, ("teach", "search", "evaluate"))
 
 
 @app.command()
@@ -78,8 +100,16 @@ def evaluate(experiment: ExperimentFile, output: Output = None, address: Address
 
 
 def _stages(
-    experiment: Path, output: str | None, address: str | None, stages: tuple[str, ...]
-) -> None:
+    experiment: Path,
+    output: str | None,
+    address: str | None,
+    stages: tuple[str, ...],
+    part: Part | None = None,
+) -> Sweep:
+    """Run stages of a sweep and show them; with a part, the teaching and search of the part alone.
+
+    Exits with 1 if something failed.
+    """
     from ..cluster.sweep import Sweep
     from ..experiment import load_experiment
     from ..experiment.reading import blamed_on
@@ -92,7 +122,7 @@ def _stages(
     with blamed_on(str(experiment), "report.figures"):
         check_figures(settings.report.figures)
     place = output or f"runs/{settings.name}"
-    run = Sweep(settings, open_storage(place), address, stages, str(experiment))
+    run = Sweep(settings, open_storage(place), address, stages, str(experiment), part)
     again = " ".join(["ld3-dist", *sys.argv[1:]])
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -103,7 +133,8 @@ def _stages(
     except RuntimeError as error:
         warn("Stopped", f"{error}\nGo on with:\n  {again}", "red")
         raise typer.Exit(1) from None
-    lost = _finish(place) if "evaluate" in stages or "search" in stages else []
+    whole = part is None and ("evaluate" in stages or "search" in stages)
+    lost = _finish(place) if whole else []
     if run.failures:
         warn(
             f"{run.failures} tasks failed",
@@ -115,16 +146,19 @@ def _stages(
             f"{len(damaged)} files cannot be read",
             f"{', '.join(damaged[:5])} in {place}; `ld3-dist check {place}` says more",
         )
-    if run.failures or lost or damaged:
+    if part is None and (run.failures or lost or damaged):
         raise typer.Exit(1)
+    return run
 
 
 def _finish(place: str) -> list[str]:
     from ..report import write_report
     from .display import print_summary
+    from .exports import print_exports
 
     lost = print_summary(place, console)
     paths = write_report(place)
+    print_exports(place)
     say(f"Report: {paths.html}")
     return lost
 
@@ -152,6 +186,7 @@ def report(
     if output and "://" not in output:
         check_output(output, "folder", force, option="--output")
     print_summary(results, console)
+    say_unfinished(results)
     paths = write_report(results, output) if output else write_report(results)
     say(f"Report: {paths.html}")
 
@@ -214,6 +249,7 @@ app.command("check")(check)
 app.command("compare")(compare)
 app.command("merge")(merge)
 app.command("table")(table)
+app.command("status")(status)
 
 
 @app.command()

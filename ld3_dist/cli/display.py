@@ -25,6 +25,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from .pace import Pace, duration
+
 if TYPE_CHECKING:
     from ..cluster.events import Event
     from ..experiment import Plan
@@ -40,11 +42,13 @@ MOST_IMPORTANT = 1
 """Columns of the summary up to this rank are shown on the narrowest terminal."""
 
 
-def describe(event: Event) -> str:
-    """The state of a stage in words."""
-    parts = [f"{event.running} running"] if event.running else []
+def describe(event: Event, left: float | None = None) -> str:
+    """The state of a stage in words; `left` is the time that it still takes, in seconds."""
+    inside = f" ({event.inside / event.running:.0%} through)" if event.running else ""
+    parts = [f"{event.running} running{inside if event.inside else ''}"] if event.running else []
     parts += [f"{event.failed} failed"] if event.failed else []
     parts += [f"best gain {event.gain:.1f}x"] if event.gain else []
+    parts += [f"about {duration(left)} left"] if left else []
     return ", ".join(parts)
 
 
@@ -72,6 +76,7 @@ def _bars(events: Iterable[Event], console: Console) -> None:
         TimeElapsedColumn(),
         TextColumn("[dim]{task.fields[state]}"),
     )
+    pace = Pace()
     with Progress(*columns, console=console) as progress:
         bars = {}
         for event in events:
@@ -80,10 +85,11 @@ def _bars(events: Iterable[Event], console: Console) -> None:
                     STAGES[event.stage], total=event.total, state=""
                 )
             finished = event.done + event.failed >= event.total
-            state = describe(event)
+            state = describe(event, pace.left(event))
             if event.gain is None and not finished:
                 state = state or "starting workers" if event.done == 0 else state
-            progress.update(bars[event.stage], completed=event.done, total=event.total, state=state)
+            work = event.done + event.inside
+            progress.update(bars[event.stage], completed=work, total=event.total, state=state)
             if event.message:
                 progress.console.print(
                     message_of(event),
@@ -95,12 +101,15 @@ def _bars(events: Iterable[Event], console: Console) -> None:
 
 def _lines(events: Iterable[Event], console: Console) -> None:
     last: dict[str, float] = {}
+    pace = Pace()
     for event in events:
+        left = pace.left(event)
         finished = event.done + event.failed >= event.total
         if event.message or finished or time.monotonic() - last.get(event.stage, 0.0) > EVERY:
             last[event.stage] = time.monotonic()
             tail = f"  {message_of(event)}" if event.message else ""
-            state = f" ({describe(event)})" if describe(event) else ""
+            words = describe(event, left)
+            state = f" ({words})" if words else ""
             console.print(
                 f"{STAGES[event.stage]}: {event.done}/{event.total}{state}{tail}",
                 highlight=False,

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 class Event:
     """The state of a stage (teach, baselines, search, evaluate, score), and a line to show.
 
-    The counts are of the stage's tasks; `gain` is the largest so far over a hand-made grid."""
+    The counts are of the stage's tasks; `gain` is the largest so far over a hand-made grid.
+    `inside` is what the running tasks have done of themselves, in tasks: 1.5 of three that are half
+    done."""
 
     stage: str
     done: int
@@ -18,3 +20,4 @@ class Event:
     failed: int = 0
     gain: float | None = None
     message: str = ""
+    inside: float = 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ def failures_of(storage: Storage, key: str) -> list[str]:
     """Names of the failure records of a trial, oldest first."""
     names = [Path(name).stem for name in storage.list("failures") if f"search-{key}-" in name]
     return sorted(names, key=lambda name: int(name.rsplit("-", 1)[1], 16))
+
+
+def attempts_so_far(storage: Storage) -> Counter[str]:
+    """The number of failed attempts of every trial, by its key."""
+    names = (Path(name).stem for name in storage.list("failures"))
+    found = (name.removeprefix("search-") for name in names if name.startswith("search-"))
+    return Counter(name.rsplit("-", 2)[0] for name in found)
 
 
 def last_failure(storage: Storage, key: str) -> str:

@@ -172,10 +172,14 @@ def write(
 
 
 @contextlib.contextmanager
-def timed(stage: str, item: str | None, **facts: Any) -> Iterator[dict[str, Any]]:
+def timed(
+    stage: str, item: str | None, later: bool = False, **facts: Any
+) -> Iterator[dict[str, Any]]:
     """Log the start and the end of a piece of work, or its error.
 
-    The block may add facts to the last line. What else is logged meanwhile belongs to this work."""
+    The block may add facts to the last line. What else is logged meanwhile belongs to this work.
+    later: the end may wait for the next write; without it, a process that is killed after its work
+    leaves the line."""
     clock, found = time.perf_counter(), dict[str, Any]()
     write("start", stage, item, **facts)
     before = _work.set((stage, item))
@@ -189,7 +193,7 @@ def timed(stage: str, item: str | None, **facts: Any) -> Iterator[dict[str, Any]
     finally:
         with contextlib.suppress(ValueError):  # a generator may be closed in another context
             _work.reset(before)
-    write("end", stage, item, at_once=True, seconds=_since(clock), **facts, **found)
+    write("end", stage, item, at_once=not later, seconds=_since(clock), **facts, **found)
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,10 @@ class Lineage:
         """Write the file if there is anything new, now and then unless `at_once`."""
         if not self.new or (time.monotonic() < self.next and not at_once):
             return
+        with self.storage.exclusive():  # other drivers may do other parts of the same experiment
+            self._write()
+
+    def _write(self) -> None:
         found = read_lineage(self.storage, self.plan.fingerprint) or {}
         asked = found.get("asked", {})
         clock = time.monotonic()
@@ -213,11 +217,13 @@ def _labels(found: dict[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def scratch(storage: Storage) -> Iterator[str]:
+def scratch(storage: Storage, alone: bool = True) -> Iterator[str]:
     """A folder of this machine for Tune, gone afterwards; what killed drivers left is removed
     first.
+
+    alone: no other driver works in the output folder, whose own scratch is then used.
     """
-    if storage.local_path:
+    if storage.local_path and alone:
         folder = Path(storage.local_path, ".ray")
         shutil.rmtree(folder, ignore_errors=True)  # we hold the lock: nobody else's
     else:

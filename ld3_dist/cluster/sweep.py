@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -20,14 +20,16 @@ from ray.tune import TuneError
 from ..experiment.plan import Plan
 from ..experiment.sections import ModelSettings
 from ..experiment.settings import Experiment
+from ..schedule.provenance import now
 from ..store.credentials import masked
 from ..store.folding import folding
 from ..store.lock import Lock, acquire, refuse_if_held
+from ..store.part import Part
 from ..store.storage import Storage
 from ..tasks.checkpoints import remove_finished
 from ..tasks.index import RowIndex
 from ..tasks.planning import make_plan
-from . import logs
+from . import logs, parts
 from .evaluate_stage import Evaluation
 from .events import Event
 from .failures import record_failure
@@ -50,6 +52,7 @@ class Sweep:
     """One run of an experiment into an output folder.
 
     source: the file of the experiment, for messages.
+    part: the part of the teaching and the search to do; everything if None.
     """
 
     experiment: Experiment
@@ -57,11 +60,13 @@ class Sweep:
     address: str | None = None
     stages: tuple[str, ...] = ("teach", "search", "evaluate")
     source: str = ""
+    part: Part | None = None
     failures: int = 0
     watch: HeadWatch | None = None
     lock: Lock | None = None
     log: logs.SweepHandler | None = None
     lineage: Lineage | None = None
+    since: str = field(default_factory=now)
 
     def run(self) -> Iterator[Event]:
         """Do what is missing.
@@ -71,14 +76,14 @@ class Sweep:
         what is finished by then is kept."""
         try:
             with contextlib.suppress(OSError):  # what cannot be read is refused below, in words
-                refuse_if_held(self.storage)
+                refuse_if_held(self.storage, part=self.part)
             plan = make_plan(self.experiment, self.source)
             check_trackers(self.experiment)
             check_claim(self.storage)
             plan = with_names_of(self.storage, plan)
             self.experiment = plan.experiment
             self.storage.check_writable()
-            with acquire(self.storage) as self.lock:
+            with acquire(self.storage, part=self.part) as self.lock:
                 connect(self.address)
                 yield from self._on_the_cluster(plan)
         except (RayError, TuneError, OSError) as error:
@@ -95,20 +100,35 @@ class Sweep:
                 check_nodes(self.storage)
             sizes = sizes_of(self.experiment)
             self.lineage = claim(self.storage, plan)
+            if self.part is not None:
+                parts.begin(self.storage, plan.fingerprint, self.part)
             self.storage.sweep_temporary()
             remove_finished(self.storage)
             with (
                 logs.driver_log(self.storage) as self.log,
                 logs.timed("sweep", self.experiment.name, **self._about(plan, sizes)),
-                scratch(self.storage) as folder,
-                folding(self.storage),
+                scratch(self.storage, alone=self.part is None) as folder,
+                folding(self.storage) if self.part is None else contextlib.nullcontext(),
             ):
                 try:
-                    yield from self._with_warnings(self._stages(plan, sizes, folder), self.log)
+                    stages = self._noted(self._stages(plan, sizes, folder))
+                    yield from self._with_warnings(stages, self.log)
                 finally:
                     self._disconnect()
+            if self.part is not None:
+                parts.end(self.storage, plan.fingerprint, self.part, self.failures)
         finally:
             self._disconnect()  # no worker outlives the lock
+
+    def _noted(self, events: Iterator[Event]) -> Iterator[Event]:
+        """The events, each of which the lock's next heartbeat tells to those who watch."""
+        for event in events:
+            if self.lock is not None:
+                state = {"done": event.done, "total": event.total, "running": event.running}
+                state |= {"failed": event.failed, "inside": round(event.inside, 3)}
+                stages = self.lock.note.get("stages", {}) | {event.stage: state}
+                self.lock.note = {"since": self.since, "stages": stages}
+            yield event
 
     def _with_warnings(self, events: Iterator[Event], log: logs.SweepHandler) -> Iterator[Event]:
         """The events, and after each the warnings logged meanwhile, each text once."""
@@ -163,7 +183,7 @@ class Sweep:
         rows = RowIndex(plan, self.storage)
         run = SearchRun(
             plan, self.storage, ready, folder, sizes.trial, sizes.trials, self._warn,
-            rows, self.lineage,
+            rows, self.lineage, self.part,
         )  # fmt: skip
         try:
             with self._pool(sizes) as pool:
@@ -175,7 +195,13 @@ class Sweep:
                         run.start()
 
                 prepare = Preparation(
-                    plan, self.storage, pool, self._note, on_ready, rows if searching else None
+                    plan,
+                    self.storage,
+                    pool,
+                    self._note,
+                    on_ready,
+                    rows if searching else None,
+                    self.part,
                 )
                 with logs.timed("teach", None):
                     for event in prepare.run():
@@ -213,6 +239,7 @@ class Sweep:
             self._check,
             self._warn,
             self._room,
+            {key: value for key, value in sizes.actor.items() if key not in ("cpu", "gpu")},
         )
 
     def _work(
@@ -316,7 +343,8 @@ class Sweep:
             self.lineage.write(at_once=True)
         if run.error is not None:
             raise run.error
-        if self.lineage is not None and not run.searcher.hopeless:
+        whole = self.part is None and not run.searcher.hopeless
+        if self.lineage is not None and whole:
             self.lineage.finish()
         self.failures += run.failed
         found = run.searcher.found

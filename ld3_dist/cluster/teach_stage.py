@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator
 from ..core.errors import InputError
 from ..experiment.plan import Plan
 from ..experiment.sections import ModelSettings
+from ..schedule.ranges import Range
 from ..schedule.teaching import Teacher
+from ..store.part import Part
 from ..store.storage import Storage
 from ..tasks.baselines import missing_baselines, run_baselines
 from ..tasks.index import RowIndex
-from ..tasks.teach import make_shard, seal, survey
+from ..tasks.teach import make_shard, make_shard_if_missing, seal, survey
 from .events import Event
 from .ray.pool import Done, Failed, Pool, Task, Waiting
 
@@ -32,6 +34,9 @@ class Preparation:
         note: records a failed attempt and says it in a line.
         on_ready: called with a model whose teacher pairs are complete.
         rows: the rows that are there; None if baselines are not wanted.
+        part: the part of the work to do; all if None. A trial needs all pairs of its teacher, so
+            that a part makes its own shards first, and then those that the others have not made
+            yet, from the last on: it meets them halfway, and waits for nobody.
     """
 
     def __init__(
@@ -42,7 +47,9 @@ class Preparation:
         note: Note,
         on_ready: Callable[[ModelSettings], None],
         rows: RowIndex | None,
+        part: Part | None = None,
     ) -> None:
+        self.part = part
         self.plan, self.storage, self.pool, self.note = plan, storage, pool, note
         self.on_ready, self.rows = on_ready, rows
         self.open: dict[str, set[str]] = {}  # shards still to make, by model
@@ -91,10 +98,19 @@ class Preparation:
             self.total["teach"] += len(good) + len(missing)
             for reason in bad:
                 yield self._event("teach", f"{reason}; made again")
-            tasks += [self._task(model, number, teacher, a, b) for a, b in missing]
+            own, others = self._divided(number, missing)
+            tasks += [self._task(model, number, teacher, a, b) for a, b in own + others]
         self.open[model.label] = {task.item for task in tasks}
         self.model_of |= dict.fromkeys(self.open[model.label], model)
         self.pool.add(tasks)
+
+    def _divided(self, number: int, missing: list[Range]) -> tuple[list[Range], list[Range]]:
+        """The shards of this part, and those of the others."""
+        part, size = self.part, self.plan.experiment.resources.shard
+        if part is None:
+            return missing, []
+        own = [span for span in missing if part.has(span[0] // size + number)]
+        return own, [span for span in reversed(missing) if span not in own]
 
     def _task(
         self, model: ModelSettings, number: int, teacher: Teacher, start: int, stop: int
@@ -104,7 +120,8 @@ class Preparation:
             f"{model.label}-teacher{number}-{start}-{stop}"
         )  # fmt: skip
         arguments = (self.plan, model, self.storage, start, stop, None, teacher)
-        return Task("teach", name, make_shard, arguments)
+        make = make_shard if self.part is None else make_shard_if_missing
+        return Task("teach", name, make, arguments)
 
     def _count(self, model: ModelSettings, outcome: Done | Failed) -> Iterator[Event]:
         items = self.open[model.label]
@@ -125,7 +142,9 @@ class Preparation:
         shards = sum(one["shards"] for one in sealed)
         yield self._event("teach", f"{model.label}: {shards} shards of teacher pairs complete")
         if self.rows is not None:
-            cells = [cell for cell in self.plan.cells if cell.model.label == model.label]
+            every, part = enumerate(self.plan.cells), self.part
+            mine = [cell for i, cell in every if part is None or part.has(i)]
+            cells = [cell for cell in mine if cell.model.label == model.label]
             found = [missing_baselines(self.plan, cell, self.rows) for cell in cells]
             missing = [one for one in found if one is not None]
             self.pool.add(

@@ -147,6 +147,15 @@ def unit_channels(f: Tensor) -> Tensor:
     return f / (f.square().sum(1, keepdim=True) + EPS).sqrt()
 
 
+def enlarged(x: Tensor, side: int) -> Tensor:
+    """Images [B, C, H, W] whose smallest side has at least `side` pixels: x itself, or enlarged."""
+    smallest = min(x.shape[-2:])
+    if smallest >= side:
+        return x
+    size = [round(length * side / smallest) for length in x.shape[-2:]]
+    return nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
 def _layer_gap(a: Tensor, b: Tensor) -> Tensor:
     gap = (a - b).square()
     return gap.mean(1) if a.ndim == 2 else gap.sum(1).flatten(1).mean(1)

@@ -5,10 +5,14 @@
     feature:EXTRACTOR       on the features of any other extractor, by its name
     lpips-alex, lpips-vgg, lpips-squeeze
                             LPIPS; `lpips` alone is lpips-vgg
+    st-lpips-alex, st-lpips-vgg
+                            shift-tolerant LPIPS, whose networks can be installed (extra `features`)
+    efficientnet-lite0      on the features of that classifier of photographs (extra `features`);
+                            the same as feature:efficientnet-lite0
     python:FILE.py:NAME     your own
 
-The formulas are in `comparison` and `lpips`. Your own distance is a function (a, b) -> [B], or a
-factory that returns a Distance. It can also be registered:
+The formulas are in `comparison`, `lpips` and `st_lpips`. Your own distance is a function (a, b) ->
+[B], or a factory that returns a Distance. It can also be registered:
 
     @distances.register("huber")
     def huber(a, b):
@@ -32,6 +36,7 @@ from .errors import InputError
 from .features import Extractor
 from .lpips import LPIPS, MIN_SIDE
 from .registry import Registry
+from .st_lpips import WIDTHS, ShiftTolerantLPIPS
 from .user_code import PREFIX
 
 
@@ -42,6 +47,7 @@ class DistanceEntry:
     make: returns the distance, given the options of `make_distance` that `options` names.
     space: "any" for samples of any shape, latents included; "image" for decoded images alone.
     extractor: True for a distance on features, of the extractor that follows its name.
+    own_extractor: the one extractor whose features it compares; "" where any may follow its name.
     min_side: smallest side of an image that it can take without `upsample`.
     trunk: name of the network in TRUNK_FILES whose weights it reads, if any.
     """
@@ -50,6 +56,7 @@ class DistanceEntry:
     options: tuple[str, ...] = ()
     space: Literal["any", "image"] = "any"
     extractor: bool = False
+    own_extractor: str = ""
     min_side: int = 1
     trunk: str | None = None
 
@@ -75,6 +82,20 @@ for _net, _side in MIN_SIDE.items():
         ),
     )
 distances.register("lpips", distances.get("lpips-vgg"))
+for _net in WIDTHS:
+    distances.register(
+        f"st-lpips-{_net}", DistanceEntry(partial(ShiftTolerantLPIPS, _net), space="image")
+    )
+distances.register(
+    "efficientnet-lite0",
+    DistanceEntry(
+        FeatureDistance,
+        ("extractor",),
+        "image",
+        extractor=True,
+        own_extractor="efficientnet-lite0",
+    ),
+)
 
 
 def distance_entry(name: str) -> DistanceEntry:
@@ -86,7 +107,7 @@ def distance_entry(name: str) -> DistanceEntry:
     found = distances.get(base)
     if not isinstance(found, DistanceEntry):
         found = DistanceEntry(partial(_of_user, base, found))
-    if argument and not found.extractor:
+    if argument and (found.own_extractor or not found.extractor):
         raise InputError(f"distance {name!r}: nothing follows {base}; write {base!r}")
     return found
 
@@ -96,7 +117,8 @@ def extractor_of_distance(name: str) -> str | None:
 
     `feature` alone means `feature:auto`, the extractor that the model brings.
     """
-    return (_split(name)[1] or "auto") if distance_entry(name).extractor else None
+    entry = distance_entry(name)
+    return (entry.own_extractor or _split(name)[1] or "auto") if entry.extractor else None
 
 
 def make_distance(

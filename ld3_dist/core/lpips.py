@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .comparison import Distance, unit_channels
+from .comparison import Distance, enlarged, unit_channels
 from .errors import InputError, unknown
 
 MIN_SIDE = {"alex": 31, "vgg": 16, "squeeze": 17}
@@ -102,8 +102,7 @@ class LPIPS(Distance):
                 f"{self.name} needs images of at least {MIN_SIDE[self.net]} pixels a side, got "
                 f"{tuple(x.shape[-2:])}; set upsample: true to enlarge them, or use l2 or feature"
             )
-        size = [round(length * UPSAMPLED_SIDE / side) for length in x.shape[-2:]]
-        return nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return enlarged(x, UPSAMPLED_SIDE)
 
 
 def default_trunk(net: str) -> Path:

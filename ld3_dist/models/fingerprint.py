@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import re
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -36,6 +37,9 @@ MACHINERY = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 """Attributes of every nn.Module: mode, hooks, and the tables of its tensors and parts."""
 
 COMPILER = ("torch._dynamo", "torch._inductor", "torch._functorch")
+
+SKIPPED = ("_abc_impl",)
+"""What Python itself keeps in a class that derives from an abstract one: no data of its author."""
 
 PATHS = ("_name_or_path", "name_or_path")
 """Entries with the place of weights; the weights enter the hash, not their place."""
@@ -70,6 +74,9 @@ def fingerprint(denoiser: Any, name: str, version: str = "") -> str:
         )
     reader.digest.update(f"version {version}".encode())
     return reader.digest.hexdigest()
+
+
+_OF_A_FILE = re.compile(r"^(ld3_dist_user_.*)_[0-9a-f]{8}$")
 
 
 class _Reader:
@@ -108,7 +115,7 @@ class _Reader:
         elif isinstance(value, set | frozenset):
             self._say(" ".join(sorted(repr(item) for item in value)))
         elif isinstance(value, types.ModuleType | type):
-            self._say(value.__name__)
+            self._say(_without_place(value.__name__))
         elif isinstance(value, PurePath):
             self._say(value.name)
         elif isinstance(value, partial):
@@ -120,7 +127,7 @@ class _Reader:
 
     def _object(self, value: Any, place: str) -> None:
         kind = type(value)
-        self._say(f"{kind.__module__}.{kind.__qualname__}")
+        self._say(f"{_without_place(kind.__module__)}.{kind.__qualname__}")
         if isinstance(value, nn.Module):
             self._module(value, place)
         elif kind.__module__.startswith(COMPILER):
@@ -156,12 +163,13 @@ class _Reader:
                     function = getattr(method, "__func__", getattr(method, "fget", method))
                     if isinstance(function, types.FunctionType):
                         self.read(function, f"{place}.{name}")
-                    elif not name.startswith("__") and not callable(method):
+                    elif not (name.startswith("__") or name in SKIPPED or callable(method)):
                         self.read(method, f"{place}.{name}")
 
     def _function(self, value: Any, place: str) -> None:
         function = getattr(value, "__func__", value)
-        self._say(f"{getattr(function, '__module__', '')}.{function.__qualname__}")
+        module = _without_place(getattr(function, "__module__", "") or "")
+        self._say(f"{module}.{function.__qualname__}")
         if isinstance(value, types.MethodType):
             self.read(value.__self__, place)
         if not isinstance(function, types.FunctionType) or _installed(function):
@@ -199,6 +207,11 @@ class _Reader:
 
     def _say(self, text: str) -> None:
         self.digest.update(text.encode() + b"\0")
+
+
+def _without_place(module: str) -> str:
+    """The name of a module; that of a user's file without the hash of its folder."""
+    return _OF_A_FILE.sub(r"\1", module)
 
 
 def _names(code: types.CodeType) -> set[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.comparison import Distance
 from ..core.grid import Grid
 from ..core.learning.pairs import Pairs
+from ..core.noise import NoiseSchedule
 from ..core.solver import Solver, Tableau
 from ..core.user_code import label
 from ..models import Model
@@ -30,8 +31,8 @@ class Baseline:
     tableau: Tableau
     loss: float | None
 
-    def as_schedule(self, like: Schedule, name: str) -> Schedule:
-        """This grid as a schedule of the same cell as a learned one."""
+    def as_schedule(self, like: Schedule, noise: NoiseSchedule, name: str) -> Schedule:
+        """This grid as a schedule of the same cell as a learned one, on the same noise schedule."""
         table = self.tableau
         return replace(
             like,
@@ -39,6 +40,7 @@ class Baseline:
             evals=tuple(table.evals.tolist()),
             state=tuple(table.state.tolist()),
             outputs=tuple(map(tuple, table.outputs.tolist())),
+            prior_scale=noise.prior_scale,
             coefficients=False,
             procedure=None,
             losses={"valid_loss": self.loss},

@@ -199,7 +199,10 @@ class Schedule:
 
     @property
     def tableau(self) -> Tableau:
-        """The table as float64 tensors, ready for `core.sample.sample`."""
+        """The table as float64 tensors, for x_T = prior_scale * unit noise of this schedule.
+
+        `table_for` gives the one for a model's own x_T, which `core.sample.sample` takes.
+        """
         import torch
 
         from ..core.solver import Tableau
@@ -210,9 +213,18 @@ class Schedule:
         return Tableau(evals, state, outputs)
 
     def table_for(self, model: Model) -> Tableau:
-        """The table, for a model; InputError for a model of another noise schedule."""
-        check_same_noise(self, model.denoiser.noise, model.id)
-        return self.tableau
+        """The table in units of a model's own prior_scale, ready for `core.sample.sample`.
+
+        It differs from `tableau` in y_0 = state_0 x_T where a start time was learned: the file's
+        prior_scale is then that of its first knot. Raises InputError for a model of another noise
+        schedule.
+        """
+        from ..core.solver import Tableau
+
+        noise = model.denoiser.noise
+        check_same_noise(self, noise, model.id)
+        table, level = self.tableau, self.prior_scale / noise.prior_scale
+        return Tableau(table.evals, level * table.state, table.outputs, noise)
 
     def sample(self, model: Model, n: int = 16, *, seed: int = 0) -> Tensor:
         """n decoded samples [n, …] of a model, on its device; sample i is the same for every n.

@@ -23,6 +23,7 @@ from ..core.learning.config import LearnConfig
 from ..core.learning.learn import learn as learn_members
 from ..core.learning.pairs import Pairs
 from ..core.learning.procedure import Problem, Progress, make_config, procedures
+from ..core.noise import NoiseSchedule
 from ..core.solver import MOST_NFE, Solver, make_solver
 from ..models import Model
 from .baselines import BASELINES, Baseline, baselines_of
@@ -201,7 +202,7 @@ def learn(
         start_loss=first.valid[best].item(),
         baselines={name: baseline.loss for name, baseline in measured.items()},
     )
-    return _better(made, measured, loss)
+    return _better(made, model.noise, measured, loss)
 
 
 def check_before(
@@ -242,7 +243,9 @@ def reachable(model: Model, config: LearnConfig) -> LearnConfig:
     return replace(config, offset_window=0.0)
 
 
-def _better(learned: Schedule, baselines: dict[str, Baseline], loss: float) -> Schedule:
+def _better(
+    learned: Schedule, noise: NoiseSchedule, baselines: dict[str, Baseline], loss: float
+) -> Schedule:
     """The learned schedule, or the hand-made grid that beats it, with a warning."""
     usable = {name: b for name, b in baselines.items() if b.loss is not None}
     if not usable:
@@ -258,7 +261,7 @@ def _better(learned: Schedule, baselines: dict[str, Baseline], loss: float) -> S
         loss,
         name,
     )
-    return base.as_schedule(learned, name)
+    return base.as_schedule(learned, noise, name)
 
 
 def knots_of(start: Start, model: Model, student: Solver, nfe: int, pairs: Pairs | None) -> Tensor:

@@ -49,10 +49,10 @@ def make_schedule(
     return Schedule(
         knots=tuple(progress.best.knots[member].tolist()),
         evals=tuple(table.evals.tolist()),
-        state=tuple(table.state.tolist()),
+        state=tuple((table.state / table.state[0]).tolist()),
         outputs=tuple(map(tuple, table.outputs.tolist())),
         noise=noise_to_dict(noise),
-        prior_scale=noise.prior_scale,
+        prior_scale=noise.prior_scale * table.state[0].item(),
         solver=absolute(solver),
         order=make_solver(solver).order,
         nfe=nfe,
@@ -83,4 +83,6 @@ def learned_parts(config: LearnConfig) -> tuple[str, ...]:
     """The parts that a procedure learns beside knots: "times" and "corrections" to coefficients."""
     corrections = bool(vars(config).get("coefficients", False))
     times = config.offset_window > 0
-    return (*(["times"] if times else []), *(["corrections"] if corrections else []))
+    start = bool(vars(config).get("start_time", False))
+    named = {"times": times, "corrections": corrections, "start": start}
+    return tuple(part for part, learned in named.items() if learned)

@@ -142,13 +142,13 @@ def same_noise(schedule: Schedule, noise: NoiseSchedule) -> bool:
     """
     ours = noise_to_dict(noise, schedule.knots)
     theirs = dict(schedule.noise)
+    if not fits_start(noise, schedule.knots[0], schedule.prior_scale):
+        return False
     if theirs["name"] in BUILT_IN and ours["name"] in BUILT_IN:
         return theirs == ours
     for key in {*ours, *theirs} - {"name", *LEVELS}:
         if ours.get(key) != theirs.get(key):
             return False
-    if not math.isclose(schedule.prior_scale, noise.prior_scale, rel_tol=TOLERANCE):
-        return False
     try:
         kept = {key: theirs[key] for key in LEVELS}
     except KeyError:
@@ -159,6 +159,19 @@ def same_noise(schedule: Schedule, noise: NoiseSchedule) -> bool:
         for key in LEVELS
         for a, b in zip(kept[key], levels[key], strict=True)
     )
+
+
+def fits_start(noise: NoiseSchedule, t: float, scale: float) -> bool:
+    """True if sampling may start at time t from noise of this standard deviation.
+
+    At t_max it must be the schedule's own prior_scale. At a learned start time it is the standard
+    deviation of noisy data of variance 0 … 1, between sigma and sqrt(alpha^2 + sigma^2).
+    """
+    if math.isclose(t, noise.t_max, rel_tol=1e-9):
+        return math.isclose(scale, noise.prior_scale, rel_tol=TOLERANCE)
+    at = torch.tensor(t, dtype=torch.float64)
+    alpha, sigma = float(noise.alpha(at)), float(noise.sigma(at))
+    return sigma * (1 - TOLERANCE) <= scale <= math.hypot(alpha, sigma) * (1 + TOLERANCE)
 
 
 def check_same_noise(schedule: Schedule, noise: NoiseSchedule, model: str) -> None:

@@ -142,7 +142,8 @@ def schedule_knots(schedule: Schedule, model: Model, steps: int, name: str) -> T
     noise = model.denoiser.noise
     try:
         check_same_noise(schedule, noise, model.id)
-        return resample(noise, torch.tensor(schedule.knots, dtype=torch.float64), steps)
+        knots = resample(noise, torch.tensor(schedule.knots, dtype=torch.float64), steps)
+        return torch.cat([knots.new_tensor([noise.t_max]), knots[1:]])  # a start begins there
     except InputError as error:
         raise InputError(f"{name}: {error}; or a hand-made grid") from error
 

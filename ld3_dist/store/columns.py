@@ -152,7 +152,17 @@ ROWS = _schema(
         _field("network_evals", pa.int64(), "work spent: samples times network evaluations"),
         _field("train_curve", _FLOATS, "training loss of every epoch"),
         _field("valid_curve", _FLOATS, "hard held-out loss of every epoch"),
-        _field("seconds", pa.float64(), "wall time of the trial"),
+        _field("seconds", pa.float64(), "wall time of the trial, shared by its members"),
+        _field(
+            "device_seconds",
+            pa.float64(),
+            "seconds times the GPUs that the task held, or its CPUs where there is no GPU",
+        ),
+        _field(
+            "peak_memory",
+            pa.int64(),
+            "bytes: most allocated on the GPU during the task, else most resident of its process",
+        ),
         _field("started", pa.string(), "start of the trial, UTC, ISO 8601"),
         *_WHERE,
         _field("attempts", pa.int32(), "attempts it took"),

@@ -11,6 +11,11 @@ On a local or shared folder, checking and taking are one step (an advisory lock 
 both). An object store has no such step: the lock is written and read back after a moment, and of
 two drivers started in the same instant the one that wrote last wins.
 
+A driver that does part i of n of a sweep holds lock-i-of-n.json instead. Different parts of the
+same n go side by side; a whole sweep is alone, and so is each part.
+
+Beside its heartbeat a driver writes what it is doing (`Lock.note`), for those who watch the folder.
+
 A driver can lose its lock all the same, for instance while its process is stopped for longer than
 `stale_after`. `Lock.check` then raises LockLost, and the driver must stop writing."""
 
@@ -18,17 +23,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 import time
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ..core.errors import InputError
+from .part import Part
 from .process import Process, this_process
 from .storage import Storage
 
 LOCK = "lock.json"
+_PART = re.compile(r"lock-(\d+)-of-(\d+)\.json")
 HEARTBEAT = 15.0
 STALE_AFTER = 300.0
 SETTLE = 1.0
@@ -54,6 +62,9 @@ class Lock:
     storage: Storage
     owner: Process
     heartbeat: float
+    name: str = LOCK
+    note: dict[str, Any] = field(default_factory=dict)
+    """What the driver is doing; written with the next heartbeat."""
     usurper: Process | None = None
     """The driver that was found in our place."""
     _looked: float = field(default_factory=time.monotonic, repr=False)
@@ -80,9 +91,9 @@ class Lock:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        found = read_lock(self.storage)
+        found = read_lock(self.storage, self.name)
         if found is not None and found[0] == self.owner:
-            self.storage.remove(LOCK)
+            self.storage.remove(self.name)
 
     def __enter__(self) -> Self:
         return self
@@ -104,63 +115,123 @@ class Lock:
         self._looked = time.monotonic()
         # a full disk or a lost connection may pass; the next beat tries again
         with contextlib.suppress(OSError):
-            found = read_lock(self.storage)
+            found = read_lock(self.storage, self.name)
             if found is not None and found[0] != self.owner:
                 self.usurper = found[0]
             else:
-                _write(self.storage, self.owner)
+                _write(self.storage, self.owner, self.name, self.note)
+
+
+def lock_name(part: Part | None) -> str:
+    """The file of the lock of a part, or of a whole sweep."""
+    return LOCK if part is None else f"lock-{part.index}-of-{part.count}.json"
 
 
 def acquire(
-    storage: Storage, heartbeat: float = HEARTBEAT, stale_after: float = STALE_AFTER
+    storage: Storage,
+    heartbeat: float = HEARTBEAT,
+    stale_after: float = STALE_AFTER,
+    part: Part | None = None,
 ) -> Lock:
-    """Take the folder for this process and keep the lock fresh from a thread.
+    """Take the folder, or a part of its work, and keep the lock fresh from a thread.
 
     Raises LockHeld, naming host and pid, while another driver has it.
     """
-    me = this_process()
+    me, name = this_process(), lock_name(part)
     with storage.exclusive():
-        refuse_if_held(storage, stale_after)
-        _write(storage, me)
+        refuse_if_held(storage, stale_after, part)
+        _write(storage, me, name)
     if storage.local_path is None:
         time.sleep(SETTLE)
-        found = read_lock(storage)
+        found = read_lock(storage, name)
         if found is not None and found[0] != me:
-            raise _held(storage, *found, stale_after)
-    lock = Lock(storage, me, heartbeat)
+            raise _held(storage, *found, stale_after, name)
+    lock = Lock(storage, me, heartbeat, name)
     lock._thread = threading.Thread(target=lock._beat, name="lock heartbeat", daemon=True)
     lock._thread.start()
     return lock
 
 
-def read_lock(storage: Storage) -> tuple[Process, float] | None:
+def read_lock(storage: Storage, name: str = LOCK) -> tuple[Process, float] | None:
     """The holder and the time of its last heartbeat, or None if there is no lock (or none that can
     be read).
     """
+    found = _read(storage, name)
+    return found and (found.process, found.beat)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A lock as it stands in the folder.
+
+    beat: time of its last heartbeat.
+    part: the part of the sweep that its driver does; None for all of it.
+    note: what the driver was doing at its last heartbeat.
+    """
+
+    process: Process
+    beat: float
+    part: Part | None
+    note: dict[str, Any]
+
+
+def holders(storage: Storage, stale_after: float = STALE_AFTER) -> list[Holder]:
+    """Return the locks of drivers that may be alive, as far as this machine can tell."""
+    found = (_read(storage, name) for name in _names(storage))
+    return [
+        one
+        for one in found
+        if one is not None
+        and not _is_stale(storage, one.process, one.beat, stale_after, lock_name(one.part))
+    ]
+
+
+def _names(storage: Storage) -> list[str]:
+    return [name for name in storage.list() if name == LOCK or _PART.fullmatch(name)]
+
+
+def _read(storage: Storage, name: str) -> Holder | None:
+    found = _PART.fullmatch(name)
     try:
-        body = json.loads(storage.read_bytes(LOCK))
-        holder = Process(
+        part = Part(int(found[1]), int(found[2])) if found else None
+        body = json.loads(storage.read_bytes(name))
+        process = Process(
             str(body["host"]), int(body["pid"]), str(body["start"]), str(body.get("address", ""))
         )
-        return holder, float(body["heartbeat"])
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        note = body.get("note")
+        beat = float(body["heartbeat"])
+        return Holder(process, beat, part, note if isinstance(note, dict) else {})
+    except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
         return None
 
 
-def refuse_if_held(storage: Storage, stale_after: float = STALE_AFTER) -> None:
-    """Raise LockHeld if a driver that may be alive holds the folder; write nothing."""
-    found = read_lock(storage)
-    if found is not None and not _is_stale(storage, *found, stale_after):
-        raise _held(storage, *found, stale_after)
+def refuse_if_held(
+    storage: Storage, stale_after: float = STALE_AFTER, part: Part | None = None
+) -> None:
+    """Raise LockHeld if a driver that may be alive holds the folder; write nothing.
+
+    A part is held by the same part, by a whole sweep, and by parts of another division.
+    """
+    if part is None:
+        names = _names(storage)
+    else:
+        ours = rf"lock-(?!{part.index}-)\d+-of-{part.count}\.json"
+        names = [name for name in _names(storage) if not re.fullmatch(ours, name)]
+    for name in names:
+        found = read_lock(storage, name)
+        if found is not None and not _is_stale(storage, *found, stale_after, name):
+            raise _held(storage, *found, stale_after, name)
 
 
-def _is_stale(storage: Storage, holder: Process, beat: float, stale_after: float) -> bool:
+def _is_stale(
+    storage: Storage, holder: Process, beat: float, stale_after: float, name: str
+) -> bool:
     if holder.alive is None:
-        return _silence(storage, beat) > stale_after
+        return _silence(storage, beat, name) > stale_after
     return not holder.alive
 
 
-def _silence(storage: Storage, beat: float) -> float:
+def _silence(storage: Storage, beat: float, name: str) -> float:
     """Seconds since the holder's last sign of life.
 
     A heartbeat in the future was made by a clock that is ahead of ours. The storage's own clock
@@ -169,27 +240,34 @@ def _silence(storage: Storage, beat: float) -> float:
     if silence >= 0:
         return silence
     try:
-        age = storage.age(LOCK)
+        age = storage.age(name)
     except FileNotFoundError:  # released a moment ago
         age = None
     return float("inf") if age is None else max(age, 0.0)
 
 
-def _held(storage: Storage, holder: Process, beat: float, stale_after: float) -> LockHeld:
-    silence = _silence(storage, beat)
+def _held(
+    storage: Storage, holder: Process, beat: float, stale_after: float, name: str
+) -> LockHeld:
+    silence = _silence(storage, beat, name)
     known = (
         ""
         if holder.here
         else f"; if that machine is gone, try again in {max(0.0, stale_after - silence):.0f} s"
     )
+    found = _PART.fullmatch(name)
+    what = f", which does shard {found[1]}/{found[2]} of a sweep," if found else ""
     return LockHeld(
-        f"{storage.url} is in use by process {holder.pid} on {holder.place} (last sign of life "
-        f"{silence:.0f} s ago). Wait until it is done, stop it, or give another output folder"
+        f"{storage.url} is in use by process {holder.pid} on {holder.place}{what} "
+        f"(last sign of life {silence:.0f} s ago). Wait until it is done, stop it, or give another "
+        f"output folder"
         f"{known}",
         holder,
     )
 
 
-def _write(storage: Storage, owner: Process) -> None:
-    body = asdict(owner) | {"heartbeat": time.time()}
-    storage.write_bytes(LOCK, (json.dumps(body, indent=2) + "\n").encode())
+def _write(
+    storage: Storage, owner: Process, name: str = LOCK, note: dict[str, Any] | None = None
+) -> None:
+    body = asdict(owner) | {"heartbeat": time.time()} | ({"note": note} if note else {})
+    storage.write_bytes(name, (json.dumps(body, indent=2, default=str) + "\n").encode())

@@ -25,6 +25,7 @@ from ..schedule.sampling import in_loss_space, make_samples
 from ..schedule.teaching import Teacher
 from ..store.storage import Storage
 from ..store.tables import SUFFIX, read_records, read_table, write_table
+from .cost import Meter
 from .opened import distance_of, keep, kept, model_of, pairs_of
 from .rows import judge, row_of
 
@@ -65,7 +66,7 @@ def run_baselines(
         task: the grids to measure; all of them if not given.
     """
     started, clock = now(), time.perf_counter()
-    e = plan.experiment
+    e, meter = plan.experiment, Meter(plan.experiment.resources, "actor", device)
     task = task or BaselineTask(cell, tuple(plan.baselines(cell)))
     model = in_loss_space(model_of(cell.model, device), e.loss_space)
     solver = make_solver(cell.solver)
@@ -95,7 +96,8 @@ def run_baselines(
         }
         rows.append(judge(row))
     seconds = (time.perf_counter() - clock) / len(rows)
-    write_table(storage, "rows", task.file, [row | {"seconds": seconds} for row in rows])
+    cost = {"seconds": seconds, **meter.columns(seconds)}
+    write_table(storage, "rows", task.file, [row | cost for row in rows])
 
 
 def cell_baselines(storage: Storage, plan: Plan, cell: Cell) -> list[dict[str, Any]]:

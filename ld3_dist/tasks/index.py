@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from ..experiment.plan import Plan, TrialSpec
 from ..store.storage import Storage
 from ..store.tables import read_records, read_table
@@ -51,6 +53,11 @@ class RowIndex:
         for row in read_records(self.storage, "rows", task) or ():
             self.new[row["key"]] = (row["status"], row["valid_loss"])
 
+    def learned(self, spec: TrialSpec, outcome: Outcome) -> None:
+        """Take in the members of a task as the worker that wrote their rows tells of them."""
+        for key, loss in zip(spec.keys, outcome.valid, strict=True):
+            self.new[key] = ("ok", loss) if math.isfinite(loss) else ("diverged", None)
+
     def outcome(self, spec: TrialSpec, task: str | None = None) -> Outcome | TrialSpec:
         """The outcome of a trial, or the trial with the members that are still to be learned.
 
@@ -90,13 +97,11 @@ class RowIndex:
         return loss if status == "ok" and loss is not None else math.inf
 
     def row(self, key: str) -> Row:
-        """A row that was there at the start, without missing values of pandas' own."""
-        found = self.frame.loc[self.places[key]].to_dict()
-        return {name: _plain(value) for name, value in found.items()}
+        """A row that was there at the start, as plain values; None for what is missing."""
+        found = self.frame.loc[self.places[key]].astype(object)
+        return {str(k): _plain(value) for k, value in found.where(found.notna(), None).items()}
 
 
 def _plain(value: Any) -> Any:
-    """A value of a frame as the table has it: None for what is missing."""
-    if isinstance(value, str | bytes) or hasattr(value, "__len__"):
-        return value
-    return None if value is None or value != value or str(value) == "<NA>" else value
+    """A value of a frame without numpy's types."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

@@ -71,6 +71,23 @@ def make_shard(
     return write_shard(folder, start, stop, tensors, plan.teacher_meta(settings, teacher))
 
 
+def make_shard_if_missing(
+    plan: Plan,
+    settings: ModelSettings,
+    storage: Storage,
+    start: int,
+    stop: int,
+    device: str | None = None,
+    teacher: Teacher | None = None,
+) -> None:
+    """Do what `make_shard` does, unless another driver has done it meanwhile."""
+    folder = pairs_folder(plan, settings, storage, teacher)
+    try:
+        read_shard(folder, shard_name(start, stop), plan.teacher_meta(settings, teacher))
+    except (BadShard, FileNotFoundError):
+        make_shard(plan, settings, storage, start, stop, device, teacher)
+
+
 def pairs_folder(
     plan: Plan, settings: ModelSettings, storage: Storage, teacher: Teacher | None = None
 ) -> Storage:

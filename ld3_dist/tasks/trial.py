@@ -25,6 +25,7 @@ from ..schedule.sampling import in_loss_space
 from ..store.storage import Storage
 from ..store.tables import write_table
 from .checkpoints import Checkpoints, Course, Note
+from .cost import Meter
 from .opened import distance_of, model_of, pairs_of
 from .rows import judge, row_of, settings_columns, trial_rows
 from .rungs import Rungs, log_loss
@@ -65,6 +66,7 @@ def run_trial(
     """
     checkpoints = Checkpoints(storage, spec, plan.experiment.resources.checkpoint_seconds, note)
     rungs, message = Rungs(plan, spec, storage), None
+    meter = Meter(plan.experiment.resources, "trial", device)
     last: tuple[Progress, Course] | None = None
     for progress, course in course_of(plan, spec, storage, device, checkpoints):
         last = progress, course
@@ -78,6 +80,7 @@ def run_trial(
     assert last is not None
     seconds = checkpoints.elapsed(last[1]) / len(spec.members)
     common = numbers | where(device) | {"message": message, "seconds": seconds}
+    common |= meter.columns(seconds)
     rows = learned_rows(plan, spec, storage, *last, common, device)
     write_table(storage, "rows", spec.task, rows)
     checkpoints.remove()

@@ -51,7 +51,7 @@ def test_at_80_columns_the_learned_frechet_distance_is_there(tmp_path: Path) -> 
     write_sweep(tmp_path, **(TINY | {"models": ("digits-16",)}))
     text = printed(tmp_path, 80)
     heading = " ".join(text.split("─")[0].split())
-    assert "FID" in heading
+    assert "Fréchet" in heading
     assert "fresh" not in heading
     assert "gamma" not in heading
     (wide,) = [line for line in printed(tmp_path, 200).splitlines() if "unipc-3/4" in line]
@@ -62,7 +62,7 @@ def test_at_80_columns_the_learned_frechet_distance_is_there(tmp_path: Path) -> 
 def test_a_pipe_gets_everything(tmp_path: Path) -> None:
     write_sweep(tmp_path, **TINY)
     text = printed(tmp_path, 80, terminal=False)
-    for heading in ("best hand-made", "learned loss", "FID learned", "FID teacher", "γ"):
+    for heading in ("best hand-made", "learned loss", "Fréchet learned", "Fréchet teacher", "γ"):
         assert heading in text
 
 

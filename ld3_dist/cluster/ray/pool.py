@@ -34,7 +34,7 @@ import os
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,6 +175,7 @@ class Pool:
         check: called at least every few seconds while the pool works; ends the work by raising.
         warn: called with each warning that comes with a worker's result.
         room: what the cluster has, in words, for (size of a worker, how many were asked for).
+        custom: what else of the cluster's resources each actor takes.
     """
 
     def __init__(
@@ -182,10 +183,16 @@ class Pool:
         call: Callable[[Task], Call] = plainly, check: Callable[[], None] = lambda: None,
         warn: Callable[[str], None] = lambda text: None,
         room: Callable[[dict[str, float], int], str] = room_in_words,
+        custom: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
         self.call, self.warn, self.room = call, warn, room
         self.count, self.retries, self.deadline, self.check = count, retries, deadline, check
-        self.options = {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+        self.options: dict[str, Any] = {
+            "num_cpus": cpus,
+            "num_gpus": gpus,
+            "scheduling_strategy": "SPREAD",
+        }
+        self.options |= {"resources": dict(custom)} if custom else {}
         self.threads = int(cpus)
         self.slots: list[_Slot] = []
         self.waiting: deque[Task] = deque()
@@ -333,7 +340,7 @@ class Pool:
 
     def _room(self) -> str:
         size = {"CPU": self.options["num_cpus"], "GPU": self.options["num_gpus"]}
-        return self.room(size, len(self.slots))
+        return self.room(size | self.options.get("resources", {}), len(self.slots))
 
     def _replace(
         self, slot: _Slot, reason: str | None, trace: str | None = None

@@ -17,7 +17,7 @@ import json
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ from ...experiment.contents import plain_numbers
 from ...experiment.plan import Cell, Plan, TrialSpec, digest
 from ...experiment.points import Point
 from ...experiment.sections import Range
+from ...store.part import Part
 from ...tasks.trial import Outcome
 
 Look = Callable[[TrialSpec, str | None], Outcome | TrialSpec]
@@ -74,7 +75,7 @@ class Proposal:
     outcome: Outcome | None = None
 
     def config(self) -> dict[str, Any]:
-        """What a worker needs to learn the missing members, as plain values."""
+        """The plain values that a worker needs to learn the missing members."""
         return {
             "cell": self.spec.cell.id,
             "key": self.missing.task,
@@ -87,9 +88,9 @@ class Proposal:
 class CellStudies:
     """The studies of one cell; those that can be asked now are taken in turn."""
 
-    def __init__(self, plan: Plan, cell: Cell) -> None:
+    def __init__(self, plan: Plan, cell: Cell, points: Iterable[Point]) -> None:
         self.plan, self.cell = plan, cell
-        self.fresh: Iterator[Point] = iter(plan.points_of(cell))
+        self.fresh: Iterator[Point] = iter(points)
         self.open: deque[Study] = deque()
         self.out = 0
         """Studies that wait for a trial."""
@@ -100,6 +101,17 @@ class CellStudies:
         if point is not None:
             return Study(self.cell, point)
         return self.open.popleft() if self.open else None
+
+
+def points_by_cell(plan: Plan, part: Part | None) -> list[tuple[Cell, list[Point]]]:
+    """The points of every cell; those of a part of the sweep, if one is given."""
+    made, position = [], 0
+    for cell in plan.cells:
+        points = plan.points_of(cell)
+        places = enumerate(points, position)
+        made.append((cell, [p for i, p in places if part is None or part.has(i)]))
+        position += len(points)
+    return made
 
 
 class Proposals:

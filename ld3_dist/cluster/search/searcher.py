@@ -13,8 +13,9 @@ from typing import Any, cast
 from ray.tune.search import Searcher
 
 from ...experiment.plan import Plan, TrialSpec
+from ...store.part import Part
 from ...tasks.trial import Outcome
-from .proposals import CellStudies, Look, Proposal, Proposals, Study
+from .proposals import CellStudies, Look, Proposal, Proposals, Study, points_by_cell
 
 Mirror = Callable[[Proposal, bool], None]
 
@@ -29,6 +30,8 @@ class CellSearcher(Searcher):
         limit: how many trials may be out at once.
         mirror: told of every finished trial, and whether it finished in this run.
         note: told of every trial that is asked for, whether or not its rows are there.
+        learned: told of members that a worker has learned, so that their rows need not be read.
+        part: the part of all points to search; every point if None.
     """
 
     def __init__(
@@ -39,19 +42,23 @@ class CellSearcher(Searcher):
         limit: int,
         mirror: Mirror | None = None,
         note: Callable[[TrialSpec], None] | None = None,
+        learned: Callable[[TrialSpec, Outcome], None] | None = None,
+        part: Part | None = None,
     ) -> None:
         super().__init__(metric="objective", mode="min")
         self.plan, self.ready, self.limit = plan, ready, limit
         self.mirror = mirror or (lambda proposal, new: None)
         self.note = note or (lambda spec: None)
+        self.learned = learned
         self.proposals = Proposals(plan, look)
-        self.turns = deque(CellStudies(plan, cell) for cell in plan.cells)
+        shares = points_by_cell(plan, part)
+        self.turns = deque(CellStudies(plan, cell, points) for cell, points in shares)
         self.cells = {studies.cell.id: studies for studies in self.turns}
         self.live: dict[str, Proposal] = {}
         self.found = 0  # trials answered from rows
         self.failed: list[Proposal] = []
         self.hopeless: set[str] = set()  # models that will never be ready
-        points = sum(len(plan.points_of(cell)) for cell in plan.cells)
+        points = sum(len(points) for _, points in shares)
         self.total = points * plan.experiment.search.rounds
         """Trials of the whole search."""
 
@@ -110,10 +117,15 @@ class CellSearcher(Searcher):
         objective = (result or {}).get("objective")
         good = not error and objective is not None and math.isfinite(objective)
         objective = float(objective) if good and objective is not None else math.inf
-        self.proposals.answer(proposal, proposal.missing.task)  # the rows are the truth
+        told, task = (result or {}).get("outcome"), proposal.missing.task
+        if told is not None and self.learned is not None:
+            self.learned(proposal.missing, told)
+            self.proposals.answer(proposal)
+        else:
+            self.proposals.answer(proposal, task)  # the rows are the truth
         there = proposal.outcome is not None
         if not there:
-            task, status = proposal.missing.task, "ok" if good else "failed"
+            status = "ok" if good else "failed"
             proposal.outcome = Outcome(task, objective, (), status)
             if not good:
                 self.failed.append(proposal)

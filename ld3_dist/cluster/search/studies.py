@@ -33,24 +33,35 @@ SECONDS = 10.0
 EVERY = 50.0
 
 
-class _Memory(BaseJournalBackend):
-    """The lines of a journal, kept until they are written."""
+class _Lines(BaseJournalBackend):
+    """The lines of a journal, as bytes until they are written.
+
+    Optuna reads back what it appends, and keeps a copy of every trial (17 kB). It gets only the
+    studies and the first trial, without which it cannot add another: nobody asks for the others."""
 
     def __init__(self) -> None:
-        self.logs: list[dict[str, Any]] = []
+        self.lines: list[bytes] = []
+        self.read_back: list[dict[str, Any]] = []
+        self.trials = 0
 
     def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
-        return self.logs[log_number_from:]
+        return self.read_back[log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        self.logs.extend(json.loads(json.dumps(logs)))  # as they would come back from a file
+        for log in logs:
+            line = json.dumps(log, separators=(",", ":"))
+            self.lines.append(line.encode() + b"\n")
+            is_trial = "study_name" not in log
+            if not is_trial or self.trials == 0:
+                self.read_back.append(json.loads(line))  # as it would come back from a file
+            self.trials += is_trial
 
 
 class StudyMirror:
     """Copies of the cells' studies, on their way into the file."""
 
     def __init__(self, storage: Storage) -> None:
-        self.storage, self.memory = storage, _Memory()
+        self.storage, self.memory = storage, _Lines()
         self.journal = JournalStorage(self.memory)
         self.studies: dict[str, optuna.Study] = {}
         self.new = False
@@ -95,8 +106,8 @@ class StudyMirror:
         if not self.new and self.storage.exists(NAME):
             return
         clock = time.monotonic()
-        body = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in self.memory.logs)
+        body = b"".join(self.memory.lines)
         with contextlib.suppress(OSError):
-            self.storage.write_bytes(NAME, body.encode())
+            self.storage.write_bytes(NAME, body)
             self.new = False
         self.next = time.monotonic() + max(SECONDS, EVERY * (time.monotonic() - clock))

@@ -43,6 +43,9 @@ class DescentConfig(LearnConfig):
 
     coefficients: bool = setting(False, "true if the solver's coefficients are learned too")
     lr_coefficients: float = setting(0.03, "learning rate of the corrections to the coefficients")
+    start_time: bool = setting(
+        False, "true if sampling starts at a learned, lower noise level instead of t_max"
+    )
     final_lr: float = setting(0.1, "fraction that the rates decay to")
 
 
@@ -56,11 +59,12 @@ class Descent(Procedure[DescentConfig]):
     def __init__(
         self, problem: Problem, config: DescentConfig, objective: Objective | None = None
     ) -> None:
-        self.learns_coefficients = config.coefficients
+        self.learns_coefficients, self.learns_start = config.coefficients, config.start_time
         super().__init__(problem, config, objective)
         rates = {
             "logits": config.lr,
             "offsets": config.lr_times,
+            "variance": config.lr,
             "corrections": config.lr_coefficients,
         }
         self.learned = [(p, rates[n]) for n, p in self.grids.named_parameters() if p.requires_grad]

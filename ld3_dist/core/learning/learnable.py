@@ -6,6 +6,15 @@ t_min. With one logit per gap and one offset per evaluation,
     u_i      = u_0 + (u_N - u_0) sum_{j<i} gap_j,     gap = floor + (1 - N floor) softmax(logits)
     u(tau_j) = nominal_j + window tanh(offset_j) * (distance to the next knot on that side)
 
+The start time can be learned, too (start_time). The gaps then have one more logit, for a first gap
+from t_max to t_0 that is not integrated. The path starts from the same noise at the level of t_0,
+where v in (0, 1) is learned as well:
+
+    y_0 = state_0 x_T,    state_0 = sqrt(sigma(t_0)^2 + v alpha(t_0)^2) / prior_scale
+
+If the data are Gaussian with variance v, the exact path passes there. Near t_max the network's
+output is the mean of the data, whatever x is, so that an evaluation there is nearly wasted.
+
 For all parameters, knots decrease strictly and network times tau_j stay between their neighbours.
 Any hand-made grid can be the start, exactly: logits = log(gap - floor) and offsets = 0.
 
@@ -21,6 +30,8 @@ and c_i change the sums and have the unit STIFF, b_ij only divides them.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +49,8 @@ If half of the start's smallest gap is less than this, that is the floor instead
 """
 RESOLUTION = 1e-9
 """The smallest gap that a start may have; float64 cannot keep closer knots apart."""
+SKIPPED = 0.05
+"""The fraction of the coordinate's range before t_0, where the start time is learned, at first."""
 STIFF = 0.1
 """The unit of the corrections a and c, which change how much the outputs or x_T count in all."""
 
@@ -45,7 +58,8 @@ STIFF = 0.1
 class LearnableGrid(nn.Module):
     """K schedules of one solver as parameters.
 
-    These are logits [K, N], offsets [K, E] and corrections [K, E, 1 + E].
+    These are logits [K, N], offsets [K, E] and corrections [K, E, 1 + E]. With a learned start time
+    there are N + 1 logits, of which the first belongs to the gap before t_0.
 
     Args:
         knots: start grids, as times [K, N+1], from t_max to t_min.
@@ -54,6 +68,8 @@ class LearnableGrid(nn.Module):
         window: how far a network time may move towards the neighbouring knot, as a fraction in
             [0, 1); with 0 network times are coupled to the knots.
         coefficients: True if corrections to the coefficients are learned as well.
+        start_time: True if the time t_0 of the first knot is learned as well. It begins SKIPPED of
+            the coordinate's range after t_max.
         device: device of the parameters and the grid; it must have float64.
 
     Raises:
@@ -71,6 +87,8 @@ class LearnableGrid(nn.Module):
         window: float = 0.5,
         coefficients: bool = False,
         device: torch.device | str = "cpu",
+        *,
+        start_time: bool = False,
     ) -> None:
         super().__init__()
         if coordinate not in COORDINATES:
@@ -100,7 +118,14 @@ class LearnableGrid(nn.Module):
             )
         gaps = gaps / gaps.sum(-1, keepdim=True)
         floor = (gaps.amin(-1, keepdim=True) / 2).clamp_max(GAP_FLOOR[coordinate])
+        self.start_time = start_time
+        if start_time:
+            gaps = torch.cat([torch.full_like(floor, SKIPPED), (1 - SKIPPED) * gaps], 1)
+            floor = (1 - SKIPPED) * floor
         self.logits = nn.Parameter((gaps - floor).log().to(device))
+        self.variance = nn.Parameter(  # logit of v
+            torch.zeros_like(floor, device=device), requires_grad=start_time
+        )
         self.offsets = nn.Parameter(
             torch.zeros_like(start.evals, device=device), requires_grad=window > 0
         )
@@ -120,10 +145,12 @@ class LearnableGrid(nn.Module):
         floor, low, high = self.limits
         gaps = floor + (1 - self.logits.shape[1] * floor) * torch.softmax(self.logits.double(), -1)
         inner = low + (high - low) * gaps.cumsum(-1)[:, :-1]
-        first, last = (
-            torch.full_like(low, self.noise.t_max),
-            torch.full_like(high, self.noise.t_min),
-        )
+        last = torch.full_like(high, self.noise.t_min)
+        if self.start_time:
+            low, inner = inner[:, :1], inner[:, 1:]
+            first = self._time(low)
+        else:
+            first = torch.full_like(low, self.noise.t_max)
         knots = torch.cat([first, self._time(inner), last], -1)
         nominal = self.solver.nominal(self.noise, knots, self.nfe)
         if not self.offsets.requires_grad:
@@ -149,6 +176,10 @@ class LearnableGrid(nn.Module):
         """The grids and their coefficients, corrections included."""
         grid = self.grid()
         tableau = self.solver.tableau(self.noise, grid)
+        if self.start_time:
+            t, v = grid.knots[:, :1], torch.sigmoid(self.variance.double())
+            level = (self.noise.sigma(t).square() + v * self.noise.alpha(t).square()).sqrt()
+            tableau = replace(tableau, state=level / self.noise.prior_scale * tableau.state)
         if self.corrections.requires_grad:
             tableau = corrected(tableau, self.corrections.double())
         return grid, tableau

@@ -124,6 +124,7 @@ class Procedure(Generic[Settings]):
     starts: ClassVar[tuple[str, ...]] = ("log_snr",)
     Grid: ClassVar[type[LearnableGrid]] = LearnableGrid
     learns_coefficients = False
+    learns_start = False
 
     def __init__(
         self, problem: Problem, config: Settings, objective: Objective | None = None
@@ -143,6 +144,7 @@ class Procedure(Generic[Settings]):
             config.offset_window,
             self.learns_coefficients,
             home,
+            start_time=self.learns_start,
         )
         self.objective = objective or self.make_objective(problem, config)
         # schedules are chosen by the distance that was asked for, whatever the loss of learning is

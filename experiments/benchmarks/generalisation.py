@@ -1,0 +1,278 @@
+"""What makes a schedule good on fresh pairs, at equal total network evaluations.
+
+    python experiments/benchmarks/generalisation.py [--variants …] [--cells unipc-3/4 …]
+        [--model digits] [--workers 1] [--out runs/generalisation]
+
+A variant says how many pairs are taught, how they are used, and how a schedule is chosen. For every
+cell, variant and seed there is one file with the members' tables, the per-sample losses of the
+chosen one on 2,000 fresh pairs, and the evaluations that teaching and learning took; files that are
+there are not made again. The summary gives, relative to the variant `published`, geometric means
+over cells and seeds of the fresh loss's mean, median and interquartile mean, the worst cell, and
+the evaluations that were spent. Teacher UniPC-3 with 20 evaluations on the Karras grid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import time
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ld3_dist.core.distance import make_distance
+from ld3_dist.core.learning.descent import Descent
+from ld3_dist.core.learning.learn import Pairs, Problem, Progress, learn, make_config
+from ld3_dist.core.learning.objective import Objective
+from ld3_dist.core.learning.procedure import procedures
+from ld3_dist.core.solver import Tableau, make_solver
+from ld3_dist.models import Model, open_model
+from ld3_dist.schedule.sampling import make_samples
+from ld3_dist.schedule.starts import start_knots
+from ld3_dist.schedule.teaching import Teacher, teach
+
+SOLVERS, NFES = ("unipc-3", "dpmpp-3", "ipndm-3", "ddim"), (4, 6, 8, 10)
+FRESH, TEACHER_NFE, MOST = 2_000, 20, 800
+L2 = make_distance("l2")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How pairs are used: `train` and `valid` of them, settings of learning, tricks.
+
+    robust: scale of the logarithm that tames a batch's large losses, in units of the batch's
+        geometric mean; 0: none.
+    average: the parameters that are judged are running means over some 1 / average steps; 0: none.
+    every: epochs between two validations.
+    race: epochs after which only the best start of a seed goes on; 0: all do.
+    """
+
+    train: int = 50
+    valid: int = 50
+    starts: tuple[str, ...] = ("log_snr", "optimal-steps")
+    procedure: str = "tricks"
+    settings: dict[str, Any] = field(default_factory=dict)
+    robust: float = 0.0
+    average: float = 0.0
+    every: int = 1
+    race: int = 0
+
+
+PAPER = Variant(starts=("log_snr",), procedure="paper")
+VARIANTS = {
+    "published": PAPER,
+    "default": Variant(),
+    "200 pairs, 10 epochs": Variant(200, 50, settings={"epochs": 10}),
+    "200 pairs, 10 epochs, 200 held out, every 3": Variant(
+        200, 200, settings={"epochs": 10}, every=3
+    ),
+    "200 pairs, 10 epochs, 200 held out, average": Variant(
+        200, 200, settings={"epochs": 10}, every=3, average=0.1
+    ),
+    "200 pairs, 10 epochs, 200 held out, average, robust": Variant(
+        200, 200, settings={"epochs": 10}, every=3, average=0.1, robust=1.0
+    ),
+    "200 pairs, 10 epochs, 200 held out, average, robust 4": Variant(
+        200, 200, settings={"epochs": 10}, every=3, average=0.1, robust=4.0
+    ),
+    "200 pairs, 20 epochs, 200 held out, average, robust 4": Variant(
+        200, 200, settings={"epochs": 20}, every=5, average=0.1, robust=4.0
+    ),
+    "start time": Variant(settings={"start_time": True}),
+    "200 pairs, 10 epochs, 200 held out, average, start time": Variant(
+        200, 200, settings={"epochs": 10, "start_time": True}, every=3, average=0.1
+    ),
+    "200 pairs, 10 epochs, 200 held out, average, robust 4, start time": Variant(
+        200, 200, settings={"epochs": 10, "start_time": True}, every=3, average=0.1, robust=4.0
+    ),
+    "race": Variant(
+        200, 200, settings={"epochs": 10}, every=2, average=0.1, robust=4.0, race=2
+    ),
+    "coefficients": Variant(settings={"coefficients": True}),
+    "coefficients, 200 pairs, 40 epochs": Variant(
+        200, 200, settings={"coefficients": True, "epochs": 40}, every=5, average=0.1
+    ),
+    "coefficients, 200 pairs, 40 epochs, robust 4": Variant(
+        200, 200, settings={"coefficients": True, "epochs": 40}, every=5, average=0.1, robust=4.0
+    ),
+    "coefficients, 200 pairs, 10 epochs, robust 4": Variant(
+        200, 200, settings={"coefficients": True, "epochs": 10}, every=3, average=0.1, robust=4.0
+    ),
+}  # fmt: skip
+
+
+class Tamed(Objective):
+    """The loss c log(1 + l / c), with c in units of the geometric mean of a member's batch."""
+
+    scale = 1.0
+
+    def _forward(self, tableau, x, pairs, features, rows, recompute):
+        loss = super()._forward(tableau, x, pairs, features, rows, recompute)
+        if not torch.is_grad_enabled():
+            return loss
+        c = self.scale * loss.detach().clamp_min(1e-30).log().mean(1, keepdim=True).exp()
+        weight = 1 / (1 + loss.detach() / c)
+        weight = weight / weight.mean(1, keepdim=True)
+        return weight * loss + ((1 - weight) * loss).detach()
+
+
+@procedures.register("tricks")
+class Tricks(Descent):
+    """The default procedure with the tricks of a variant."""
+
+    variant = Variant()
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.mean = {name: p.detach().clone() for name, p in self.grids.named_parameters()}
+        self.steps = 0
+
+    def step(self, batch: Tensor, k: Tensor, rate: float) -> Tensor:
+        loss = super().step(batch, k, rate)
+        self.steps += 1
+        weight = max(self.variant.average, 1 / self.steps)
+        for name, p in self.grids.named_parameters():
+            self.mean[name].lerp_(p.detach(), weight)
+        return loss
+
+    @torch.no_grad()
+    def validate(self, epoch: int) -> Progress:
+        v = self.variant
+        last = epoch == self.config.epochs
+        if epoch and epoch % v.every and not last and epoch != v.race:
+            return self.progress(epoch, self.best["valid"].clone())
+        now = {name: p.detach().clone() for name, p in self.grids.named_parameters()}
+        if v.average:
+            self.grids.load_state_dict(self.mean)
+        progress = super().validate(epoch)
+        if v.average:
+            self.grids.load_state_dict(now)
+        if v.race and epoch == v.race:
+            best: dict[int, int] = {}
+            for k, seed in enumerate(self.problem.seeds):
+                if seed not in best or progress.valid[k] < progress.valid[best[seed]]:
+                    best[seed] = k
+            self.active = [k for k in self.active if k in best.values()]
+        return progress
+
+    @classmethod
+    def make_objective(cls, problem, config):
+        if not cls.variant.robust:
+            return super().make_objective(problem, config)
+        made = Tamed(problem.denoiser, problem.distance, config.checkpointing)
+        made.scale = cls.variant.robust
+        return made
+
+
+@cache
+def ground(model: str) -> tuple[Model, Pairs, Pairs, Pairs]:
+    """A model, pairs to learn from (MOST a seed), to select by, and fresh ones."""
+    torch.set_num_threads(1)
+    opened = open_model(model)
+    spans = ((MOST, MOST * 4), (0, MOST), (10**9, 10**9 + FRESH))
+    train, valid, fresh = (
+        teach(opened, teacher=Teacher(nfe=TEACHER_NFE), indices=range(*s)) for s in spans
+    )
+    return opened, train, valid, fresh
+
+
+def measure(job: tuple[str, str, int, str, int, Path]) -> str:
+    """Learn one cell with one variant and seed, and write what came out."""
+    model, solver, nfe, name, seed, out = job
+    file = out / f"{model}-{solver}-{nfe}-{seed}-{name.replace(' ', '_')}.json"
+    if file.exists():
+        return f"{file.name}: there"
+    opened, train, valid, fresh = ground(model)
+    v, student = VARIANTS[name], make_solver(solver)
+    Tricks.variant = v
+    config = make_config(v.procedure, **v.settings)
+    own = train[MOST * seed : MOST * seed + v.train]
+    knots = torch.stack([start_knots(s, opened, student, nfe, own) for s in v.starts])
+    began = time.process_time()
+    problem = Problem(
+        opened.denoiser, student, knots, own, valid[: v.valid], L2, nfe, [seed] * len(knots)
+    )
+    *_, end = learn(problem, config)
+    best = int(end.best_valid.argmin())
+    table = Tableau(end.tableau.evals[best], end.tableau.state[best], end.tableau.outputs[best])
+    made = make_samples(opened, table, fresh.noise, fresh.condition)
+    held = make_samples(opened, table, valid.noise, valid.condition)
+    found = {
+        "cell": f"{model}/{solver}/{nfe}", "seed": seed, "variant": name, "start": v.starts[best],
+        "valid": float(end.best_valid[best]), "members": end.best_valid.tolist(),
+        "seconds": time.process_time() - began,
+        "evaluations": end.network_evals + TEACHER_NFE * (v.train + v.valid),
+        "fresh": [float(f"{x:.6g}") for x in L2(made, fresh.target).tolist()],
+        "held": [float(f"{x:.6g}") for x in L2(held, valid.target).tolist()],
+    }  # fmt: skip
+    file.write_text(json.dumps(found) + "\n")
+    return f"{file.name}: {found['valid']:.3g}, fresh {np.mean(found['fresh']):.3g}"
+
+
+def iqm(values: np.ndarray) -> float:
+    """The mean of the middle half."""
+    ordered, quarter = np.sort(values), len(values) // 4
+    return float(ordered[quarter : len(values) - quarter].mean())
+
+
+def summary(out: Path, base: str = "published") -> str:
+    """A line per variant, relative to `base`."""
+    rows = [json.loads(file.read_text()) for file in sorted(out.glob("*.json"))]
+    lines = [f"relative to {base}: mean, worst | median, worst | iqm | fresh/held | evaluations"]
+    stats = {"mean": np.mean, "median": np.median, "iqm": iqm}
+    at = {(r["variant"], r["cell"], r["seed"]): r for r in rows}
+    for variant in VARIANTS:
+        both = [(r, at[base, c, s]) for (v, c, s), r in at.items()
+                if v == variant and (base, c, s) in at]  # fmt: skip
+        if not both:
+            continue
+        geo = lambda values: math.exp(sum(map(math.log, values)) / len(values))
+        ratios = {
+            n: [f(np.array(r["fresh"])) / f(np.array(b["fresh"])) for r, b in both]
+            for n, f in stats.items()
+        }
+        cost = geo([r["evaluations"] / b["evaluations"] for r, b in both])
+        over = geo([np.mean(r["fresh"]) / r["valid"] for r, _ in both])
+        lines.append(
+            f"{variant:55s} {geo(ratios['mean']):.3f} {max(ratios['mean']):.2f} | "
+            f"{geo(ratios['median']):.3f} {max(ratios['median']):.2f} | {geo(ratios['iqm']):.3f} "
+            f"| {over:.2f} | {cost:.2f}  ({len(both)})"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cells = [f"{s}/{n}" for s in SOLVERS for n in NFES]
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--cells", nargs="+", default=cells)
+    parser.add_argument("--model", default="digits")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("runs/generalisation"))
+    parser.add_argument("--base", default="published", choices=VARIANTS)
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        (asked.model, cell.rpartition("/")[0], int(cell.rpartition("/")[2]), name, seed, asked.out)
+        for name in asked.variants
+        for cell in asked.cells
+        for seed in asked.seeds
+    ]
+    with multiprocessing.get_context("spawn").Pool(asked.workers) as pool:
+        for line in pool.imap(measure, jobs):
+            print(line, flush=True)
+    print(summary(asked.out, asked.base))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Device seconds and peak memory of a task, against work of a known size."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from tiny_sweep import changed
+
+from ld3_dist.experiment import parse_experiment
+from ld3_dist.store.opening import open_storage
+from ld3_dist.store.tables import read_table
+from ld3_dist.tasks.cost import Meter
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux resets the peak")
+
+
+def meter(who: str = "trial", **resources: object) -> Meter:
+    asked = parse_experiment(changed(resources=resources)).resources
+    return Meter(asked, who, "cpu")  # type: ignore[arg-type]
+
+
+def test_device_seconds_are_seconds_times_what_was_held() -> None:
+    resources = {"cpus_per_trial": 2, "cpus_per_actor": 0.5, "gpus_per_trial": 1}
+    assert meter("trial", **resources).columns(3.0)["device_seconds"] == 6.0
+    assert meter("actor", **resources).columns(3.0)["device_seconds"] == 1.5
+
+
+@LINUX
+def test_the_peak_is_that_of_the_task_alone() -> None:
+    """A gigabyte before the task does not count; 200 MB within it do, though they are gone."""
+    before = torch.ones(250_000_000)
+    del before
+    small = meter()
+    low = small.columns(1.0)["peak_memory"]
+    large = meter()
+    within = torch.ones(50_000_000)
+    del within
+    high = large.columns(1.0)["peak_memory"]
+    assert 190e6 < high - low < 260e6
+    assert small.columns(1.0)["peak_memory"] >= high  # one peak a process: the later task's counts
+
+
+def test_a_system_that_cannot_tell_says_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ld3_dist.tasks.cost._CLEAR", "/nowhere/clear_refs")
+    assert meter().columns(1.0)["peak_memory"] is None
+
+
+def test_every_row_of_a_sweep_has_its_cost(tmp_path: object) -> None:
+    from plain_sweep import sweep
+
+    storage = open_storage(str(tmp_path))
+    sweep(storage, changed(evaluate={"samples": 0}, resources={"cpus_per_trial": 0.5}))
+    rows = read_table(storage, "rows")
+    assert set(rows["kind"]) == {"learned", "baseline"}
+    assert rows["device_seconds"].tolist() == (0.5 * rows["seconds"]).tolist()
+    assert rows["network_evals"].gt(0).all()
+    if sys.platform == "linux":
+        assert rows["peak_memory"].between(1e8, 1e11).all()
