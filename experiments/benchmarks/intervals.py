@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ld3_dist.core.grid import discretize
-from ld3_dist.core.noise import EDM
+from ld3_dist.core.noise import EDM, NoiseSchedule
 from ld3_dist.core.sample import sample
 from ld3_dist.core.solver import make_solver
 from ld3_dist.metrics.paired import (
@@ -50,7 +50,8 @@ Losses = NDArray[np.float64]
 class Gaussian:
     """N(mean, diag(std^2)): D(x, t) = mean + std^2 / (std^2 + t^2) (x - mean)."""
 
-    noise, shape = EDM(), (8,)
+    noise: NoiseSchedule = EDM()
+    shape: tuple[int, ...] = (8,)
     std = torch.linspace(0.2, 1.6, 8, dtype=torch.float64)
     mean = torch.linspace(-1, 1, 8, dtype=torch.float64)
 
