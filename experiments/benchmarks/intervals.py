@@ -60,9 +60,9 @@ class Gaussian:
         gain = self.std**2 / (self.std**2 + t.view(-1, 1) ** 2)
         return self.mean + gain * (x - self.mean)
 
-    def decode(self, x: Tensor) -> Tensor:
+    def decode(self, x0: Tensor) -> Tensor:
         """The samples are the images."""
-        return x
+        return x0
 
 
 def affine(solver: str, knots: Tensor) -> tuple[Losses, Losses]:
