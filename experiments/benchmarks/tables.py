@@ -184,7 +184,7 @@ def through_s3(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--unmerged", type=int, default=3_000, help="Rows of that measurement.")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/tables.json"))

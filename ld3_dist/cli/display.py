@@ -183,7 +183,7 @@ def print_summary(place: str, console: Console) -> list[str]:
     from ..report import read_sweep_tables, summary_table
     from ..report.columns import shown
     from ..report.formats import visible
-    from ..report.frames import records
+    from ..store.frames import records
 
     tables = read_sweep_tables(place)
     summary = summary_table(tables.results, tables.evaluations)

@@ -31,8 +31,8 @@ from ..experiment.reading import parse_experiment
 from ..metrics.paired import NOTHING, Estimate, holm, interval_over_sets, over_seeds
 from ..metrics.resampling import STATISTICS, statistic_of
 from ..store.columns import axis_column
+from ..store.frames import column, groups, numbers, of_kind, records, varies, where
 from .formats import DASH, missing, number, ratio
-from .frames import column, groups, numbers, of_kind, records, varies, where
 from .tables import SweepTables
 
 NAMES = {"loss": "fresh loss", "fid": "Fréchet distance"}

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from ..store.frames import column, varies
 from .formats import DASH, missing, number, ratio, visible
-from .frames import column, varies
 
 Place = Literal["page", "markdown", "terminal", "readme"]
 Row = Mapping[str, Any]

@@ -25,12 +25,12 @@ import pandas as pd
 
 from ..core.errors import InputError, unknown
 from ..metrics.paired import compare as compare_losses
+from ..store.frames import column, records, where
 from ..store.lineage import current
 from ..store.opening import open_places
 from ..store.results import load_results
 from ..store.storage import Storage
 from ..store.views import load_samples
-from .frames import column, records, where
 
 SAME_NOISE = ("seed", "teacher", "distance", "loss_space")
 """Settings of an experiment that fresh samples and their losses depend on, besides the model."""
@@ -212,7 +212,9 @@ def _values(
         what = "held-out pairs"
         means = [_mean([row["valid_loss"] for row in rows]) for rows in (a, b)]
     ratio = means[1] / means[0] if means[0] else nan
-    return Row(group, 1, *means, ratio, nan, nan, nan, 0, "values", f"{why}; means of {what}")
+    return Row(
+        group, 1, means[0], means[1], ratio, nan, nan, nan, 0, "values", f"{why}; means of {what}"
+    )
 
 
 def _mean(values: Sequence[Any]) -> float:

@@ -26,9 +26,9 @@ import pandas as pd
 
 from ..core.errors import InputError, unknown
 from ..metrics.paired import average_ranks, critical_difference, friedman
+from ..store.frames import column, of_kind, where
 from ..store.views import metrics_in
 from .formats import missing, number
-from .frames import column, of_kind, where
 
 Which = Literal["best", "learned", "all"]
 WHICH: tuple[Which, ...] = ("best", "learned", "all")

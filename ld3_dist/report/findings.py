@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from ..store.frames import best_only, column, groups, numbers, of_kind, records, varies, where
 from .columns import Row
 from .formats import counted, missing, number, ratio
-from .frames import best_only, column, groups, numbers, of_kind, records, varies, where
 from .tables import SweepTables
 
 LOWER_COVERAGE = 0.02

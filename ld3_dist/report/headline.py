@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from ..store.frames import column, count, numbers, records, varies, where
 from .columns import Row
 from .formats import counted, missing, number
-from .frames import column, count, numbers, records, varies, where
 
 
 def headline(table: pd.DataFrame) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from ..store.frames import records
 from .ablation import ABLATION_NOTE, ablation_texts
 from .columns import Place, shown
 from .formats import visible
-from .frames import records
 from .headline import headline
 from .summary import summary_table
 

@@ -18,11 +18,11 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from ..store.frames import column, records
 from .ablation import ABLATION_NOTE, ablation_texts
 from .columns import Column, Row, shown
 from .figures import Drawing, PlotGroup
 from .formats import DASH, missing, visible
-from .frames import column, records
 
 TEMPLATES = Path(__file__).with_name("templates")
 

@@ -25,10 +25,10 @@ from typing import Any
 
 import pandas as pd
 
+from ..store.frames import best_only, column, groups, numbers, of_kind, records, where
 from ..store.results import COMPARABLE
 from .columns import metric_names, with_metrics
 from .formats import missing
-from .frames import best_only, column, groups, numbers, of_kind, records, where
 
 SCORES = ("fid", "coverage", "inception_score")
 """Scores that a cell's best grid, its best schedule and the teacher all have."""

@@ -21,12 +21,12 @@ from ..core.noise import NoiseSchedule
 from ..core.text import file_name
 from ..core.user_code import label
 from ..schedule.file import read_schedule
+from ..store.frames import column
 from ..store.lineage import current
 from ..store.opening import open_storage
 from ..store.results import load_results, losses_in, read_evaluations
 from ..store.storage import Storage
 from ..store.tables import read_table
-from .frames import column
 
 IMPORTANCE = "importance.csv"
 """Written by a sweep at its end: how much each axis of the search matters."""

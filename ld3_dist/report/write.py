@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ..core.errors import InputError
+from ..store.frames import column, count, distinct, groups, of_kind, records, varies, where
 from ..store.opening import open_storage
 from ..store.storage import Storage
 from .ablation import ablation_table
@@ -20,7 +21,6 @@ from .figures import figures as registered
 from .figures.draw import Drawn, draw
 from .findings import broken_rows, findings, status_counts, unfinished
 from .formats import counted
-from .frames import column, count, distinct, groups, of_kind, records, varies, where
 from .headline import headline
 from .markdown import ablation_markdown, table_markdown
 from .page import Page, Section, ablation_view, blocks_of, broken_view, html_page, summary_view

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from .frames import where
 from .lineage import current
 from .storage import Storage
 
@@ -40,7 +41,7 @@ class Asked:
         pairs = pd.MultiIndex.from_arrays([rows["seed"].fillna(-1).astype(int), rows["start"]])
         trials = rows["trial"].astype("string").isin(list(self.trials)).to_numpy(bool)
         learned = trials & pairs.isin(list(self.members))
-        return rows[learned | rows["key"].isin(list(self.baselines)).to_numpy(bool)]
+        return where(rows, learned | rows["key"].isin(list(self.baselines)).to_numpy(bool))
 
 
 EVERYTHING = Asked()

@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
+from pandas.core.util.hashing import hash_pandas_object
 
 from .columns import IDENTITY, schema_of
 from .segments import (
@@ -293,7 +293,7 @@ class _Batch:
 def _hashes(table: pa.Table, identity: Sequence[str]) -> np.ndarray:
     """A hash of each row's identity; two that agree by chance only cost a larger merge."""
     frame = table.select(list(identity)).to_pandas()
-    return pd.util.hash_pandas_object(frame, index=False).to_numpy()
+    return np.asarray(hash_pandas_object(frame, index=False))
 
 
 def _next_number(there: Sequence[str], manifest: Manifest) -> int:

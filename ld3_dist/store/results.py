@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from .asked import Asked, read_asked
+from .frames import column, of_kind, where
 from .gains import Losses, share_between_rows, with_fresh_gains
 from .opening import Place, open_places
 from .settings_columns import with_settings
@@ -95,7 +96,7 @@ def read_evaluations(storage: Storage) -> pd.DataFrame:
     wanted = read_asked(storage).evaluations
     if wanted is None:
         return table
-    asked = table[table["evaluation"].isin(list(wanted)).to_numpy(bool)].reset_index(drop=True)
+    asked = where(table, column(table, "evaluation").isin(list(wanted))).reset_index(drop=True)
     asked.attrs = table.attrs
     return asked
 
@@ -104,9 +105,9 @@ def _chosen(evaluations: pd.DataFrame, asked: Asked, everything: bool) -> pd.Dat
     """One evaluation of each key: the one that the current experiment asks for, else any."""
     if asked.evaluations is None:
         return evaluations.drop_duplicates("key")
-    wanted = evaluations["evaluation"].isin(list(asked.evaluations)).to_numpy(bool)
+    wanted = column(evaluations, "evaluation").isin(list(asked.evaluations)).to_numpy(bool)
     if not everything:
-        return evaluations[wanted].drop_duplicates("key")
+        return where(evaluations, wanted).drop_duplicates("key")
     return evaluations.iloc[np.argsort(~wanted, kind="stable")].drop_duplicates("key")
 
 
@@ -118,12 +119,13 @@ def _order(frame: pd.DataFrame) -> np.ndarray:
 
 
 def _derive(frame: pd.DataFrame, storages: Sequence[Storage]) -> pd.DataFrame:
-    baselines = frame[((frame["status"] == "ok") & (frame["kind"] == "baseline")).to_numpy(bool)]
-    frame["best_baseline"] = _smallest(frame[COMPARABLE], baselines, "valid_loss")
+    baselines = of_kind(frame, "baseline", "ok")
+    frame["best_baseline"] = _smallest(frame.loc[:, COMPARABLE], baselines, "valid_loss")
     frame["gain"] = frame["best_baseline"] / frame["valid_loss"]
     frame = with_fresh_gains(frame, losses_in(storages, frame))
-    ok = (frame["status"] == "ok") & (frame["kind"] == "learned") & frame["valid_loss"].notna()
-    ranked = frame[ok.to_numpy(bool)].sort_values(by="valid_loss", kind="stable")
+    learned = of_kind(frame, "learned", "ok")
+    ranked = where(learned, column(learned, "valid_loss").notna())
+    ranked = ranked.sort_values(by="valid_loss", kind="stable")
     frame["best"] = frame.index.isin(ranked.drop_duplicates(COMPARABLE).index)
     return frame
 

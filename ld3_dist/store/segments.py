@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..core.errors import InputError
 from .columns import IDENTITY, schema_of
@@ -186,7 +185,7 @@ def distinct(table: pa.Table, identity: Sequence[str]) -> np.ndarray:
     names = table.select(list(identity)).to_pandas()
     order = np.arange(len(table))
     if "status" in table.column_names:
-        failed = pc.fill_null(pc.equal(table["status"], "failed"), False).to_numpy()
+        failed = np.array(table["status"].to_pylist(), dtype=object) == "failed"
         order = np.argsort(failed, kind="stable")
     return np.sort(order[~names.iloc[order].duplicated().to_numpy()])
 

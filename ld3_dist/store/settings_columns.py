@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from .columns import has_column
 
@@ -44,8 +42,8 @@ def with_settings(frame: pd.DataFrame) -> pd.DataFrame:
     if not given.any():
         return frame
     texts = frame["settings"][given]
-    plain = pc.replace_substring_regex(pa.array(texts, type=pa.large_string()), _MEMBER, "")
-    codes, _ = pd.factorize(plain.to_pandas())
+    plain = texts.astype("str").str.replace(_MEMBER, "", regex=True)
+    codes, _ = pd.factorize(plain)
     _, first = np.unique(codes, return_index=True)
     settings = [_settings(texts.iloc[index]) for index in first]
     names = {name: None for found in settings for name in found}

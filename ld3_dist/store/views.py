@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pandas as pd
 
 from .asked import EVERYTHING, read_asked
 from .columns import LEARNING
+from .frames import column
 from .opening import Place, open_places
 from .tables import read_table
 
@@ -87,7 +90,8 @@ def tidied(frame: pd.DataFrame) -> pd.DataFrame:
     names += [name for name in others if _is_setting(frame, name)]
     parts = []
     for name in measured:
-        values = pd.to_numeric(frame[name], errors="coerce").astype("float64")
+        values = cast(pd.Series, pd.to_numeric(column(frame, name), errors="coerce"))
+        values = values.astype("float64")
         there = values.notna().to_numpy(bool)
         if not there.any():
             continue
@@ -106,7 +110,7 @@ def _is_setting(frame: pd.DataFrame, name: str) -> bool:
     known = name in LEARNING or name in ("radius", "teacher_solver", "teacher_nfe", "teacher_start")
     if not known and not name.startswith(("learn.", "settings.")):
         return False
-    return frame[name].astype("string").nunique() > 1
+    return int(column(frame, name).astype("string").nunique()) > 1
 
 
 def load_curves(*places: Place, all: bool = False) -> pd.DataFrame:
@@ -138,7 +142,7 @@ def load_curves(*places: Place, all: bool = False) -> pd.DataFrame:
         rows = rows[(rows["kind"] == "learned").to_numpy(bool)]
         parts.append(rows.assign(source=storage.url))
     frame = pd.concat(parts).drop_duplicates("key").reset_index(drop=True)
-    valid, train = (_ragged(frame[name]) for name in ("valid_curve", "train_curve"))
+    valid, train = (_ragged(column(frame, name)) for name in ("valid_curve", "train_curve"))
     lengths = np.array([len(values) for values in valid], dtype=np.int64)
     index = np.repeat(np.arange(len(frame)), lengths)
     long = frame[list(CURVES)].iloc[index].reset_index(drop=True)

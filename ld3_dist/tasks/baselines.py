@@ -124,9 +124,9 @@ def _read_baselines(storage: Storage, cell: Cell, wanted: set[str]) -> dict[str,
             rows = read_records(storage, "rows", name.removeprefix("rows/").removesuffix(SUFFIX))
             found |= {row["key"]: row for row in rows or ()}
     if not wanted <= found.keys():
-        frame = read_table(storage, "rows")
-        for row in frame[frame["key"].isin(wanted)].to_dict("records"):
-            found.setdefault(str(row["key"]), {str(name): value for name, value in row.items()})
+        frame: Any = read_table(storage, "rows")
+        for row in frame[frame["key"].isin(list(wanted))].to_dict("records"):
+            found.setdefault(row["key"], row)
     return {key: row for key, row in found.items() if key in wanted}
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from ...store.frames import column, groups, numbers, records, where
 from ..ablation import NAMES, level_text
 from ..formats import missing, number
-from ..frames import column, groups, numbers, records, where
 from . import FigureData, Plot, PlotGroup
 from .quality import plain_log
 from .style import BASELINE, INK, LEARNED, MUTED, panels, plain

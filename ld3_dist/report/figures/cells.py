@@ -11,8 +11,8 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
+from ...store.frames import best_only, column, groups, of_kind, varies, where
 from ..formats import missing
-from ..frames import best_only, column, groups, of_kind, varies, where
 from ..summary import best_row
 
 MOST_PANELS = 12

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ..frames import column, groups, numbers, of_kind, where
+from ...store.frames import column, groups, numbers, of_kind, where
 from . import FigureData, Plot
 from .cells import families, legible
 from .quality import plain_log

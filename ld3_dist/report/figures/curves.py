@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from ...store.frames import column, groups, numbers, of_kind, records, where
 from ..formats import missing
-from ..frames import column, groups, numbers, of_kind, records, where
 from ..summary import best_row
 from . import FigureData, Plot
 from .cells import baselines, cells, chosen_cells, families, legible

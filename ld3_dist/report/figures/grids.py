@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ...core.noise import NoiseSchedule
+from ...store.frames import best_only, distinct, groups, of_kind, records
 from ..formats import number
-from ..frames import best_only, distinct, groups, of_kind, records
 from ..summary import best_row
 from . import FigureData, Plot
 from .cells import baselines, families, legible

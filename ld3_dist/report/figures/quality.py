@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
+from ...store.frames import best_only, column, distinct, groups, numbers, of_kind, where
 from ..formats import missing, number
-from ..frames import best_only, column, distinct, groups, numbers, of_kind, where
 from ..summary import Scores, best_row, seed_group
 from . import FigureData, Plot
 from .cells import Named, baselines, families, legible

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from ..frames import column, records
+from ...store.frames import column, records
 from . import FigureData, Plot, PlotGroup
 from .cells import baselines, cells, chosen_cells
 from .style import BASELINE, LEARNED, MUTED, TEACHER, WIDTH, plain

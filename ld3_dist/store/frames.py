@@ -1,7 +1,7 @@
 """Selections from a pandas frame whose type is known.
 
 A selection from a frame is a union of types to pandas' own annotations. These functions name the
-one that it is, once, so that the other modules of the report are type-checked.
+one that it is, once, so that the modules that use them are type-checked.
 """
 
 from __future__ import annotations
