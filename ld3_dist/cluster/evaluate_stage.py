@@ -54,6 +54,9 @@ class Evaluation:
         self.parts_done: Counter[str] = Counter()
         table = read_table(storage, "evaluations")
         written = set(zip(table["key"], table["evaluation"], strict=True))
+        losses = read_table(storage, "losses", ["key", "evaluation"])
+        kept = set(zip(losses["key"], losses["evaluation"], strict=True))
+        written = {one for one in written if one in kept or str(one[0]).startswith("data:")}
         wanted = evaluation_items(plan, self.frame)
         self.names = {item.key: evaluation_of(plan, item.model, "cpu") for item in wanted}
         self.items = [item for item in wanted if (item.key, self.names[item.key]) not in written]

@@ -111,6 +111,7 @@ def _tables(storage: Storage, places: dict[str, str]) -> Iterator[Finding]:
     remedies = {
         "rows": AGAIN,
         "evaluations": f"{AGAIN}, if it is still wanted; else remove it",
+        "losses": f"{AGAIN}, if it is still wanted; else remove it",
         "failures": "remove it: the record of an earlier failure is lost",
     }
     for folder in IDENTITY:
@@ -180,17 +181,24 @@ def _schedules(storage: Storage, rows: Rows) -> Iterator[Finding]:
 
 def _evaluations(storage: Storage, rows: Rows, experiment: dict[str, Any]) -> Iterator[Finding]:
     """Rows and teachers whose evaluation is missing, where a sweep has begun to evaluate."""
-    there = set(read_table(storage, "evaluations")["key"])
+    table = read_table(storage, "evaluations", ["key", "evaluation"])
+    wanted = experiment.get("evaluation")
+    asked = [name for name in table["evaluation"] if isinstance(wanted, list) and name in wanted]
+    there = {key for key, name in table.itertuples(index=False) if not asked or name in asked}
+    kept = set(read_table(storage, "losses", ["key"])["key"])
     settings = experiment.get("settings", {})
     if not there and not storage.list("evaluations"):
         return
+    suffix = f"-{wanted[0]}{SUFFIX}" if isinstance(wanted, list) and len(wanted) == 1 else SUFFIX
     for row in evaluated_rows(rows, settings):
         if row["key"] not in there:
-            yield Finding(f"evaluations/{file_name(row['key'])}{SUFFIX}", "is missing", AGAIN)
+            yield Finding(f"evaluations/{file_name(row['key'])}{suffix}", "is missing", AGAIN)
+        elif row["key"] not in kept:
+            yield Finding(f"losses/{file_name(row['key'])}{suffix}", "is missing", AGAIN)
     for teacher in sorted(_teachers(row for row in rows if _own_teacher(row, settings))):
         name = f"teacher:{teacher}"
         if name not in there:
-            yield Finding(f"evaluations/{file_name(name)}{SUFFIX}", "is missing", AGAIN)
+            yield Finding(f"evaluations/{file_name(name)}{suffix}", "is missing", AGAIN)
 
 
 def evaluated_rows(rows: Rows, settings: Mapping[str, Any]) -> Rows:

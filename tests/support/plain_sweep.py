@@ -74,6 +74,9 @@ def evaluate(plan: Plan, storage: Storage) -> None:
         return
     frame, table = load_results(storage), read_table(storage, "evaluations")
     written = set(zip(table["key"], table["evaluation"], strict=True))
+    losses = read_table(storage, "losses")
+    kept = set(zip(losses["key"], losses["evaluation"], strict=True))
+    written = {one for one in written if one in kept or one[0].startswith("data:")}
     items = evaluation_items(plan, frame)
     there = [item for item in items if (item.key, evaluation_of(plan, item.model)) in written]
     for item in [item for item in items if item not in there]:

@@ -30,6 +30,7 @@ KINDS = {
     "schedule": "schedules/*.json",
     "evaluation": "evaluations/[!bt]*.parquet",
     "evaluation of a grid": "evaluations/baseline*.parquet",
+    "losses": "losses/[!t]*.parquet",
     "evaluation of a teacher": "evaluations/teacher*.parquet",
     "shard": "pairs/*/*.safetensors",
     "manifest": "pairs/*/manifest.json",
