@@ -40,7 +40,7 @@ HEAD = (
 
 def best_of(results: pd.DataFrame) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """By cell, the best hand-made grid and the best learned schedule, by held-out loss."""
-    fine = results[results["status"] == "ok"]
+    fine = results[results["status"] == "ok"].sort_values(["model", "nfe"], kind="stable")
     found = {}
     for cell, rows in fine.groupby("cell", sort=False):
         pick = lambda kind, rows=rows: rows[rows["kind"] == kind].nsmallest(1, "valid_loss")
