@@ -2,7 +2,7 @@
 
     uniform quadratic poly-<rho> log_snr karras cosine beta ays-{sd15,sdxl,svd}     from the noise
                                                      schedule alone (`core.grid.discretize`)
-    dmn gits optimal-steps                           computed (`training_free`)
+    dmn hso gits optimal-steps tors sharp-euler      computed (`training_free`)
     FILE.json                                        the knots of a schedule file, for any NFE
     python:FILE.py:NAME                              a function of your own
 
@@ -30,7 +30,7 @@ from ..core.sample import initial_state
 from ..core.solver import Solver
 from ..core.user_code import PREFIX
 from ..models import Model
-from ..training_free import TRAINING_FREE, find_knots
+from ..training_free import ALONE, TRAINING_FREE, find_knots
 from .file import Schedule, check_same_noise, load_schedule
 
 
@@ -95,7 +95,7 @@ def check_start(name: str) -> str:
 
 def looks_at_pairs(name: str) -> bool:
     """True for a start that may follow the network's trajectories from the noise of pairs."""
-    alone = (*DISCRETIZATIONS, "dmn")
+    alone = (*DISCRETIZATIONS, *ALONE)
     return name not in alone and not _is_polynomial(name) and not name.endswith(".json")
 
 
