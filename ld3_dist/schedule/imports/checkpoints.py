@@ -221,7 +221,7 @@ def _tensor(file: Path, table: Any, key: str, shape: tuple[int, ...]) -> Tensor:
 def _settings(file: Path, state: Mapping[str, Any], steps: int) -> Settings:
     grid = state.get("schedule_type") or "polynomial"
     if grid not in GRIDS:
-        raise unknown(f"{file}: schedule_type", grid, GRIDS)
+        raise InputError(f"{file}: {unknown('schedule_type', grid, GRIDS)}")
     rho = _number(file, state, "schedule_rho", 7.0)
     if not rho > 0:
         raise InputError(f"{file}: schedule_rho = {rho}: must be above 0")

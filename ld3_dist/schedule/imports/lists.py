@@ -10,6 +10,7 @@ and direction, and is said in the message that refuses it.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -122,11 +123,11 @@ def knots_of(levels: Sequence[float], noise: NoiseSchedule, steps: int | None = 
         found[-1] = low
         if found[-2] <= low * (1 + ROUNDING):
             del found[-1]  # the list ends on the model's smallest level and then on 0
-    found = [high if i == 0 and v > high * (1 - ROUNDING) else v for i, v in enumerate(found)]
-    found[-1] = low if found[-1] < low * (1 + ROUNDING) else found[-1]
     if steps is not None and steps != len(found) - 1:
         places = numpy.linspace(0, len(found) - 1, steps + 1)
         found = numpy.exp(numpy.interp(places, range(len(found)), numpy.log(found))).tolist()
+    found[0] = high if found[0] > high * (1 - ROUNDING) else found[0]
+    found[-1] = low if found[-1] < low * (1 + ROUNDING) else found[-1]
     knots = times_at(noise, torch.tensor(found, dtype=torch.float64))
     ends = {high: noise.t_max, low: noise.t_min}  # exactly, where a level is the model's own
     for i in (0, -1):
@@ -169,7 +170,7 @@ def check_levels(levels: Sequence[float], low: float, high: float) -> None:
 def _parametrisation(levels: Sequence[float], high: float) -> str:
     """Words on what a list is, if it seems to be something other than noise levels."""
     first, last = levels[0], levels[-1]
-    up = all(b > a for a, b in zip(levels, levels[1:], strict=False))
+    up = all(b > a for a, b in itertools.pairwise(levels))
     top, bottom = max(levels), min(levels)
     remedy = "give sigma / alpha (for a flow model sigma) at the knots, from noise to data"
     if bottom < 0 < top:
