@@ -97,6 +97,7 @@ def learn(
     Exits with 1 where learning found nothing better than the best hand-made grid, which is then
     what the file holds.
     """
+    from ..core.user_code import FILE
     from ..schedule.teaching import Diverged
     from ..store.outputs import check_distinct, check_output
 
@@ -110,7 +111,8 @@ def learn(
     options = _given(
         device=device, guidance=guidance, prompts=prompts, classes=classes, dtype=dtype
     )
-    given = {f"--start {name}": name for name in start or () if name.endswith(".json")}
+    files = [name for name in start or () if name.endswith(".json") or name.startswith(FILE)]
+    given = {f"--start {name}": name.removeprefix(FILE) for name in files}
     given |= _given(**{"--prompts": prompts, "--classes": classes, "--trunk": trunk})
     check_output(out, "file", force, option="--out", inputs=given)
     picture = out.with_suffix(".png")

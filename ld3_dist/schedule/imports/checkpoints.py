@@ -55,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class DyWeight:
-    """What DyWeight learns.
+    """The learned numbers of DyWeight.
 
     weights: of the derivatives of steps 0 … i in step i, [N, N], lower triangular.
     scales: factors of the network's times, one per step [N].
@@ -68,7 +68,7 @@ class DyWeight:
 
 @dataclass(frozen=True)
 class EPD:
-    """What EPD learns: P points per step, whose derivatives are averaged.
+    """The learned numbers of EPD: P points per step, whose derivatives are averaged.
 
     places: of the points between a step's ends, in log(sigma), in (0, 1) [N, P].
     weights: of their derivatives [N, P].

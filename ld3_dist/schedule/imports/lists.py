@@ -50,6 +50,11 @@ def read_levels(file: str | os.PathLike[str], form: str = "sigmas") -> list[floa
     return found
 
 
+def is_schedule(text: str) -> bool:
+    """True for a text that looks like a schedule file: a JSON object without a key "sigmas"."""
+    return text.lstrip()[:1] == "{" and '"sigmas"' not in text
+
+
 def _of_json(text: str) -> list[float]:
     found = parse_json(text)
     if isinstance(found, dict):
