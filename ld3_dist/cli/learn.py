@@ -44,7 +44,11 @@ def learn(
         str | None, typer.Option(help="Teacher as solver/NFE/grid; unipc-3/20/karras.")
     ] = None,
     distance: Annotated[
-        str | None, typer.Option(help="l2 (if not given), l1, feature, lpips-vgg, -alex, -squeeze.")
+        str | None,
+        typer.Option(
+            help="l2 (if not given), l1, feature, lpips-vgg, -alex, -squeeze; or of several, such "
+            "as l2+0.1*feature, feature@stage-2, resized:64:lpips-alex."
+        ),
     ] = None,
     procedure: Annotated[
         str | None, typer.Option(help="default, or paper: the published procedure.")

@@ -45,7 +45,7 @@ def terms_of(name: str) -> tuple[tuple[float, str], ...]:
         weight = _weight(name, found[1] or "1")
         inner = re.sub(r"<(\d+)>", lambda at: files[int(at[1])], found[2])
         terms.append((weight, inner.strip()))
-    names = [inner for _, inner in terms]
+    names = [term for _, term in terms]
     twice = [inner for inner in names if names.count(inner) > 1]
     if twice:
         raise InputError(f"distance {name!r}: {twice[0]!r} stands there twice; add the weights")
@@ -65,7 +65,7 @@ def _weight(name: str, text: str) -> float:
 def is_sum(name: str) -> bool:
     """True for a name with several terms, or with a weight."""
     terms = terms_of(name)
-    return len(terms) > 1 or terms[0] != (1.0, name)
+    return terms != ((1.0, name),)
 
 
 def written(weights: Mapping[str, float]) -> str:
