@@ -139,9 +139,9 @@ def _of_all(entries: Sequence[DistanceEntry]) -> DistanceEntry:
         entries[0].make,
         tuple(dict.fromkeys(option for entry in entries for option in entry.options)),
         "image" if any(entry.space == "image" for entry in entries) else "any",
-        any(entry.extractor for entry in entries),
-        max(entry.min_side for entry in entries),
-        next((entry.trunk for entry in entries if entry.trunk), None),
+        extractor=any(entry.extractor for entry in entries),
+        min_side=max(entry.min_side for entry in entries),
+        trunk=next((entry.trunk for entry in entries if entry.trunk), None),
     )
 
 
