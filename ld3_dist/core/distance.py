@@ -127,9 +127,13 @@ def distance_entry(name: str) -> DistanceEntry:
 def extractor_of_distance(name: str) -> str | None:
     """The name of the extractor whose features a distance compares; None if it needs none.
 
-    `feature` alone means `feature:auto`, the extractor that the model brings.
+    `feature` alone means `feature:auto`, the extractor that the model brings. Of several terms that
+    need one it is the first's.
     """
-    entry = distance_entry(name)
+    entry, side = distance_entry(name), resized_of(name)
+    if is_sum(name) or side[0] is not None:
+        inner = [term for _, term in terms_of(name)] if is_sum(name) else [side[1]]
+        return next((one for one in map(extractor_of_distance, inner) if one), None)
     return (entry.own_extractor or _split(name)[1] or "auto") if entry.extractor else None
 
 

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 import ld3_dist as ld3
 from ld3_dist.core.combined import terms_of, written
-from ld3_dist.core.distance import check_distance, distance_entry, make_distance
+from ld3_dist.core.distance import (
+    check_distance,
+    distance_entry,
+    extractor_of_distance,
+    make_distance,
+)
 from ld3_dist.core.errors import InputError
 from ld3_dist.core.features import Extractor
 from ld3_dist.core.user_code import content_in, label
@@ -115,6 +120,8 @@ def test_a_resized_distance_compares_smaller_images() -> None:
     assert made(a, b).mean() < 0.2 * make_distance("l2")(a, b).mean()
     assert distance_entry("resized:64:lpips-alex").space == "image"
     assert distance_entry("l2+0.1*lpips-vgg").trunk == "vgg"
+    assert extractor_of_distance("l2+0.1*resized:8:feature:identity@0") == "identity"
+    assert extractor_of_distance("l2+0.1*l1") is None
     with pytest.raises(InputError, match=r"resizes images \[B, C, H, W\], got \(5, 2\); use l2"):
         made(torch.ones(5, 2), torch.ones(5, 2))
 
