@@ -33,7 +33,7 @@ CORE_FLOORS = {
     "__init__": 0, "errors": 0, "text": 0.2, "yaml_text": 0.3, "user_code": 0.3,
     "memory": 0.5, "registry": 0.5, "installed": 0.5,
     "quadrature": 0.9, "noise": 1, "features": 1, "comparison": 1.2, "lpips": 1.3,
-    "st_lpips": 1.3, "distance": 1.5,
+    "st_lpips": 1.3, "combined": 1.3, "distance": 1.5,
     "grid": 2, "denoiser": 2,
     "rules": 2.5,
     "solver": 3,

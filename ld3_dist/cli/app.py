@@ -21,6 +21,7 @@ from ..store.credentials import masked
 from .check import check
 from .compare import compare
 from .console import console, say, warn
+from .import_ import import_schedule_file
 from .learn import learn
 from .merge import merge
 from .status import say_unfinished, status
@@ -250,6 +251,7 @@ app.command("compare")(compare)
 app.command("merge")(merge)
 app.command("table")(table)
 app.command("status")(status)
+app.command("import")(import_schedule_file)
 
 
 @app.command()

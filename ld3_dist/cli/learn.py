@@ -44,7 +44,11 @@ def learn(
         str | None, typer.Option(help="Teacher as solver/NFE/grid; unipc-3/20/karras.")
     ] = None,
     distance: Annotated[
-        str | None, typer.Option(help="l2 (if not given), l1, feature, lpips-vgg, -alex, -squeeze.")
+        str | None,
+        typer.Option(
+            help="l2 (if not given), l1, feature, lpips-vgg, -alex, -squeeze; or of several, such "
+            "as l2+0.1*feature, feature@stage-2, resized:64:lpips-alex."
+        ),
     ] = None,
     procedure: Annotated[
         str | None, typer.Option(help="default, or paper: the published procedure.")
@@ -97,6 +101,7 @@ def learn(
     Exits with 1 where learning found nothing better than the best hand-made grid, which is then
     what the file holds.
     """
+    from ..core.user_code import FILE
     from ..schedule.teaching import Diverged
     from ..store.outputs import check_distinct, check_output
 
@@ -110,7 +115,8 @@ def learn(
     options = _given(
         device=device, guidance=guidance, prompts=prompts, classes=classes, dtype=dtype
     )
-    given = {f"--start {name}": name for name in start or () if name.endswith(".json")}
+    files = [name for name in start or () if name.endswith(".json") or name.startswith(FILE)]
+    given = {f"--start {name}": name.removeprefix(FILE) for name in files}
     given |= _given(**{"--prompts": prompts, "--classes": classes, "--trunk": trunk})
     check_output(out, "file", force, option="--out", inputs=given)
     picture = out.with_suffix(".png")

@@ -245,4 +245,7 @@ def losses_of_baselines(frame: Any, item: Item) -> dict[str, Any]:
 
 def _item(row: dict[str, Any], cell: Cell, rivals: tuple[str, ...] = ()) -> Item:
     grid = {name: tuple(float(v) for v in row[name]) for name in ("knots", "evals")}
-    return Item(row["key"], row["kind"], cell.model, cell, grid, rivals)
+    own = None
+    if row["kind"] == "baseline":
+        own = json.loads(row.get("settings") or "{}").get("schedule")
+    return Item(row["key"], row["kind"], cell.model, cell, grid, rivals, own)

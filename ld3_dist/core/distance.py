@@ -3,6 +3,7 @@
     l1, l2                  elementwise; for any samples, latents included
     feature                 on the features of the extractor that the model brings
     feature:EXTRACTOR       on the features of any other extractor, by its name
+    feature:EXTRACTOR@LAYER on one layer alone: a name that the extractor gives it, or its number
     lpips-alex, lpips-vgg, lpips-squeeze
                             LPIPS; `lpips` alone is lpips-vgg
     st-lpips-alex, st-lpips-vgg
@@ -10,6 +11,8 @@
     efficientnet-lite0      on the features of that classifier of photographs (extra `features`);
                             the same as feature:efficientnet-lite0
     python:FILE.py:NAME     your own
+    l2+0.1*feature          weighted sums, and
+    resized:PIXELS:NAME     images that are resized first: see `combined`
 
 The formulas are in `comparison`, `lpips` and `st_lpips`. Your own distance is a function (a, b) ->
 [B], or a factory that returns a Distance. It can also be registered:
@@ -22,8 +25,9 @@ The formulas are in `comparison`, `lpips` and `st_lpips`. Your own distance is a
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,8 +35,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .combined import Resized, Weighted, is_sum, resized_of, terms_of
 from .comparison import Distance, Elementwise, FeatureDistance, HasFeatures, Pairwise
-from .errors import InputError
+from .errors import InputError, unknown
 from .features import Extractor
 from .lpips import LPIPS, MIN_SIDE
 from .registry import Registry
@@ -62,7 +67,8 @@ class DistanceEntry:
 
 
 distances: Registry[DistanceEntry | Callable[..., Any]] = Registry(
-    "distance", ("feature:EXTRACTOR", "python:FILE.py:NAME")
+    "distance",
+    ("feature:EXTRACTOR", "python:FILE.py:NAME", "resized:PIXELS:DISTANCE", "l2+0.1*feature"),
 )
 
 distances.register("l1", DistanceEntry(partial(Elementwise, 1)))
@@ -103,6 +109,12 @@ def distance_entry(name: str) -> DistanceEntry:
 
     Raises InputError for an unknown name, and for `NAME:EXTRACTOR` where NAME has no extractor.
     """
+    terms = terms_of(name)
+    if is_sum(name):
+        return _of_all([distance_entry(term) for _, term in terms])
+    side, inner = resized_of(name)
+    if side is not None:
+        return replace(_of_all([distance_entry(inner)]), space="image", min_side=1)
     base, argument = _split(name)
     found = distances.get(base)
     if not isinstance(found, DistanceEntry):
@@ -115,10 +127,26 @@ def distance_entry(name: str) -> DistanceEntry:
 def extractor_of_distance(name: str) -> str | None:
     """The name of the extractor whose features a distance compares; None if it needs none.
 
-    `feature` alone means `feature:auto`, the extractor that the model brings.
+    `feature` alone means `feature:auto`, the extractor that the model brings. Of several terms that
+    need one it is the first's.
     """
-    entry = distance_entry(name)
+    entry, side = distance_entry(name), resized_of(name)
+    if is_sum(name) or side[0] is not None:
+        inner = [term for _, term in terms_of(name)] if is_sum(name) else [side[1]]
+        return next((one for one in map(extractor_of_distance, inner) if one), None)
     return (entry.own_extractor or _split(name)[1] or "auto") if entry.extractor else None
+
+
+def _of_all(entries: Sequence[DistanceEntry]) -> DistanceEntry:
+    """The facts about a distance that is made of others."""
+    return DistanceEntry(
+        entries[0].make,
+        tuple(dict.fromkeys(option for entry in entries for option in entry.options)),
+        "image" if any(entry.space == "image" for entry in entries) else "any",
+        extractor=any(entry.extractor for entry in entries),
+        min_side=max(entry.min_side for entry in entries),
+        trunk=next((entry.trunk for entry in entries if entry.trunk), None),
+    )
 
 
 def make_distance(
@@ -137,6 +165,13 @@ def make_distance(
     Raises InputError for an unknown name, an extractor that is missing or has no gradient, and a
     trunk file that is missing or is none.
     """
+    given: dict[str, Any] = {"trunk": trunk, "random_trunk": random_trunk, "upsample": upsample}
+    if is_sum(name):
+        made = [(w, make_distance(term, extractor, **given)) for w, term in terms_of(name)]
+        return Weighted(name, made)
+    side, inner = resized_of(name)
+    if side is not None:
+        return Resized(name, side, make_distance(inner, extractor, **given))
     entry = distance_entry(name)
     if entry.extractor and extractor is None:
         raise InputError(
@@ -149,13 +184,8 @@ def make_distance(
                 f"distance {name!r}: features of {extractor.name} have no gradient with respect "
                 "to the images, so nothing can be learned from it; use l2 or lpips"
             )
-        extractor = extractor.compared
-    given = {
-        "extractor": extractor,
-        "trunk": trunk,
-        "random_trunk": random_trunk,
-        "upsample": upsample,
-    }
+        extractor = one_layer(extractor, _layer(name)[1], name)
+    given |= {"extractor": extractor}
     made = entry.make(**{key: given[key] for key in entry.options})
     if entry.extractor:
         made.name = name
@@ -229,8 +259,48 @@ def _of_user(name: str, found: Callable[..., Any]) -> Distance:
     return made
 
 
+def one_layer(
+    extractor: Extractor, layer: str | None, name: str
+) -> Callable[[Tensor], Sequence[Tensor]]:
+    """The function that makes the tensors which are compared: all layers, or one.
+
+    Args:
+        layer: a name in `extractor.layers`, or the number of a layer from 0; None for all.
+        name: of the distance, for messages.
+
+    Raises InputError for a layer that the extractor does not have.
+    """
+    if layer is None:
+        return extractor.compared
+    known = extractor.layers
+    if known and layer not in known and not (layer.isdigit() and int(layer) < len(known)):
+        raise InputError(f"distance {name!r}: {unknown('layer', layer, known)}")
+    if not known and not layer.isdigit():
+        raise InputError(
+            f"distance {name!r}: {extractor.name} gives its layers no names; give a number from 0"
+        )
+    index = known.index(layer) if layer in known else int(layer)
+
+    def compared(x: Tensor) -> Sequence[Tensor]:
+        made = extractor.compared(x)
+        if index >= len(made):
+            raise InputError(
+                f"distance {name!r}: {extractor.name} has {len(made)} layers, numbered from 0"
+            )
+        return made[index : index + 1]
+
+    return compared
+
+
+def _layer(name: str) -> tuple[str, str | None]:
+    """`feature:EXTRACTOR@LAYER` -> ("feature:EXTRACTOR", "LAYER"); None without a layer."""
+    found = re.fullmatch(r"(feature(?::.+)?)@([\w.-]+)", name)
+    return (found[1], found[2]) if found else (name, None)
+
+
 def _split(name: str) -> tuple[str, str]:
     """`feature:EXTRACTOR` -> ("feature", "EXTRACTOR"); a user's name stays whole."""
+    name = _layer(name)[0]
     if name.startswith(PREFIX):
         return name, ""
     base, _, argument = name.partition(":")

@@ -27,6 +27,7 @@ class Extractor:
     features: images -> [B, F], on the images' device.
     maps: images -> the tensors that a feature distance compares, each [B, F] or [B, C, H, W]; the
         features alone if not given.
+    layers: names of the maps, in their order; a distance may compare one of them alone.
     class_scores: features [B, F] -> logits [B, classes] of a classifier, for an Inception score.
     differentiable: False if the features have no gradient with respect to the images, for example
         because the extractor rounds them to bytes. Metrics can use it then; distances cannot.
@@ -38,6 +39,7 @@ class Extractor:
     maps: Callable[[Tensor], Sequence[Tensor]] | None = None
     class_scores: Callable[[Tensor], Tensor] | None = None
     differentiable: bool = True
+    layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("name", "hash"):

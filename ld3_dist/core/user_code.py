@@ -25,8 +25,10 @@ import torch
 from .errors import InputError, unknown
 
 PREFIX = "python:"
+FILE = "file:"
+"""Begins the name of a schedule that is read from a file: `file:their.json`."""
 
-_FILE = re.compile(rf"(?:^|(?<=[:=])){PREFIX}([^:]+\.py):")
+_FILE = re.compile(rf"(?:^|(?<=[:=*+])){PREFIX}([^:]+\.py):")
 """The file of a name, which may stand behind another word: `feature:python:FILE.py:NAME`."""
 
 _modules: dict[str, tuple[str, ModuleType]] = {}
@@ -105,25 +107,30 @@ def absolute(name: str) -> str:
     Other processes of a sweep may have another working folder.
     """
 
+    place = name.removeprefix(FILE)
+    if name.startswith(FILE) and place and "://" not in place:
+        return f"{FILE}{Path(place).expanduser().absolute()}"
+
     def whole(found: re.Match[str]) -> str:
         return f"{PREFIX}{Path(found[1]).expanduser().absolute()}:"
 
-    return _FILE.sub(whole, name, count=1)
+    return _FILE.sub(whole, name)
 
 
 def label(name: str) -> str:
     """A name for tables and pages: files lose their folders, other names do not change."""
+    if name.startswith(FILE):
+        return f"{FILE}{Path(name.removeprefix(FILE)).name}"
     if name.endswith(".json") and not name.startswith(PREFIX):
         return Path(name).name
-    return _FILE.sub(lambda found: f"{Path(found[1]).name}:", name, count=1).removeprefix(PREFIX)
+    return _FILE.sub(lambda found: f"{Path(found[1]).name}:", name).removeprefix(PREFIX)
 
 
 def content_in(name: str) -> str | None:
     """The hash of the user's code behind a name, with options or not; None if there is none."""
-    at = name.find(PREFIX)
-    if at < 0 or (at and name[at - 1] not in ":="):
-        return None
-    return content_of(re.split("[?&]", name[at:])[0])
+    specs = re.findall(rf"(?:^|(?<=[:=*+])){PREFIX}[^?&]+?:\w+(?=$|[?&+@])", name)
+    contents = [content_of(spec) for spec in specs]
+    return "-".join(contents) or None
 
 
 def content_of(spec: str) -> str:

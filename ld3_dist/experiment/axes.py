@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
+from ..core.combined import written
 from ..core.distance import distance_entry
 from ..core.errors import unknown
 from ..core.learning.procedure import make_config, no_such_setting, procedures
@@ -64,7 +65,8 @@ def _solver_name(name: str) -> str:
     return name
 
 
-def _distance_name(name: str) -> str:
+def _distance_name(name: str | Mapping[str, float]) -> str:
+    name = written(name) if isinstance(name, Mapping) else name
     distance_entry(name)
     return name
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..core.user_code import PREFIX, content_in, label
+from ..core.user_code import FILE, PREFIX, content_in, label
 from .settings import Experiment
 
 
@@ -31,8 +31,10 @@ def contents_of(experiment: Experiment) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in sorted(set(_words(settings))):
         content = content_in(name)
-        if content is None and name.endswith(".json") and Path(name).is_file():
-            content = hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
+        place = Path(name.removeprefix(FILE)).expanduser()
+        named = name.endswith(".json") or name.startswith(FILE)
+        if content is None and named and place.is_file():
+            content = hashlib.sha256(place.read_bytes()).hexdigest()[:16]
         if content is not None:
             found[name] = content
     for name in files_of(experiment):
@@ -86,7 +88,7 @@ def _path(name: str) -> str:
 
 def _without_folder(name: str) -> str:
     """A name without the path of its file."""
-    if PREFIX in name or name.endswith(".json"):
+    if PREFIX in name or name.endswith(".json") or name.startswith(FILE):
         return label(name)
     return name.removesuffix(_path(name)) or "file"
 

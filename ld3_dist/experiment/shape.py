@@ -155,6 +155,8 @@ def _wrong_kind(kinds: frozenset[str], value: Any, place: Place) -> str:
     if kinds <= {"list", "null"}:
         what = "a list of entries" if kind == "mapping" else f"a list; write [{_plain(value)}]"
         return f"must be {what}"
+    if kind == "mapping" and place == ("distance",):
+        return ""  # weights by name
     if kind == "mapping":
         return "must be one value, not keys of its own"
     if kinds <= {"mapping", "null"}:

@@ -95,17 +95,17 @@ def _storage_sizes(file: Path) -> dict[str, int]:
         }
 
 
-def read_tensors_of(file: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, on the CPU; the tensors of its `state_dict` if it has one.
+def read_content(file: Path) -> Any:
+    """The content of a torch file on the CPU: tensors, plain containers, and inert objects.
 
-    Nothing in it is executed. Raises InputError, naming the file, if it is missing or truncated,
-    refers to something that no checkpoint needs, or holds no tensors.
+    Nothing in it is executed. Raises InputError, naming the file, if it is missing or truncated, or
+    refers to something that no checkpoint needs.
     """
     if not file.is_file():
         raise InputError(f"checkpoint {file}: file not found; download it")
     try:
         if file.suffix == ".safetensors":
-            return _floating(load_file(file))
+            return load_file(file)
         check_archive(file, "it")
         if tarfile.is_tarfile(file):
             raise pickle.UnpicklingError("it is a tar archive, which is not read")
@@ -115,7 +115,7 @@ def read_tensors_of(file: Path) -> dict[str, Tensor]:
             load=lambda opened, **options: kind(opened, **options).load(),
             __name__="restricted",
         )
-        content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader)
+        return torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader)
     except Forbidden as error:
         raise InputError(
             f"{file}: this checkpoint refers to {error}, which no weights need and which could "
@@ -127,6 +127,15 @@ def read_tensors_of(file: Path) -> dict[str, Tensor]:
         raise InputError(
             f"{file}: truncated, or not a checkpoint ({reason}); download it again"
         ) from error
+
+
+def read_tensors_of(file: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, on the CPU; the tensors of its `state_dict` if it has one.
+
+    Nothing in it is executed. Raises InputError, naming the file, if it is missing or truncated,
+    refers to something that no checkpoint needs, or holds no tensors.
+    """
+    content = read_content(file)
     found = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = _floating(found) if isinstance(found, dict) else {}
     if not tensors:

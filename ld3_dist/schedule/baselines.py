@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..core.comparison import Distance
@@ -13,11 +14,11 @@ from ..core.grid import Grid
 from ..core.learning.pairs import Pairs
 from ..core.noise import NoiseSchedule
 from ..core.solver import Solver, Tableau
-from ..core.user_code import label
+from ..core.user_code import FILE, label
 from ..models import Model
 from .file import Schedule
 from .sampling import BATCH, make_samples
-from .starts import start_knots
+from .starts import schedule_in, start_knots
 
 BASELINES = ("uniform", "quadratic", "log_snr", "karras")
 """Grids that are measured if no others are asked for."""
@@ -51,10 +52,42 @@ class Baseline:
 def hand_made(
     name: str, model: Model, solver: Solver, nfe: int, pairs: Pairs | None = None
 ) -> tuple[Grid, Tableau]:
-    """The coupled grid of a start by name, and the solver's table on it."""
-    noise = model.denoiser.noise
+    """The coupled grid of a start by name, and the solver's table on it.
+
+    `file:FILE` with a schedule of so many evaluations brings its own grid and table.
+    """
+    noise, own = model.denoiser.noise, published(name, nfe)
+    if own is not None:
+        knots, evals = (torch.tensor(v, dtype=torch.float64) for v in (own.knots, own.evals))
+        return Grid(knots, evals), replace(own.table_for(model), noise=noise)
     grid = solver.coupled(noise, start_knots(name, model, solver, nfe, pairs), nfe)
     return grid, solver.tableau(noise, grid)
+
+
+def published(name: str, nfe: int) -> Schedule | None:
+    """The schedule of `file:FILE`, which runs as it is; None for any other name.
+
+    A list of noise levels has no table of its own, and a schedule of another number of evaluations
+    gives its knots alone: None as well.
+    """
+    found = schedule_in(name.removeprefix(FILE)) if name.startswith(FILE) else None
+    return found if found is not None and found.nfe == nfe else None
+
+
+def source_of(name: str, nfe: int) -> dict[str, str]:
+    """The settings of a baseline's row that tell its source; none for a grid by name.
+
+    source: what the file was imported from, or learned for.  schedule: its text, if it runs as it
+    is.
+    """
+    if not name.startswith(FILE):
+        return {}
+    found = schedule_in(name.removeprefix(FILE))
+    if found is None:
+        return {"source": f"a list of noise levels: {label(name).removeprefix(FILE)}"}
+    learned = f"{found.solver}, {found.nfe} evaluations, of {found.model}"
+    said = {"source": found.versions.get("imported_from") or learned}
+    return said | ({"schedule": found.to_json()} if found.nfe == nfe else {})
 
 
 def baselines_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +136,7 @@ def evaluate(
     nfe: int | None = None,
     seed: int = 0,
     teacher: str | Teacher = "unipc-3/20/karras",
-    distance: str | Distance = "l2",
+    distance: str | Mapping[str, float] | Distance = "l2",
     extractor: str = "auto",
     metrics: Sequence[str] = BUILT_IN,
 ) -> pd.DataFrame:
@@ -166,7 +166,9 @@ def evaluate(
         raise InputError(f"repeats = {repeats}: at least 1 set of samples is needed")
     tables = list(_tables(model, schedules, solver, nfe))
     home = str(device_of(model))
-    opened = open_distance(distance, model, home) if isinstance(distance, str) else distance
+    opened = (
+        open_distance(distance, model, home) if not isinstance(distance, Distance) else distance
+    )
     features = open_extractor(extractor, model, home)
     ranges = [range(start, start + samples) for start in range(FRESH, FRESH + repeats * SET, SET)]
     pairs = [teach(model, seed=seed, teacher=teacher, indices=indices) for indices in ranges]

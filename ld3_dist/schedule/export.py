@@ -128,6 +128,8 @@ def _lost_times(schedule: Schedule, form: str) -> list[str]:
     is a class that is not imported, a sentence says so instead.
     """
     solver, noise = make_solver(schedule.solver), None
+    if solver.steps(schedule.nfe) != len(schedule.knots) - 1:
+        return ["network times are dropped: the schedule has a table of its own, of no solver here"]
     evals = torch.tensor(schedule.evals, dtype=torch.float64)
     knots = torch.tensor(schedule.knots, dtype=torch.float64)
     try:

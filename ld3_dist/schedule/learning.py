@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,7 +57,7 @@ def learning(
     valid: Pairs | None = None,
     *,
     starts: Sequence[Start] = (),
-    distance: str | Distance = "l2",
+    distance: str | Mapping[str, float] | Distance = "l2",
     config: LearnConfig | None = None,
     seeds: Sequence[int] = (0,),
     subsets: Sequence[Sequence[int]] | None = None,
@@ -102,7 +102,7 @@ def learning(
     config = reachable(model, config or make_config(**settings))
     train, valid = split(pairs, valid)
     names = starts or procedures.get(config.procedure).starts
-    if isinstance(distance, str):
+    if not isinstance(distance, Distance):
         distance = open_distance(distance, model, str(device_of(model)))
     followed = train if start_pairs is None else start_pairs
     knots = torch.stack([knots_of(start, model, student, nfe, followed) for start in names])
@@ -132,7 +132,7 @@ def learn(
     valid: Pairs | None = None,
     *,
     starts: Sequence[Start] = (),
-    distance: str | Distance = "l2",
+    distance: str | Mapping[str, float] | Distance = "l2",
     teacher: str | Teacher = "unipc-3/20/karras",
     space: str = "image",
     baselines: Sequence[str] = BASELINES,
@@ -166,7 +166,7 @@ def learn(
     config = reachable(model, make_config(**settings))
     student = check_student(solver, nfe)
     opened = distance
-    if isinstance(opened, str):
+    if not isinstance(opened, Distance):
         opened = open_distance(opened, model, str(device_of(model)))
     viewed = in_loss_space(model, space)
     names = check_before(viewed, solver, nfe, config, starts, opened)

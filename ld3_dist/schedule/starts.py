@@ -2,8 +2,9 @@
 
     uniform quadratic poly-<rho> log_snr karras cosine beta ays-{sd15,sdxl,svd}     from the noise
                                                      schedule alone (`core.grid.discretize`)
-    dmn gits optimal-steps                           computed (`training_free`)
+    dmn hso gits optimal-steps tors sharp-euler      computed (`training_free`)
     FILE.json                                        the knots of a schedule file, for any NFE
+    file:FILE                                        the same, or the knots of a list of sigmas
     python:FILE.py:NAME                              a function of your own
 
 A start is a function of a `StartProblem` that returns knots [N+1] from t_max to t_min. Learning
@@ -28,10 +29,12 @@ from ..core.noise import NoiseSchedule
 from ..core.registry import Registry
 from ..core.sample import initial_state
 from ..core.solver import Solver
-from ..core.user_code import PREFIX
+from ..core.text import read_text
+from ..core.user_code import FILE, PREFIX
 from ..models import Model
-from ..training_free import TRAINING_FREE, find_knots
-from .file import Schedule, check_same_noise, load_schedule
+from ..training_free import ALONE, TRAINING_FREE, find_knots
+from .file import LIMIT, Schedule, check_same_noise, load_schedule
+from .imports.lists import is_schedule, knots_of, read_levels
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class StartProblem:
 Start = Callable[[StartProblem], Tensor]
 """A StartProblem -> knots [N+1] in float64, from exactly t_max to exactly t_min."""
 
-starts: Registry[Start] = Registry("start", pattern=("poly-<rho>", "FILE.json"))
+starts: Registry[Start] = Registry("start", pattern=("poly-<rho>", "FILE.json", "file:FILE"))
 
 
 def _hand_made(name: str) -> Start:
@@ -88,15 +91,17 @@ for _name in TRAINING_FREE:
 
 def check_start(name: str) -> str:
     """The name itself. Raises InputError if no start has it; files are not read."""
-    if not _is_polynomial(name) and not name.endswith(".json"):
+    if name == FILE:
+        raise InputError("start 'file:': names no file; write file:their.json")
+    if not _is_polynomial(name) and not _is_file(name):
         starts.get(name)
     return name
 
 
 def looks_at_pairs(name: str) -> bool:
     """True for a start that may follow the network's trajectories from the noise of pairs."""
-    alone = (*DISCRETIZATIONS, "dmn")
-    return name not in alone and not _is_polynomial(name) and not name.endswith(".json")
+    alone = (*DISCRETIZATIONS, *ALONE)
+    return name not in alone and not _is_polynomial(name) and not _is_file(name)
 
 
 def start_knots(
@@ -112,7 +117,9 @@ def start_knots(
     schedule, and for knots of a user's own start that are no grid of the model's noise schedule.
     """
     noise = model.denoiser.noise
-    if name.endswith(".json") and not name.startswith(PREFIX):
+    if name.startswith(FILE):
+        return file_knots(name.removeprefix(FILE), model, solver.steps(nfe))
+    if _is_file(name):
         return schedule_knots(load_schedule(name), model, solver.steps(nfe), name)
     if _is_polynomial(name):
         return discretize(noise, solver.steps(nfe), name)
@@ -146,6 +153,37 @@ def schedule_knots(schedule: Schedule, model: Model, steps: int, name: str) -> T
         return torch.cat([knots.new_tensor([noise.t_max]), knots[1:]])  # a start begins there
     except InputError as error:
         raise InputError(f"{name}: {error}; or a hand-made grid") from error
+
+
+def file_knots(place: str, model: Model, steps: int) -> Tensor:
+    """Knots [steps + 1] of a file: a schedule file, or a list of noise levels.
+
+    A list with another number of steps is interpolated linearly in log(level).
+
+    Raises InputError for a file that is neither, and for one of another noise schedule.
+    """
+    schedule = schedule_in(place)
+    if schedule is not None:
+        return schedule_knots(schedule, model, steps, place)
+    levels = read_levels(place)
+    try:
+        return knots_of(levels, model.denoiser.noise, steps)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def schedule_in(place: str) -> Schedule | None:
+    """The schedule of a file; None for a local file that is a list of numbers."""
+    if "://" not in place and not is_schedule(
+        read_text(place, "a schedule or a list of sigmas", LIMIT)
+    ):
+        return None
+    return load_schedule(place)
+
+
+def _is_file(name: str) -> bool:
+    """True for a name that stands for a file of a schedule or a list."""
+    return name.startswith(FILE) or (name.endswith(".json") and not name.startswith(PREFIX))
 
 
 def _checked(name: str, knots: Tensor, problem: StartProblem) -> Tensor:

@@ -19,7 +19,7 @@ from ..core.grid import Grid
 from ..core.solver import make_solver
 from ..core.user_code import label
 from ..experiment.plan import Cell, Plan, TrialSpec, digest
-from ..schedule.baselines import hand_made, mean_loss
+from ..schedule.baselines import hand_made, mean_loss, source_of
 from ..schedule.provenance import now, where
 from ..schedule.sampling import in_loss_space, make_samples
 from ..schedule.teaching import Teacher
@@ -90,7 +90,7 @@ def run_baselines(
             "valid_loss": loss,
             "network_evals": len(valid) * cell.nfe,
             "attempts": 1,
-            "settings": json.dumps({"start": name}),
+            "settings": json.dumps({"start": name} | source_of(name, cell.nfe)),
             "started": started,
             **where(device),
         }

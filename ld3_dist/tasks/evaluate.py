@@ -34,7 +34,7 @@ from ..metrics.paired import improvement, ratios
 from ..metrics.scores import BUILT_IN, as_reference
 from ..models import Model
 from ..schedule.evaluating import loss_columns, measure, score_columns
-from ..schedule.file import read_schedule
+from ..schedule.file import parse_schedule, read_schedule
 from ..schedule.provenance import provenance, where
 from ..schedule.sampling import make_samples, to_images
 from ..store.sealed import seal, unseal
@@ -62,6 +62,8 @@ class Item:
     cell: Cell | None = None
     grid: Mapping[str, tuple[float, ...]] | None = None
     rivals: tuple[str, ...] = ()
+    own: str | None = None
+    """Text of the schedule file of a baseline that brings its own table."""
 
     def parts(self, plan: Plan) -> list[tuple[int, int]]:
         """The ranges of evaluation samples it is sampled in.
@@ -85,7 +87,12 @@ def teacher_item(plan: Plan, model: ModelSettings) -> Item:
 
 
 def schedule_tableau(item: Item, model: Model, storage: Storage) -> Tableau:
-    """The table of an item: a learned row's from its schedule file, a baseline's from its grid."""
+    """The table of an item: a learned row's from its schedule file, a baseline's from its grid.
+
+    A published schedule among the baselines has its own.
+    """
+    if item.own is not None:
+        return parse_schedule(item.own).table_for(model)
     if item.kind == "learned":
         return read_schedule(storage, schedule_name(item.key)).tableau
     assert item.grid is not None

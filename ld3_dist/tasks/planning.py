@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..core.errors import InputError
 from ..core.learning.config import LearnConfig
 from ..core.learning.procedure import make_config
-from ..core.user_code import PREFIX
+from ..core.user_code import FILE, PREFIX
 from ..experiment.plan import Plan
 from ..experiment.reading import blamed_on
 from ..experiment.sections import ModelSettings, Range
@@ -73,7 +73,7 @@ def _try_out(plan: Plan, settings: ModelSettings, model: Model) -> None:
 
 def _of_user(name: str) -> bool:
     """True for a name that stands for a file."""
-    return name.startswith(PREFIX) or name.endswith(".json")
+    return name.startswith((PREFIX, FILE)) or name.endswith(".json")
 
 
 def _configs(plan: Plan) -> list[LearnConfig]:

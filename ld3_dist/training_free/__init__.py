@@ -2,28 +2,39 @@
 
     dmn             from the noise schedule alone: a multistep solver's weights of the network's
                     errors are made small
+    hso             from the noise schedule alone: the least error of the outputs at the middles of
+                    the steps
     gits            from teacher trajectories, by dynamic programming: the path of least curvature
     optimal-steps   from teacher trajectories, by dynamic programming: the student that stays
                     nearest to them
+    tors            from teacher trajectories: each step turns by the same angle
+    sharp-euler     from teacher trajectories: short steps where the velocity changes fast
+
+DPM-Solver-v3 (arXiv 2310.13268) is not among them: its empirical statistics are coefficients per
+coordinate of a sample, which no table of one number per evaluation holds.
 
 They serve as baselines and as starts of LD3. Each module names its source.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
-from ..core.denoiser import Condition, Denoiser
+from ..core.denoiser import Condition, Denoiser, map_condition
 from ..core.errors import InputError, unknown
 from ..core.noise import NoiseSchedule
 from ..core.sample import draw_noise
 from ..core.solver import Solver
 
-TRAINING_FREE = ("dmn", "gits", "optimal-steps")
-SAMPLES = {"gits": 64, "optimal-steps": 32}
+TRAINING_FREE = ("dmn", "hso", "gits", "optimal-steps", "tors", "sharp-euler")
+ALONE = ("dmn", "hso")
+"""Those that need no network."""
+SAMPLES = {"gits": 64, "optimal-steps": 32, "tors": 64, "sharp-euler": 64}
 """The largest number of trajectories that each one uses.
 
-Both average over the trajectories, and their results change little beyond a few dozen.
+All average over the trajectories, and their results change little beyond a few dozen.
 optimal-steps evaluates its samples again in each of N rounds, so it uses fewer.
 """
 
@@ -41,33 +52,50 @@ def find_knots(
 
     Args:
         name: one of TRAINING_FREE.
-        model: a denoiser; dmn takes a bare noise schedule as well.
+        model: a denoiser; those in ALONE take a bare noise schedule as well.
         solver, nfe: solver and network evaluations that the knots are for; N = solver.steps(nfe).
         x_T: starting noise of the trajectories, prior_scale * unit noise [B, *shape], of which the
             first SAMPLES are used; drawn from seed 0 if not given.
         condition: of the trajectories, B rows.
 
     Raises:
-        InputError: unknown name; gits or optimal-steps without a denoiser.
+        InputError: unknown name; one that follows trajectories without a denoiser.
     """
     if name not in TRAINING_FREE:
         raise unknown("training-free discretization", name, TRAINING_FREE)
     steps = solver.steps(nfe)
-    if name == "dmn":
-        from .dmn import dmn
-
-        return dmn(model if isinstance(model, NoiseSchedule) else model.noise, steps)
+    if name in ALONE:
+        noise = model if isinstance(model, NoiseSchedule) else model.noise
+        return _alone(name)(noise, steps)
     if isinstance(model, NoiseSchedule):
         raise InputError(
             f"{name} follows teacher trajectories: it needs a denoiser, not the schedule "
             f"{model.name} alone"
         )
-    from ..core.denoiser import map_condition
-    from .gits import gits
-    from .optimal_steps import optimal_steps
-
     if x_T is None:
         x_T = model.noise.prior_scale * draw_noise(0, range(16), tuple(model.shape))
     first = slice(SAMPLES[name])
     condition = map_condition(lambda c: c[first], condition)
-    return (gits if name == "gits" else optimal_steps)(model, steps, x_T[first], condition)
+    return _following(name)(model, steps, x_T[first], condition)
+
+
+def _alone(name: str) -> Callable[[NoiseSchedule, int], Tensor]:
+    """The function of a method that needs the noise schedule alone."""
+    if name == "dmn":
+        from .dmn import dmn as found
+    else:
+        from .hso import hso as found
+    return found
+
+
+def _following(name: str) -> Callable[[Denoiser, int, Tensor, Condition], Tensor]:
+    """The function of a method that follows trajectories."""
+    if name == "gits":
+        from .gits import gits as found
+    elif name == "optimal-steps":
+        from .optimal_steps import optimal_steps as found
+    elif name == "tors":
+        from .tors import tors as found
+    else:
+        from .sharp_euler import sharp_euler as found
+    return found

@@ -1,12 +1,19 @@
-"""Teacher trajectories on a fine grid, and steps between its knots, for GITS and OptimalSteps.
+"""Teacher trajectories on a fine grid, and steps between its knots.
 
-Both step by DDIM (Song et al. 2020, arXiv 2010.02502). From a state y at knot i,
+GITS and OptimalSteps step by DDIM (Song et al. 2020, arXiv 2010.02502). From a state y at knot i,
 
     y_j = alpha_j m + sigma_j eps,        m = D(y, t_i),        eps = (y - alpha_i m) / sigma_i
 
 so that one network evaluation serves all j > i. The step is exact for constant eps; for flow
 matching it is the Euler step. States are compared in the variance-exploding frame y / alpha, in
 which paths are straight if eps is constant.
+
+TORS and SharpEuler look at the flow that a noise schedule is equivalent to:
+
+    x = y / (alpha + sigma) = (1 - s) x_0 + s z,    s = sigma / (alpha + sigma),    dx/ds = eps - m
+
+s = 1 is pure noise. For flow matching x is y and s is t. Schedules that differ by a scale alone
+have the same flow.
 """
 
 from __future__ import annotations
@@ -60,6 +67,21 @@ class Trajectory:
         """sigma at the knots, [n+1, 1, 1]."""
         return self.noise.sigma(self.t)[:, None, None]
 
+    @property
+    def s(self) -> Tensor:
+        """The times of the equivalent flow at the knots, [n+1], decreasing."""
+        return (self.sigma / (self.alpha + self.sigma)).flatten()
+
+    @property
+    def path(self) -> Tensor:
+        """The states x of the equivalent flow at the knots, [n+1, B, d]."""
+        return self.y / (self.alpha + self.sigma)
+
+    @property
+    def velocity(self) -> Tensor:
+        """dx/ds at all knots but the last, [n, B, d]."""
+        return self.eps(self.y[:-1], self.m) - self.m
+
     def eps(self, y: Tensor, m: Tensor, first: int = 0) -> Tensor:
         """The noise eps [k, B, d] of states y and outputs m [k, B, d] at the knots from `first`."""
         here = slice(first, first + len(y))
@@ -89,11 +111,17 @@ class Trajectory:
 
 
 def follow(
-    denoiser: Denoiser, x_T: Tensor, condition: Condition, fine: int, steps: int
+    denoiser: Denoiser,
+    x_T: Tensor,
+    condition: Condition,
+    fine: int,
+    steps: int,
+    times: Tensor | None = None,
 ) -> Trajectory:
     """The teacher's path from x_T [B, *shape] over `fine` steps.
 
-    The teacher is iPNDM of order 2, on Karras's knots for EDM and on uniform times for the others.
+    The teacher is iPNDM of order 2, on the knots `times` [fine + 1]. If they are not given, it goes
+    on Karras's knots for EDM and on uniform times for the others.
     Raises InputError if the fine grid has fewer steps than are to be chosen from it.
     """
     if steps > fine:
@@ -101,7 +129,9 @@ def follow(
             f"{steps} steps cannot be chosen from a fine grid of {fine} steps: make it finer"
         )
     noise = denoiser.noise
-    t = discretize(noise, fine, "karras" if isinstance(noise, EDM) else "uniform")
+    t = times
+    if t is None:
+        t = discretize(noise, fine, "karras" if isinstance(noise, EDM) else "uniform")
     teacher = make_solver("ipndm-2")
     table = teacher.tableau(noise, teacher.coupled(noise, t))
 
@@ -112,6 +142,33 @@ def follow(
 
     y, m = gathered(len(x_T), run).split([fine + 1, fine])
     return Trajectory(denoiser, t, y, m, condition, x_T.device, x_T.dtype)
+
+
+def flow_times(noise: NoiseSchedule, steps: int) -> Tensor:
+    """Knots [steps + 1] at equal distances in the time s of the equivalent flow."""
+    ends = torch.tensor([noise.t_max, noise.t_min], dtype=torch.float64)
+    s = noise.sigma(ends) / (noise.alpha(ends) + noise.sigma(ends))
+    u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)[1:-1]
+    return torch.cat([ends[:1], from_flow(noise, s[0] + u * (s[1] - s[0])), ends[1:]])
+
+
+def from_flow(noise: NoiseSchedule, s: Tensor) -> Tensor:
+    """The times t at which the equivalent flow has the times s, inside (0, 1)."""
+    return noise.inverse((1 - s).log() - s.log())
+
+
+def at_equal_shares(trajectory: Trajectory, total: Tensor, steps: int) -> Tensor:
+    """Knots [steps + 1] at equal shares of a quantity that grows along a trajectory.
+
+    Args:
+        total: the quantity from knot 0 to each knot [n+1], increasing; linear in s between them.
+    """
+    s, t = trajectory.s, trajectory.t
+    wanted = torch.linspace(0, 1, steps + 1, dtype=total.dtype)[1:-1] * total[-1]
+    right = torch.searchsorted(total, wanted).clamp(1, len(total) - 1)
+    share = (wanted - total[right - 1]) / (total[right] - total[right - 1])
+    inner = s[right - 1] + share * (s[right] - s[right - 1])
+    return torch.cat([t[:1], from_flow(trajectory.noise, inner), t[-1:]])
 
 
 def gathered(count: int, run: Callable[[slice], list[Tensor]]) -> Tensor:

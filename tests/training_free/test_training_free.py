@@ -231,7 +231,7 @@ def test_it_helps_where_hand_made_grids_do_not_know_the_data() -> None:
 
 
 def test_many_steps_are_chosen_from_a_finer_grid() -> None:
-    for name in ("gits", "optimal-steps"):
+    for name in ("gits", "optimal-steps", "tors", "sharp-euler"):
         knots = find_knots(
             name, mixture_1d(EDM()), make_solver("ddim"), 70, x_T=80 * torch.ones(2, 1)
         )
@@ -281,7 +281,7 @@ def test_wrong_requests_are_refused() -> None:
         InputError, match="unknown training-free discretization 'dnm': did you mean 'dmn'"
     ):
         find_knots("dnm", EDM(), solver, 4)
-    for name in ("gits", "optimal-steps"):
+    for name in ("gits", "optimal-steps", "tors", "sharp-euler"):
         with pytest.raises(
             InputError, match=f"{name} follows teacher trajectories: it needs a denoiser"
         ):

@@ -218,11 +218,14 @@ ALLOWED: dict[str, Any] = {
 
 
 class _Reader(pickle.Unpickler):
+    inert: tuple[str, ...] = INERT_PREFIXES
+    """Beginnings of the names that stand for objects which only keep what they are given."""
+
     def find_class(self, module_name: str, global_name: str) -> Any:
         name = f"{module_name}.{global_name}"
         if name in ALLOWED:
             return ALLOWED[name]
-        if name.startswith(INERT_PREFIXES):
+        if name.startswith(self.inert):
             return type("Inert", (Remembered,), {"origin": global_name})
         raise Forbidden(name)
 
@@ -231,23 +234,29 @@ class _Reader(pickle.Unpickler):
 
 
 class Forbidden(Exception):
-    """A name that no EDM checkpoint needs."""
+    """A name that no checkpoint of the wanted kind needs."""
 
 
-def read_pickle(file: Path) -> Checkpoint:
-    """The averaged ("ema") network of an EDM pickle.
+def read_objects(file: Path, kind: str, inert: tuple[str, ...] = ()) -> Any:
+    """The content of a pickle, whose objects are `Remembered`, tensors and plain containers.
 
-    Nothing in it is executed. Raises InputError, naming the file, if it refers to something that no
-    such checkpoint needs, is truncated or no pickle, or holds no network.
+    Nothing in it is executed.
+
+    Args:
+        kind: the kind of file that is wanted, for messages: "EDM".
+        inert: beginnings of more names that stand for objects which only keep what they are given.
+
+    Raises InputError, naming the file, if it refers to anything else, is truncated or no pickle.
     """
+    reader = type("Reader", (_Reader,), {"inert": (*INERT_PREFIXES, *inert)})
     try:
         with file.open("rb") as opened:
             check_operations(opened)
             opened.seek(0)
-            content = _Reader(opened).load()
+            return reader(opened).load()
     except Forbidden as error:
         raise InputError(
-            f"{file}: this pickle refers to {error}, which no EDM checkpoint needs and which "
+            f"{file}: this pickle refers to {error}, which no {kind} checkpoint needs and which "
             f"could run code; nothing "
             "in it was executed. Get the file from its publisher again, or have its owner "
             "convert it to safetensors"
@@ -256,12 +265,21 @@ def read_pickle(file: Path) -> Checkpoint:
         raise InputError(f"{file}: cannot be read ({error})") from error
     except (EOFError, pickle.UnpicklingError) as error:
         raise InputError(
-            f"{file}: truncated, or not an EDM pickle ({error}); download it again"
+            f"{file}: truncated, or not an {kind} pickle ({error}); download it again"
         ) from error
     except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
         raise InputError(
-            f"{file}: damaged, or not an EDM pickle ({type(error).__name__}: {error})"
+            f"{file}: damaged, or not an {kind} pickle ({type(error).__name__}: {error})"
         ) from error
+
+
+def read_pickle(file: Path) -> Checkpoint:
+    """The averaged ("ema") network of an EDM pickle.
+
+    Nothing in it is executed. Raises InputError, naming the file, if it refers to something that no
+    such checkpoint needs, is truncated or no pickle, or holds no network.
+    """
+    content = read_objects(file, "EDM")
     root = content.get("ema", content.get("net")) if isinstance(content, dict) else content
     if not isinstance(root, Remembered) or not root.origin:
         names = (

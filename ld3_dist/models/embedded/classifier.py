@@ -16,6 +16,9 @@ from ..weights import check_weights, entry, read_tensors
 from .packaged import Packaged, load_frozen
 from .unet import LARGEST
 
+LAYERS = ("stage-1", "stage-2", "stage-3")
+"""Names of the feature maps."""
+
 
 class Classifier(Protocol):
     """Images [B, C, H, W] in [-1, 1] -> logits [B, classes], with features and feature maps."""
@@ -75,7 +78,9 @@ class EmbeddedClassifier(Packaged, Generic[Net]):
     def extractor(self, device: str | torch.device = "cpu") -> Extractor:
         """The packaged classifier as a feature extractor."""
         net = self.load(device)
-        return Extractor(f"{self.name} classifier", self.hash(), net.features, net.maps)
+        return Extractor(
+            f"{self.name} classifier", self.hash(), net.features, net.maps, layers=LAYERS
+        )
 
 
 @torch.no_grad()
