@@ -80,7 +80,7 @@ def asked_rows(storage: Storage) -> pd.DataFrame:
     known = pd.Series([pair in members for pair in pairs], frame.index, dtype=bool)
     learned = frame["trial"].isin(asked["trials"]) & known
     mine = frame[learned | frame["key"].isin(asked["baselines"])]
-    return mine.drop(columns=list(PARTS)).sort_values("key", ignore_index=True)
+    return mine.drop(columns=list(PARTS), errors="ignore").sort_values("key", ignore_index=True)
 
 
 def quick(experiment: dict[str, Any], storage: Storage) -> Plan:

@@ -78,7 +78,7 @@ def rows_of(storage: Storage, spec: TrialSpec) -> pd.DataFrame:
     frame = read_table(storage, "rows")
     mine = frame[frame["key"].isin(spec.keys)]
     assert len(mine) == len(spec.members)
-    return mine.drop(columns=list(PASSING)).reset_index(drop=True)
+    return mine.drop(columns=list(PASSING), errors="ignore").reset_index(drop=True)
 
 
 @pytest.fixture(scope="module")
