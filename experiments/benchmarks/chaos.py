@@ -37,7 +37,10 @@ from ray.cluster_utils import Cluster
 from ld3_dist import load_results
 
 VICTIMS = ("actor", "trial", "node", "driver")
-PASSING = ("seconds", "started", "host", "address", "device", "attempts", "git_commit")
+PASSING = (
+    "source", "seconds", "device_seconds", "peak_memory", "started", "host", "address", "device",
+    "attempts", "git_commit",
+)  # fmt: skip
 """Columns that may differ between two runs of an experiment (their namesakes of the evaluation as
 well).
 """

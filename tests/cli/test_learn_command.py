@@ -89,7 +89,9 @@ def test_what_a_preset_starts_from(
     assert code == 0
     opened, solver = open_model("analytic:mixture-2d"), make_solver("ipndm-3")
     pairs = Pairs(
-        draw_noise(0, range(6, 12), (2,)), torch.empty(6, 2), opened.draw_condition(0, range(6))
+        draw_noise(0, range(10**6, 10**6 + 6), (2,)),
+        torch.empty(6, 2),
+        opened.draw_condition(0, range(10**6, 10**6 + 6)),
     )
     expected = [start_knots(name, opened, solver, 4, pairs) for name in starts]
     torch.testing.assert_close(found["knots"], torch.stack(expected))

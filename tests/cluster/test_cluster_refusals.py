@@ -196,9 +196,8 @@ def test_what_no_node_has(joined: Nodes, resources: dict[str, Any], part: str) -
     ("fraction", "count"), [(1, 1), (0.5, 2), (1 / 3, 3), (0.33, 3), (0.25, 4), (1 / 7, 7)]
 )
 def test_fractions_that_fill_a_gpu(joined: Nodes, fraction: float, count: int) -> None:
-    sizes = joining.sizes_of(
-        parse_experiment(changed(resources={"gpus_per_trial": fraction, "cpus_per_trial": 0.1}))
-    )
+    asked = {"gpus_per_trial": fraction, "cpus_per_trial": 0.1, "concurrent_trials": 100}
+    sizes = joining.sizes_of(parse_experiment(changed(resources=asked)))
     assert sizes.trials == count
 
 

@@ -116,9 +116,9 @@ def test_one_driver(bucket: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not bucket.exists(locks.LOCK)
     write = locks._write
 
-    def rival(storage: Storage, owner: Process) -> None:
-        write(storage, owner)
-        write(storage, Process("elsewhere", 9, "x"))
+    def rival(storage: Storage, owner: Process, name: str) -> None:
+        write(storage, owner, name)
+        write(storage, Process("elsewhere", 9, "x"), name)
 
     monkeypatch.setattr(locks, "_write", rival)
     with pytest.raises(locks.LockHeld, match="process 9 on elsewhere"):
