@@ -142,8 +142,11 @@ def test_tensorboard_has_every_trial_that_the_driver_heard_of(finished: Path) ->
     """A trial that had its rows when the driver was killed, but had not yet been reported, is not
     run again.
     """
-    frame = load_results(finished).query("kind == 'learned'")
-    cells = dict(zip(frame["key"].str.rpartition("-")[0], frame["cell"], strict=True))
+    frame = load_results(finished).query("kind == 'learned'").sort_values(["seed", "start"])
+    cells = {
+        digest([trial, rows["key"].tolist()]): rows["cell"].iloc[0]
+        for trial, rows in frame.groupby("trial")
+    }
     top = finished / "logs" / "tensorboard"
     tags = {key: tags_in(top / file_name(cell) / key) for key, cell in cells.items()}
     reported = {

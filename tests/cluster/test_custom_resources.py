@@ -62,6 +62,7 @@ def test_trials_go_only_where_a_resource_is(monkeypatch: pytest.MonkeyPatch) -> 
     nodes = [node(CPU=8, license=3), node(CPU=8), node(CPU=1, license=5)]
     monkeypatch.setattr(joining.ray, "nodes", lambda: nodes)
     resources = {"cpus_per_trial": 1, "cpus_per_actor": 1, "trial": {"license": 1}}
+    resources["concurrent_trials"] = 100
     sizes = sizes_of(parse_experiment(changed(resources=resources)))
     assert sizes.trials == 3 + 1
     assert sizes.trial == {"cpu": 1, "gpu": 0, "license": 1}
