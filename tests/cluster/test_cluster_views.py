@@ -26,6 +26,7 @@ from ld3_dist.cluster.search.studies import NAME, StudyMirror
 from ld3_dist.core.errors import InputError
 from ld3_dist.core.text import file_name
 from ld3_dist.experiment import Plan, TrialSpec, parse_experiment
+from ld3_dist.experiment.contents import digest
 from ld3_dist.store.opening import open_storage
 from ld3_dist.store.storage import Storage
 from ld3_dist.store.tables import write_table
