@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,8 @@ def test_parts_go_side_by_side_and_a_whole_sweep_alone(tmp_path: Path) -> None:
 
 def test_a_dead_part_stops_nobody(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
-    gone = Process(locks.this_process().host, 2**22 - 3, "long ago")
+    me = locks.this_process()
+    gone = replace(me, pid=2**22 - 3, start=f"{me.start.rpartition('-')[0]}-0")
     locks._write(storage, gone, locks.lock_name(Part(1, 3)))
     assert locks.holders(storage) == []
     with locks.acquire(storage):
