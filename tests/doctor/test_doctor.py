@@ -15,6 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from ld3_dist.cli.app import app
+from ld3_dist.cluster.output_folder import claim
 from ld3_dist.core.denoiser import map_condition
 from ld3_dist.doctor import Check, examine
 from ld3_dist.doctor import machine as machine_checks
@@ -47,6 +48,11 @@ def missing(settings: dict[str, Any], output: Path | None = None) -> str:
         for c in checks(settings, output)
         if c.status == "missing"
     )
+
+
+def told(settings: dict[str, Any], output: Path) -> str:
+    """Everything that is said."""
+    return "\n".join(check.detail for check in checks(settings, output))
 
 
 def test_a_whole_experiment_passes_and_nothing_is_written(tmp_path: Path) -> None:
@@ -164,16 +170,19 @@ def test_weights_of_packages_are_an_extra(key: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_whose_folder_it_is(tmp_path: Path) -> None:
-    plan = make_plan(parse_experiment(DIGITS))
-    mine, other, file = tmp_path / "mine", tmp_path / "other", tmp_path / "file"
-    for folder, fingerprint in ((mine, plan.fingerprint), (other, "0123")):
-        folder.mkdir()
-        (folder / "experiment.json").write_text(json.dumps({"fingerprint": fingerprint}))
+    mine, other, old, file = (tmp_path / name for name in ("mine", "other", "old", "file"))
+    for folder, settings in ((mine, DIGITS), (other, DIGITS | {"seed": 7, "name": "seventh"})):
+        claim(open_storage(folder), make_plan(parse_experiment(settings)))
+    old.mkdir()
+    (old / "experiment.json").write_text(json.dumps({"fingerprint": "0123", "format": 2}))
     file.write_text("")
     assert missing(DIGITS, mine) == ""
+    assert "goes on where it stopped" in told(DIGITS, mine)
+    assert missing(DIGITS, other) == ""
+    assert "of 'seventh'" in told(DIGITS, other)
     (mine / "experiment.json").write_text("{")
     assert missing(DIGITS, mine) == ""  # a sweep makes it again
-    assert "another experiment's (fingerprint 0123)" in missing(DIGITS, other)
+    assert "of format 2, in which a sweep cannot go on" in missing(DIGITS, old)
     assert "is a file, and a folder is to be written" in missing(DIGITS, file)
 
 
@@ -206,8 +215,8 @@ def test_pairs_on_disk(tmp_path: Path) -> None:
     for start, stop in plan.shards():
         make_shard(plan, model, storage, start, stop, "cpu")
     place = storage.child(f"pairs/{plan.teacher_key(model)}")
-    stop = plan.eval_range[1]
-    total = sum(t.nbytes for t in load_pairs(place, 0, stop).values())
+    spans = plan.sample_ranges()
+    total = sum(t.nbytes for span in spans for t in load_pairs(place, *span).values())
     assert pairs_bytes(plan, model, open_model("digits")) == total
     assert [readable(n) for n in (12, 1500, 69.8e9, 2e15)] == [
         "12 B",
