@@ -176,7 +176,10 @@ class LocalStorage(Storage):
         return self._path(name).exists()
 
     def read_bytes(self, name: str) -> bytes:
-        return self._path(name).read_bytes()
+        try:
+            return self._path(name).read_bytes()
+        except NotADirectoryError as error:  # a file stands where a folder should: nothing in it
+            raise FileNotFoundError(*error.args) from error
 
     def write_bytes(self, name: str, data: bytes) -> None:
         path = self._path(name)

@@ -354,7 +354,8 @@ def test_ranges_of_samples_are_disjoint() -> None:
     assert [stop - start for start, stop in ranges] == [6, 8, 8, 40]
     assert [start for start, _ in ranges] == [0, 10**6, 2 * 10**6, 10**9]
     # nothing moves where counts grow
-    more = plan_of(changed("search.members.seeds", 999) | {"pairs": {"train": 10**6, "valid": 99}})
+    many = {"pairs": {"train": 10**6, "valid": 99}, "resources": {"shard": 10**5}}
+    more = plan_of(changed("search.members.seeds", 999) | many)
     assert [more.train_range(seed)[0] for seed in (0, 1)] == [10**6, 2 * 10**6]
     assert more.train_range(998)[1] == 10**9 == more.eval_range[0]
     sets = plan_of(changed("evaluate.repeats", 3)).eval_ranges

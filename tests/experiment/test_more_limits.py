@@ -10,8 +10,8 @@ from ld3_dist.experiment import parse_experiment
 
 
 def test_shards_without_number_are_refused() -> None:
-    pairs = {"train": 10_000_000, "valid": 10_000_000}
-    with pytest.raises(InputError, match=r"resources\.shard = 1: 30,000,040 pairs .*larger"):
+    pairs = {"train": 1_000_000, "valid": 1_000_000}
+    with pytest.raises(InputError, match=r"resources\.shard = 1: 3,000,040 pairs .*larger"):
         parse_experiment(changed(pairs=pairs, resources={"shard": 1}))  # two seeds, 40 samples
     assert parse_experiment(changed(pairs=pairs, resources={"shard": 4096}))
 
