@@ -95,7 +95,7 @@ def test_what_speaks_against_a_schedule_is_said(tmp_path: Path) -> None:
     text = page_of(tmp_path, change)
     assert "the Fréchet distance did not in dpmpp-3 at 4 NFE (500 against" in text
     assert "Coverage is below the teacher&#39;s" in text
-    assert "The best hand-made grid was not beaten in unipc-3 at 4 NFE (gain 0.00" in text
+    assert "The best hand-made grid was not beaten in unipc-3 at 4 NFE (gain 0.0124×" in text
     assert "is gone on fresh pairs in dpmpp-3" in text
     assert "nearly coincide" in text
 

@@ -74,7 +74,7 @@ def noise_level(noise: NoiseSchedule | None) -> Level:
     """Times -> sigma / alpha; the times themselves where the noise schedule is not known."""
 
     def level(times: Sequence[float]) -> np.ndarray:
-        t = torch.as_tensor(np.asarray(times, dtype=float))
+        t = torch.as_tensor(np.array(times, dtype=float))
         return (t if noise is None else (-noise.lam(t)).exp()).numpy()
 
     return level
