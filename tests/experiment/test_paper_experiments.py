@@ -159,7 +159,10 @@ def test_options_of_lpips_are_part_of_keys(pipelines: dict[str, Path], tmp_path:
             plain.model_dump() | {"distance": distance, "lpips": {"upsample": upsample}}
         )
         plan = Plan(e, {"lsun_bedroom": "hash"})
-        keys |= {plan.trial(plan.cells[0], {}).key, plan.baseline_key(plan.cells[0], "uniform", distance)}
+        keys |= {
+            plan.trial(plan.cells[0], {}).key,
+            plan.baseline_key(plan.cells[0], "uniform", distance),
+        }
     assert (
         len(keys) == 6
     )  # trials and baselines under l2, which has no options, and under LPIPS without and with
