@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pandas as pd
 import pytest
 from finished_sweeps import Contest
 from optuna.storages import JournalStorage
@@ -54,6 +55,15 @@ def finished(contest: Contest) -> Path:
     return contest.out
 
 
+def cells_of_tasks(frame: pd.DataFrame) -> dict[str, str]:
+    """The cell of every trial whose members were learned together, by the name of that work."""
+    learned = frame[frame["kind"] == "learned"].sort_values(["seed", "start"])
+    return {
+        digest([trial, rows["key"].tolist()]): rows["cell"].iloc[0]
+        for trial, rows in learned.groupby("trial")
+    }
+
+
 def test_logs_tell_the_whole_story(finished: Path) -> None:
     lines = lines_of(finished)
     always = {"time", "event", "stage", "item", "role", "node", "address", "pid"}
@@ -73,8 +83,8 @@ def test_logs_tell_the_whole_story(finished: Path) -> None:
     done = {(line["stage"], line["item"]) for line in work if line["event"] == "end"}
     trials = {item for stage, item in done if stage == "search"}
     rows = load_results(finished)
-    assert trials == set(rows[rows["kind"] == "learned"]["key"].str.rpartition("-")[0])
-    assert len([1 for stage, _ in done if stage == "teach"]) == 5
+    assert trials == set(cells_of_tasks(rows))
+    assert len([1 for stage, _ in done if stage == "teach"]) == 6
     assert {item for stage, item in done if stage == "baselines"} == {
         f"baselines-{cell}" for cell in set(rows["cell"])
     }
@@ -143,11 +153,7 @@ def test_tensorboard_has_every_trial_that_the_driver_heard_of(finished: Path) ->
     """A trial that had its rows when the driver was killed, but had not yet been reported, is not
     run again.
     """
-    frame = load_results(finished).query("kind == 'learned'").sort_values(["seed", "start"])
-    cells = {
-        digest([trial, rows["key"].tolist()]): rows["cell"].iloc[0]
-        for trial, rows in frame.groupby("trial")
-    }
+    cells = cells_of_tasks(load_results(finished))
     top = finished / "logs" / "tensorboard"
     tags = {key: tags_in(top / file_name(cell) / key) for key, cell in cells.items()}
     reported = {
