@@ -35,7 +35,7 @@ class Count:
 
     @property
     def missing(self) -> int:
-        """How much is to be done."""
+        """Work that is still to be done, by stage."""
         return self.asked - self.there
 
 

@@ -129,7 +129,7 @@ def _owned(key: str, value: Value) -> Value:
 
 
 def _plain_sentence(detail: Any) -> str:
-    """What is wrong with a number."""
+    """The fault of a number, in words."""
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "greater_than_equal":
         return f"must be at least {context['ge']:,}"

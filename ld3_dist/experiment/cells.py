@@ -56,7 +56,7 @@ class TrialSpec:
 
     @cached_property
     def config(self) -> LearnConfig:
-        """How its members learn."""
+        """The settings that its members learn with."""
         return make_config(**self.settings["learn"])
 
     @cached_property

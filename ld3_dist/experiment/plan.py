@@ -130,7 +130,7 @@ class Plan:
         return self.model_hashes[self.source_of(model).label]
 
     def conditioning_of(self, model: ModelSettings) -> str | None:
-        """What the samples of a model are conditioned on; None if it is not known."""
+        """The condition of a model's samples, by its label; None if it is not known."""
         own = self.conditionings.get(self.source_of(model).label)
         return self.conditionings.get(model.label, own)
 

@@ -1,4 +1,4 @@
-"""From a YAML file to an Experiment, or to messages that name file, key, value and remedy.
+"""Reading a YAML file as an Experiment, or as messages that name file, key, value and remedy.
 
 The text is read by `core.yaml_text`, its shape compared with the models of `settings` (`shape`),
 and the values checked by the models themselves. This module turns their complaints into sentences:
@@ -154,7 +154,7 @@ def _explain(place: Place, detail: Any, data: Any) -> str:
 
 
 def _sentence(kind: str, value: Any, context: Any) -> str:
-    """What is wrong with a value, and what to write."""
+    """The fault of a value, and what to write instead."""
     if kind == "too_short":
         return f"is empty; give at least {context['min_length']} value"
     if kind == "too_long":

@@ -105,7 +105,7 @@ class Lpips(Strict):
 
 
 class PairCounts(Strict):
-    """How many pairs each member trains on, and how many all of them are validated on."""
+    """Numbers of teacher pairs: each member trains on `train` of its own, all share `valid`."""
 
     train: Annotated[PairCount, Field(ge=2)] = 50
     valid: PairCount = 50
@@ -131,7 +131,7 @@ class Range(Strict):
 
 
 class Members(Strict):
-    """What is packed into one trial: every seed with every start.
+    """The members of a trial: every seed with every start.
 
     starts: grids that learning begins from; the procedure's own if not given.
     """
@@ -157,7 +157,7 @@ class Asha(Strict):
 
 
 class Search(Strict):
-    """What is tried in each cell: every point of `grid`, `rounds` times, with values for the
+    """The search of each cell: every point of `grid`, `rounds` times, with values for the
     `optuna` axes that a sampler proposes.
 
     sampler: tpe, random, or qmc.
@@ -222,7 +222,7 @@ class Report(Strict):
 
 
 class Resources(Strict):
-    """What a cluster gives: per trial, per teacher and evaluation actor. GPUs may be fractions 1,
+    """Resources of a cluster: per trial, per teacher and evaluation actor. GPUs may be fractions 1,
     1/2, 1/3 …
 
     trial, actor: other resources of the cluster; see `custom_resources`.

@@ -306,7 +306,7 @@ class Experiment(Strict):
         return tuple(dict.fromkeys([self.distance, *searched]))
 
     def distance_options(self, name: str) -> dict[str, Any]:
-        """What else a distance depends on, for `make_distance` and for keys."""
+        """The options that a distance depends on, for `make_distance` and for keys."""
         options = self.lpips.model_dump()
         return {key: options[key] for key in distance_entry(name).options if key in options}
 

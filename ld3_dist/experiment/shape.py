@@ -40,7 +40,7 @@ def shown(value: Any) -> str:
 
 
 def complaints(annotation: Any, data: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
-    """Where data differ in shape from what an annotation takes, with what to write instead."""
+    """Places where data differ in shape from an annotation, with what to write instead."""
     if data is None and "null" in _kinds(annotation):
         return
     wrong = _wrong_kind(_kinds(annotation), data, place)
@@ -137,7 +137,7 @@ def _top() -> Any:
 
 
 def _wrong_kind(kinds: frozenset[str], value: Any, place: Place) -> str:
-    """What to write instead of a value of a kind that does not belong there; "" where it does."""
+    """Advice for a value of a kind that does not belong there; "" for one that does."""
     if isinstance(value, bool):
         kind = "switch"
     elif isinstance(value, int):

@@ -35,7 +35,7 @@ FAR = 8.0
 
 
 def counts(n: int, repeats: int, seed: int) -> Iterator[Array]:
-    """How often each of n samples is drawn in `repeats` resamples, in blocks [n, r]."""
+    """Blocks [n, r] of counts: the times that each of n samples is drawn in a resample."""
     wide = max(1, TOGETHER // n)
     if repeats <= wide:
         yield _kept(n, repeats, seed)

@@ -49,7 +49,7 @@ class NotMeasured(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What a metric is given of the samples.
+    """The samples as a metric sees them.
 
     features: [M, F], float32 or float64.
     class_scores: logits [M, classes], where the extractor is a classifier.

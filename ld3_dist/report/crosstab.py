@@ -243,7 +243,7 @@ def write_table(table: Crosstab, form: str) -> str:
 
 
 def _beside(entry: Entry, plus_minus: str) -> str:
-    """What stands beside a mean."""
+    """The text beside a mean."""
     if not math.isnan(entry.low) and not math.isnan(entry.high):
         return f" [{number(entry.low)}, {number(entry.high)}]"
     return "" if math.isnan(entry.spread) else f" {plus_minus} {number(entry.spread, 2)}"

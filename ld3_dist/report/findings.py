@@ -1,4 +1,4 @@
-"""What went wrong, or may mislead, in sentences: a sweep's failures belong on its page."""
+"""Failures of a sweep and results that may mislead, in sentences: they belong on its page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_NAMES = 6
 
 
 def status_counts(frame: pd.DataFrame) -> str:
-    """How many rows of which kind came out how, in a fixed order: "16 baseline rows ok, …"."""
+    """Counts of rows by kind and status, in a fixed order: "16 baseline rows ok, …"."""
     told = [
         f"{counted(len(rows), f'{kind} row')} {status}"
         for (kind, status), rows in groups(frame, ("kind", "status"))
@@ -36,7 +36,7 @@ def broken_rows(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def findings(sweep: SweepTables, table: pd.DataFrame) -> list[str]:
-    """What a reader should know before trusting the summary; empty where all is well."""
+    """Sentences to read before trusting the summary; none if all is well."""
     return [
         *_about_cells(table),
         *_about_metrics(table),

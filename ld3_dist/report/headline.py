@@ -10,7 +10,7 @@ from .formats import counted, missing, number
 
 
 def headline(table: pd.DataFrame) -> str:
-    """What a sweep found, from its summary, in two or three sentences.
+    """The findings of a sweep, from its summary, in two or three sentences.
 
     The gain is the one on fresh samples. Where none were drawn, the sentence says so before it
     gives the gain on the held-out pairs.

@@ -150,6 +150,6 @@ def _taught_by(row: Mapping[str, Any]) -> str | None:
 
 
 def _method(row: Mapping[str, Any]) -> str:
-    """How a schedule was learned, in a few words."""
+    """The method by which a schedule was learned, in a few words."""
     corrected = not missing(row["coefficients"]) and bool(row["coefficients"])
     return f"{row['procedure']}{' + coefficients' if corrected else ''}"

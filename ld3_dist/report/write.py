@@ -1,4 +1,4 @@
-"""From the folder of a sweep to its report: index.html, summary.md and figures/*.png."""
+"""Writing the report of a sweep: index.html, summary.md and figures/*.png."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the current experiment of an output folder asks for, among the rows that are there.
+"""The rows that the current experiment of an output folder asks for, among those that are there.
 
 A folder keeps the rows of every experiment that ran in it (`lineage.py`). Folders of format 1 and 2
 belong to one experiment, which asks for everything.
@@ -21,7 +21,7 @@ log = logging.getLogger("ld3_dist")
 
 @dataclass(frozen=True)
 class Asked:
-    """What an experiment asks for; None stands for everything.
+    """The rows that an experiment asks for; None stands for everything.
 
     trials: keys of the points of its cells.
     members: (seed, start) of each member.
@@ -48,7 +48,7 @@ EVERYTHING = Asked()
 
 
 def read_asked(storage: Storage) -> Asked:
-    """What the current experiment of a folder asks for; everything where no file says it."""
+    """The rows that the current experiment of a folder asks for; all of them if no file says it."""
     found = current(storage)
     if not isinstance(found.get("asked"), dict):
         return EVERYTHING

@@ -223,7 +223,7 @@ class Segments:
 
 @dataclass
 class _Batch:
-    """What one merge takes in, those rows first that count before others."""
+    """The rows that one merge takes in; those that count before others come first."""
 
     schema: pa.Schema
 

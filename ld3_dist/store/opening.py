@@ -1,4 +1,4 @@
-"""From paths or URLs to storages."""
+"""Storages of paths and URLs."""
 
 from __future__ import annotations
 

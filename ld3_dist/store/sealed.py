@@ -32,7 +32,7 @@ def seal(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
 def unseal(
     data: bytes, about: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a file is about, and its tensors, verified.
+    """The description of a file and its tensors, verified.
 
     Args:
         about: what it must be about, if that is known.

@@ -108,7 +108,7 @@ def read_table(storage: Storage, folder: str, columns: Sequence[str] | None = No
 
 
 def row_index(storage: Storage) -> dict[str, Indexed]:
-    """What is known of each row that is there, by its key; far cheaper than the rows themselves."""
+    """Some facts of each row that is there, by its key; far cheaper than the rows themselves."""
     found = read_folder(storage, "rows", Indexed._fields).table.select(list(Indexed._fields))
     values = zip(*(column.to_pylist() for column in found.columns), strict=True)
     return {row[0]: Indexed(*row) for row in values}

@@ -280,7 +280,7 @@ def _studies(storage: Storage) -> Iterator[Finding]:
 
 
 def _leftovers(storage: Storage) -> Iterator[Finding]:
-    """What a process left that was killed; a sweep uses or removes it."""
+    """Files that a killed process left; a sweep uses or removes them."""
     for name in storage.list("parts", recursive=True):
         yield Finding(name, "is left over from an evaluation", "the next sweep goes on from it")
     for name in storage.list("checkpoints"):

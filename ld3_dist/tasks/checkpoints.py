@@ -62,7 +62,7 @@ class Course:
 
     @property
     def resume(self) -> tuple[int, dict[str, Tensor]] | None:
-        """What `learn` goes on from."""
+        """The epoch and the state that `learn` goes on from."""
         return None if self.state is None else (self.epoch, self.state)
 
     def add(self, progress: Progress) -> None:

@@ -49,7 +49,7 @@ PART = 500
 
 @dataclass(frozen=True)
 class Item:
-    """What is evaluated: a learned row, a baseline, a teacher, or the data (one half against the
+    """One thing to score: a learned row, a baseline, a teacher, or the data (one half against the
     other).
 
     grid: knots and network times of a baseline.

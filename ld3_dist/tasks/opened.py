@@ -1,4 +1,4 @@
-"""What stays open in a process between tasks: models, teacher pairs, distances, extractors.
+"""Things that stay open in a process between tasks: models, pairs, distances, extractors.
 
 Opening them costs more than most tasks.
 """

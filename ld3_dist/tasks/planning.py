@@ -1,4 +1,4 @@
-"""From an experiment to its plan: everything it names is opened before anything is written."""
+"""Making the plan of an experiment: everything it names is opened before anything is written."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ WORST = -1e6
 
 
 class Rungs:
-    """What one trial asks after each of its epochs."""
+    """The questions that a trial asks after each of its epochs."""
 
     def __init__(self, plan: Plan, spec: TrialSpec, storage: Storage) -> None:
         self.plan, self.spec, self.storage = plan, spec, storage

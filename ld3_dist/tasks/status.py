@@ -138,7 +138,7 @@ def status_of(storage: Storage) -> Status:
 
 
 def _asked(experiment: Mapping[str, Any]) -> tuple[int | None, int]:
-    """How many trials an experiment has, and members a trial; (None, 1) where that is unknown."""
+    """Numbers of an experiment's trials and of a trial's members; (None, 1) if unknown."""
     try:
         settings = parse_experiment(experiment["settings"])
         plan = Plan(settings, {model.label: "unknown" for model in settings.models}, {}, {})

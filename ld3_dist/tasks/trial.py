@@ -34,7 +34,7 @@ from .schedules import restore, write_schedule
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a trial tells its study.
+    """The result of a trial, as its study hears it.
 
     objective: log geometric mean over seeds of the best member's hard held-out loss.
     """

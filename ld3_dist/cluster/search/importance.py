@@ -1,4 +1,4 @@
-"""How much each axis of a search matters: OUT/importance.csv, from Optuna's fANOVA.
+"""The importance of each axis of a search, from Optuna's fANOVA: OUT/importance.csv.
 
     cell, axis, importance, trials
 

@@ -1,4 +1,4 @@
-"""What each level of a factor does against the base, and how much each axis matters."""
+"""The effect of each level of a factor against the base, and the importance of each axis."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _ordered(levels: list[Any]) -> list[Any]:
 
 
 def importance_plot(data: FigureData) -> Plot | None:
-    """How much each axis of the search matters, the mean over the cells of the model."""
+    """The importance of each axis of the search, as the mean over the cells of the model."""
     table = data.importance
     if table.empty:
         return None

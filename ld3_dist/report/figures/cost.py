@@ -1,4 +1,4 @@
-"""What a schedule costs to learn, against how good it is on samples that it was not chosen on."""
+"""The cost of learning a schedule, against its loss on fresh samples."""
 
 from __future__ import annotations
 

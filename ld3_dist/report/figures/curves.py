@@ -1,4 +1,4 @@
-"""How learning went (loss by epoch) and what the noise ball did (gain against gamma)."""
+"""The course of learning (loss by epoch) and the effect of the noise ball (gain against gamma)."""
 
 from __future__ import annotations
 

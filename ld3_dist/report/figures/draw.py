@@ -48,7 +48,7 @@ def draw(functions: Mapping[str, FigureFunction], data: FigureData, so_far: Draw
 
 
 def _plots(returned: object) -> list[Plot]:
-    """What a figure returned, as a list of plots."""
+    """The plots that a figure returned, as a list."""
     if returned is None:
         return []
     found: list[Plot] = []

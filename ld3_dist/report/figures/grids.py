@@ -1,4 +1,4 @@
-"""Where the knots went: learned grids against hand-made ones, on the axis of the noise level.
+"""The knots of learned grids against those of hand-made ones, on the axis of the noise level.
 
 A knot is a time t_i. Drawn is the noise level sigma(t) / alpha(t), on a logarithmic axis, where the
 noise schedule is known; for EDM's that is the time itself. A dot under a knot is the network time
