@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import logging
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -26,10 +29,11 @@ def check(
 
     storage = open_storage(results)
     findings = []
-    for finding in findings_of(storage):
-        findings.append(finding)
-        if not as_json:
-            say(f"{finding.file}: {finding.problem}; {finding.remedy}")
+    with _quiet(logging.getLogger("ld3_dist")):
+        for finding in findings_of(storage):
+            findings.append(finding)
+            if not as_json:
+                say(f"{finding.file}: {finding.problem}; {finding.remedy}")
     if as_json:
         listed = [dataclasses.asdict(finding) for finding in findings]
         typer.echo(json.dumps({"folder": storage.url, "findings": listed}, indent=2))
@@ -39,3 +43,14 @@ def check(
         say(f"{storage.url}: {what}")
     if findings:
         raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Keep the warnings of readers back: the findings name each unreadable file, once."""
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

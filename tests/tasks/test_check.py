@@ -190,6 +190,18 @@ def test_strays_are_named(finished: Path, tmp_path: Path) -> None:
     assert {finding.file for finding in findings(out)} == set(strays)
 
 
+def test_an_unreadable_file_is_named_once(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (out / "rows" / "torn.parquet").write_bytes(b"PAR1 torn")
+    done = CliRunner().invoke(app, ["check", str(out)])
+    assert done.exit_code == 1
+    assert done.output.replace("\n", "").count("rows/torn.parquet") == 1
+    assert not caplog.records
+
+
 def test_the_command(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished, out)
