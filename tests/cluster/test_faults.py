@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from faulty_storage import OBJECT_POINTS, WRITE_POINTS
 from object_store import endpoint  # noqa: F401
 from tiny_sweep import lasting
@@ -65,6 +66,7 @@ def test_killed_at_every_step_of_every_write_in_a_folder(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.slow
 def test_killed_at_every_step_of_every_write_on_s3(endpoint: str) -> None:  # noqa: F811
     points = [f"{point}@{file}" for file in EVERY_STEP for point in OBJECT_POINTS] + [
         *HALF,
