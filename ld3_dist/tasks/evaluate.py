@@ -94,7 +94,7 @@ def schedule_tableau(item: Item, model: Model, storage: Storage) -> Tableau:
     if item.own is not None:
         return parse_schedule(item.own).table_for(model)
     if item.kind == "learned":
-        return read_schedule(storage, schedule_name(item.key)).tableau
+        return read_schedule(storage, schedule_name(item.key)).table_for(model)
     assert item.grid is not None
     assert item.cell is not None
     knots, evals = (

@@ -108,7 +108,8 @@ def _plain_table(noise: Any, found: Any) -> Tableau:
 
 def follows_from_row(spec: TrialSpec) -> bool:
     """True where a trial's tables follow from the knots and network times in its rows."""
-    learned = bool(vars(spec.config).get("coefficients", False))
+    settings = vars(spec.config)
+    learned = settings.get("coefficients", False) or settings.get("start_time", False)
     return not learned and _plain_procedure(spec.config.procedure)
 
 
