@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from ...store.frames import column, groups, numbers, records, where
 from ..ablation import NAMES, level_text
 from ..formats import missing, number
 from . import FigureData, Plot, PlotGroup
-from .quality import plain_log
 from .style import BASELINE, INK, LEARNED, MUTED, panels, plain
 
 GROUP = PlotGroup(
@@ -69,7 +69,9 @@ def _factor(data: FigureData, name: str, rows: pd.DataFrame) -> Plot:
 def _ratio_ticks(axis: Axes) -> None:
     low, high = axis.get_ylim()
     axis.set_ylim(min(low, 0.9), max(high, 1.1))
-    plain_log(axis)
+    axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # a log axis shows 1 alone
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _place(levels: list[Any], level: Any) -> int:
