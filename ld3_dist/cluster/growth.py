@@ -13,14 +13,16 @@ later rounds of its study count as work to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..experiment.plan import Plan, TrialSpec
 from ..experiment.sections import BestPer
+from ..store.frames import column, where
 from ..store.storage import Storage
 from ..store.tables import read_table
 from ..tasks.index import RowIndex
+from ..tasks.scored import evaluations_of
 from ..tasks.teach import survey
 from .search.proposals import Proposals, Study
 
@@ -111,7 +113,10 @@ def _evaluations(plan: Plan, storage: Storage, seen: set[str]) -> Count:
     e = plan.experiment
     if not e.evaluate.samples:
         return Count("evaluations", 0, 0)
-    found = read_table(storage, "evaluations")["key"] if storage.exists("evaluations") else ()
+    found: Iterable[str] = ()
+    if storage.exists("evaluations"):  # of these settings; others are another evaluation
+        table = read_table(storage, "evaluations", ["key", "evaluation"])
+        found = where(table, column(table, "evaluation").isin(evaluations_of(plan)))["key"]
     teachers = {f"teacher:{plan.teacher_key(model)}" for model in plan.models}
     there = len(set(found) & (seen | teachers))
     asked = len(teachers) + len(plan.cells) * len(e.baselines)

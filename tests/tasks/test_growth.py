@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from growing import CHAIN, START, asked_rows, members, quick, version
+from tiny_sweep import lasting
 
 from ld3_dist.cluster.growth import growth_of
 from ld3_dist.experiment import parse_experiment
@@ -184,3 +185,33 @@ def test_twenty_kills_at_random_during_growth(tmp_path: Path) -> None:
     assert codes.count(-signal.SIGKILL) == 20
     assert codes.count(0) == 1 + len(CHAIN)
     equal(tmp_path / "a", tmp_path / "b")
+
+
+EVALUATIONS = {
+    "samples": {"samples": 9},
+    "repeats": {"samples": 6, "repeats": 2},
+    "rows": {"samples": 6, "rows": "all"},
+    "extractor": {"samples": 6, "extractor": "none"},
+    "pictures": {"samples": 6, "pictures": 2},
+}
+
+
+@pytest.mark.parametrize("kind", EVALUATIONS)
+def test_evaluations_grow_without_learning(kind: str, first: Path, tmp_path: Path) -> None:
+    settings = version(evaluate=EVALUATIONS[kind])
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    shutil.copytree(first, grown)
+    storage = open_storage(grown)
+    plan = make_plan(parse_experiment(settings))
+    told = {count.name: count for count in growth_of(plan, storage).counts}
+    assert told["members"].missing == told["baselines"].missing == 0
+    before = {name: storage.read_bytes(name) for name in storage.list("rows")}
+    quick(settings, storage)
+    quick(settings, open_storage(whole))
+    assert {name: storage.read_bytes(name) for name in storage.list("rows")} == before
+    mine, other = (frame.drop(columns=["experiment"]) for frame in (lasting(grown), lasting(whole)))
+    pd.testing.assert_frame_equal(mine, other, check_like=True, rtol=1e-9)
+    after = {count.name: count for count in growth_of(plan, storage).counts}
+    assert after["evaluations"].missing == 0
+    if kind in ("samples", "repeats"):  # other settings are other evaluations
+        assert told["evaluations"].there == 0
