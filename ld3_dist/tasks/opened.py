@@ -57,6 +57,13 @@ def model_of(settings: ModelSettings, device: str | None = None) -> Model:
     return keep(key, lambda: open_model(settings.model, ModelOptions(device=device, **options)))
 
 
+def pairs_folder(
+    plan: Plan, settings: ModelSettings, storage: Storage, teacher: Teacher | None = None
+) -> Storage:
+    """The folder of a teacher's pairs; of the experiment's own teacher if not given."""
+    return storage.child(f"pairs/{plan.teacher_key(settings, teacher)}")
+
+
 def pairs_of(
     plan: Plan,
     settings: ModelSettings,
@@ -67,7 +74,7 @@ def pairs_of(
     teacher: Teacher | None = None,
 ) -> Pairs:
     """The pairs of the samples [start, stop) on the device; the own teacher's if none is given."""
-    folder = storage.child(f"pairs/{plan.teacher_key(settings, teacher)}")
+    folder = pairs_folder(plan, settings, storage, teacher)
 
     def load() -> Pairs:
         tensors = load_pairs(folder, start, stop)

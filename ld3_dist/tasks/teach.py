@@ -24,7 +24,7 @@ from ..store.pairs import (
     write_shard,
 )
 from ..store.storage import Storage
-from .opened import model_of
+from .opened import model_of, pairs_folder
 
 Range = tuple[int, int]
 
@@ -86,13 +86,6 @@ def make_shard_if_missing(
         read_shard(folder, shard_name(start, stop), plan.teacher_meta(settings, teacher))
     except (BadShard, FileNotFoundError):
         make_shard(plan, settings, storage, start, stop, device, teacher)
-
-
-def pairs_folder(
-    plan: Plan, settings: ModelSettings, storage: Storage, teacher: Teacher | None = None
-) -> Storage:
-    """The folder of a teacher's pairs; of the experiment's own teacher if not given."""
-    return storage.child(f"pairs/{plan.teacher_key(settings, teacher)}")
 
 
 def survey(
