@@ -47,7 +47,7 @@ def describe(event: Event, left: float | None = None) -> str:
     inside = f" ({event.inside / event.running:.0%} through)" if event.running else ""
     parts = [f"{event.running} running{inside if event.inside else ''}"] if event.running else []
     parts += [f"{event.failed} failed"] if event.failed else []
-    parts += [f"best gain {event.gain:.1f}x"] if event.gain else []
+    parts += [f"best held-out gain {event.gain:.1f}x"] if event.gain else []
     parts += [f"about {duration(left)} left"] if left else []
     return ", ".join(parts)
 

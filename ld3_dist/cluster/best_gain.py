@@ -1,23 +1,36 @@
-"""The largest gain so far, kept up to date from each trial's own losses: tables are read when
-baselines may be new.
+"""The largest held-out gain so far, kept up to date from each trial's own losses: tables are read
+when baselines may be new.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from math import isfinite
+from typing import Any
 
+import pandas as pd
+
+from ..core.user_code import label
 from ..store.results import load_results
 from ..store.storage import Storage
 
-Place = tuple[str, str]
-"""Cell, and label of the distance."""
+Place = tuple[str, ...]
+"""Cell, label of the distance, and solver, evaluations and grid of the teacher."""
+
+COLUMNS = ["cell", "distance", "teacher_solver", "teacher_nfe", "teacher_start"]
+
+
+def place_of(cell: str, settings: dict[str, Any]) -> Place:
+    """The place of a trial, from its settings."""
+    teacher = settings["teacher"]
+    solver, start = label(teacher["solver"]), label(teacher["start"])
+    return cell, label(settings["distance"]), solver, str(teacher["nfe"]), start
 
 
 class BestGain:
     """Largest gain over the best hand-made grid of the cell, as `load_results` defines it.
 
-    Losses are kept by cell and distance, as losses in two distances are not comparable.
+    Losses are kept by place: those in two distances, or to two teachers, are not comparable.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -28,22 +41,19 @@ class BestGain:
     def read(self) -> None:
         """Take in what is on disk: the baselines of every cell and the trials of earlier runs."""
         frame = load_results(self.storage).query("status == 'ok'")
-        places = list(zip(frame["cell"], frame["distance"], strict=True))
         self.baselines = {
             place: loss
-            for place, loss in zip(places, frame["best_baseline"], strict=True)
+            for place, loss in zip(_places(frame), frame["best_baseline"], strict=True)
             if isfinite(loss)
         }
         learned = frame.query("kind == 'learned' and valid_loss.notna()")
-        columns = (learned[name] for name in ("cell", "distance", "valid_loss"))
-        for cell, distance, loss in zip(*columns, strict=True):
-            self.add(cell, distance, [loss])
+        for place, loss in zip(_places(learned), learned["valid_loss"], strict=True):
+            self.add(place, [loss])
 
-    def add(self, cell: str, distance: str, losses: Iterable[float]) -> None:
+    def add(self, place: Place, losses: Iterable[float]) -> None:
         """A trial finished with these held-out losses."""
         best = min((loss for loss in losses if isfinite(loss) and loss > 0), default=None)
         if best is not None:
-            place = (cell, distance)
             self.losses[place] = min(best, self.losses.get(place, best))
 
     @property
@@ -55,3 +65,8 @@ class BestGain:
             if place in self.baselines
         ]
         return max(gains, default=None)
+
+
+def _places(frame: pd.DataFrame) -> list[Place]:
+    columns = [frame[name].astype(str) for name in COLUMNS]  # nfe is a nullable integer
+    return list(zip(*columns, strict=True))

@@ -313,7 +313,7 @@ class Sweep:
                 after = "; again" if event.kind == "retry" else ""
                 message = f"trial {event.key} of {event.cell} failed: {event.message}{after}"
             if event.outcome:
-                run.best.add(event.cell, event.distance, event.outcome.valid)
+                run.best.add(event.place, event.outcome.valid)
             yield run.state(message)
 
     def _watch(self, run: SearchRun, sizes: Sizes) -> Iterator[Event]:

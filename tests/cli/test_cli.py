@@ -246,5 +246,5 @@ def test_bars_on_a_terminal() -> None:
     ]
     show_events(iter(events), console)
     text = console.export_text()
-    for part in ("trials", "4/4", "1 failed", "best gain 5.2x", "trial [x] failed: NaN"):
+    for part in ("trials", "4/4", "1 failed", "best held-out gain 5.2x", "trial [x] failed: NaN"):
         assert part in text

@@ -20,7 +20,7 @@ from tiny_sweep import changed
 
 from ld3_dist import load_results
 from ld3_dist.cluster import logs
-from ld3_dist.cluster.best_gain import BestGain
+from ld3_dist.cluster.best_gain import BestGain, Place, place_of
 from ld3_dist.cluster.search import trackers
 from ld3_dist.cluster.search.searcher import CellSearcher
 from ld3_dist.cluster.search.studies import NAME, StudyMirror
@@ -317,8 +317,14 @@ def row(
     storage: Storage, key: str, cell: str, kind: str, loss: float | None, status: str = "ok"
 ) -> None:
     record = {"key": key, "cell": cell, "kind": kind, "valid_loss": loss, "status": status}
-    record["distance"] = "l2"
-    write_table(storage, "rows", key, [record])
+    record |= {"distance": "l2", "teacher": "t", "teacher_solver": "unipc-3", "teacher_nfe": 20}
+    write_table(storage, "rows", key, [record | {"teacher_start": "karras"}])
+
+
+def place(cell: str, **changes: Any) -> Place:
+    """The place of a trial of the plain teacher and distance."""
+    teacher = {"solver": "unipc-3", "nfe": 20, "start": "karras"}
+    return place_of(cell, {"distance": "l2", "teacher": teacher} | changes)
 
 
 def test_best_gain_reads_the_tables_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +334,7 @@ def test_best_gain_reads_the_tables_once(tmp_path: Path, monkeypatch: pytest.Mon
     row(storage, "b3", "b", "baseline", 10.0)
     best = BestGain(storage)
     assert best.value is None
-    best.add("a", "l2", (0.1,))
+    best.add(place("a"), (0.1,))
     assert best.value is None  # not yet compared with anything
     row(storage, "l0", "a", "learned", 0.1)
     best = BestGain(storage)
@@ -342,8 +348,11 @@ def test_best_gain_reads_the_tables_once(tmp_path: Path, monkeypatch: pytest.Mon
         ("c", (1e-9,), 5.0),  # a cell without a baseline has no gain
         ("a", (), 5.0),
     ]:
-        best.add(cell, "l2", losses)
+        best.add(place(cell), losses)
         assert best.value == pytest.approx(value)
+    other = {"solver": "unipc-3", "nfe": 50, "start": "karras"}
+    best.add(place("a", teacher=other), (1e-9,))  # a distance to something else
+    assert best.value == pytest.approx(5.0)
     monkeypatch.undo()
     for i, (cell, loss) in enumerate([("a", 0.15), ("b", 2.0), ("c", 1e-9)]):
         row(storage, f"l{i + 1}", cell, "learned", loss)

@@ -113,7 +113,7 @@ def test_what_is_left_in_the_folder(finished: Finished) -> None:
 
 
 def test_what_the_command_says(finished: Finished) -> None:
-    for part in ("teacher shards: 6/6", "trials: 8/8", "best gain", "ipndm-2", "report/index.html"):
+    for part in ("teacher shards: 6/6", "trials: 8/8", "best held-out gain", "ipndm-2", "report/index.html"):
         assert part in finished.stdout
     assert "Traceback" not in finished.stdout
 

@@ -37,8 +37,8 @@ from typing import Any, cast
 
 from ray.tune.search import Searcher
 
-from ...core.user_code import label
 from ...tasks.trial import Outcome
+from ..best_gain import Place, place_of
 
 TURN = 5.0
 """Seconds of work that a worker gets at once, at least."""
@@ -64,7 +64,7 @@ the report names; the epoch of the trial at work, and how many it has."""
 class TrialEvent:
     """A trial is done (with its outcome), about to be tried again (retry), or failed.
 
-    distance: label of the distance that it learned in, if done.
+    place: the losses that its own are comparable with, if done.
     """
 
     kind: str
@@ -72,7 +72,7 @@ class TrialEvent:
     key: str
     outcome: Outcome | None = None
     message: str = ""
-    distance: str = ""
+    place: Place = ()
 
 
 @dataclass
@@ -217,8 +217,8 @@ class Batches(Searcher):
             self.took[item.cell] = 0.7 * before + 0.3 * seconds
         self.inner.on_trial_complete(item.id, {"objective": outcome.objective, "outcome": outcome})
         self.exhausted = -math.inf
-        distance = label(json.loads(item.config["settings"])["distance"])
-        self.tell(TrialEvent("done", item.cell, item.key, outcome, distance=distance))
+        place = place_of(item.cell, json.loads(item.config["settings"]))
+        self.tell(TrialEvent("done", item.cell, item.key, outcome, place=place))
 
     def _failed(self, item: Item, reason: str, unrecorded: dict[str, Any] | None) -> None:
         if unrecorded is not None:
