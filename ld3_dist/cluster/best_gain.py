@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ..core.user_code import label
+from ..store.frames import column, of_kind, where
 from ..store.results import load_results
 from ..store.storage import Storage
 
@@ -40,13 +41,14 @@ class BestGain:
 
     def read(self) -> None:
         """Take in what is on disk: the baselines of every cell and the trials of earlier runs."""
-        frame = load_results(self.storage).query("status == 'ok'")
+        frame = load_results(self.storage)
+        frame = where(frame, column(frame, "status") == "ok")
         self.baselines = {
             place: loss
             for place, loss in zip(_places(frame), frame["best_baseline"], strict=True)
             if isfinite(loss)
         }
-        learned = frame.query("kind == 'learned' and valid_loss.notna()")
+        learned = of_kind(frame, "learned")  # a loss that is null counts as none
         for place, loss in zip(_places(learned), learned["valid_loss"], strict=True):
             self.add(place, [loss])
 

@@ -23,9 +23,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from ..store.frames import best_only, column, groups, numbers, of_kind, records, where
+from ..store.frames import Row, column, groups, numbers, of_kind, records, where
 from ..store.results import COMPARABLE
 from .columns import metric_names, with_metrics
 from .formats import missing
@@ -74,29 +75,34 @@ def teacher_scores(evaluations: pd.DataFrame | None) -> dict[str, dict[str, Any]
 
 def seed_group(rows: pd.DataFrame, best: Mapping[str, Any]) -> pd.DataFrame:
     """The ok learned rows of a cell that have the settings of `best`: they differ in the seed."""
-    same = of_kind(rows, "learned", "ok")
-    for name in SETTINGS:
-        values = column(same, name)
-        same = where(same, values.isna() if missing(best[name]) else values == best[name])
-    return same
+    same = (column(rows, "kind") == "learned") & (column(rows, "status") == "ok")
+    for name in SETTINGS:  # one selection at the end: rows of a wide frame are slow to take
+        values = column(rows, name)
+        same &= (values.isna() if missing(best[name]) else values == best[name]).fillna(False)
+    return where(rows, same)
 
 
-def best_row(rows: pd.DataFrame) -> dict[str, Any] | None:
+def best_row(rows: pd.DataFrame) -> Row | None:
     """The best learned row of a cell, or None."""
-    best = records(best_only(rows).head(1))
-    return best[0] if best else None
+    return _first(rows, column(rows, "best"))
 
 
-def best_baseline(rows: pd.DataFrame, score: str = "valid_loss") -> dict[str, Any] | None:
+def best_baseline(rows: pd.DataFrame, score: str = "valid_loss") -> Row | None:
     """The ok hand-made grid of a cell with the smallest loss (or other score), or None."""
-    grids = of_kind(rows, "baseline", "ok")
-    ranked = where(grids, column(grids, score).notna()).sort_values(score, kind="stable")
-    return records(ranked.head(1))[0] if len(ranked) else None
+    grids = (column(rows, "kind") == "baseline") & (column(rows, "status") == "ok")
+    values = numbers(rows, score).where(grids.fillna(False).astype(bool))
+    return _first(rows, values == values.min())
+
+
+def _first(rows: pd.DataFrame, mask: pd.Series) -> Row | None:
+    """The first row where a mask holds, or None."""
+    places = np.flatnonzero(mask.fillna(False).to_numpy(bool))
+    return Row(rows, int(places[0])) if len(places) else None
 
 
 def _cell(rows: pd.DataFrame, teachers: Scores, scores: Sequence[str]) -> dict[str, Any]:
     """The summary's row of one cell."""
-    first = records(rows.head(1))[0]
+    first = Row(rows, 0)
     shared = ("model", "conditioning", "guidance", "solver", "nfe", "cell", "distance")
     learned, ok = of_kind(rows, "learned"), of_kind(rows, "learned", "ok")
     found = {name: first[name] for name in shared} | {"taught_by": _taught_by(first)}
@@ -126,7 +132,7 @@ def _hand_made(rows: pd.DataFrame, scores: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _learned(rows: pd.DataFrame, best: dict[str, Any], scores: Sequence[str]) -> dict[str, Any]:
+def _learned(rows: pd.DataFrame, best: Row, scores: Sequence[str]) -> dict[str, Any]:
     """The best learned schedule of a cell with its own scores, and the spread over its seeds."""
     losses = numbers(seed_group(rows, best), "valid_loss")
     same = ("eval_loss", "gamma", "start", "distance", "key")

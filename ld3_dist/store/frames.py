@@ -6,7 +6,7 @@ one that it is, once, so that the modules that use them are type-checked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import pandas as pd
@@ -49,6 +49,28 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     names = [str(name) for name in frame.columns]
     columns = [column.tolist() for _, column in frame.items()]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+class Row(Mapping[str, Any]):
+    """One row of a frame, as a dict of `records` would hold it; a column is read when it is used.
+
+    Args:
+        at: its position among the rows.
+    """
+
+    def __init__(self, frame: pd.DataFrame, at: int) -> None:
+        self.frame, self.at = frame, at
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.frame.columns:
+            raise KeyError(name)
+        return column(self.frame, name).iloc[self.at : self.at + 1].tolist()[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(map(str, self.frame.columns))
+
+    def __len__(self) -> int:
+        return len(self.frame.columns)
 
 
 def groups(

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from ..metrics.paired import ratios
+from .frames import column, of_kind, where
 
 Losses = Callable[[Collection[str]], Mapping[str, np.ndarray]]
 """Row keys -> the kept losses [M] of those that have any."""
@@ -40,7 +41,8 @@ def with_fresh_gains(frame: pd.DataFrame, losses: Losses) -> pd.DataFrame:
     """
     group = _text(frame, "cell") + "\n" + _text(frame, "evaluation")
     frame = frame.assign(_group=group)
-    grids = frame.query("kind == 'baseline' and status == 'ok' and eval_loss.notna()")
+    grids = of_kind(frame, "baseline", "ok")
+    grids = where(grids, column(grids, "eval_loss").notna())
     best = grids.sort_values(by="eval_loss", kind="stable").drop_duplicates("_group")
     best = best.set_index("_group")
     for gain, loss in STATISTICS.items():
@@ -64,7 +66,7 @@ def share_between_rows(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     Args:
         columns: the columns of the evaluations.
     """
-    grids = frame.query("kind == 'baseline'")
+    grids = of_kind(frame, "baseline")
     names = _grids(grids)
     if names.duplicated().any():
         found = grids[columns].groupby(names, sort=False).transform("first")
@@ -78,11 +80,11 @@ def _make_again(frame: pd.DataFrame, best: pd.Series, losses: Losses) -> None:
     Args:
         best: key of the best hand-made grid, for every row.
     """
-    grids = frame.query("kind == 'baseline'")
+    grids = of_kind(frame, "baseline")
     named = dict(zip(grids["key"], _grids(grids), strict=True))
-    places = frame.assign(_now=best.map(named), _then=_text(frame, "eval_gain_over").map(named))
-    stale = places.query("kind == 'learned' and eval_loss.notna() and _now.notna()")
-    stale = stale.query("_now != _then")
+    now, then = best.map(named), _text(frame, "eval_gain_over").map(named)
+    other = now.notna() & (now != then) & column(frame, "eval_loss").notna()
+    stale = of_kind(where(frame.assign(_now=now), other), "learned")
     if stale.empty:
         return
     kept = losses({*stale["key"], *named})

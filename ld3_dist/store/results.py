@@ -19,6 +19,7 @@ a cell with the same grid has the result.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -62,32 +63,47 @@ def load_results(*places: Place, all: bool = False, tidy: bool = False) -> pd.Da
     /...runs/quickstart: no such folder; give the output folder of a sweep
     """
     storages = open_places(places)
-    frames = [_load(storage, all) for storage in storages]
+    loaded = [_load(storage, all) for storage in storages]
+    frames = [one.frame for one in loaded]
     frame = frames[0]
     if len(frames) > 1:
         frame = pd.concat([known for known in frames if len(known)] or frames)
         frame = frame.sort_values("eval_loss", key=lambda values: values.isna(), kind="stable")
     frame = frame.drop_duplicates("key")
     frame = frame.iloc[_order(frame)].reset_index(drop=True)
-    measured = [name for name in frame.columns if name in frames[0].attrs["measured"]]
+    measured = [name for name in frame.columns if name in loaded[0].measured]
     frame = _derive(with_settings(share_between_rows(frame, measured)), storages)
-    frame.attrs = {"unreadable": [name for one in frames for name in one.attrs["unreadable"]]}
+    frame.attrs = {"unreadable": [name for one in loaded for name in one.unreadable]}
     return tidied(frame) if tidy else frame
 
 
-def _load(storage: Storage, everything: bool) -> pd.DataFrame:
-    """The rows of one folder with their evaluations."""
+@dataclass(frozen=True)
+class _Loaded:
+    """The rows of one folder with their evaluations.
+
+    They stand beside the frame: pandas copies a frame's `attrs` with every column that is taken.
+
+    measured: the names of the columns of evaluations.
+    unreadable: names of files that could not be read.
+    """
+
+    frame: pd.DataFrame
+    measured: frozenset[str]
+    unreadable: list[str]
+
+
+def _load(storage: Storage, everything: bool) -> _Loaded:
     asked = read_asked(storage)
     rows, evaluations = read_table(storage, "rows"), read_table(storage, "evaluations")
     unreadable = rows.attrs["unreadable"] + evaluations.attrs["unreadable"]
+    rows.attrs, evaluations.attrs = {}, {}
     if not everything:
         rows = asked.rows(rows)
     scores = _chosen(evaluations, asked, everything).drop(columns=["kind", "cell"])
     frame = rows.merge(scores, on="key", how="left", suffixes=("", "_eval"))
-    measured = frame.columns.difference(rows.columns)
+    measured = frozenset(map(str, frame.columns.difference(rows.columns)))
     frame.insert(0, "source", storage.url)
-    frame.attrs = {"unreadable": unreadable, "measured": set(measured)}
-    return frame
+    return _Loaded(frame, measured, unreadable)
 
 
 def read_evaluations(storage: Storage) -> pd.DataFrame:

@@ -94,6 +94,7 @@ def file(chaos: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.slow  # quicker: test_workers_that_die_or_run_out_of_memory
 def test_teachers_spread_over_nodes_and_a_lost_node_loses_nothing(
     chaos: Any, nodes: Any, file: Path, expected: pd.DataFrame
 ) -> None:
@@ -118,6 +119,7 @@ def test_teachers_spread_over_nodes_and_a_lost_node_loses_nothing(
     nodes.mend()
 
 
+@pytest.mark.slow  # quicker: test_an_interrupted_sweep_goes_on
 def test_a_killed_driver_leaves_no_workers_and_the_same_command_goes_on(
     chaos: Any, nodes: Any, file: Path, reference: Path, expected: pd.DataFrame
 ) -> None:

@@ -104,11 +104,8 @@ def test_workers_that_die_or_run_out_of_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "code", "kept"),
     [
-        (
-            "full write.half@/",
-            1,
-            "pairs",
-        ),  # whatever lies in a folder: rows, records of failures, logs
+        # whatever lies in a folder: rows, records of failures, logs
+        pytest.param("full write.half@/", 1, "pairs", marks=pytest.mark.slow),
         pytest.param("full write.half@shard", 1, "failures", marks=pytest.mark.slow),
         ("full write.half", 2, ""),  # nothing fits
     ],
@@ -161,12 +158,14 @@ except OSError as error:
     assert (tmp_path / "rows" / "a").read_bytes() == b"old"
 
 
+@pytest.mark.slow  # quicker: test_a_folder_in_use_is_refused
 def test_a_second_driver_is_refused_by_host_and_pid(contest: Contest) -> None:
     assert contest.second.returncode == 2
     assert f"in use by process {contest.first} on " in contest.second.stderr
     assert "Traceback" not in contest.second.stderr
 
 
+@pytest.mark.slow  # with the one before it
 def test_the_lock_of_a_killed_driver_stops_nobody(contest: Contest) -> None:
     assert contest.lock_left
     assert contest.third.returncode == 0, contest.third.stdout + contest.third.stderr[-2000:]

@@ -53,6 +53,7 @@ def check(place: str, points: list[str]) -> None:
         )
 
 
+@pytest.mark.slow  # quicker: a kill at any point, in tests/store
 def test_killed_at_every_step_of_every_write_in_a_folder(tmp_path: Path) -> None:
     points = [f"{point}@{file}" for file in EVERY_STEP for point in WRITE_POINTS] + [
         *HALF,

@@ -113,7 +113,8 @@ def test_what_is_left_in_the_folder(finished: Finished) -> None:
 
 
 def test_what_the_command_says(finished: Finished) -> None:
-    for part in ("teacher shards: 6/6", "trials: 8/8", "best held-out gain", "ipndm-2", "report/index.html"):
+    said = ("teacher shards: 6/6", "trials: 8/8", "best held-out gain", "ipndm-2")
+    for part in (*said, "report/index.html"):
         assert part in finished.stdout
     assert "Traceback" not in finished.stdout
 
@@ -143,6 +144,7 @@ def test_schedules_reproduce_their_rows(finished: Finished) -> None:
     assert set(schedule.baselines) == {"uniform", "karras"}
 
 
+@pytest.mark.slow  # quicker: test_parts_and_the_whole_give_the_same_table
 def test_fresh_sweeps_give_the_same_table_whatever_the_actors(
     finished: Finished, local_ray: None, tmp_path: Path
 ) -> None:

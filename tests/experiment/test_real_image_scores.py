@@ -31,6 +31,7 @@ from ld3_dist.store.opening import open_storage
 from ld3_dist.tasks.opened import model_of, pairs_of
 
 
+@pytest.mark.slow  # quicker: tests/metrics/test_inception.py
 def test_a_sweep_with_inception_scores(tmp_path: Path, format_modules: None) -> None:
     weights, reference = write_inception(tmp_path / "inception.pth"), tmp_path / "reference.npz"
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)

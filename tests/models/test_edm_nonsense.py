@@ -205,8 +205,8 @@ BOMBS: list[tuple[str, bytes]] = [
     ("bytes", b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"x."),
     ("text", b"\x80\x04\x8d" + (2**62).to_bytes(8, "little") + b"x."),
     ("long", b"\x80\x02\x8b" + (2**31 - 1).to_bytes(4, "little") + b"x."),
-    ("marks", b"\x80\x02" + b"(" * 2_000_000 + b"."),
-    ("nested", b"\x80\x02" + b"]" * 500_000 + b"a" * 499_999 + b"."),
+    ("marks", b"\x80\x02" + b"(" * 300_000 + b"."),
+    ("nested", b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."),
     ("put", b"(p99999999999\n."),
     ("digits", b"I" + b"9" * 100_000 + b"\n."),
 ]

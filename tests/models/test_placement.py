@@ -10,6 +10,7 @@ import torch
 from edm_pickles import SIZE, VARIANTS, write
 from pipelines_on_disk import BUILDERS, options_for
 from schedules import one_thread  # noqa: F401
+from slowly import few
 
 from ld3_dist.core.denoiser import map_condition
 from ld3_dist.core.distance import Elementwise
@@ -22,6 +23,7 @@ from ld3_dist.models import Model, ModelOptions, open_model
 
 L2 = Elementwise(2)
 FAMILIES = ("digits", *VARIANTS, *BUILDERS)
+QUICK = ("digits", "ddpmpp", "adm", "latent", "cin", "sdxl", "flux")
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def image_and_gradient(model: Model) -> tuple[torch.Tensor, torch.Tensor]:
     return x_0.detach(), gradient
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few(FAMILIES, QUICK))
 def test_memory_format_and_dtype_change_no_result(place: Any, family: str) -> None:
     expected = image_and_gradient(place(family))
     for options in ({"channels_last": True}, {"dtype": "float64"}):
@@ -65,7 +67,7 @@ def test_memory_format_and_dtype_change_no_result(place: Any, family: str) -> No
     assert not any(p.requires_grad for p in place(family).denoiser.parameters())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few(FAMILIES, QUICK))
 def test_recomputed_activations_change_no_result(place: Any, family: str) -> None:
     """A learning step through network and decoder, with activations kept and made again."""
     model = place(family)
@@ -84,7 +86,7 @@ def test_recomputed_activations_change_no_result(place: Any, family: str) -> Non
         torch.testing.assert_close(again, kept, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", few(FAMILIES, QUICK))
 def test_everything_is_on_the_device_that_is_asked_for(place: Any, family: str) -> None:
     """The device that only knows shapes: whatever stayed behind on the CPU would be an error."""
     conditions = place(family).draw_condition(0, range(2))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from report_pages import Tags
+from slowly import few
 from synthetic_sweep import write_sweep
 
 from ld3_dist.report import write_report
@@ -68,6 +69,7 @@ def test_plain_names_stay_as_they_are() -> None:
         assert escaped(name) == name
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_of_any_name_has_a_page(tmp_path: Path, name: str) -> None:
     write_sweep(tmp_path, models=(name, "other"), **TINY)
@@ -84,7 +86,7 @@ def test_a_model_of_any_name_has_a_page(tmp_path: Path, name: str) -> None:
     assert len([row for row in rows if row.startswith("|")]) == 2 + 2
 
 
-@pytest.mark.parametrize("name", ["a$b$c", r"$\frac{", "_x[", "\x1b[0m"])
+@pytest.mark.parametrize("name", few(["a$b$c", r"$\frac{", "_x[", "\x1b[0m"], [r"$\frac{"]))
 def test_solvers_of_any_name_are_drawn(tmp_path: Path, name: str) -> None:
     write_sweep(tmp_path, **(TINY | {"solvers": (name,)}))
     paths = write_report(tmp_path)

@@ -166,6 +166,7 @@ def test_same_tables_same_bytes(tmp_path: Path) -> None:
         assert Path(one).read_bytes() == Path(other).read_bytes()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_section_a_model(tmp_path: Path) -> None:
     text = page_of(tmp_path, models=("digits", "edm:<other>.safetensors"), solvers=("unipc-3",))
     assert text.count('<section id="model-') == 2

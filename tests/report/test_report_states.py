@@ -19,30 +19,31 @@ from ld3_dist.report.figures.style import STYLE, label_ends, panels
 from ld3_dist.store.opening import open_storage
 from ld3_dist.store.tables import write_table
 
+PARTIAL = {
+    "no metrics": {"metrics": False},
+    "one NFE": {"nfes": (4,)},
+    "one gamma, one seed": {"gammas": (0.001,), "seeds": (0,), "broken": False},
+    "baselines only": {"learned": False},
+    "continuous gamma": {"gammas": (0.0, *np.geomspace(1e-4, 1e-1, 9))},
+    "one cell": {"solvers": ("heun",), "nfes": (4,), "gammas": (0.0,)},
+}
 
-@pytest.mark.parametrize(
-    "kinds",
-    [
-        {"metrics": False},
-        {"nfes": (4,)},
-        {"gammas": (0.001,), "seeds": (0,), "broken": False},
-        {"learned": False},
-        {"gammas": (0.0, *np.geomspace(1e-4, 1e-1, 9))},
-        {"solvers": ("heun",), "nfes": (4,), "gammas": (0.0,)},
-    ],
-    ids=[
-        "no metrics",
-        "one NFE",
-        "one gamma, one seed",
-        "baselines only",
-        "continuous gamma",
-        "one cell",
-    ],
-)
-def test_partial_sweeps(tmp_path: Path, kinds: dict) -> None:
-    text = page_of(tmp_path, **kinds)
+
+def says_what_is_there(text: str, kinds: dict) -> None:
     assert ("Fréchet distance against NFE" in text) == kinds.get("metrics", True)
     assert ("Learned grids" in text) == kinds.get("learned", True)
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("kinds", PARTIAL.values(), ids=PARTIAL)
+def test_partial_sweeps(tmp_path: Path, kinds: dict) -> None:
+    says_what_is_there(page_of(tmp_path, **kinds), kinds)
+
+
+@pytest.mark.slow  # the test above does all but the drawing
+@pytest.mark.parametrize("kinds", PARTIAL.values(), ids=PARTIAL)
+def test_partial_sweeps_are_drawn(tmp_path: Path, kinds: dict) -> None:
+    says_what_is_there(page_of(tmp_path, **kinds), kinds)
 
 
 def test_nothing_yet(tmp_path: Path) -> None:
@@ -58,6 +59,7 @@ def test_no_sweep_there(tmp_path: Path) -> None:
         write_report(tmp_path / "absent")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_cell_without_an_ok_row(tmp_path: Path) -> None:
     def change(rows: list[dict], evaluations: list[dict]) -> None:
         for row in rows:
@@ -74,6 +76,7 @@ def test_a_cell_without_an_ok_row(tmp_path: Path) -> None:
     assert "&lt;out of memory&gt;" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_everything_failed(tmp_path: Path) -> None:
     def change(rows: list[dict], evaluations: list[dict]) -> None:
         for row in rows:
@@ -82,6 +85,7 @@ def test_everything_failed(tmp_path: Path) -> None:
     assert "No schedule has been learned yet" in page_of(tmp_path, change, metrics=False)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_speaks_against_a_schedule_is_said(tmp_path: Path) -> None:
     def change(rows: list[dict], evaluations: list[dict]) -> None:
         for record in evaluations:
@@ -100,6 +104,7 @@ def test_what_speaks_against_a_schedule_is_said(tmp_path: Path) -> None:
     assert "nearly coincide" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_failed_attempts_and_unreadable_files(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -118,17 +123,24 @@ def test_failed_attempts_and_unreadable_files(
     assert "1 file could not be read" in text
 
 
-def test_large_sweeps_stay_legible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "ld3_dist.report.figures.style.as_png", lambda figure: b""
-    )  # half the time, and not looked at here
-    solvers = tuple(f"deis-{i}" for i in range(20))
-    text = page_of(
-        tmp_path, solvers=solvers, nfes=(3, 4, 5, 6, 7, 8), gammas=(0.0,), seeds=(0,), broken=False
-    )
-    assert text.count("<tr>") == 1 + 120  # the headings below the groups, and the cells
+@pytest.mark.slow  # the next test draws nothing; here the size of the page counts
+def test_large_sweeps_stay_small(tmp_path: Path) -> None:
+    text = large_page(tmp_path, 20)
     assert f"Shown are {MOST_PANELS} of 120 cells" in text
     assert len(text) < 4_000_000
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_large_sweeps_stay_legible(tmp_path: Path) -> None:
+    text = large_page(tmp_path, 6)
+    assert text.count("<tr>") == 1 + 36  # the headings below the groups, and the cells
+    assert f"Shown are {MOST_PANELS} of 36 cells" in text
+
+
+def large_page(folder: Path, solvers: int) -> str:
+    nfes = (3, 4, 5, 6, 7, 8)
+    names = tuple(f"deis-{i}" for i in range(solvers))
+    return page_of(folder, solvers=names, nfes=nfes, gammas=(0.0,), seeds=(0,), broken=False)
 
 
 def test_legible_keeps_both_ends() -> None:

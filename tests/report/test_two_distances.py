@@ -76,6 +76,7 @@ def test_the_largest_gain_is_that_of_the_table(folder: Path, frame: pd.DataFrame
     assert best.value == pytest.approx(frame.loc[frame["kind"] == "learned", "gain"].max())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_summary_and_report_have_a_part_for_each(folder: Path, frame: pd.DataFrame) -> None:
     table = summary_table(frame)
     assert list(table["distance"]) == ["l1", "l2"]

@@ -85,27 +85,66 @@ def test_nothing_is_wrong_in_a_finished_folder(finished: Path) -> None:
     assert "everything is well" in done.stdout
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_damage_is_named_and_repaired(
-    kind: str, damage: str, finished: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(finished, out)
+def harm(out: Path, kind: str, damage: str) -> tuple[Path, bytes]:
+    """Damage the first file of a kind; returns the file and its bytes before."""
     file = sorted(out.glob(KINDS[kind]))[0]
     before = file.read_bytes()
     DAMAGES[damage](file)
-    found = findings(out)
-    assert found, "the damage is not noticed"
+    return file, before
+
+
+def named(out: Path, file: Path) -> bool:
+    """True if `check` names the file, or the folder that it lies in."""
     name = file.relative_to(out).as_posix()
-    if (kind, damage) != ("trial", "deleted"):  # known from its schedules alone
-        stems = [name, name.rpartition("/")[0] or name]
-        assert any(finding.file in stems for finding in found), found
+    stems = [name, name.rpartition("/")[0] or name]
+    return any(finding.file in stems for finding in findings(out))
+
+
+def repaired(out: Path, finished: Path) -> None:
+    """The next sweep makes the folder whole again."""
     sweep(open_storage(out), changed(**SMALL))
     shutil.rmtree(out / "parts", ignore_errors=True)
     assert findings(out) == []
     pd.testing.assert_frame_equal(lasting(out), lasting(finished), check_exact=True)
-    if kind in ("schedule", "shard", "manifest", "experiment"):
+
+
+SAME_BYTES = ("schedule", "shard", "manifest", "experiment")
+"""Kinds of files that are made again byte by byte."""
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_named(kind: str, damage: str, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    file, _ = harm(out, kind, damage)
+    assert findings(out), "the damage is not noticed"
+    if (kind, damage) != ("trial", "deleted"):  # known from its schedules alone
+        assert named(out, file)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_every_kind_is_repaired_at_once(
+    damage: str, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    harmed = {kind: harm(out, kind, damage) for kind in KINDS}
+    repaired(out, finished)
+    for kind in SAME_BYTES:
+        file, before = harmed[kind]
+        assert file.read_bytes() == before, kind
+
+
+@pytest.mark.slow  # the tests above do the same with all kinds in one sweep
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_repaired(kind: str, damage: str, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    file, before = harm(out, kind, damage)
+    repaired(out, finished)
+    if kind in SAME_BYTES:
         assert file.read_bytes() == before
 
 
