@@ -59,7 +59,7 @@ def test_learn_from_the_schedule_of_a_neighbour(
     knots = torch.tensor(four.knots, dtype=torch.float64)
     found = {}
     monkeypatch.setattr("ld3_dist.schedule.learning.learn_members", watched(found))
-    starts = ("--start", "four.json", "--start", "uniform", "--start", "karras")
+    starts = ("--start", "four.json", "--start", "uniform", "--start", "log_snr")
     code, out, _ = call(monkeypatch, capsys, *LEARN, "--nfe", 6, "--epochs", 1, *starts)
     assert code == 0
     torch.testing.assert_close(found["knots"][0], resample(EDM(), knots, 6))

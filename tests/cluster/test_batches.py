@@ -16,6 +16,9 @@ from ld3_dist.cluster.search.batches import FINISHED, LEAVES, Batches, Item, Tri
 from ld3_dist.tasks.trial import Outcome
 
 
+TEACHER = {"solver": "unipc-3", "nfe": 20, "start": "karras"}
+
+
 class Rounds(Searcher):
     """Proposes `rounds` rounds of `points` trials; a round only when the one before has ended."""
 
@@ -35,7 +38,11 @@ class Rounds(Searcher):
         key = f"{self.round}.{self.next}"
         self.next += 1
         self.live[trial_id] = key
-        return {"cell": "a", "key": key, "settings": json.dumps({"distance": "l2"})}
+        return {
+            "cell": "a",
+            "key": key,
+            "settings": json.dumps({"distance": "l2", "teacher": TEACHER}),
+        }
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
