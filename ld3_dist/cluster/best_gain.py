@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from math import isfinite
 from typing import Any
 
-import pandas as pd
-
 from ..core.user_code import label
 from ..store.frames import column, of_kind, where
 from ..store.results import load_results
@@ -69,6 +67,7 @@ class BestGain:
         return max(gains, default=None)
 
 
-def _places(frame: pd.DataFrame) -> list[Place]:
+def _places(frame: Any) -> list[Place]:
+    """The place of every row of a results frame."""
     columns = [frame[name].astype(str) for name in COLUMNS]  # nfe is a nullable integer
     return list(zip(*columns, strict=True))

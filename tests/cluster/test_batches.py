@@ -15,7 +15,6 @@ from ld3_dist.cluster.search import batches
 from ld3_dist.cluster.search.batches import FINISHED, LEAVES, Batches, Item, TrialEvent
 from ld3_dist.tasks.trial import Outcome
 
-
 TEACHER = {"solver": "unipc-3", "nfe": 20, "start": "karras"}
 
 

@@ -158,14 +158,12 @@ except OSError as error:
     assert (tmp_path / "rows" / "a").read_bytes() == b"old"
 
 
-@pytest.mark.slow  # quicker: test_a_folder_in_use_is_refused
 def test_a_second_driver_is_refused_by_host_and_pid(contest: Contest) -> None:
     assert contest.second.returncode == 2
     assert f"in use by process {contest.first} on " in contest.second.stderr
     assert "Traceback" not in contest.second.stderr
 
 
-@pytest.mark.slow  # with the one before it
 def test_the_lock_of_a_killed_driver_stops_nobody(contest: Contest) -> None:
     assert contest.lock_left
     assert contest.third.returncode == 0, contest.third.stdout + contest.third.stderr[-2000:]

@@ -290,7 +290,7 @@ def _interrupted(storage: Storage) -> Callable[[], None]:
 
 def test_segments_on_an_object_store(endpoint: str) -> None:  # noqa: F811
     url = f"s3://bucket/segments-%s?endpoint_override={endpoint}"
-    for at in range(0, 24, 2):
+    for at in range(0, 24, 4):
         place = open_storage(url % at)
         story = Story(mortal(place, at))
         with pytest.raises(Died):

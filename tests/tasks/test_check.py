@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from forked_sweeps import SMALL, sweep
+from slowly import few
 from tiny_sweep import changed, lasting
 from typer.testing import CliRunner
 
@@ -112,7 +113,22 @@ SAME_BYTES = ("schedule", "shard", "manifest", "experiment")
 """Kinds of files that are made again byte by byte."""
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+ALONE = ("deleted", "another's")
+"""Damages that hide each other where several files have them."""
+
+
+@pytest.mark.parametrize("damage", [damage for damage in DAMAGES if damage not in ALONE])
+def test_damage_to_every_kind_is_named_at_once(damage: str, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    harmed = {kind: harm(out, kind, damage)[0] for kind in KINDS}
+    told = {finding.file for finding in findings(out)}
+    for kind, file in harmed.items():
+        name = file.relative_to(out).as_posix()
+        assert told & {name, name.rpartition("/")[0] or name}, kind
+
+
+@pytest.mark.parametrize("damage", few(DAMAGES, ALONE))
 @pytest.mark.parametrize("kind", KINDS)
 def test_damage_is_named(kind: str, damage: str, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
