@@ -15,8 +15,8 @@ from ..core.errors import InputError
 from ..store.frames import column, groups, records, varies, where
 from ..store.opening import open_storage
 from ..store.storage import Storage
-from .about import facts, methods, settings_yaml
 from .ablation import ablation_table
+from .about import facts, methods, settings_yaml
 from .figures import FigureData, FigureFunction
 from .figures import figures as registered
 from .figures.draw import Drawn, draw

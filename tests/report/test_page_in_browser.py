@@ -1,4 +1,4 @@
-"""The page in a real browser: it sorts, filters, copies and swipes, and asks nobody for anything."""
+"""The page in a real browser: it sorts, filters, copies and swipes, and requests nothing."""
 
 from __future__ import annotations
 
