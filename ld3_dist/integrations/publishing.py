@@ -76,7 +76,7 @@ def without_folders(value: Any) -> Any:
 
 
 def _bare(text: str) -> str:
-    return re.sub(r"[^:\s]+", lambda part: _last(part[0]), text)
+    return ":".join(_last(part) for part in text.split(":"))
 
 
 def _last(part: str) -> str:

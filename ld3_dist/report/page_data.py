@@ -178,7 +178,8 @@ class _Cell:
     def _family(self) -> str:
         """The cells that differ in NFE alone have the same one."""
         line = self.line
-        conditioned = "" if missing(line["conditioning"]) else f" · {line['conditioning']}"
+        given = _text(line["conditioning"])
+        conditioned = "" if given in ("", "none") else f" · {given}"
         guided = "" if missing(line["guidance"]) else f" · guidance {line['guidance']:g}"
         return visible(f"{line['solver']}{conditioned}{guided}")
 
@@ -188,7 +189,12 @@ class _Cell:
         form = "diffusers --out scheduler" if steps else "sigmas"
         model = json.dumps(visible(str(line["model"])), ensure_ascii=False)
         found = [
-            ("Schedule file, in the sweep's folder", file),
+            (
+                "Schedule file, in the sweep's folder"
+                if self.file
+                else "Schedule file, which is not in the sweep's folder any more",
+                file,
+            ),
             ("Export", f"ld3-dist export {file} --format {form}"),
             (
                 "In Python",

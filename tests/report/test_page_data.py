@@ -35,6 +35,7 @@ def data_of(folder: Path, **kinds) -> dict:
     return json.loads(page_data(sweep, table, dict.fromkeys(table.index, 0)))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_script_is_small(tmp_path: Path) -> None:
     text = page_of(tmp_path, solvers=("heun",), nfes=(4,), gammas=(0.0,))
     script = text[text.rindex("<script>") : text.rindex("</script>")]
@@ -91,6 +92,7 @@ def test_many_schedules_are_cut_to_the_best(
         assert cell["more"] == len(ranked) - 4
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_names_cannot_end_the_block(tmp_path: Path) -> None:
     name = "</script><b>&\u2028"
     text = page_of(tmp_path, models=(name,), solvers=("heun",), nfes=(4,), gammas=(0.0,))
@@ -114,6 +116,7 @@ def test_states_of_a_cell(line: dict, status: str) -> None:
     assert status_of(line) == status
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_folder_without_evaluations(tmp_path: Path) -> None:
     text = page_of(tmp_path, metrics=False, solvers=("heun",), nfes=(4,), gammas=(0.0,))
     data = data_in(text)
