@@ -24,6 +24,7 @@ from .console import console, say, warn
 from .import_ import import_schedule_file
 from .learn import learn
 from .merge import merge
+from .publish import publish
 from .status import say_unfinished, status
 from .table import table
 
@@ -249,6 +250,7 @@ app.command("learn")(learn)
 app.command("check")(check)
 app.command("compare")(compare)
 app.command("merge")(merge)
+app.command("publish")(publish)
 app.command("table")(table)
 app.command("status")(status)
 app.command("import")(import_schedule_file)
@@ -322,7 +324,7 @@ def export(
         str, typer.Argument(help="Schedule file (path or URL), as `learn` or a sweep writes it.")
     ],
     form: Annotated[
-        str, typer.Option("--format", help="sigmas, timesteps, comfyui or diffusers.")
+        str, typer.Option("--format", help="sigmas, timesteps, comfyui, comfyui-node or diffusers.")
     ] = "sigmas",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File, or folder; stdout if not given.")
@@ -336,7 +338,8 @@ def export(
     diffusers scheduler.
 
     A list carries neither network times nor learned coefficients: what exactly is lost is said on
-    stderr. The diffusers format is a folder for `LD3Scheduler.from_pretrained`, and loses nothing.
+    stderr. The diffusers format is a folder for `LD3Scheduler.from_pretrained`, and comfyui-node
+    one for ComfyUI's custom_nodes; these lose nothing.
     """
     from ..integrations.export import export as export_as
 

@@ -13,9 +13,23 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import InputError
+
+
+@dataclass(frozen=True)
+class TextSpace:
+    """The space of features that an extractor shares with texts.
+
+    embed: prompts [M] -> [M, F] of unit length, on the CPU.
+    scale: factor of a similarity where it is a preference.
+    head: features -> [M, 1], a score of the images alone; None where there is none.
+    """
+
+    embed: Callable[[Sequence[str]], Tensor]
+    scale: float = 1.0
+    head: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,7 @@ class Extractor:
     class_scores: features [B, F] -> logits [B, classes] of a classifier, for an Inception score.
     differentiable: False if the features have no gradient with respect to the images, for example
         because the extractor rounds them to bytes. Metrics can use it then; distances cannot.
+    text: the space that its features share with texts; None if they share none.
     """
 
     name: str
@@ -40,6 +55,7 @@ class Extractor:
     class_scores: Callable[[Tensor], Tensor] | None = None
     differentiable: bool = True
     layers: tuple[str, ...] = ()
+    text: TextSpace | None = None
 
     def __post_init__(self) -> None:
         for name in ("name", "hash"):

@@ -3,6 +3,8 @@
     sigmas, timesteps, comfyui    one file of text each, see `schedule.export`
     diffusers                     a folder with the scheduler_config.json of an `LD3Scheduler`:
                                   nothing is lost
+    comfyui-node                  a folder for ComfyUI's custom_nodes, see `comfyui`: nothing is
+                                  lost
 
 Everything that can be refused is refused before anything is written or returned to be printed.
 """
@@ -10,7 +12,7 @@ Everything that can be refused is refused before anything is written or returned
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..core.errors import InputError, unknown
@@ -18,8 +20,10 @@ from ..schedule import export as lists
 from ..schedule.export import Exported
 from ..schedule.file import Schedule, load_schedule
 from ..store.outputs import check_output, write_output
+from .comfyui import export_node
 
-FORMATS = (*lists.FORMATS, "diffusers")
+FOLDERS = ("diffusers", "comfyui-node")
+FORMATS = (*lists.FORMATS, *FOLDERS)
 
 
 def export(
@@ -33,7 +37,7 @@ def export(
 
     Args:
         form: one of FORMATS.
-        out: file to write, a folder for diffusers; a list need not be written.
+        out: file to write, for FOLDERS a folder; a list need not be written.
         pipeline: for diffusers, folder or hub id of the pipeline; if not given, the model that the
             schedule was learned on.
         force: replace existing files, but never the schedule that is read.
@@ -46,9 +50,9 @@ def export(
     """
     if form not in FORMATS:
         raise unknown("--format", form, FORMATS)
-    kind = "folder" if form == "diffusers" else "file"
-    if out is None and form == "diffusers":
-        raise InputError("--format diffusers writes a folder; name it with --out")
+    kind = "folder" if form in FOLDERS else "file"
+    if out is None and form in FOLDERS:
+        raise InputError(f"--format {form} writes a folder; name it with --out")
     if pipeline is not None and form != "diffusers":
         raise InputError(
             f"--pipeline {pipeline}: does not apply to --format {form}; remove it, or use --format "
@@ -57,6 +61,10 @@ def export(
     read = {} if isinstance(schedule, Schedule) else {"the command": schedule}
     place = None if out is None else check_output(out, kind, force, inputs=read)
     given = schedule if isinstance(schedule, Schedule) else load_schedule(schedule)
+    if form == "comfyui-node":
+        assert place is not None
+        name = "" if isinstance(schedule, Schedule) else PurePosixPath(os.fspath(schedule)).stem
+        return Exported(str(export_node(given, place, name)))
     if form == "diffusers":
         assert place is not None
         return Exported(str(export_diffusers(given, place, pipeline)))

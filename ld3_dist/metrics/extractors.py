@@ -5,6 +5,7 @@
     identity             the sample itself, flattened
     inception:FILE       Inception-v3 as used for FID, from local weights (extra `metrics`)
     efficientnet-lite0   a classifier of photographs, which can be installed (extra `features`)
+    clip:DIR             a CLIP model from a local folder, for scores of prompts (extra `diffusers`)
     python:FILE.py:NAME  your own: NAME(argument, model, device) returns an Extractor
     none                 no features; only the distance to the teacher is measured
 
@@ -35,7 +36,7 @@ OpenExtractor = Callable[[str, Model, str], Extractor | None]
 """(argument, model, device) -> the extractor; None where there is nothing to extract."""
 
 extractors: Registry[OpenExtractor] = Registry(
-    "extractor", ("inception:FILE", "python:FILE.py:NAME")
+    "extractor", ("inception:FILE", "clip:DIR", "python:FILE.py:NAME")
 )
 
 
@@ -106,6 +107,15 @@ def _efficientnet(argument: str, model: Model, device: str) -> Extractor | None:
 
     _no_argument("efficientnet-lite0", argument)
     return open_efficientnet(device)
+
+
+@extractors.register("clip")
+def _clip(argument: str, model: Model, device: str) -> Extractor | None:
+    from .clip import open_clip
+
+    if not argument:
+        raise InputError("extractor 'clip': write clip:DIR, DIR being the folder of a CLIP model")
+    return open_clip(argument, device)
 
 
 def _no_argument(name: str, argument: str) -> None:

@@ -5,6 +5,8 @@
     precision, recall, density, coverage
                         overlap with the reference's features, ball by ball
     inception_score     from the extractor's class scores; needs no reference
+    clip_score, preference, aesthetic
+                        images and their prompts, see `clip`; columns metric.clip_score, …
 
 A user's own is registered, or named `python:FILE.py:NAME`:
 
@@ -29,7 +31,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.features import FeatureMoments, Reference
+from ..core.features import FeatureMoments, Reference, TextSpace
 from ..core.registry import Registry
 from .inception import inception_score
 from .kernel import kernel_distance
@@ -54,12 +56,16 @@ class Samples:
     features: [M, F], float32 or float64.
     class_scores: logits [M, classes], where the extractor is a classifier.
     seed: of random subsets.
+    text: the space that the features share with texts, if the extractor has one.
+    prompts: the prompt of each sample; None where the model has none.
     shared: results that several metrics use, with the reference that they belong to.
     """
 
     features: Tensor
     class_scores: Tensor | None = None
     seed: int = 0
+    text: TextSpace | None = None
+    prompts: Sequence[str] | None = None
     shared: dict[str, tuple[Reference, Overlap]] = field(default_factory=dict)
 
 
@@ -78,6 +84,12 @@ _BALLS: WeakKeyDictionary[Reference, RealBalls] = WeakKeyDictionary()
 """The balls of each reference that is in use: finding them costs more than comparing with them."""
 
 metrics: Registry[Metric] = Registry("metric", ("python:FILE.py:NAME",))
+
+OF_TEXT = ("clip_score", "preference", "aesthetic")
+"""Metrics of images and their prompts."""
+
+for _name in OF_TEXT:
+    metrics.register(_name, lazily=f"ld3_dist.metrics.clip:{_name}")
 
 
 def score(

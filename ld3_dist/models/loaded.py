@@ -45,6 +45,10 @@ It is None for an unconditional model.
 """
 
 
+DrawPrompts = Callable[[int, Sequence[int]], list[str]]
+"""(seed, indices [M]) -> the prompts of these samples."""
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Options of a model. An option that a model does not have is refused when it is opened.
@@ -145,6 +149,7 @@ class Model:
     conditioning: "none", or the kind of condition, such as "class" or
         "prompts:<file>:<start of its hash>".
     draw_condition: the condition of samples, a pure function of (seed, indices).
+    draw_prompts: their prompts likewise; None for a model of no prompts.
     guidance: scale in use; None if the model is not guided.
     image_shape: [C, H, W] of a decoded sample; found by decoding zeros once if not given.
     settings: facts of interest (parametrisation, latent scaling, shift), for `doctor` and the rows.
@@ -176,6 +181,7 @@ class Model:
     hash: str = ""
     conditioning: str = "none"
     draw_condition: DrawCondition = no_condition
+    draw_prompts: DrawPrompts | None = None
     guidance: float | None = None
     image_shape: tuple[int, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -322,12 +328,14 @@ class Conditioning:
     draw: the condition of each sample.
     guidance: scale in use; None if there is nothing to guide by.
     null: the condition that stands for none, batch of 1, if guidance needs it.
+    prompts: the prompt of each sample, if these are texts.
     """
 
     name: str
     draw: DrawCondition
     guidance: float | None = None
     null: Condition = None
+    prompts: DrawPrompts | None = None
 
 
 def on_classes(count: int, options: ModelOptions, model: str) -> Conditioning:

@@ -1,12 +1,14 @@
 """The HTML page: one file that needs nothing else, reads well in light, in dark and on paper.
 
-`templates/page.html.j2` holds the markup, `templates/page.css` the look. This module holds what
-goes into them, as plain values; the template escapes every text.
+`templates/page.html.j2` holds the markup, `templates/page.css` the look and `templates/page.js` the
+script, which adds sorting, filters, charts and copies, and without which everything can be read.
+This module holds what goes into them, as plain values; the template escapes every text.
 """
 
 from __future__ import annotations
 
 import math
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +23,7 @@ from markupsafe import Markup
 from ..store.frames import column, records
 from .ablation import ABLATION_NOTE, ablation_texts
 from .columns import Column, Row, shown
-from .figures import Drawing, PlotGroup
+from .figures import Drawing, Pictures, PlotGroup
 from .formats import DASH, missing, visible
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -31,6 +33,9 @@ MOST_ROWS = 30
 
 _GAINS = ("eval_gain", "gain")
 """Columns with a bar behind their values."""
+
+_FRESH = ("eval_gain", "eval_gain_low", "eval_gain_median", "eval_gain_iqm")
+_GAIN = "gain"
 
 _BROKEN = ("cell", "kind", "status", "trial", "start", "gamma", "seed", "message")
 
@@ -45,20 +50,27 @@ class GroupHead:
 
 @dataclass(frozen=True)
 class TableCell:
-    """One heading or value. bar: length of the bar behind it, in percent of the cell."""
+    """One heading or value.
+
+    Attributes:
+        bar: length of the bar behind it, in percent of the cell.
+        name: of a heading: the summary's column.
+    """
 
     text: str
     classes: str = ""
     bar: int | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class SummaryTable:
-    """The summary of one model as a page shows it."""
+    """The summary of one model as a page shows it. places: its lines' numbers in the whole one."""
 
     groups: Sequence[GroupHead] = ()
     heads: Sequence[TableCell] = ()
     lines: Sequence[Sequence[TableCell]] = ()
+    places: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,9 @@ class Page:
         status: how many rows came out how, in words.
         ablation: each level of an ablation's factors against the base.
         unfinished: how much of what was asked for is there, if not all of it is.
+        methods: what was measured on what.
+        settings: the experiment as YAML.
+        data: the JSON of `page_data`, for the script.
     """
 
     name: str
@@ -109,12 +124,17 @@ class Page:
     broken: PlainTable
     ablation: PlainTable = PlainTable()
     unfinished: str = ""
+    methods: str = ""
+    settings: str = ""
+    data: str = ""
 
 
 def html_page(page: Page) -> str:
     """The page as one self-contained HTML document."""
-    styles = Markup((TEMPLATES / "page.css").read_text(encoding="utf-8"))
-    return _template().render(page=page, styles=styles)
+    styles, script = (Markup(_bare(name)) for name in ("page.css", "page.js"))
+    data = Markup(page.data)  # JSON without "<"
+    settings = Markup("\n").join(visible(line) for line in page.settings.splitlines())
+    return _template().render(page=page, styles=styles, script=script, data=data, settings=settings)
 
 
 @cache
@@ -128,12 +148,30 @@ def _template() -> Template:
         keep_trailing_newline=True,
         finalize=_printable,
     )
+    environment.filters["data_uri"] = _data_uri
+    environment.filters["enlarged"] = enlarged
     return environment.get_template("page.html.j2")
 
 
 def _printable(value: Any) -> Any:
     """Control characters of a text become visible; markup of the package's own stays as it is."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _bare(name: str) -> str:
+    """A template without indentation, empty lines and lines of comment, which pages need not."""
+    lines = (TEMPLATES / name).read_text(encoding="utf-8").splitlines()
+    bare = (line.strip() for line in lines)
+    return "\n".join(line for line in bare if line and not line.startswith("//")) + "\n"
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{b64encode(png).decode()}"
+
+
+def enlarged(pictures: Pictures, room: int) -> int:
+    """The whole factor by which a strip is enlarged to fill `room` pixels, 1 at least."""
+    return max(1, room // (pictures.count * pictures.width))
 
 
 def blocks_of(drawings: Sequence[Drawing]) -> list[Block]:
@@ -146,39 +184,54 @@ def blocks_of(drawings: Sequence[Drawing]) -> list[Block]:
 
 
 def summary_view(table: pd.DataFrame) -> SummaryTable:
-    """A summary with grouped headings; a bar behind each gain shows it on a logarithmic scale."""
+    """A summary with grouped headings, the gain first: it is in view on a narrow screen.
+
+    A bar behind each gain shows it on a logarithmic scale.
+    """
     if table.empty:
         return SummaryTable()
     order: list[tuple[Column, bool]] = []
     heads = []
-    grouped = {known.group: None for known in shown(table, "page")}
+    listed = shown(table, "page")
+    fresh = any(known.name == "eval_gain" for known in listed)
+    first = _FRESH if fresh else ("gain",)
+    columns = [(_GAIN if known.name in first else known.group, known) for known in listed]
+    grouped = {"": None, _GAIN: None} | {name: None for name, _ in columns}
     for name in grouped:
-        inside = [known for known in shown(table, "page") if known.group == name]
-        heads.append(GroupHead(name, len(inside)))
+        inside = [known for group, known in columns if group == name]
+        if inside:
+            heads.append(GroupHead(name, len(inside)))
         order += [(known, i == 0) for i, known in enumerate(inside)]
     gains = [column(table, name).dropna() for name in _GAINS]
     largest = max([1.01, *(float(gain) for found in gains for gain in found)])
     return SummaryTable(
         heads,
-        [TableCell(known.short or known.heading, _classes(known, first)) for known, first in order],
+        [
+            TableCell(known.short or known.heading, _classes(known, first), name=known.name)
+            for known, first in order
+        ],
         [
             [
-                TableCell(known.text(row), _classes(known, first), _bar(row, known, largest))
+                TableCell(known.text(row), _classes(known, first, row), _bar(row, known, largest))
                 for known, first in order
             ]
             for row in records(table)
         ],
+        [int(place) for place in table.index],
     )
 
 
-def _classes(known: Column, first: bool) -> str:
+def _classes(known: Column, first: bool, row: Row | None = None) -> str:
     """The classes of a column's cells; `first` marks the first column of a group."""
+    undecided = known.name == "eval_gain" and row is not None and not missing(row["decided"])
     names = {
         "num": not known.words,
         "first": first,
         "gain": known.name in _GAINS,
         "method": known.name == "method",
         "learned": known.learned,
+        "interval": known.name == "eval_gain_low",
+        "undecided": undecided and row is not None and not row["decided"],
     }
     return " ".join(name for name, holds in names.items() if holds)
 
@@ -186,6 +239,8 @@ def _classes(known: Column, first: bool) -> str:
 def _bar(row: Row, known: Column, largest: float) -> int | None:
     """Length of the bar behind a gain: its logarithm over that of the largest one, in percent."""
     if known.name not in _GAINS or missing(row[known.name]) or not row[known.name] > 1:
+        return None
+    if known.name == "eval_gain" and not missing(row["decided"]) and not row["decided"]:
         return None
     return round(100 * math.log(row[known.name]) / math.log(largest))
 

@@ -56,13 +56,17 @@ def summary_table(frame: pd.DataFrame, evaluations: pd.DataFrame | None = None) 
     columns = with_metrics(metrics)
     teachers = teacher_scores(evaluations)
     scores = (*SCORES, *metrics)
-    known = [name for name in COMPARABLE if name in frame]
-    places = groups(frame, known, sort=False, nulls=True)
+    places = groups(frame, comparable(frame), sort=False, nulls=True)
     cells = [_cell(rows, teachers, scores) for _, rows in places]
     table = pd.DataFrame.from_records(cells, columns=[known.name for known in columns])
     table = table.astype({known.name: known.dtype for known in columns if known.dtype})
     order = ["model", "conditioning", "guidance", "solver", "nfe", "cell", "distance", "taught_by"]
     return table.sort_values(order, ignore_index=True)
+
+
+def comparable(frame: pd.DataFrame) -> list[str]:
+    """The columns in which the rows of one line of the summary agree."""
+    return [name for name in COMPARABLE if name in frame]
 
 
 def teacher_scores(evaluations: pd.DataFrame | None) -> dict[str, dict[str, Any]]:
@@ -143,7 +147,7 @@ def _learned(rows: pd.DataFrame, best: Row, scores: Sequence[str]) -> dict[str, 
         "seed_mean": losses.mean(),
         "seed_std": losses.std(),
         "seeds": len(losses),
-        "method": _method(best),
+        "method": method(best),
         **{name: best[name] for name in same},
         **{name: best.get(name) for name in (*fresh, *scores)},
     }
@@ -155,7 +159,7 @@ def _taught_by(row: Mapping[str, Any]) -> str | None:
     return None if any(missing(part) for part in parts) else "/".join(map(str, parts))
 
 
-def _method(row: Mapping[str, Any]) -> str:
+def method(row: Mapping[str, Any]) -> str:
     """The method by which a schedule was learned, in a few words."""
     corrected = not missing(row["coefficients"]) and bool(row["coefficients"])
     return f"{row['procedure']}{' + coefficients' if corrected else ''}"

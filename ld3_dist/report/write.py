@@ -12,18 +12,19 @@ from typing import Any
 import pandas as pd
 
 from ..core.errors import InputError
-from ..store.frames import column, count, distinct, groups, of_kind, records, varies, where
+from ..store.frames import column, groups, records, varies, where
 from ..store.opening import open_storage
 from ..store.storage import Storage
 from .ablation import ablation_table
+from .about import facts, methods, settings_yaml
 from .figures import FigureData, FigureFunction
 from .figures import figures as registered
 from .figures.draw import Drawn, draw
 from .findings import broken_rows, findings, status_counts, unfinished
-from .formats import counted
 from .headline import headline
 from .markdown import ablation_markdown, table_markdown
 from .page import Page, Section, ablation_view, blocks_of, broken_view, html_page, summary_view
+from .page_data import page_data
 from .summary import summary_table, teacher_scores
 from .tables import SweepTables, read_sweep_tables
 
@@ -77,13 +78,18 @@ def write_report(
     page = Page(
         sweep.name,
         headline(table),
-        _facts(sweep, table),
+        facts(sweep, len(table)),
         sections,
         [*findings(sweep, table), *told, *drawn.warnings],
         status_counts(sweep.results),
         broken_view(broken_rows(sweep.results)),
         ablation_view(ablation),
         unfinished(sweep),
+        methods(sweep),
+        settings_yaml(sweep),
+        page_data(
+            sweep, table, {line: i for i, (_, rows) in enumerate(parts) for line in rows.index}
+        ),
     )
     out.write_bytes("index.html", html_page(page).encode())
     summary = table_markdown(table) + ablation_markdown(ablation)
@@ -142,8 +148,7 @@ def _section(
         ablation,
         sweep.importance,
     )
-    rows = table.reset_index(drop=True)
-    return Section(title, summary_view(rows), blocks_of(draw(figures, data, drawn)))
+    return Section(title, summary_view(table), blocks_of(draw(figures, data, drawn)))
 
 
 def _ablation(sweep: SweepTables) -> tuple[pd.DataFrame, list[str]]:
@@ -166,38 +171,6 @@ def _of_model(ablation: pd.DataFrame, model: str, first: bool) -> pd.DataFrame:
 def _no_images(cell: str) -> dict[str, Any]:
     """Sample images are kept of schedules in the experiment's own distance alone."""
     return {}
-
-
-def _facts(sweep: SweepTables, table: pd.DataFrame) -> list[tuple[str, str]]:
-    """Header facts: what ran, with which versions, how much of it worked."""
-    frame = sweep.results
-    learned, ok = len(of_kind(frame, "learned")), len(of_kind(frame, "learned", "ok"))
-    commits = [commit[:10] for commit in distinct(frame, "git_commit")]
-    fingerprint = sweep.experiment.get("fingerprint") or _values(frame, "experiment")[:16]
-    hosts = distinct(frame, "host")
-    facts = [
-        ("fingerprint", str(fingerprint)),
-        ("cells", str(len(table))),
-        ("learned schedules", f"{ok:,} ok, {learned - ok:,} not ok"),
-        ("hand-made grids", f"{count(column(frame, 'kind') == 'baseline'):,}"),
-        ("network evaluations", f"{column(frame, 'network_evals').sum():,}"),
-        ("distance", _values(frame, "distance")),
-        ("features", _values(frame, "extractor")),
-        ("samples evaluated", _values(frame, "samples")),
-        ("ld3_dist", _values(frame, "version")),
-        ("PyTorch", _values(frame, "torch_version")),
-        ("commit", ", ".join(commits[:3])),
-        ("device", _values(frame, "device")),
-        ("machines", counted(len(hosts), "machine") if hosts else ""),
-    ]
-    return [(name, value) for name, value in facts if value]
-
-
-def _values(frame: pd.DataFrame, name: str, most: int = 4) -> str:
-    """The different values of a column, in order, as text."""
-    values = distinct(frame, name)
-    more = f" and {len(values) - most} more" if len(values) > most else ""
-    return ", ".join(values[:most]) + more
 
 
 def _slug(model: str) -> str:

@@ -100,21 +100,25 @@ def score_columns(
     extractor: Extractor,
     references: Sequence[Reference | None],
     metrics: Sequence[str] = BUILT_IN,
+    prompts: Sequence[Sequence[str] | None] | None = None,
 ) -> dict[str, Any]:
     """Scores of sets of features by column: the mean over the sets, and intervals.
 
     Args:
         sets: features [M, F] of disjoint sets of samples.
         references: the reference of each set.
+        prompts: the prompts of each set's samples, if there are any.
 
     A score that could not be measured on some set is null.
     """
     found: dict[str, Any] = {"extractor": extractor.name, "extractor_hash": extractor.hash}
     found["reference"] = references[0].name if references[0] else None
     measured = []
-    for features, reference in zip(sets, references, strict=True):
+    texts = prompts or [None] * len(sets)
+    for features, reference, told in zip(sets, references, texts, strict=True):
         logits = None if extractor.class_scores is None else extractor.class_scores(features)
-        measured.append(score(Samples(features, logits), reference, metrics).values)
+        given = Samples(features, logits, text=extractor.text, prompts=told)
+        measured.append(score(given, reference, metrics).values)
     for name in dict.fromkeys(name for values in measured for name in values):
         values = [one.get(name) for one in measured]
         known = [value for value in values if value is not None]
@@ -124,6 +128,14 @@ def score_columns(
         if name in WITH_INTERVAL and whole and len(known) > 1:
             found |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
     return found
+
+
+def prompts_of(
+    model: Model, seed: int, ranges: Sequence[range]
+) -> list[Sequence[str] | None] | None:
+    """The prompts of sets of samples; None for a model of no prompts."""
+    draw = model.draw_prompts
+    return None if draw is None else [draw(seed, indices) for indices in ranges]
 
 
 def evaluate(
@@ -175,6 +187,7 @@ def evaluate(
     own = [measure(model, None, one, opened, features) for one in pairs]
     reference = None if features is None else model_reference(model, features)
     compared = [reference or as_reference(one.features) for one in own]
+    prompts = prompts_of(model, seed, ranges)
     records = []
     for label, table, column in [(("teacher", "", 0), None, {}), *tables]:
         found = own
@@ -185,7 +198,7 @@ def evaluate(
         sets = [one.features for one in found if one.features is not None]
         if features is not None and sets:
             others = [reference] * repeats if table is None else compared
-            record |= score_columns(sets, features, others, metrics)
+            record |= score_columns(sets, features, others, metrics, prompts)
         records.append(record)
     frame = frame_of("evaluations", records)
     labels = [("teacher", None, None), *(label for label, _, _ in tables)]

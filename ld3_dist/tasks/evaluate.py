@@ -33,7 +33,7 @@ from ..metrics.extractors import model_reference, read_reference
 from ..metrics.paired import improvement, ratios
 from ..metrics.scores import BUILT_IN, as_reference
 from ..models import Model
-from ..schedule.evaluating import loss_columns, measure, score_columns
+from ..schedule.evaluating import loss_columns, measure, prompts_of, score_columns
 from ..schedule.file import parse_schedule, read_schedule
 from ..schedule.provenance import provenance, where
 from ..schedule.sampling import make_samples, to_images
@@ -186,7 +186,9 @@ def finish(
         if extractor is not None and "features" in sets[0]:
             features = [one["features"] for one in sets]
             references = _references(plan, item, storage, extractor, model, device)
-            record |= score_columns(features, extractor, references, metrics)
+            spans = [range(*span) for span in plan.eval_ranges]
+            prompts = prompts_of(model, plan.experiment.seed, spans)
+            record |= score_columns(features, extractor, references, metrics, prompts)
         _write_losses(plan, item, storage, evaluation, [one["loss"] for one in sets])
         if item.kind == "learned":
             record |= gain_columns(storage, item.rivals, evaluation, losses.float())

@@ -14,6 +14,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     style = "ld3_dist.report.figures.style"
     monkeypatch.setattr(f"{style}.as_png", lambda figure: b"")
+    monkeypatch.setattr(f"{style}.panel_boxes", lambda figure: [])
     monkeypatch.setattr(
         f"{style}.as_svg",
         lambda figure, name, alt: Markup(f'<svg role="img" aria-label="{escape(alt)}"></svg>'),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import statistics
 import xml.etree.ElementTree as ET
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from report_pages import Tags, page_of
 from safetensors.torch import save
 from synthetic_sweep import losses_of, records, write_sweep
@@ -128,11 +131,14 @@ def test_page_stands_alone_and_says_what_it_shows(tmp_path: Path) -> None:
     assert "http:" not in text
     assert "https:" not in text
     tags = Tags(text).seen
-    assert not {tag for tag, _ in tags} & {"script", "link", "iframe", "img"}
+    assert not {tag for tag, _ in tags} & {"link", "iframe", "object"}
+    policy = next(a["content"] for tag, a in tags if a.get("http-equiv"))
+    assert "default-src 'none'" in (policy or "")
+    assert all("src" not in attributes for tag, attributes in tags if tag == "script")
     for tag, attributes in tags:
         for name in ("src", "href"):
             assert (attributes.get(name) or "#").startswith(("#", "data:"))
-        if tag == "svg":
+        if tag == "svg" and set(attributes) != {"viewbox"}:
             assert attributes["role"] == "img"
             assert len(attributes["aria-label"] or "") > 20
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
@@ -209,5 +215,11 @@ def test_samples_are_drawn_pixel_by_pixel(tmp_path: Path) -> None:
     paths = write_report(tmp_path)
     text = Path(paths.html).read_text()
     assert text.count('class="samples"') == 1
-    assert text.count("data:image/png;base64,") == 12
+    strips = [attributes for tag, attributes in Tags(text).seen if tag == "img"]
+    assert [strip["data-kind"] for strip in strips] == ["teacher", "baseline", "learned"]
+    for strip, kind in zip(strips, tensors, strict=True):
+        data = b64decode((strip["src"] or "").removeprefix("data:image/png;base64,"))
+        pixels = np.asarray(Image.open(BytesIO(data)), dtype=float)
+        side_by_side = torch.cat(list(tensors[kind]), dim=2).permute(1, 2, 0).numpy()
+        assert np.abs(pixels / 127.5 - 1 - side_by_side).max() < 1 / 127.5
     assert any(name.endswith("samples-0.png") for name in paths.figures)

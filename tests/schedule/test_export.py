@@ -225,4 +225,4 @@ def test_command(
     assert json.loads((tmp_path / "t.json").read_text()) == export_timesteps(given)
     assert run(monkeypatch, capsys, file, "--out", tmp_path / "t.json", "--force")[0] == 0
     assert json.loads((tmp_path / "t.json").read_text()) == export_sigmas(given)
-    assert FORMATS == ("sigmas", "timesteps", "comfyui", "diffusers")
+    assert FORMATS == ("sigmas", "timesteps", "comfyui", "diffusers", "comfyui-node")

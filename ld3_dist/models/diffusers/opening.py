@@ -103,6 +103,7 @@ def open_diffusers(rest: str, options: ModelOptions) -> Model:
         hash=digest,
         conditioning=conditioning.name,
         draw_condition=conditioning.draw,
+        draw_prompts=conditioning.prompts,
         guidance=None if conditioning.name == "none" else guidance,
         image_shape=image_shape,
         settings={
@@ -213,7 +214,8 @@ def _conditioning(
     prompts = Prompts(pipeline, kind, lines, options)
     name = "none" if options.conditional is False else conditioning_name("prompts", options)
     # encoded only where it is used: text encoders are large
-    return Conditioning(name, prompts.draw, null=prompts.null() if options.guided else None)
+    null = prompts.null() if options.guided else None
+    return Conditioning(name, prompts.draw, null=null, prompts=prompts.texts)
 
 
 def _class_conditioning(

@@ -44,6 +44,10 @@ class Prompts:
         encoded = [self.encode(self.lines[self.pick(seed, i)]) for i in indices]
         return {name: torch.cat([one[name] for one in encoded]) for name in encoded[0]}
 
+    def texts(self, seed: int, indices: Sequence[int]) -> list[str]:
+        """The prompts of samples [M]."""
+        return [self.lines[self.pick(seed, i)] for i in indices]
+
     def pick(self, seed: int, index: int) -> int:
         """The number of the line that sample `index` draws."""
         return int(

@@ -68,6 +68,38 @@ class PlotGroup:
 
 
 @dataclass(frozen=True)
+class Strip:
+    """Images of one kind side by side, pixel by pixel, as one PNG.
+
+    Attributes:
+        kind: teacher, baseline or learned.
+        label: the name of the kind on the page.
+    """
+
+    kind: str
+    label: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Sample images of a cell for the page, which shows them itself: column j of every strip
+    starts from the same noise.
+
+    Attributes:
+        cell: the cell, as in the column of the tables.
+        count: images per strip.
+        width, height: of one image, in pixels.
+    """
+
+    cell: str
+    count: int
+    width: int
+    height: int
+    strips: Sequence[Strip]
+
+
+@dataclass(frozen=True)
 class Plot:
     """A drawn figure.
 
@@ -77,6 +109,9 @@ class Plot:
         alt: what it shows, for those who cannot see it.
         figure: a matplotlib figure.
         group: neighbours with an equal group stand under a common heading.
+        pictures: the page shows these in the place of the figure.
+        twin: the page's script draws the same values itself, so that the figure is seen on paper
+            and without scripts alone.
     """
 
     name: str
@@ -85,18 +120,30 @@ class Plot:
     alt: str
     figure: Canvas
     group: PlotGroup | None = None
+    pictures: Pictures | None = None
+    twin: bool = False
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A plot ready for the page and for its file. svg: an <svg> element for inside a page."""
+    """A plot ready for the page and for its file.
+
+    Attributes:
+        svg: an <svg> element for inside a page.
+        panels: where its panels are in it, each a viewBox "x y width height": a narrow page shows
+            them one below the other.
+    """
 
     name: str
     title: str
     caption: str
+    alt: str
     group: PlotGroup | None
     svg: Markup
     png: bytes
+    panels: Sequence[str] = ()
+    pictures: Pictures | None = None
+    twin: bool = False
 
 
 FigureFunction = Callable[[FigureData], Plot | Sequence[Plot] | None]

@@ -9,6 +9,8 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from markupsafe import Markup
+
 from ..formats import visible
 from . import Drawing, FigureData, FigureFunction, Plot
 
@@ -60,12 +62,26 @@ def _plots(returned: object) -> list[Plot]:
 
 
 def _drawings(plots: list[Plot], taken: set[str]) -> list[Drawing]:
-    from .style import as_png, as_svg, file_name
+    from .style import as_png, as_svg, file_name, panel_boxes
 
     found = []
     for plot in plots:
         name = file_name(plot.name, taken)
         taken.add(name)
-        svg = as_svg(plot.figure, name, plot.alt)
-        found.append(Drawing(name, plot.title, plot.caption, plot.group, svg, as_png(plot.figure)))
+        shown = plot.pictures is None
+        svg = as_svg(plot.figure, name, plot.alt) if shown else Markup("")
+        boxes = panel_boxes(plot.figure) if shown else []
+        drawing = Drawing(
+            name,
+            plot.title,
+            plot.caption,
+            plot.alt,
+            plot.group,
+            svg,
+            as_png(plot.figure),
+            boxes,
+            plot.pictures,
+            plot.twin,
+        )
+        found.append(drawing)
     return found

@@ -7,6 +7,7 @@ of the evaluation made there.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,13 +17,16 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from ...core.errors import InputError
+from ...core.grid import discretize
 from ...core.noise import NoiseSchedule
+from ...schedule.file import Schedule
 from ...store.frames import best_only, distinct, groups, of_kind, records
 from ..formats import number
 from ..summary import best_row
 from . import FigureData, Plot
 from .cells import baselines, families, legible
-from .style import INK, LEARNED, baseline_colours, panels, plain
+from .style import INK, LEARNED, STYLE, as_png, baseline_colours, panels, plain
 
 Level = Callable[[Sequence[float]], np.ndarray]
 
@@ -68,6 +72,27 @@ def grids_plot(data: FigureData) -> Plot | None:
     alt = "Knots of learned grids beside hand-made ones: " + "; ".join(label for label, _ in shown)
     title = "Learned grids against hand-made ones"
     return Plot(data.name("grids"), title, caption, alt, figure)
+
+
+def schedule_picture(schedule: Schedule) -> bytes:
+    """A PNG of the knots and network times of a schedule, above its best hand-made grids.
+
+    Drawn are the grids of its cell that follow from the noise schedule alone.
+    """
+    import matplotlib
+
+    noise, steps = schedule.noise_schedule, len(schedule.knots) - 1
+    losses = {name: scores.get("valid_loss") for name, scores in schedule.baselines.items()}
+    ranked = sorted(losses, key=lambda name: (losses[name] is None, losses[name] or 0.0, name))
+    strips = [Strip(f"{schedule.nfe} NFE   learned", "", schedule.knots, schedule.evals)]
+    for name in ranked:
+        with contextlib.suppress(InputError):
+            strips.append(Strip(name, name, discretize(noise, steps, name).tolist()))
+    strips = strips[: 1 + HAND_MADE]
+    with matplotlib.rc_context(STYLE):
+        figure, (axis,) = panels(1, height=0.9 + 0.2 * _heights(strips)[-1])
+        _panel(axis, strips, baseline_colours(ranked), noise_level(noise), True)
+        return as_png(figure)
 
 
 def noise_level(noise: NoiseSchedule | None) -> Level:

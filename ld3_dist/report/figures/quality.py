@@ -34,6 +34,7 @@ class Measure:
     Attributes:
         seeds: is the range over seeds drawn as a band?
         teacher: is the teacher's own value drawn?
+        twin: does the page's script draw it too?
     """
 
     column: str
@@ -41,6 +42,7 @@ class Measure:
     title: str
     seeds: bool = False
     teacher: bool = False
+    twin: bool = False
 
 
 LOSS = Measure(
@@ -48,9 +50,14 @@ LOSS = Measure(
     "held-out distance to the teacher",
     "Distance to the teacher against NFE",
     seeds=True,
+    twin=True,
 )
 FRECHET = Measure(
-    "fid", "Fréchet distance to the data", "Fréchet distance against NFE", teacher=True
+    "fid",
+    "Fréchet distance to the data",
+    "Fréchet distance against NFE",
+    teacher=True,
+    twin=True,
 )
 
 
@@ -85,7 +92,7 @@ def against_nfe(data: FigureData, measure: Measure, name: str) -> Plot | None:
     dashed = " Dashed: the teacher." if measure.teacher and data.teachers else ""
     caption = f"Lower is better. Orange: the best learned schedule of each cell{band}."
     caption += f" Blue: hand-made grids.{dashed}{note}"
-    return Plot(name, measure.title, caption, _alt(shown, measure), figure)
+    return Plot(name, measure.title, caption, _alt(shown, measure), figure, twin=measure.twin)
 
 
 Ends = list[tuple[float, str, str]]

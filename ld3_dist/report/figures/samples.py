@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ...store.frames import column, records
-from . import FigureData, Plot, PlotGroup
+from . import FigureData, Pictures, Plot, PlotGroup, Strip
 from .cells import baselines, cells, chosen_cells
 from .style import BASELINE, LEARNED, MUTED, TEACHER, WIDTH, plain
 
@@ -20,6 +21,12 @@ MOST_IMAGES = 12
 MOST_CELLS = 6
 MOST_PIXELS = 128
 """Side of a drawn image; larger ones are averaged down, smaller ones magnified unsmoothed."""
+
+STRIP_PIXELS = 120_000
+"""Pixels of one strip on the page: fewer images where they are large, two at least."""
+
+MOST_SIDE = 256
+"""Side of an image on the page; larger ones are averaged down."""
 
 GROUP = PlotGroup("Samples from the same noise", "Each column starts from the same noise.")
 
@@ -37,8 +44,33 @@ def samples_plots(data: FigureData) -> list[Plot]:
         caption = note.strip() if i == len(shown) - 1 else ""
         alt = f"Sample images of {label}: rows are {', '.join(images)}; columns share their noise"
         strip = _strip(images, grid)
-        plots.append(Plot(data.name(f"samples-{i}"), label, caption, alt, strip, GROUP))
+        pictures = _pictures(_cell_of(rows), images, grid)
+        name = data.name(f"samples-{i}")
+        plots.append(Plot(name, label, caption, alt, strip, GROUP, pictures))
     return plots
+
+
+def _pictures(cell: str, images: Mapping[str, np.ndarray], grid: str) -> Pictures:
+    """The images at their own size, those of one kind side by side."""
+    height, width = next(iter(images.values())).shape[2:]
+    most = max(2, STRIP_PIXELS // (height * width))
+    count = min(MOST_IMAGES, most, *(len(value) for value in images.values()))
+    strips = []
+    for kind, values in images.items():
+        tiles = [_pixels(image, MOST_SIDE) for image in values[:count]]
+        label = grid if kind == "baseline" else kind
+        strips.append(Strip(kind, label, _png(np.concatenate(tiles, axis=1))))
+        height, width = tiles[0].shape[:2]
+    return Pictures(cell, count, width, height, strips)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """[H, W] or [H, W, 3] in [0, 1] -> a PNG of these pixels."""
+    from PIL import Image
+
+    sink = io.BytesIO()
+    Image.fromarray((pixels * 255).round().astype(np.uint8)).save(sink, "png", optimize=True)
+    return sink.getvalue()
 
 
 def _cell_of(rows: pd.DataFrame) -> str:
@@ -112,10 +144,10 @@ def _strip(
     return figure
 
 
-def _pixels(image: np.ndarray) -> np.ndarray:
+def _pixels(image: np.ndarray, most: int = MOST_PIXELS) -> np.ndarray:
     """[C, H, W] in [-1, 1] -> [H, W] or [H, W, 3] in [0, 1], averaged down where it is large."""
     x = torch.as_tensor(np.ascontiguousarray(image)).nan_to_num().clamp(-1, 1).add(1).div(2)
-    scale = MOST_PIXELS / max(x.shape[-2:])
+    scale = most / max(x.shape[-2:])
     if scale < 1:
         x = torch.nn.functional.interpolate(x[None], scale_factor=scale, mode="area")[0]
     return x[0].numpy() if len(x) == 1 else x.permute(1, 2, 0).numpy()

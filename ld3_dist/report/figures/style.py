@@ -78,7 +78,7 @@ def panels(
     """A figure of `count` equal panels, at most `columns` per line; places left over stay empty."""
     columns = columns_of(count, columns)
     lines = -(-count // columns)
-    width = WIDTH if columns > 1 else 0.68 * WIDTH
+    width = WIDTH if columns > 1 else 0.5 * WIDTH
     figure = Figure(
         figsize=(width, height * lines), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
     )
@@ -148,6 +148,23 @@ def as_png(figure: Figure) -> bytes:
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=160, metadata={"Software": None})
     return sink.getvalue()
+
+
+def panel_boxes(figure: Figure) -> list[str]:
+    """The panels of a laid-out figure as viewBoxes of its SVG: "x y width height" in points."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    _settle(figure)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    scale, height = 72 / figure.dpi, 72 * figure.get_figheight()
+    found = []
+    for axes in figure.axes:
+        box = axes.get_tightbbox(renderer)
+        if box is not None:
+            x, y = box.x0 * scale - 2, height - box.y1 * scale - 2
+            size = f"{box.width * scale + 4:.1f} {box.height * scale + 4:.1f}"
+            found.append(f"{x:.1f} {y:.1f} {size}")
+    return found
 
 
 def file_name(name: str, taken: Collection[str]) -> str:
