@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..store.frames import column, count, distinct, numbers, of_kind
+from ..store.frames import column, count, distinct, numbers, of_kind, records
 from .formats import counted, number
 from .tables import SweepTables
 
@@ -48,12 +48,11 @@ def methods(sweep: SweepTables) -> str:
     if frame.empty:
         return ""
     sentences = []
+    named = ["teacher_solver", "teacher_nfe", "teacher_start"]
     teachers = sorted(
-        {
-            f"{row.teacher_solver} with {int(row.teacher_nfe)} evaluations on {row.teacher_start}"
-            for row in frame.itertuples()
-            if not pd.isna(row.teacher_nfe)
-        }
+        f"{row['teacher_solver']} with {int(row['teacher_nfe'])} evaluations on "
+        f"{row['teacher_start']}"
+        for row in records(frame[named].dropna().drop_duplicates())
     )
     if teachers:
         sentences.append(f"The teacher is {' or '.join(teachers[:3])}.")

@@ -36,7 +36,7 @@ from ..core.noise import NoiseSchedule
 from ..metrics.paired import ratios
 from ..models.diffusers.network_outputs import network_times
 from ..schedule.file import Schedule, read_schedule
-from ..store.frames import column, groups, of_kind, records
+from ..store.frames import column, groups, of_kind, records, where
 from .columns import METRIC, Row, metric_names
 from .formats import missing, visible
 from .summary import comparable, method, teacher_scores
@@ -77,8 +77,10 @@ def page_data(sweep: SweepTables, table: pd.DataFrame, sections: Mapping[int, in
     teachers = teacher_scores(sweep.evaluations)
     parts = _parts(sweep.results, table)
     losses = _losses(sweep, parts)
+    noises: dict[str, NoiseSchedule | None] = {}
     cells = [
-        _Cell(sweep, row, rows, every, most).body(teachers, losses) | {"section": sections[i]}
+        _Cell(sweep, row, rows, every, most, noises).body(teachers, losses)
+        | {"section": sections[i]}
         for i, (row, rows) in enumerate(zip(records(table), parts, strict=True))
     ]
     text = json.dumps(
@@ -112,7 +114,7 @@ def _is_of(rows: pd.DataFrame, line: Row) -> bool:
         return bool((column(rows, "key") == line["key"]).any())
     first = records(rows.head(1))[0]
     learned = of_kind(rows, "learned", "ok")
-    same = all(first[name] == line[name] for name in ("cell", "distance"))
+    same = all(_text(first[name]) == _text(line[name]) for name in ("cell", "distance"))
     return same and not column(learned, "valid_loss").notna().any()
 
 
@@ -137,6 +139,7 @@ class _Cell:
         rows: pd.DataFrame,
         metrics: Sequence[str],
         most: int,
+        noises: dict[str, NoiseSchedule | None],
     ) -> None:
         self.line, self.metrics = line, metrics
         learned = of_kind(rows, "learned").sort_values(
@@ -145,8 +148,14 @@ class _Cell:
         grids = of_kind(rows, "baseline").sort_values("valid_loss", kind="stable")
         self.more = max(0, len(learned) - most)
         self.rows = [*records(learned.head(most)), *records(grids)]
-        self.file = _file(sweep, line["key"])
-        self.noise = self.file.noise_schedule if self.file else sweep.noise_of(rows)
+        self.file, noise = _file(sweep, line["key"])
+        model = str(line["model"])
+        if noise is not None:
+            noises[model] = noise
+        elif model not in noises:
+            of_model = column(sweep.results, "model") == line["model"]
+            noises[model] = sweep.noise_of(where(sweep.results, of_model))
+        self.noise = noises[model]
 
     def body(
         self,
@@ -289,15 +298,17 @@ def status_of(line: Row) -> str:
     return "not evaluated"
 
 
-def _file(sweep: SweepTables, key: Any) -> Schedule | None:
-    """The schedule file of a row; None where it is gone, damaged or of a user's own noise."""
-    if missing(key):
-        return None
-    with contextlib.suppress(OSError, InputError, KeyError, TypeError, ValueError):
-        schedule = read_schedule(sweep.storage, f"schedules/{key}.json")
-        noise: NoiseSchedule = schedule.noise_schedule
-        return schedule if noise is not None else None
-    return None
+def _file(sweep: SweepTables, key: Any) -> tuple[Schedule | None, NoiseSchedule | None]:
+    """The schedule file of a row with its noise schedule; None where it is gone or damaged.
+
+    The noise schedule is None where it is a class of a user's file, which is not imported here.
+    """
+    schedule = None
+    if not missing(key):
+        with contextlib.suppress(OSError, InputError, KeyError, TypeError, ValueError):
+            schedule = read_schedule(sweep.storage, f"schedules/{key}.json")
+            return schedule, schedule.noise_schedule
+    return schedule, None
 
 
 def _interval(row: Row, name: str) -> list[float] | None:
