@@ -26,6 +26,7 @@ from .learn import learn
 from .merge import merge
 from .status import say_unfinished, status
 from .table import table
+from .transfer import transfer
 
 if TYPE_CHECKING:
     from ..cluster.sweep import Sweep
@@ -252,6 +253,7 @@ app.command("merge")(merge)
 app.command("table")(table)
 app.command("status")(status)
 app.command("import")(import_schedule_file)
+app.command("transfer")(transfer)
 
 
 @app.command()
