@@ -13,9 +13,11 @@ from ..core.errors import InputError
 from .console import console, say, warn
 
 if TYPE_CHECKING:
+    from ..core.learning.config import LearnConfig
     from ..core.learning.pairs import Pairs
     from ..models import Model
     from ..schedule.file import Schedule
+    from ..schedule.teaching import Teacher
 
 PICTURES = 8
 """Samples in the picture."""
@@ -38,8 +40,21 @@ def learn(
         str | None, typer.Option(help="Student solver; ipndm-3 if not given.")
     ] = None,
     pairs: Annotated[
-        int, typer.Option(help="Teacher pairs to learn from; as many again are held out.")
-    ] = 50,
+        int | None,
+        typer.Option(
+            help="Teacher pairs to learn from; as many again are held out. 50 if not given."
+        ),
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            help="Network evaluations in all, teaching included: pairs, epochs and starts that "
+            "are not given are fitted to it."
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="The same by time, measured on the device.")
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="Teacher as solver/NFE/grid; unipc-3/20/karras.")
     ] = None,
@@ -132,6 +147,7 @@ def learn(
             starts=tuple(start or ()),
             cell=_given(solver=solver, nfe=nfe),
             how=_given(teacher=teacher, distance=distance),
+            limit=_given(budget=budget, minutes=minutes),
             settings=settings | _parsed(setting or [], settings) | {"seed": seed},
         )
     except Diverged as error:
@@ -181,13 +197,14 @@ def _parsed(settings: list[str], given: Collection[str]) -> dict[str, Any]:
 def _learn(
     spec: str,
     out: Path,
-    count: int,
+    count: int | None,
     options: dict[str, Any],
     *,
     lpips: dict[str, Any],
     starts: tuple[str, ...],
     cell: dict[str, Any],
     how: dict[str, Any],
+    limit: dict[str, Any],
     settings: dict[str, Any],
 ) -> Schedule:
     from ..core.learning.procedure import make_config
@@ -195,12 +212,11 @@ def _learn(
     from ..schedule.distances import open_distance
     from ..schedule.learning import check_before, check_student, learn
     from ..schedule.provenance import default_device
-    from ..schedule.ranges import learning_indices
     from ..schedule.starts import check_start, looks_at_pairs, start_knots
     from ..schedule.teaching import Teacher, teach
     from ..store.outputs import write_output
 
-    if not 2 <= count <= MOST_PAIRS:
+    if count is not None and not 2 <= count <= MOST_PAIRS:
         raise InputError(f"--pairs {count}: give 2 to {MOST_PAIRS}")
     config = make_config(**settings)
     student = check_student(cell.get("solver", "ipndm-3"), cell["nfe"])
@@ -219,13 +235,17 @@ def _learn(
     name = how.get("distance", "l2")
     distance = open_distance(name, model, options["device"], **lpips)
     check_before(model, cell.get("solver", "ipndm-3"), cell["nfe"], config, starts, distance)
+    asked = {"starts": starts, "teacher": teacher, "count": count, "settings": settings}
+    indices, held, starts, epochs = _fitted(model, cell, config, limit, **asked)
+    settings = settings | {"epochs": epochs}
     with console.status("teacher pairs"):
-        pairs = teach(model, seed=config.seed, teacher=teacher, indices=learning_indices(count))
-    with _Bar(config.epochs, name) as bar:
+        pairs = teach(model, seed=config.seed, teacher=teacher, indices=indices)
+    with _Bar(epochs, name) as bar:
         schedule = learn(
             model,
             **cell,
-            pairs=pairs,
+            pairs=pairs[held:],
+            valid=pairs[:held],
             starts=starts,
             distance=distance,
             teacher=teacher,
@@ -237,6 +257,46 @@ def _learn(
     if picture := draw(model, schedule, pairs[:PICTURES], teacher, name, out.with_suffix(".png")):
         say(f"Picture: {picture}")
     return schedule
+
+
+def _fitted(
+    model: Model,
+    cell: dict[str, Any],
+    config: LearnConfig,
+    limit: dict[str, Any],
+    *,
+    starts: tuple[Any, ...],
+    teacher: Teacher,
+    count: int | None,
+    settings: dict[str, Any],
+) -> tuple[list[int], int, tuple[Any, ...], int]:
+    """Samples to teach, how many of them are held out, starts, and epochs.
+
+    They are as given, or fitted to a budget, whose plan is printed.
+    """
+    from ..schedule.baselines import BASELINES
+    from ..schedule.budget import Cell, fit
+    from ..schedule.ranges import learning_indices
+
+    pairs = 50 if count is None else count
+    if not limit:
+        return learning_indices(pairs), pairs, starts, config.epochs
+    asked = Cell(
+        model,
+        cell.get("solver", "ipndm-3"),
+        cell["nfe"],
+        config,
+        teacher,
+        BASELINES,
+        starts=starts,
+        counts=None if count is None else (count, count),
+        epochs=settings.get("epochs"),
+        shown=2 * PICTURES if drawable(model) else 0,
+    )
+    with option("--budget" if "budget" in limit else "--minutes"):
+        plan = fit(asked, **limit)
+    say(f"Plan: {plan}")
+    return plan.indices, plan.valid, plan.starts, plan.epochs
 
 
 class _Bar:
@@ -295,6 +355,11 @@ def _verdict(ratio: float) -> str:
     return "no better" if ratio > 0.95 else f"{1 / ratio:.1f}x worse"
 
 
+def drawable(model: Model) -> bool:
+    """True for a model whose samples are images, grey or in colour."""
+    return len(model.image_shape) == 3 and model.image_shape[0] in (1, 3)
+
+
 def draw(
     model: Model, schedule: Schedule, few: Pairs, teacher: object, distance: str, picture: Path
 ) -> Path | None:
@@ -307,7 +372,7 @@ def draw(
     from ..schedule.baselines import hand_made
     from ..schedule.sampling import make_samples
 
-    if len(model.image_shape) != 3 or model.image_shape[0] not in (1, 3):
+    if not drawable(model):
         return None
     losses = {n: b["valid_loss"] for n, b in schedule.baselines.items()}
     usable = {n: loss for n, loss in losses.items() if loss is not None}

@@ -92,7 +92,7 @@ def matrix_lines(found: Matrix, width: int = 80) -> Iterator[str]:
             yield f"{_cut(visible(name), head):{head}}" + "".join(f"  {c:>{LEAST}}" for c in shown)
     for letter, site in zip(letters, found.sites, strict=True):
         yield _cut(f"{letter}  {visible(site)}", width)
-    yield "Mean loss over that of the best hand-made grid; + works, - does not, ? undecided."
+    yield "Loss over the best hand-made grid's: + works, - does not, ? undecided."
 
 
 def _cell(row: dict | None) -> str:

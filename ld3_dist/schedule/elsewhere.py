@@ -8,7 +8,8 @@ Times mean noise levels. Two noise schedules agree at equal lam = log(alpha / si
 the one is lam_there^-1(lam_here(t)) of the other. The first and the last knot go to the ends of
 the other model's range, where they are at the ends of their own. A network time stays where it is
 between its two knots, as a fraction of their distance in lam. With a learned start the noise at t_0
-is scaled by alpha: y / alpha is the same in both.
+is scaled by alpha: y / alpha is the same in both. Where network times are the knots', the samples
+then differ by their scale alone; where they are not, the two networks see different inputs.
 """
 
 from __future__ import annotations

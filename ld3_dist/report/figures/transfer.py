@@ -28,7 +28,7 @@ def draw_matrix(found: Matrix) -> bytes:
             place = found.schedules.index(name), found.sites.index(site)
             ratios[place] = math.log(ratio[0])
     colours = LinearSegmentedColormap.from_list("ratio", [LEARNED, "#ffffff", BASELINE])
-    colours.set_bad(RULE)
+    colours = colours.with_extremes(bad=RULE)
     with mpl.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(2.6 + 1.3 * columns, 1.6 + 0.55 * rows), layout="constrained")
         axes = figure.subplots()
