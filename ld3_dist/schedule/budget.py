@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -84,6 +84,10 @@ MEASURING = RUNS * ROWS * (1 + 3)
 
 SAFE = 0.9
 """The fraction of the minutes that is planned for: measured times vary."""
+
+
+Cost = Callable[[Recipe], float]
+"""A recipe -> what it takes of the budget, in evaluations or seconds."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,7 @@ def plan_learning(
     most = float(budget) if budget is not None else 60 * SAFE * float(minutes or 0)
     found = next((r for r in _candidates(cell, most, total) if total(r) <= most), None)
     if found is None:
-        raise _too_small(cell, budget, total)
+        raise _too_small(cell, budget, minutes, total)
     parts = cell.parts(found) | {"measuring": MEASURING}
     seconds = math.nan if pace is None else _seconds(cell.parts(found), cell, found, pace)
     return Plan(found.train, found.valid, found.epochs, cell.chosen(found), parts, seconds)
@@ -255,8 +259,7 @@ def measure_pace(model: Model) -> Pace:
     return Pace(*taken)
 
 
-def _timed(run: object, home: torch.device) -> float:
-    assert callable(run)
+def _timed(run: Callable[[], object], home: torch.device) -> float:
     waits = torch.cuda.synchronize if home.type == "cuda" else lambda: None
     waits()
     began = time.perf_counter()
@@ -265,9 +268,8 @@ def _timed(run: object, home: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def _candidates(cell: Cell, most: float, total: object) -> Iterator[Recipe]:
+def _candidates(cell: Cell, most: float, total: Cost) -> Iterator[Recipe]:
     """Recipes from dear to cheap: with more pairs, as they are, and with fewer epochs."""
-    assert callable(total)
     fixed = [cell.fixed(recipe) for recipe in RECIPES]
     fitting = [recipe for recipe in fixed if total(recipe) <= most]
     if cell.counts is None and fitting:
@@ -283,9 +285,8 @@ def _candidates(cell: Cell, most: float, total: object) -> Iterator[Recipe]:
     yield least
 
 
-def _largest(recipe: Recipe, what: str, limit: int, most: float, total: object) -> Recipe:
+def _largest(recipe: Recipe, what: str, limit: int, most: float, total: Cost) -> Recipe:
     """A recipe that fits with as many epochs, or pairs, up to a limit, as fit."""
-    assert callable(total)
 
     def made(count: int) -> Recipe:
         if what == "epochs":
@@ -317,14 +318,13 @@ def _check(cell: Cell, budget: int | None, minutes: float | None) -> None:
             )
 
 
-def _too_small(cell: Cell, budget: int | None, total: object) -> InputError:
-    assert callable(total)
+def _too_small(cell: Cell, budget: int | None, minutes: float | None, total: Cost) -> InputError:
     least = cell.fixed(LEAST)
     needed = total(least if cell.epochs is not None else replace(least, epochs=1))
     if budget is not None:
         given, wanted = f"budget = {budget:,}", f"{needed:,.0f} network evaluations"
     else:
-        given, wanted = "minutes", f"{needed / 60 / SAFE:.3g} minutes"
+        given, wanted = f"minutes = {minutes:g}", f"{needed / 60 / SAFE:.3g} minutes"
     epochs = "one epoch" if least.epochs == 1 or cell.epochs is None else f"{least.epochs} epochs"
     return InputError(
         f"{given}: too small for {epochs} of {cell.solver} in {cell.nfe} evaluations; with "

@@ -20,10 +20,14 @@ import numpy as np
 import torch
 
 from ..core.errors import InputError
+from ..core.learning.pairs import Pairs
+from ..core.solver import Tableau, make_solver
 from ..core.user_code import label
 from ..metrics.paired import compare
+from ..models import Model
 from ..store.opening import open_storage
 from ..store.tables import read_records, write_table
+from ..training_free import TRAINING_FREE, evaluations
 from .baselines import hand_made
 from .distances import open_distance
 from .elsewhere import table_in
@@ -31,13 +35,17 @@ from .evaluating import loss_columns, measure
 from .file import Schedule
 from .learning import check_student
 from .provenance import provenance
-from .ranges import eval_range
-from .sampling import device_of
+from .ranges import eval_range, train_range
+from .sampling import device_of, draw_inputs
 from .sites import Site
+from .starts import looks_at_pairs
 from .teaching import Diverged, Teacher, teach
 
 Losses = dict[tuple[str, int], np.ndarray]
 """(key of a row, number of the set) -> distances [samples], float32."""
+
+FOLLOWED = 64
+"""Trajectories that grids may follow; those of the package use no more."""
 
 WORKS, DOES_NOT, UNDECIDED = "works", "does not", "undecided"
 
@@ -82,7 +90,12 @@ class Work:
     def network_evals(self) -> int:
         """Network evaluations, counted per sample; the teacher's included."""
         each = self.teacher.nfe + sum(entry.nfe for entry in self.entries)
-        return each * self.samples * self.repeats
+        followed = 0
+        for entry in self.entries:
+            if entry.kind == "baseline" and entry.name in TRAINING_FREE:
+                steps = make_solver(entry.solver).steps(entry.nfe)
+                followed += evaluations(entry.name, steps, FOLLOWED)
+        return each * self.samples * self.repeats + followed
 
 
 @dataclass(frozen=True)
@@ -134,14 +147,16 @@ def measure_site(site: Site, work: Work, out: str | None) -> tuple[Losses, str]:
     try:
         model = site.open()
         distance = open_distance(work.distance, model, str(device_of(model)))
+        tables: dict[str, Tableau] = {}
         for r, entries in missing.items():
             if not entries:
                 continue
             indices = range(*eval_range(r, work.samples))
             pairs = teach(model, seed=work.seed, teacher=work.teacher, indices=indices)
             for entry in entries:
-                table = _table(entry, model, work)
-                found = measure(model, table, pairs, distance).losses.float().numpy()
+                if entry.key not in tables:
+                    tables[entry.key] = _table(entry, model, work)
+                found = measure(model, tables[entry.key], pairs, distance).losses.float().numpy()
                 known[entry.key, r] = found
                 if out is not None:
                     _keep(out, entry.key, r, found)
@@ -150,10 +165,19 @@ def measure_site(site: Site, work: Work, out: str | None) -> tuple[Losses, str]:
     return known, ""
 
 
-def _table(entry: Entry, model: Any, work: Work) -> Any:
+def _table(entry: Entry, model: Model, work: Work) -> Tableau:
+    """The table of a row. Grids that follow trajectories look at samples of teaching, not at these.
+
+    So they are the same for every set of samples.
+    """
     if entry.kind == "learned":
         return table_in(dict(work.named)[entry.name], model, entry.solver, work.mapped)
-    return hand_made(entry.name, model, check_student(entry.solver, entry.nfe), entry.nfe)[1]
+    pairs = None
+    if looks_at_pairs(entry.name):
+        z, condition = draw_inputs(model, work.seed, range(*train_range(0, FOLLOWED)))
+        pairs = Pairs(z, z, condition).to(device_of(model))
+    student = check_student(entry.solver, entry.nfe)
+    return hand_made(entry.name, model, student, entry.nfe, pairs)[1]
 
 
 def _kept(work: Work, out: str) -> Losses:

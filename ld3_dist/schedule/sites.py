@@ -98,8 +98,18 @@ def make_sites(
     """
     given = dict(options or {})
     own = list(dict.fromkeys(s.guidance for s in schedules)) or [None]
-    scales: list[float | None] = [float(scale) for scale in guidance] or own
-    axes = {"guidance": scales, "size": list(sizes) or [None], "dtype": list(dtypes) or [None]}
+    for size in sizes:
+        whole = isinstance(size, tuple | list) and len(size) == 2
+        if not whole or not all(isinstance(side, int) for side in size):
+            raise InputError(f"size {size!r}: give (height, width) in pixels, such as (512, 768)")
+    for scale in guidance:
+        if isinstance(scale, bool) or not isinstance(scale, int | float):
+            raise InputError(f"guidance {scale!r}: must be a number")
+    axes: dict[str, list[Any]] = {
+        "guidance": [float(scale) for scale in guidance] or own,
+        "size": list(sizes) or [None],
+        "dtype": list(dtypes) or [None],
+    }
     for name, values in axes.items():
         repeated(name, values)
         if name in given and values != [None] and (name != "guidance" or guidance):

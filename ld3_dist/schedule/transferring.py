@@ -90,6 +90,9 @@ def prepare(
     Every model is opened once. Raises InputError for anything that cannot be used, with the site
     that it cannot be used at.
     """
+    models, guidance, sizes, dtypes, solvers, baselines = map(
+        _several, (models, guidance, sizes, dtypes, solvers, baselines)
+    )
     _check_counts(samples, repeats, seed)
     if mapping not in (None, *MAPPINGS):
         raise unknown("mapping", mapping, MAPPINGS)
@@ -235,7 +238,16 @@ class _Asked:
             yield solver, nfe, names
 
 
+def _several(values: Any) -> Sequence[Any]:
+    """A single value as a list of one."""
+    single = isinstance(values, str | int | float | Model)
+    return [values] if single else list(values)
+
+
 def _check_counts(samples: int, repeats: int, seed: int) -> None:
+    for name, value in (("samples", samples), ("repeats", repeats), ("seed", seed)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InputError(f"{name} = {value!r}: must be a whole number")
     if not 2 <= samples <= SET_STRIDE:
         raise InputError(f"samples = {samples}: give 2 to {SET_STRIDE:,}")
     if not 1 <= repeats <= MOST_SEEDS:

@@ -186,7 +186,7 @@ def test_minutes_are_evaluations_at_the_measured_pace() -> None:
         ({"minutes": 0.0}, "minutes = 0.0"),
         ({"minutes": math.nan}, "minutes = nan"),
         ({"budget": 10**5, "minutes": 1.0}, "give one of the two"),
-        ({"minutes": 1e-9}, "minutes: too small .* the least is .* minutes"),
+        ({"minutes": 1e-9}, "minutes = 1e-09: too small .* the least is .* minutes"),
         ({"budget": 3_000, "epochs": 40}, "too small for 40 epochs"),
     ],
 )

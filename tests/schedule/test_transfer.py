@@ -215,6 +215,9 @@ def no_work(*_: object, **__: object) -> None:
         ({"teacher": "unipc-3"}, "write it as solver/NFE/grid"),
         ({"distance": "l3"}, "unknown distance"),
         ({"prompts": "none.txt"}, "none.txt"),
+        ({"sizes": [64]}, "size 64: give"),
+        ({"guidance": ["3"]}, "guidance '3': must be a number"),
+        ({"samples": 2.5}, "samples = 2.5: must be a whole number"),
         ({"guidance": [3.0], "models": ["analytic:gaussian"]}, "guidance=3.0"),
     ],
 )
@@ -294,6 +297,23 @@ def test_losses_that_are_not_finite_do_not_work(monkeypatch: pytest.MonkeyPatch)
     frame = ld3.transfer(of_two(), samples=12, teacher=TEACHER, baselines=["karras"])
     assert frame["status"].tolist() == ["diverged", "diverged"]
     assert learned(frame)["verdict"].tolist() == ["does not"]
+
+
+def test_grids_that_follow_trajectories_are_the_same_for_every_set() -> None:
+    mixture = "analytic:mixture?means=-1,0;1,0.5&stds=0.2,0.3"
+    guided = replace(of_two(), model=mixture, guidance=2.0)
+    given = {"samples": 6, "teacher": TEACHER, "baselines": "gits"}
+    one, two = (ld3.transfer(guided, repeats=r, **given) for r in (1, 2))
+    assert one["status"].tolist() == ["ok", "ok"]
+    assert one["key"].tolist() == two["key"].tolist()
+    assert prepare([guided], **given).network_evals == 6 * (12 + 3 + 3) + 60 * 64
+
+
+@pytest.mark.slow  # two processes, each of which imports PyTorch
+def test_processes_give_the_same_rows() -> None:
+    given = {"samples": 8, "teacher": TEACHER, "baselines": ["karras"]}
+    one, two = (ld3.transfer(of_two(), ["base", WIDE], jobs=jobs, **given) for jobs in (1, 2))
+    pd.testing.assert_frame_equal(one, two)
 
 
 def test_the_matrix_fits_a_terminal_and_has_every_cell() -> None:
