@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..core.errors import InputError
-from .console import console, say, warn
+from .budget import fitted
+from .console import console, option, say, warn
 
 if TYPE_CHECKING:
-    from ..core.learning.config import LearnConfig
     from ..core.learning.pairs import Pairs
     from ..models import Model
     from ..schedule.file import Schedule
-    from ..schedule.teaching import Teacher
 
 PICTURES = 8
 """Samples in the picture."""
@@ -162,15 +160,6 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-@contextlib.contextmanager
-def option(name: str) -> Iterator[None]:
-    """Put the name of an option in front of the messages of a block."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
-
-
 def _parsed(settings: list[str], given: Collection[str]) -> dict[str, Any]:
     """`--set name=value`, read like a value in the YAML of an experiment.
 
@@ -235,18 +224,20 @@ def _learn(
     name = how.get("distance", "l2")
     distance = open_distance(name, model, options["device"], **lpips)
     check_before(model, cell.get("solver", "ipndm-3"), cell["nfe"], config, starts, distance)
-    asked = {"starts": starts, "teacher": teacher, "count": count, "settings": settings}
-    indices, held, starts, epochs = _fitted(model, cell, config, limit, **asked)
-    settings = settings | {"epochs": epochs}
+    asked = fitted(
+        model, cell, config, limit, starts=starts, teacher=teacher, count=count,
+        epochs=settings.get("epochs"), shown=2 * PICTURES if drawable(model) else 0,
+    )  # fmt: skip
+    settings = settings | {"epochs": asked.epochs}
     with console.status("teacher pairs"):
-        pairs = teach(model, seed=config.seed, teacher=teacher, indices=indices)
-    with _Bar(epochs, name) as bar:
+        pairs = teach(model, seed=config.seed, teacher=teacher, indices=asked.indices)
+    with _Bar(asked.epochs, name) as bar:
         schedule = learn(
             model,
             **cell,
-            pairs=pairs[held:],
-            valid=pairs[:held],
-            starts=starts,
+            pairs=pairs[asked.valid :],
+            valid=pairs[: asked.valid],
+            starts=asked.starts,
             distance=distance,
             teacher=teacher,
             on_progress=bar,
@@ -257,46 +248,6 @@ def _learn(
     if picture := draw(model, schedule, pairs[:PICTURES], teacher, name, out.with_suffix(".png")):
         say(f"Picture: {picture}")
     return schedule
-
-
-def _fitted(
-    model: Model,
-    cell: dict[str, Any],
-    config: LearnConfig,
-    limit: dict[str, Any],
-    *,
-    starts: tuple[Any, ...],
-    teacher: Teacher,
-    count: int | None,
-    settings: dict[str, Any],
-) -> tuple[list[int], int, tuple[Any, ...], int]:
-    """Samples to teach, how many of them are held out, starts, and epochs.
-
-    They are as given, or fitted to a budget, whose plan is printed.
-    """
-    from ..schedule.baselines import BASELINES
-    from ..schedule.budget import Cell, fit
-    from ..schedule.ranges import learning_indices
-
-    pairs = 50 if count is None else count
-    if not limit:
-        return learning_indices(pairs), pairs, starts, config.epochs
-    asked = Cell(
-        model,
-        cell.get("solver", "ipndm-3"),
-        cell["nfe"],
-        config,
-        teacher,
-        BASELINES,
-        starts=starts,
-        counts=None if count is None else (count, count),
-        epochs=settings.get("epochs"),
-        shown=2 * PICTURES if drawable(model) else 0,
-    )
-    with option("--budget" if "budget" in limit else "--minutes"):
-        plan = fit(asked, **limit)
-    say(f"Plan: {plan}")
-    return plan.indices, plan.valid, plan.starts, plan.epochs
 
 
 class _Bar:

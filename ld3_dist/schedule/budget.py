@@ -139,6 +139,7 @@ class Plan:
 class Cell:
     """The cell that a plan is for, and what is fixed.
 
+    nfe: several where one procedure learns for all of them at once.
     teacher: None where the pairs are there already.
     starts: those that a user names; the procedure's own if there are none.
     baselines: hand-made grids that are measured.
@@ -148,7 +149,7 @@ class Cell:
 
     model: Model
     solver: str
-    nfe: int
+    nfe: int | Sequence[int]
     config: LearnConfig
     teacher: Teacher | str | None
     baselines: Sequence[str]
@@ -156,6 +157,11 @@ class Cell:
     counts: tuple[int, int] | None = None
     epochs: int | None = None
     shown: int = 0
+
+    @property
+    def nfes(self) -> tuple[int, ...]:
+        """The numbers of evaluations, at least one."""
+        return (self.nfe,) if isinstance(self.nfe, int) else tuple(self.nfe)
 
     def chosen(self, recipe: Recipe) -> tuple[Start, ...]:
         """The starts of a recipe."""
@@ -174,22 +180,26 @@ class Cell:
 
     def parts(self, recipe: Recipe) -> dict[str, int]:
         """Network evaluations of every part of a recipe, at most."""
-        nfe, steps = self.nfe, make_solver(self.solver).steps(self.nfe)
         config, starts = replace(self.config, epochs=recipe.epochs), self.chosen(recipe)
-        names = [*starts, *self.baselines]
-        learning = config.samples(recipe.train, recipe.valid) * nfe * len(starts)
-        learning += CHECKS if config.checkpointing == "auto" else 0
+        all_of_them, solver = sum(self.nfes), make_solver(self.solver)
+        checks = CHECKS * len(self.nfes) if config.checkpointing == "auto" else 0
+        learning = config.samples(recipe.train, recipe.valid) * all_of_them * len(starts) + checks
         tried = 0
         if not built_in(procedures.get(config.procedure)):
-            tried = replace(config, epochs=1).samples(FEW, FEW) * nfe + CHECKS
+            tried = replace(config, epochs=1).samples(FEW, FEW) * all_of_them + checks
         teacher = Teacher.parse(self.teacher) if isinstance(self.teacher, str) else self.teacher
         each = 0 if teacher is None else teacher.nfe
+        searches = (
+            _search(name, solver.steps(nfe), recipe.train)
+            for nfe in self.nfes
+            for name in (*starts, *self.baselines)
+        )
         return {
             "teaching": each * (recipe.train + recipe.valid),
-            "starts": sum(_search(name, steps, recipe.train) for name in names),
+            "starts": sum(searches),
             "learning": learning + tried,
-            "baselines": len(self.baselines) * recipe.valid * nfe,
-            "picture": self.shown * nfe,
+            "baselines": len(self.baselines) * recipe.valid * all_of_them,
+            "picture": self.shown * max(self.nfes),
         }
 
 
@@ -326,8 +336,9 @@ def _too_small(cell: Cell, budget: int | None, minutes: float | None, total: Cos
     else:
         given, wanted = f"minutes = {minutes:g}", f"{needed / 60 / SAFE:.3g} minutes"
     epochs = "one epoch" if least.epochs == 1 or cell.epochs is None else f"{least.epochs} epochs"
+    nfes = ", ".join(map(str, cell.nfes))
     return InputError(
-        f"{given}: too small for {epochs} of {cell.solver} in {cell.nfe} evaluations; with "
+        f"{given}: too small for {epochs} of {cell.solver} in {nfes} evaluations; with "
         f"{least.train} + {least.valid} pairs the least is {wanted}"
     )
 
@@ -341,7 +352,7 @@ def _search(start: Start, steps: int, pairs: int) -> int:
 def _seconds(parts: Mapping[str, int], cell: Cell, recipe: Recipe, pace: Pace) -> float:
     """The estimated time of a recipe: of a visit of NFE evaluations two thirds are backward."""
     members = len(cell.chosen(recipe))
-    visits = recipe.epochs * recipe.train * cell.nfe * members
+    visits = recipe.epochs * recipe.train * sum(cell.nfes) * members
     return pace.visit * visits + pace.forward * (sum(parts.values()) - 3 * visits)
 
 

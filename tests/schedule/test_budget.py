@@ -166,6 +166,15 @@ def test_the_parts_of_a_plan_by_hand() -> None:
     assert plan.evaluations == 600 + learning + 3 + 240 + MEASURING
 
 
+def test_several_numbers_of_evaluations_cost_their_sum() -> None:
+    given = {"counts": (20, 10), "epochs": 3, "starts": ("karras", "gits")}
+    each = [plan_learning(cell_of(nfe=nfe, **given), 10**6).parts for nfe in (4, 6)]
+    both = plan_learning(cell_of(nfe=(4, 6), **given), 10**6).parts
+    assert both["teaching"] == each[0]["teaching"]
+    for part in ("starts", "learning", "baselines"):
+        assert both[part] == each[0][part] + each[1][part]
+
+
 def test_minutes_are_evaluations_at_the_measured_pace() -> None:
     pace = Pace(forward=0.001, visit=0.01)
     plan = plan_learning(cell_of(counts=(20, 10), starts=("karras",)), minutes=2.0, pace=pace)
