@@ -7,6 +7,7 @@ site and solver (where it is scored).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -48,11 +49,14 @@ def matrix(frame: pd.DataFrame) -> Matrix:
 
 
 def ratio_of(row: dict) -> tuple[float, float, float] | None:
-    """(ratio, low, high) of a row; None where it was not measured."""
+    """(ratio, low, high) of a row; None where it was not measured.
+
+    An end of a gain's interval that is infinite is null in the table.
+    """
     gain, low, high = (row[f"eval_gain{end}"] for end in ("", "_low", "_high"))
-    if missing(gain) or missing(low) or missing(high):
+    if missing(gain) or missing(low):
         return None
-    return 1 / gain, 1 / high, 1 / low
+    return 1 / gain, 0.0 if missing(high) else 1 / high, 1 / low if low else math.inf
 
 
 def interval_of(row: dict) -> str:

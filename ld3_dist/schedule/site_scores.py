@@ -8,6 +8,7 @@ end, which costs nothing.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -293,7 +294,7 @@ def _measured(entry: Entry, whole: Mapping[str, np.ndarray], best: Entry | None)
     return found | {
         "eval_gain": 1 / value,
         "eval_gain_low": 1 / high,
-        "eval_gain_high": 1 / low,
+        "eval_gain_high": 1 / low if low else math.inf,  # so few samples decide nothing
         "eval_gain_over": best.key,
         "eval_p_improvement": one.p_improvement,
         "against": label(best.name),

@@ -21,7 +21,7 @@ from ld3_dist.core.noise import EDM, VPLinear
 from ld3_dist.core.sample import draw_noise, sample
 from ld3_dist.core.solver import make_solver
 from ld3_dist.metrics.paired import compare
-from ld3_dist.report.transfers import matrix, matrix_lines
+from ld3_dist.report.transfers import answer, matrix, matrix_lines, ratio_of
 from ld3_dist.schedule import site_scores
 from ld3_dist.schedule.elsewhere import table_in
 from ld3_dist.schedule.file import Schedule
@@ -307,6 +307,17 @@ def test_grids_that_follow_trajectories_are_the_same_for_every_set() -> None:
     assert one["status"].tolist() == ["ok", "ok"]
     assert one["key"].tolist() == two["key"].tolist()
     assert prepare([guided], **given).network_evals == 6 * (12 + 3 + 3) + 60 * 64
+
+
+def test_two_samples_decide_nothing() -> None:
+    """A resample of one sample twice has no spread: the interval is all there is above 0."""
+    frame = learned(ld3.transfer(of_two(), samples=2, teacher=TEACHER, baselines="karras"))
+    assert frame["verdict"].tolist() == ["undecided"]
+    row = {str(name): value for name, value in frame.iloc[0].items()}
+    ratio, low, high = ratio_of(row) or (math.nan,) * 3
+    assert (low, high) == (0.0, math.inf)
+    assert ratio == pytest.approx(1 / row["eval_gain"])
+    assert "(0-∞) of the best hand-made grid here (karras): undecided" in answer(row)
 
 
 @pytest.mark.slow  # two processes, each of which imports PyTorch

@@ -19,7 +19,7 @@ FARTHEST = math.log(4)
 def draw_matrix(found: Matrix) -> bytes:
     """The picture as PNG: orange where a schedule is nearer to the teacher, blue where the grid is.
 
-    A cell has the ratio of mean losses with its 95 % interval; undecided ones are pale in ink.
+    A cell has the ratio of mean losses with its 95 % interval; undecided ones are grey.
     """
     rows, columns = len(found.schedules), len(found.sites)
     ratios = np.full((rows, columns), np.nan)
@@ -43,9 +43,7 @@ def draw_matrix(found: Matrix) -> bytes:
         for (name, site), row in found.cells.items():
             ratio = ratio_of(row)
             at = found.sites.index(site), found.schedules.index(name)
-            undecided = row["verdict"] == "undecided"
-            strong = ratio is not None and abs(math.log(ratio[0])) > FARTHEST / 2
-            colour = MUTED if undecided else "#ffffff" if strong else INK
+            colour = MUTED if row["verdict"] == "undecided" else INK
             text = str(row["status"]) if ratio is None else _ratio(*ratio)
             axes.text(*at, text, ha="center", va="center", color=colour, fontsize=8)
         return as_png(figure)
