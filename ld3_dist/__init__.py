@@ -5,6 +5,7 @@
     learn(model, solver, nfe, pairs)      a Schedule; `learning` yields after every epoch
     load_schedule(file)                   a schedule file; schedule.save, schedule.sample
     evaluate(model, schedules)            fresh samples and their scores, as a DataFrame
+    transfer(schedule, models)            schedules scored where they were not learned
     load_results(folder, …)               every learned schedule and baseline of sweeps
     load_curves(folder, …)                their losses, epoch by epoch
     load_samples(folder, …)               their losses, sample by sample
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .schedule.learning import learn as learn
     from .schedule.learning import learning as learning
     from .schedule.teaching import teach as teach
+    from .schedule.transferring import transfer as transfer
     from .store.results import load_results as load_results
     from .store.views import load_curves as load_curves
     from .store.views import load_samples as load_samples
@@ -46,6 +48,7 @@ _HOMES = {
     "load_samples": "store.views",
     "load_schedule": "schedule.file",
     "teach": "schedule.teaching",
+    "transfer": "schedule.transferring",
 }
 
 __all__ = [
@@ -62,6 +65,7 @@ __all__ = [
     "load_samples",
     "load_schedule",
     "teach",
+    "transfer",
 ]
 
 

@@ -27,6 +27,7 @@ from .merge import merge
 from .publish import publish
 from .status import say_unfinished, status
 from .table import table
+from .transfer import transfer
 
 if TYPE_CHECKING:
     from ..cluster.sweep import Sweep
@@ -254,6 +255,7 @@ app.command("publish")(publish)
 app.command("table")(table)
 app.command("status")(status)
 app.command("import")(import_schedule_file)
+app.command("transfer")(transfer)
 
 
 @app.command()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from rich.console import Console
 from rich.markup import escape
+
+from ..core.errors import InputError
 
 console = Console()
 
@@ -16,3 +21,12 @@ def say(text: str, style: str | None = None) -> None:
 def warn(head: str, text: str, colour: str = "yellow") -> None:
     """Print a line that begins with a coloured word."""
     console.print(f"[{colour}]{head}:[/{colour}] {escape(text)}", highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def option(name: str) -> Iterator[None]:
+    """Put the name of an option in front of the messages of a block."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..core.errors import InputError
-from .console import console, say, warn
+from .budget import fitted
+from .console import console, option, say, warn
 
 if TYPE_CHECKING:
     from ..core.learning.pairs import Pairs
@@ -38,8 +38,21 @@ def learn(
         str | None, typer.Option(help="Student solver; ipndm-3 if not given.")
     ] = None,
     pairs: Annotated[
-        int, typer.Option(help="Teacher pairs to learn from; as many again are held out.")
-    ] = 50,
+        int | None,
+        typer.Option(
+            help="Teacher pairs to learn from; as many again are held out. 50 if not given."
+        ),
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            help="Network evaluations in all, teaching included: pairs, epochs and starts that "
+            "are not given are fitted to it."
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="The same by time, measured on the device.")
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="Teacher as solver/NFE/grid; unipc-3/20/karras.")
     ] = None,
@@ -132,6 +145,7 @@ def learn(
             starts=tuple(start or ()),
             cell=_given(solver=solver, nfe=nfe),
             how=_given(teacher=teacher, distance=distance),
+            limit=_given(budget=budget, minutes=minutes),
             settings=settings | _parsed(setting or [], settings) | {"seed": seed},
         )
     except Diverged as error:
@@ -144,15 +158,6 @@ def learn(
 def _given(**options: Any) -> dict[str, Any]:
     """The options that were given; the others keep their one home's default."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-@contextlib.contextmanager
-def option(name: str) -> Iterator[None]:
-    """Put the name of an option in front of the messages of a block."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
 
 
 def _parsed(settings: list[str], given: Collection[str]) -> dict[str, Any]:
@@ -181,13 +186,14 @@ def _parsed(settings: list[str], given: Collection[str]) -> dict[str, Any]:
 def _learn(
     spec: str,
     out: Path,
-    count: int,
+    count: int | None,
     options: dict[str, Any],
     *,
     lpips: dict[str, Any],
     starts: tuple[str, ...],
     cell: dict[str, Any],
     how: dict[str, Any],
+    limit: dict[str, Any],
     settings: dict[str, Any],
 ) -> Schedule:
     from ..core.learning.procedure import make_config
@@ -195,12 +201,11 @@ def _learn(
     from ..schedule.distances import open_distance
     from ..schedule.learning import check_before, check_student, learn
     from ..schedule.provenance import default_device
-    from ..schedule.ranges import learning_indices
     from ..schedule.starts import check_start, looks_at_pairs, start_knots
     from ..schedule.teaching import Teacher, teach
     from ..store.outputs import write_output
 
-    if not 2 <= count <= MOST_PAIRS:
+    if count is not None and not 2 <= count <= MOST_PAIRS:
         raise InputError(f"--pairs {count}: give 2 to {MOST_PAIRS}")
     config = make_config(**settings)
     student = check_student(cell.get("solver", "ipndm-3"), cell["nfe"])
@@ -219,14 +224,20 @@ def _learn(
     name = how.get("distance", "l2")
     distance = open_distance(name, model, options["device"], **lpips)
     check_before(model, cell.get("solver", "ipndm-3"), cell["nfe"], config, starts, distance)
+    asked = fitted(
+        model, cell, config, limit, starts=starts, teacher=teacher, count=count,
+        epochs=settings.get("epochs"), shown=2 * PICTURES if drawable(model) else 0,
+    )  # fmt: skip
+    settings = settings | {"epochs": asked.epochs}
     with console.status("teacher pairs"):
-        pairs = teach(model, seed=config.seed, teacher=teacher, indices=learning_indices(count))
-    with _Bar(config.epochs, name) as bar:
+        pairs = teach(model, seed=config.seed, teacher=teacher, indices=asked.indices)
+    with _Bar(asked.epochs, name) as bar:
         schedule = learn(
             model,
             **cell,
-            pairs=pairs,
-            starts=starts,
+            pairs=pairs[asked.valid :],
+            valid=pairs[: asked.valid],
+            starts=asked.starts,
             distance=distance,
             teacher=teacher,
             on_progress=bar,
@@ -295,6 +306,11 @@ def _verdict(ratio: float) -> str:
     return "no better" if ratio > 0.95 else f"{1 / ratio:.1f}x worse"
 
 
+def drawable(model: Model) -> bool:
+    """True for a model whose samples are images, grey or in colour."""
+    return len(model.image_shape) == 3 and model.image_shape[0] in (1, 3)
+
+
 def draw(
     model: Model, schedule: Schedule, few: Pairs, teacher: object, distance: str, picture: Path
 ) -> Path | None:
@@ -307,7 +323,7 @@ def draw(
     from ..schedule.baselines import hand_made
     from ..schedule.sampling import make_samples
 
-    if len(model.image_shape) != 3 or model.image_shape[0] not in (1, 3):
+    if not drawable(model):
         return None
     losses = {n: b["valid_loss"] for n, b in schedule.baselines.items()}
     usable = {n: loss for n, loss in losses.items() if loss is not None}

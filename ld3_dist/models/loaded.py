@@ -21,6 +21,7 @@ from ..core.features import Extractor, Reference
 from ..core.noise import NoiseSchedule
 from ..core.sample import sample_generator
 from ..core.text import read_lines
+from .compiling import compile_network
 from .fingerprint import fingerprint
 from .fingerprint import weights_hash as weights_hash
 from .probe import Probe, check_denoiser, decoded_shape, probe
@@ -65,7 +66,8 @@ class ModelOptions:
         given.
     size: (height, width) of the image in pixels; the model's own if not given.
     shift: time shift of a flow model's default grid; the pipeline's own if not given.
-    channels_last, compile: memory format and torch.compile of the network.
+    channels_last, compile: memory format and torch.compile of the network, block by block where it
+        names repeated blocks, as the transformers of diffusers do.
     variant: the set of weight files in a diffusers folder or hub id, such as "fp16"; if not given,
         the plain set, or the only one there is.
     """
@@ -256,7 +258,7 @@ def to_device(net: nn.Module, options: ModelOptions) -> nn.Module:
     if options.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.compile:
-        net.compile()
+        compile_network(net)
     return net
 
 

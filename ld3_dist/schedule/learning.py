@@ -27,6 +27,7 @@ from ..core.noise import NoiseSchedule
 from ..core.solver import MOST_NFE, Solver, make_solver
 from ..models import Model
 from .baselines import BASELINES, Baseline, baselines_of
+from .budget import Cell, fit
 from .distances import open_distance
 from .file import Schedule
 from .making import make_schedule
@@ -137,6 +138,8 @@ def learn(
     space: str = "image",
     baselines: Sequence[str] = BASELINES,
     on_progress: Callable[[Progress], None] | None = None,
+    budget: int | None = None,
+    minutes: float | None = None,
     **settings: Any,
 ) -> Schedule:
     """Learn one schedule for one model, here and now.
@@ -151,6 +154,9 @@ def learn(
         space: "image" or "latent", the space of the pairs' targets.
         baselines: hand-made grids to compare with.
         on_progress: called after every epoch.
+        budget: the most network evaluations, counted per sample, teaching included: pairs, epochs
+            and starts that are not given are fitted to it (see `schedule.budget`).
+        minutes: the same by the time that evaluations take on the model's device.
         settings: of the procedure, by name: procedure="paper", gamma=0, coefficients=True, seed=1.
 
     Raises InputError for anything that cannot be used, before any work, and Diverged if the
@@ -170,10 +176,24 @@ def learn(
         opened = open_distance(opened, model, str(device_of(model)))
     viewed = in_loss_space(model, space)
     names = check_before(viewed, solver, nfe, config, starts, opened)
-    if pairs is None:
-        indices = learning_indices(50)
-        pairs = teach(model, seed=config.seed, teacher=teacher, space=space, indices=indices)
-    train, valid = split(pairs, valid)
+    taught = None if pairs is None else split(pairs, valid)
+    indices, held = learning_indices(50), 50
+    if budget is not None or minutes is not None:
+        plan = fit(
+            Cell(
+                viewed, solver, nfe, config, teacher if pairs is None else None, baselines,
+                starts=starts, epochs=settings.get("epochs"),
+                counts=None if taught is None else (len(taught[0]), len(taught[1])),
+            ),
+            budget, minutes,
+        )  # fmt: skip
+        log.info("%s", plan)
+        config, names = replace(config, epochs=plan.epochs), plan.starts
+        indices, held = plan.indices, plan.valid
+    if taught is None:
+        made = teach(model, seed=config.seed, teacher=teacher, space=space, indices=indices)
+        taught = made[held:], made[:held]
+    train, valid = taught
     first = progress = None
     for progress in learning(
         viewed, solver, nfe, train, valid, starts=names, distance=opened, config=config

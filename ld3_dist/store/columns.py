@@ -1,8 +1,9 @@
-"""The tables of a sweep, column by column: one explicit schema each, with its documentation inside.
+"""The tables of results, column by column: one explicit schema each, with its documentation inside.
 
     rows         one row per learned schedule (a member of a trial) and per hand-made baseline
     evaluations  the scores of samples: of a row's schedule, of a teacher, or of the data themselves
     failures     every attempt that went wrong, including those whose retry went well
+    transfers    schedules and hand-made grids at sites where the schedules were not learned
 
 Null means "not measured", or "not a finite number" (see `status`); NaN and infinity are never
 written. The schemas are explicit because inferred ones would depend on the columns that happen to
@@ -241,6 +242,12 @@ EVALUATIONS = _schema(
     ],
 )
 
+_ROW_FIELDS = {field.name: field for field in ROWS}
+_EVALUATION_FIELDS = {field.name: field for field in EVALUATIONS}
+_OF_LOSSES = ("eval_loss", "eval_loss_sem", "eval_loss_median", "eval_loss_iqm")
+_OF_FRESH_SAMPLES = ("samples", "repeats", *_OF_LOSSES)
+_OF_GAINS = ("eval_gain_low", "eval_gain_high", "eval_gain_over", "eval_p_improvement")
+
 FAILURES = _schema(
     "failures",
     [
@@ -266,6 +273,40 @@ LOSSES = _schema(
     ],
 )
 
+TRANSFERS = _schema(
+    "transfers",
+    [
+        _field("key", pa.string(), "hash of what the losses of this row depend on", required=True),
+        _field("kind", pa.string(), "learned, or baseline (a hand-made grid)", required=True),
+        _field("schedule", pa.string(), "name of the schedule; null for baselines"),
+        _field("learned_model", pa.string(), "model that the schedule was learned for"),
+        _field("learned_solver", pa.string(), "solver that it was learned for"),
+        _field("learned_guidance", pa.float64(), "guidance that it was learned for"),
+        _field("site", pa.string(), "model, guidance, size and dtype that it is scored at", True),
+        _field("cell", pa.string(), "site, solver and NFE; losses of two cells do not compare"),
+        _field("model", pa.string(), "name of the site's model"),
+        *(_ROW_FIELDS[name] for name in ("model_hash", "conditioning", "guidance")),
+        _field("size", pa.string(), "height and width of the images, if asked for"),
+        _field("dtype", pa.string(), "dtype of the network, if asked for"),
+        *(_ROW_FIELDS[name] for name in ("solver", "nfe")),
+        _field("start", pa.string(), "name of the hand-made grid; null for learned schedules"),
+        *(_ROW_FIELDS[f"teacher_{name}"] for name in ("solver", "nfe", "start")),
+        _field("distance", pa.string(), "distance that losses are in"),
+        _field("seed", pa.int64(), "seed of the fresh samples"),
+        *(_EVALUATION_FIELDS[name] for name in _OF_FRESH_SAMPLES),
+        _field("eval_gain", pa.float64(), "eval_loss of the best hand-made grid here over its own"),
+        _field("eval_gain_median", pa.float64(), "the same with median losses"),
+        _field("eval_gain_iqm", pa.float64(), "the same with interquartile means"),
+        *(_EVALUATION_FIELDS[name] for name in _OF_GAINS),
+        _field("against", pa.string(), "name of that grid"),
+        _field("verdict", pa.string(), "works, does not or undecided: is 1 below, above or in it"),
+        _field("status", pa.string(), "ok, diverged (not finite) or failed", True),
+        _field("message", pa.string(), "what happened, or what of the schedule was left behind"),
+        *_VERSIONS,
+    ],
+)
+"""What `ld3-dist transfer` writes: schedules scored where they were not learned."""
+
 AXES = {
     "pairs.train": "train_pairs",
     "teacher.solver": "teacher_solver",
@@ -281,7 +322,13 @@ def axis_column(axis: str) -> str:
     return AXES.get(axis, axis if axis in LEARNING else f"learn.{axis}")
 
 
-SCHEMAS = {"rows": ROWS, "evaluations": EVALUATIONS, "losses": LOSSES, "failures": FAILURES}
+SCHEMAS = {
+    "rows": ROWS,
+    "evaluations": EVALUATIONS,
+    "losses": LOSSES,
+    "failures": FAILURES,
+    "transfers": TRANSFERS,
+}
 
 IDENTITY = {
     "rows": ("key",),

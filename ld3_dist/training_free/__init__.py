@@ -38,6 +38,26 @@ All average over the trajectories, and their results change little beyond a few 
 optimal-steps evaluates its samples again in each of N rounds, so it uses fewer.
 """
 
+FINE = {"gits": 60, "optimal-steps": 40, "tors": 100, "sharp-euler": 100}
+"""The fewest steps of the fine grid that each one follows; 2 * steps if that is more."""
+
+
+def evaluations(name: str, steps: int, count: int) -> int:
+    """Network evaluations that `find_knots` makes, counted per sample.
+
+    Args:
+        count: samples of x_T; each method uses its first SAMPLES of them.
+
+    Raises InputError for an unknown name.
+    """
+    if name not in TRAINING_FREE:
+        raise unknown("training-free discretization", name, TRAINING_FREE)
+    if name in ALONE:
+        return 0
+    fine = max(FINE[name], 2 * steps)
+    rounds = (steps - 1) * (fine - steps + 1) if name == "optimal-steps" else 0
+    return (fine + rounds) * min(count, SAMPLES[name])
+
 
 def find_knots(
     name: str,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
-from .trajectory import Trajectory, at_equal_shares, flow_times, follow
+from .trajectory import Trajectory, equal_shares
 
 POWER = 0.5
 SMOOTHING = 1.0
@@ -44,10 +44,7 @@ def sharp_euler(
 
     Raises InputError for fewer fine steps than steps.
     """
-    fine = max(100, 2 * steps) if fine is None else fine
-    times = flow_times(denoiser.noise, fine)
-    trajectory = follow(denoiser, x_T, condition, fine, steps, times)
-    return at_equal_shares(trajectory, cumulative(trajectory), steps)
+    return equal_shares(cumulative, denoiser, steps, x_T, condition, fine)
 
 
 def cumulative(trajectory: Trajectory) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
-from .trajectory import Trajectory, at_equal_shares, flow_times, follow
+from .trajectory import Trajectory, equal_shares
 
 LEAST = 1e-2
 """Rotation in radians that is added evenly: a straight flow gives equal steps."""
@@ -43,10 +43,7 @@ def tors(
 
     Raises InputError for fewer fine steps than steps.
     """
-    fine = max(100, 2 * steps) if fine is None else fine
-    times = flow_times(denoiser.noise, fine)
-    trajectory = follow(denoiser, x_T, condition, fine, steps, times)
-    return at_equal_shares(trajectory, cumulative(trajectory), steps)
+    return equal_shares(cumulative, denoiser, steps, x_T, condition, fine)
 
 
 def cumulative(trajectory: Trajectory) -> Tensor:

@@ -157,6 +157,31 @@ def from_flow(noise: NoiseSchedule, s: Tensor) -> Tensor:
     return noise.inverse((1 - s).log() - s.log())
 
 
+def equal_shares(
+    cumulative: Callable[[Trajectory], Tensor],
+    denoiser: Denoiser,
+    steps: int,
+    x_T: Tensor,
+    condition: Condition,
+    fine: int | None,
+) -> Tensor:
+    """Knots [steps + 1] between which a quantity grows by equal shares along trajectories.
+
+    It costs `fine` evaluations of the batch x_T [B, *shape].
+
+    Args:
+        cumulative: a trajectory, at equal distances in s -> the quantity from knot 0 to each knot
+            [n+1], increasing.
+        fine: steps n of the trajectories; if not given, 100 or 2 * steps, whichever is more.
+
+    Raises InputError for fewer fine steps than steps.
+    """
+    fine = max(100, 2 * steps) if fine is None else fine
+    times = flow_times(denoiser.noise, fine)
+    trajectory = follow(denoiser, x_T, condition, fine, steps, times)
+    return at_equal_shares(trajectory, cumulative(trajectory), steps)
+
+
 def at_equal_shares(trajectory: Trajectory, total: Tensor, steps: int) -> Tensor:
     """Knots [steps + 1] at equal shares of a quantity that grows along a trajectory.
 

@@ -183,7 +183,7 @@ def test_samples_have_their_index(tmp_path: Path) -> None:
 def test_folders_of_older_formats_are_whole(tmp_path: Path) -> None:
     out = write_sweep(tmp_path)
     assert len(ld3.load_results(out)) == len(ld3.load_results(out, all=True)) > 0
-    assert set(SCHEMAS) == {"rows", "evaluations", "losses", "failures"}
+    assert set(SCHEMAS) == {"rows", "evaluations", "losses", "failures", "transfers"}
 
 
 def test_an_experiment_that_cannot_be_read_hides_nothing(

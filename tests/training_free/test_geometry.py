@@ -19,7 +19,7 @@ from ld3_dist.models.analytic.mixture import gaussian, mixture_2d
 from ld3_dist.training_free import find_knots, tors
 from ld3_dist.training_free.hso import fitness, hso, midpoint_error
 from ld3_dist.training_free.sharp_euler import sharp_euler
-from ld3_dist.training_free.trajectory import follow
+from ld3_dist.training_free.trajectory import flow_times, follow
 
 NOISES = [EDM(), VPLinear(), FlowMatching(), VPCosine()]
 named = pytest.mark.parametrize("noise", NOISES, ids=lambda noise: noise.name)
@@ -72,7 +72,7 @@ def test_rotation_of_a_flat_gaussian_is_known(noise: NoiseSchedule) -> None:
     normal = gaussian(noise, torch.zeros(5), std.float())
     x_T = starts(noise, 6, 5)
     x_T[:, 2:] = 0
-    trajectory = follow(normal, x_T, None, 400, 5, tors.flow_times(noise, 400))
+    trajectory = follow(normal, x_T, None, 400, 5, flow_times(noise, 400))
     found = tors.cumulative(trajectory)
     s = trajectory.s
     q = (1 - s[:, None]) ** 2 * std[:2] ** 2 + s[:, None] ** 2
