@@ -25,6 +25,7 @@ import pyarrow as pa
 from pandas.core.util.hashing import hash_pandas_object
 
 from .columns import IDENTITY, schema_of
+from .process import trim
 from .segments import (
     MANIFEST,
     Manifest,
@@ -80,6 +81,8 @@ class Segments:
             total += merged
             if merged < MOST:
                 break
+        if total:
+            trim()  # reading many files leaves some hundred MB, and a driver lives long
         return total
 
     def take_in(self, tables: Sequence[tuple[str, pa.Table]]) -> int:

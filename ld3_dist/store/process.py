@@ -8,6 +8,7 @@ living one is working on."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import subprocess
@@ -128,3 +129,10 @@ def _space() -> str:
         return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:
         return boot
+
+
+def trim() -> None:
+    """Give freed memory back to the system, where the C library can (glibc's `malloc_trim`)."""
+    trim_heap = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim_heap is not None:
+        trim_heap(0)
