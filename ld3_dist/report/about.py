@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..store.frames import column, count, distinct, numbers, of_kind, records
+from ..store.frames import column, count, distinct, numbers, of_kind, where
 from .formats import counted, number
 from .tables import SweepTables
 
@@ -48,12 +48,10 @@ def methods(sweep: SweepTables) -> str:
     if frame.empty:
         return ""
     sentences = []
-    named = ["teacher_solver", "teacher_nfe", "teacher_start"]
-    teachers = sorted(
-        f"{row['teacher_solver']} with {int(row['teacher_nfe'])} evaluations on "
-        f"{row['teacher_start']}"
-        for row in records(frame[named].dropna().drop_duplicates())
-    )
+    told = where(frame, column(frame, "teacher_nfe").notna())
+    named = [column(told, f"teacher_{name}") for name in ("solver", "nfe", "start")]
+    different = {f"{s} with {int(n)} evaluations on {g}" for s, n, g in zip(*named, strict=True)}
+    teachers = sorted(different)
     if teachers:
         sentences.append(f"The teacher is {' or '.join(teachers[:3])}.")
     if len(learned):
@@ -63,7 +61,7 @@ def methods(sweep: SweepTables) -> str:
             f"teacher's sample and chosen on {_values(learned, 'valid_pairs')} held-out pairs, in "
             f"{_values(learned, 'distance')}, with {counted(seeds, 'seed')}."
         )
-    measured = frame[column(frame, "eval_loss").notna().to_numpy(bool)]
+    measured = where(frame, column(frame, "eval_loss").notna())
     if len(measured):
         sentences.append(
             f"The best schedule of a cell and its hand-made grids were then sampled from the same "
@@ -71,7 +69,7 @@ def methods(sweep: SweepTables) -> str:
         )
     else:
         sentences.append("Nothing was sampled from fresh noise.")
-    featured = frame[column(frame, "fid").notna().to_numpy(bool)]
+    featured = where(frame, column(frame, "fid").notna())
     if len(featured):
         sentences.append(
             f"Fréchet distances compare features of {_values(featured, 'extractor')} with those "

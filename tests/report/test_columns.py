@@ -134,8 +134,13 @@ def test_an_undecided_gain_is_shown_as_such() -> None:
     (interval,) = [known for known in shown(table, "terminal") if known.name == "eval_gain_low"]
     assert interval.text(table.iloc[0].to_dict()) == "0.970–1.10, undecided"
     assert "undecided: the interval holds 1" in headline(table)
+    (gain,) = [cell for cell in summary_view(table).lines[0] if "undecided" in cell.classes]
+    assert (gain.text, gain.bar) == ("1.05×", None)
     frame["decided"] = pd.array([None, None, True], dtype="boolean")
     assert "undecided" not in headline(summary_table(frame))
+    (line,) = summary_view(summary_table(frame)).lines
+    assert not any("undecided" in cell.classes for cell in line)
+    assert any(cell.bar for cell in line if "gain" in cell.classes)
 
 
 def test_held_out_losses_are_shown_where_there_are_no_fresh_ones() -> None:
