@@ -53,9 +53,11 @@ from .solver import Tableau
 
 MATCHED = 1e-9
 """A match is found when |Psi_xi(x') - y| is below this, relative to 1 + |y|."""
-ROUNDS = 60
+ROUNDS = 15
 """The most Newton steps to a match."""
-HALVINGS = 30
+FEW = 8
+"""The same for a student that is known to fold: its matches are no divergence any more."""
+HALVINGS = 12
 """The most halvings of one Newton step."""
 
 
@@ -205,18 +207,18 @@ def apply(denoiser: Denoiser, tableau: Tableau, noise: Tensor) -> Tensor:
 
 
 def match(
-    denoiser: Denoiser, tableau: Tableau, wanted: Tensor, start: Tensor
+    denoiser: Denoiser, tableau: Tableau, wanted: Tensor, start: Tensor, rounds: int = ROUNDS
 ) -> tuple[Tensor, Tensor]:
     """The noise x' [M, d] from which a table makes the samples `wanted` [M, d].
 
-    Newton's method from `start` [M, d], each step halved until the gap falls.
+    At most `rounds` of Newton's method from `start` [M, d], each step halved until the gap falls.
 
     Returns x' and booleans [M] that are True where the gap is below MATCHED.
     """
     x, limit = start.double().clone(), MATCHED * (1 + wanted.norm(dim=1))
     gap = torch.full_like(limit, math.inf)
     rows = torch.arange(len(x))
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         J, made = _derived(denoiser, tableau, x[rows], whole=False)
         away = made - wanted[rows]
         gap[rows] = away.norm(dim=1)
@@ -229,6 +231,8 @@ def match(
         moved = _shorter(denoiser, tableau, wanted[rows], x[rows], step, gap[rows])
         before, x[rows] = x[rows], moved
         rows = rows[(moved != before).any(1)]
+        if not len(rows):
+            break
     return x, gap <= limit
 
 
@@ -260,7 +264,9 @@ def divergence(
     x = points.noise
     star = jacobians(denoiser, teacher, x)
     same = jacobians(denoiser, student, x)
-    moved, found = match(denoiser, student, star.samples, x)
+    turned = bool(same.signs[:, -1].amin() < same.signs[:, -1].amax())
+    rounds = FEW if turned else ROUNDS  # no number is lost: there is none for a map that folds
+    moved, found = match(denoiser, student, star.samples, x, rounds)
     there = jacobians(denoiser, student, moved)
     mass = lambda mask: float(points.weights[mask].sum())
     up = same.signs[:, -1] > 0

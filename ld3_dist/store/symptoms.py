@@ -4,8 +4,8 @@
                     those of some hand-made grid of the same cell miss fewer
     lost modes      they miss modes, and no hand-made grid of the cell does better: too few
                     evaluations, not the learning
-    unstable        after some epoch the held-out loss was more than JUMP times the best before it,
-                    or it was not finite: steps too long, though the best epoch is kept
+    unstable        learning ended with a held-out loss more than EXCESS times its best, or one was
+                    not finite on the way: steps too long, though the best epoch is kept
 
 A row may have several. The rows' `status` stays what the trial wrote, since modes are known after
 the evaluation alone.
@@ -23,8 +23,8 @@ import pandas as pd
 from .frames import of_kind, records, where
 
 RECALL = "metric.modes.recall"
-JUMP = 3.0
-"""A held-out loss this many times the best before it makes a run unstable."""
+EXCESS = 3.0
+"""A last held-out loss this many times the best makes a run unstable."""
 
 SIGNS = ("mode collapse", "lost modes", "unstable")
 
@@ -51,10 +51,10 @@ def symptoms(results: pd.DataFrame) -> list[Symptom]:
             sign = "mode collapse" if best > recall else "lost modes"
             detail = f"{recall:.0%} of the modes, hand-made grids {best:.0%}"
             found.append(Symptom(key, cell, sign, detail))
-        worst = jump(row.get("valid_curve"))
-        if worst > JUMP:
-            times = f"{worst:.3g} times" if math.isfinite(worst) else "infinitely above"
-            found.append(Symptom(key, cell, "unstable", f"held-out loss {times} the best before"))
+        over = excess(row.get("valid_curve"))
+        if over > EXCESS:
+            ended = f"ended at {over:.3g} times the best" if over < math.inf else "was not finite"
+            found.append(Symptom(key, cell, "unstable", f"held-out loss {ended}"))
     return found
 
 
@@ -64,17 +64,19 @@ def counted_signs(found: Sequence[Symptom]) -> dict[str, int]:
     return {sign: count for sign, count in counts.items() if count}
 
 
-def jump(curve: Any) -> float:
-    """The largest ratio of a held-out loss to the best before it; 1 for a curve that only falls."""
-    if curve is None or not hasattr(curve, "__len__") or len(curve) < 2:
+def excess(curve: Any) -> float:
+    """The last held-out loss over the best; infinite if one was not finite after one that was."""
+    if curve is None or not hasattr(curve, "__len__"):
         return 1.0
-    best, worst = math.inf, 1.0
+    best = last = math.inf
     for value in curve:
-        loss = math.inf if value is None or math.isnan(value) else float(value)  # null: not finite
-        if best < math.inf and loss > best:
-            worst = max(worst, loss / best if best > 0 else math.inf)
-        best = min(best, loss)
-    return worst
+        last = math.inf if value is None or math.isnan(value) else float(value)  # null: not finite
+        if last == math.inf and best < math.inf:
+            return math.inf
+        best = min(best, last)
+    if best == math.inf or last <= best:
+        return 1.0
+    return last / best if best > 0 else math.inf
 
 
 def _best_recall(results: pd.DataFrame) -> dict[str, float]:
