@@ -4,7 +4,8 @@
 
 reads the learned schedules and hand-made grids of experiments/theory_kl.yaml and writes
 
-    theory.csv    a row per schedule: KL(q || p), the terms of the bound, checks of invertibility
+    theory.csv    a row per schedule: KL(q || p), the terms of the bound, checks of invertibility;
+                  kl_all_preimages, in one dimension, for grids and for schedules that fold
     summary.csv   a row per model, solver, NFE and gamma: means over seeds with 95 % intervals
     theory.png    the bound over the divergence
 
@@ -64,9 +65,11 @@ def measured(row: dict[str, Any]) -> dict[str, Any]:
     model = ld3.load_model(MODELS[row["model"]])
     dim = torch.Size(model.denoiser.shape).numel()
     student = table_of(model, row["solver"], row["knots"], row["evals"])
-    teacher, radius = teacher_of(model), float(row["radius"] or 0.0)
+    teacher, radius = teacher_of(model), 0.0 if pd.isna(row["radius"]) else float(row["radius"])
     found = theory.divergence(model.denoiser, teacher, student, points_of(dim), radius)
-    folded = theory.divergence_on_line(model.denoiser, teacher, student) if dim == 1 else None
+    folded = None
+    if dim == 1 and (found.reason or row["kind"] == "baseline"):
+        folded = theory.divergence_on_line(model.denoiser, teacher, student)
     labels = {name: row.get(name) for name in NAMES} | {"dim": dim, "radius": radius}
     spelled = {name: " ".join(repr(float(t)) for t in row[name]) for name in ("knots", "evals")}
     return labels | asdict(found) | {"kl_all_preimages": folded} | spelled
@@ -116,14 +119,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sweep")
     parser.add_argument("--output", default="results/theory_kl")
+    parser.add_argument(
+        "--tables", action="store_true", help="summary and figure of what theory.csv has, no more"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(given.output)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "theory.csv"
+    if not given.tables:
+        measure(given.sweep, file)
+    table = pd.read_csv(file)
+    summary(table).to_csv(folder / "summary.csv", index=False, float_format="%.6g")
+    draw(table, folder / "theory.png")
+
+
+def measure(sweep: str, file: Path) -> None:
+    """Append the rows that theory.csv does not have yet."""
     done = set(pd.read_csv(file)["key"]) if file.exists() else set()
-    frame = ld3.load_results(given.sweep)
+    frame = ld3.load_results(sweep)
     frame = frame[frame["status"] == "ok"]
+    # the ends of the range of gamma first, so that a run that is stopped can be used
+    frame = frame.iloc[(frame["gamma"] == 0.1).argsort(kind="stable")]
     with file.open("a", newline="", encoding="utf-8") as stream:
         writer = None
         for row in frame.to_dict("records"):
@@ -136,9 +153,6 @@ def main() -> None:
                     writer.writeheader()
             writer.writerow(made)
             stream.flush()
-    table = pd.read_csv(file)
-    summary(table).to_csv(folder / "summary.csv", index=False, float_format="%.6g")
-    draw(table, folder / "theory.png")
 
 
 if __name__ == "__main__":
