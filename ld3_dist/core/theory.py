@@ -154,11 +154,12 @@ def draws(count: int, dim: int, seed: int = 0) -> Points:
     return Points(noise, torch.full((count,), 1 / count, dtype=torch.float64))
 
 
-def line(count: int = 801, reach: float = 6.0) -> Points:
+def line(count: int = 2001, reach: float = 6.0) -> Points:
     """The trapezoidal rule for averages over one-dimensional unit noise, on [-reach, reach].
 
     For smooth functions its error falls faster than any power of the spacing (Trefethen & Weideman
-    2014, doi 10.1137/130932132); the mass beyond 6 is 2e-9.
+    2014, doi 10.1137/130932132); the mass beyond 6 is 2e-9. Maps of a few evaluations bend within
+    0.01 of each other, which takes 2,000 points: a divergence of 0.3 was wrong by 0.01 with 401.
     """
     x = torch.linspace(-reach, reach, count, dtype=torch.float64)
     weights = torch.exp(-0.5 * x**2)

@@ -33,7 +33,7 @@ TEACHER = table("unipc-3", 20, "karras")
 @cache
 def on_line(solver: str, nfe: int) -> theory.Divergence:
     return theory.divergence(
-        mixture_1d(NOISE), TEACHER, table(solver, nfe, "karras"), theory.line(401)
+        mixture_1d(NOISE), TEACHER, table(solver, nfe, "karras"), theory.line()
     )
 
 
