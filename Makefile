@@ -1,10 +1,11 @@
 # make demo: install into .venv and run the quickstart sweep.    make test: install and run the suite.
 # make test-slow: the tests that the suite leaves out.    make check: linters and types.
+# make science: the experiments of results/README.md into runs/, but for the benchmark; it goes on where it was stopped.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-slow check clean
+.PHONY: install demo test test-slow check science clean
 
 install: $(STAMP)
 
@@ -24,6 +25,16 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Sweeps skip what their folder has, scripts what their tables have.
+SWEEPS := radius theory_kl stress distances metrics flow_matching guidance
+
+science: install
+	@for name in $(SWEEPS); do \
+	  $(BIN)/ld3-dist sweep experiments/$$name.yaml --output runs/$$name || exit; done
+	OMP_NUM_THREADS=1 $(BIN)/python experiments/theory_kl.py runs/theory_kl
+	OMP_NUM_THREADS=1 $(BIN)/python experiments/stress.py runs/stress
+	OMP_NUM_THREADS=1 $(BIN)/python experiments/convergence_1d.py
 
 check: install
 	$(BIN)/ruff check .

@@ -38,6 +38,7 @@ CORE_FLOORS = {
     "rules": 2.5,
     "solver": 3,
     "sample": 4,
+    "theory": 4.5,
     "learning": 5,
 }  # fmt: skip
 ONLY_IN = {

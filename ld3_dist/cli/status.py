@@ -92,6 +92,9 @@ def print_status(found: Status) -> None:
     if unwell:
         counts = ", ".join(f"{n:,} {name}" for name, n in unwell.items())
         say(f"  learned schedules that did not come out ok: {counts}", "yellow")
+    if found.signs:
+        counts = ", ".join(f"{n:,} {sign}" for sign, n in found.signs.items())
+        say(f"  signs of failure among learned schedules: {counts}", "yellow")
     if found.gains:
         console.print(gains_table(found.gains))
     if found.failures:

@@ -8,6 +8,7 @@ and distances use them. The types are here so that models and metrics need not i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,14 +104,31 @@ class FeatureMoments:
 
 
 @dataclass(frozen=True, eq=False)
+class Modes:
+    """The modes of a distribution that is known.
+
+    of: features [M, F] -> the number of the mode that each belongs to, int64 [M].
+    weights: probability of each mode, float64 [K].
+    """
+
+    of: Callable[[Tensor], Tensor]
+    weights: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Reference:
     """Statistics of the images that samples are compared with.
 
     moments: mean and covariance of all their features.
     features: [N, F], of those images that are known one by one; None if only the moments are.
     name: written to the rows.
+    modes: the modes of the distribution, if they are known.
+    finite_moments: E|f|^p is finite for p below this number. Of a distribution with heavy tails a
+        Fréchet distance needs more than 2, and the cubic kernel of a kernel distance more than 3.
     """
 
     moments: FeatureMoments
     features: Tensor | None = None
     name: str = ""
+    modes: Modes | None = None
+    finite_moments: float = math.inf

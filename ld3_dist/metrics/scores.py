@@ -7,6 +7,9 @@
     inception_score     from the extractor's class scores; needs no reference
     clip_score, preference, aesthetic
                         images and their prompts, see `clip`; columns metric.clip_score, …
+    modes, tail_99, tail_999, mmd
+                        lost modes and tails of a known distribution (`modes_and_tails`); they are
+                        not measured unless they are asked for
 
 A user's own is registered, or named `python:FILE.py:NAME`:
 
@@ -161,14 +164,20 @@ def _short(name: str) -> str:
     return name.rpartition(":")[2]
 
 
+for _name in ("modes", "tail_99", "tail_999", "mmd"):
+    metrics.register(_name, lazily=f"ld3_dist.metrics.modes_and_tails:{_name}")
+
+
 @metrics.register("fid")
 def _fid(samples: Samples, reference: Reference | None) -> float:
+    _finite(reference, 2, "a Fréchet distance compares variances")
     moments = _needed(reference).moments
     return frechet_distance(moments, FeatureStatistics.of(samples.features).moments)
 
 
 @metrics.register("kid")
 def _kid(samples: Samples, reference: Reference | None) -> Mapping[str, float]:
+    _finite(reference, 3, "the kernel is cubic")
     found = kernel_distance(_each(reference), samples.features, seed=samples.seed)
     return {"kid": found.mean, "kid_std": found.std}
 
@@ -220,6 +229,15 @@ def _needed(reference: Reference | None) -> Reference:
     if reference is None:
         raise NotMeasured("there is no reference")
     return reference
+
+
+def _finite(reference: Reference | None, power: int, why: str) -> None:
+    """Raise NotMeasured if the distribution has no finite moment of this power."""
+    order = _needed(reference).finite_moments
+    if order <= power:
+        raise NotMeasured(
+            f"{why}, and the distribution has finite moments below the power {order:g} alone"
+        )
 
 
 def _each(reference: Reference | None) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from ..store.frames import best_only, column, groups, numbers, of_kind, records, varies, where
+from ..store.symptoms import counted_signs, symptoms
 from .columns import Row
 from .formats import counted, missing, number, ratio
 from .tables import SweepTables
@@ -41,6 +42,7 @@ def findings(sweep: SweepTables, table: pd.DataFrame) -> list[str]:
         *_about_cells(table),
         *_about_metrics(table),
         *_about_grids(sweep.results),
+        *_about_signs(sweep.results),
         *_about_running(sweep),
     ]
 
@@ -142,6 +144,20 @@ def _about_grids(frame: pd.DataFrame) -> list[str]:
     return [
         f"Two knots of the best schedule nearly coincide, so that a step is wasted, in {named}."
     ]
+
+
+def _about_signs(frame: pd.DataFrame) -> list[str]:
+    found = symptoms(frame)
+    told = []
+    for sign, count in counted_signs(found).items():
+        cells = list(dict.fromkeys(one.cell for one in found if one.sign == sign))
+        more = f" and {len(cells) - MOST_NAMES} more" if len(cells) > MOST_NAMES else ""
+        shown = next(one for one in found if one.sign == sign)
+        told.append(
+            f"Sign of failure, {sign}: {counted(count, 'learned schedule')}, in "
+            f"{', '.join(cells[:MOST_NAMES])}{more} (the first: {shown.detail})."
+        )
+    return told
 
 
 def unfinished(sweep: SweepTables) -> str:

@@ -29,6 +29,7 @@ from ..store.lineage import current
 from ..store.lock import Holder, holders
 from ..store.results import load_results
 from ..store.storage import Storage
+from ..store.symptoms import counted_signs, symptoms
 from ..store.tables import read_records
 
 WINDOW = 900.0
@@ -88,6 +89,8 @@ class Status:
     gains: list[Gain]
     failures: int
     last_failures: list[dict[str, Any]] = field(default_factory=list)
+    signs: dict[str, int] = field(default_factory=dict)
+    """Learned schedules by sign of failure: mode collapse, lost modes, unstable."""
 
     @property
     def finished(self) -> bool:
@@ -134,6 +137,7 @@ def status_of(storage: Storage) -> Status:
         gains=_gains(frame),
         failures=names,
         last_failures=failures,
+        signs=counted_signs(symptoms(frame)),
     )
 
 

@@ -91,6 +91,20 @@ def test_what_is_missing_failed_or_did_not_come_out(finished: Path, tmp_path: Pa
     assert not found.finished
 
 
+def test_signs_of_failure_are_named(finished: Path, tmp_path: Path) -> None:
+    storage = copy(finished, tmp_path)
+    before = status_of(storage).signs.get("unstable", 0)
+    stem = next(name for name in storage.list("rows") if "baseline" not in name)
+    stem = stem.removeprefix("rows/").removesuffix(".parquet")
+    rows = read_records(storage, "rows", stem) or []
+    rows[0] |= {"valid_curve": [1.0, 0.1, 0.5]}
+    write_table(storage, "rows", stem, rows)
+    assert status_of(storage).signs["unstable"] == before + 1
+    shown = CliRunner().invoke(app, ["status", str(tmp_path)])
+    assert f"{before + 1} unstable" in shown.output
+    assert status_of(storage).as_json()["signs"]["unstable"] == before + 1
+
+
 def test_drivers_and_what_they_do(finished: Path, tmp_path: Path) -> None:
     storage = copy(finished, tmp_path)
     state = {"search": {"done": 3, "total": 8, "running": 2, "failed": 0}}

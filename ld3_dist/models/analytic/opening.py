@@ -9,14 +9,23 @@
     analytic:empirical?data=FILE&std=0             .npy, or .safetensors with `data` and, if there
                                                    are classes, `labels`
 
+Some are hard to sample (`hard`). They bring exact samples as a reference, and know their modes:
+
+    analytic:modes?shape=2&components=8&radius=4&std=0.1&decay=1
+    analytic:student-t?shape=2&df=2&std=0.3&components=32&least=1e-6
+    analytic:near-singular?shape=2&std=1&ratio=1e-3
+    analytic:rings?components=64&radius=1&std=0.05
+    analytic:checkerboard?side=4&lattice=3&width=1
+
 Each takes noise=edm (default), vp-linear, vp-cosine, flow or python:FILE.py:NAME, and the
 parameters of that schedule (t_min, t_max, …).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -25,6 +34,7 @@ from torch import Tensor
 
 from ...core.denoiser import Condition, Denoiser, Guided, map_condition
 from ...core.errors import InputError, unknown
+from ...core.features import Extractor, FeatureMoments, Modes, Reference
 from ...core.noise import EDM, FlowMatching, NoiseSchedule, VPCosine, VPLinear, noise_schedules
 from ...core.user_code import PREFIX, content_in
 from ..loaded import (
@@ -40,6 +50,7 @@ from ..loaded import (
     weights_hash,
     without,
 )
+from . import hard
 from . import mixture as analytic
 
 SCHEDULES = {"edm": EDM, "vp-linear": VPLinear, "vp-cosine": VPCosine, "flow": FlowMatching}
@@ -53,6 +64,7 @@ NAMES = (
     "heavy-tails",
     "empirical",
 )
+HARD = ("modes", "student-t", "near-singular", "rings", "checkerboard")
 
 
 class Parameters:
@@ -89,8 +101,8 @@ def open_analytic(rest: str, options: ModelOptions) -> Model:
     """The model behind `analytic:{rest}`."""
     needs_name(rest, "analytic", "the name of a distribution")
     name, _, query = rest.partition("?")
-    if name not in NAMES:
-        raise unknown("analytic model", name, NAMES)
+    if name not in (*NAMES, *HARD):
+        raise unknown("analytic model", name, (*NAMES, *HARD))
     if options.dtype not in (None, "float64"):
         raise InputError(
             f"model analytic:{name}: dtype={options.dtype!r} does not apply, it computes in float64"
@@ -102,8 +114,9 @@ def open_analytic(rest: str, options: ModelOptions) -> Model:
         )
     parameters = Parameters(name, query)
     noise = _schedule(parameters)
+    df = parameters.values.get("df") if name == "student-t" else None
     try:
-        mixture = _build(name, noise, parameters)
+        mixture = (_hard if name in HARD else _build)(name, noise, parameters)
     except InputError:
         raise
     except ValueError as error:
@@ -113,8 +126,25 @@ def open_analytic(rest: str, options: ModelOptions) -> Model:
     if (source := content_in(query)) is not None:
         described["source"] = source
     digest = weights_hash(dict(mixture.state_dict()), described)
-    return _loaded(
-        mixture.requires_grad_(False).to(options.device), f"analytic:{rest}", digest, options
+    mixture = mixture.requires_grad_(False).to(options.device)
+    model = _loaded(mixture, f"analytic:{rest}", digest, options)
+    if name not in HARD:
+        return model
+    order = math.inf if name != "student-t" else float(df or hard.DEGREES)
+    identity = Extractor("identity", "identity", lambda x: x.flatten(1))
+    return replace(model, extractor=identity, reference=_reference(mixture, order))
+
+
+def _reference(mixture: analytic.Mixture, order: float) -> Reference:
+    """Exact samples of a mixture, its exact moments, and its modes; all on the CPU."""
+    features = mixture.draw(hard.REFERENCE_DRAWS, seed=0).flatten(1).cpu()
+    mean, covariance = (part.cpu() for part in mixture.moments())
+    modes = Modes(
+        lambda f: hard.mode_of(mixture, f.to(mixture.means.device)).cpu(),
+        hard.mode_weights(mixture).cpu(),
+    )
+    return Reference(
+        FeatureMoments(mean, covariance), features, "exact samples", modes, finite_moments=order
     )
 
 
@@ -206,6 +236,27 @@ def _build(name: str, noise: NoiseSchedule, parameters: Parameters) -> analytic.
         return analytic.random_mixture(noise, shape, count, std, seed)
     df, std, count = take("df", float, 3.0), take("std", float, 0.5), take("components", int, 32)
     return analytic.heavy_tails(noise, shape, df, std, count)
+
+
+def _hard(name: str, noise: NoiseSchedule, parameters: Parameters) -> analytic.Mixture:
+    """One of the distributions of `hard`."""
+    take = parameters.take
+    if name == "rings":
+        radius, std = take("radius", float, 1.0), take("std", float, 0.05)
+        return hard.rings(noise, take("components", int, 64), radius, std)
+    if name == "checkerboard":
+        lattice, width = take("lattice", int, 3), take("width", float, 1.0)
+        return hard.checkerboard(noise, take("side", int, 4), lattice, width)
+    shape = take("shape", _shape, (2,))
+    if name == "near-singular":
+        return hard.near_singular(noise, shape, take("std", float, 1.0), take("ratio", float, 1e-3))
+    if name == "student-t":
+        df, std = take("df", float, hard.DEGREES), take("std", float, 0.3)
+        count, least = take("components", int, 32), take("least", float, 1e-6)
+        return hard.student_t(noise, shape, df, std, count, least)
+    count, radius = take("components", int, 8), take("radius", float, 4.0)
+    std, decay = take("std", float, 0.1), take("decay", float, 1.0)
+    return hard.modes(noise, shape, count, radius, std, decay)
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -1,0 +1,111 @@
+"""Sentences with numbers of results/README.md and the pages beside it, made from the tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ld3_dist.metrics.paired import interval_over_sets
+
+RESULTS = Path(__file__).parents[2] / "results"
+
+
+def factor(frame: pd.DataFrame, level: float, base: float, value: str) -> str:
+    """The ratio of `value` at two gammas, with its interval: paired, geometric mean over cells."""
+    cells = ["model", "solver", "nfe", "seed"]
+    wide = frame.pivot_table(index=cells, columns="gamma", values=value).dropna()
+    logs = np.log(wide[level] / wide[base]).groupby("seed").mean()
+    found = interval_over_sets(logs.to_numpy())
+    return f"{np.exp(found.value):.2f} ({np.exp(found.low):.2f} to {np.exp(found.high):.2f})"
+
+
+def theory() -> list[str]:
+    table = pd.read_csv(RESULTS / "theory_kl/theory.csv")
+    learned = table[table["kind"] == "learned"]
+    known = learned[learned["kl"].notna()]
+    tight, square = known["bound"] / known["kl"], known["mean_square_bound"] / known["kl"]
+    low, middle, high = tight.quantile([0.25, 0.5, 0.75])
+    radial = ((known["square"] + known["linear"]) / known["bound"]).median()
+    soft = learned[(learned["gamma"] > 0) & learned["within"].notna()]
+    said = [
+        f"{len(known)} of {len(learned)} learned schedules are invertible wherever it was checked",
+        f"the bound is {middle:.3g} times the divergence in the median (quartiles {low:.3g} to "
+        f"{high:.3g})",
+        f"with the mean square of the moves it is {square.median():.3g} times",
+        f"{radial:.0%} of the bound are its two terms in r",
+        f"all points that were checked have their match within r for "
+        f"{int((soft['within'] > 1 - 1e-9).sum())} of {len(soft)} soft schedules, "
+        f"{soft['within'].median():.0%} of the points in the median",
+    ]
+    line = table[(table["dim"] == 1) & (table["solver"] == "ddim") & (table["nfe"] == 4)]
+    hard = interval_over_sets(line[line["gamma"] == 0]["kl"].to_numpy())
+    grids = line[line["kind"] == "baseline"]["kl"].min()
+    said.append(f"{hard.value:.2f} ({hard.low:.2f} to {hard.high:.2f}) against {grids:.2f}")
+    for nfe in sorted(known["nfe"].unique()):
+        part = known[known["nfe"] == nfe]
+        said.append(f"gamma 1 over gamma 0 at {nfe} evaluations: {factor(part, 1.0, 0.0, 'kl')}")
+    return said
+
+
+def radius() -> list[str]:
+    table = pd.read_csv(RESULTS / "radius/report/ablation.csv")
+    fresh = table[(table["score"] == "loss") & (table["level"].astype(float) == 0.01)]
+    row = fresh.iloc[0]
+    return [f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.2f})"]
+
+
+def stress() -> list[str]:
+    table = pd.read_csv(RESULTS / "stress/stress.csv")
+    cells = pd.read_csv(RESULTS / "stress/summary.csv")
+    learned = table[table["kind"] == "learned"]
+    unstable = int(learned["signs"].fillna("").str.contains("unstable").sum())
+    lost = cells[cells["recall_grid"] < 1]
+    said = [
+        f"{int((learned['recall'] < 1).sum())} of {len(learned)} learned schedules miss a mode",
+        f"the best hand-made grid misses modes in {len(lost)} of {len(cells)} cells",
+        f"{unstable} of {len(learned)} runs ended unstable",
+    ]
+    for row in lost.to_dict("records"):
+        said.append(f"{row['model']} at {row['nfe']}: {row['recall_grid']:.0%} of the modes")
+    for row in cells[cells["model"].str.startswith("t-")].to_dict("records"):
+        said.append(f"{row['model']} at {row['nfe']}: {three(row, 'tail_99')}")
+    for row in cells[cells["model"].str.startswith("unequal")].to_dict("records"):
+        said.append(f"{row['model']} at {row['nfe']}: {three(row, 'shift')}")
+    return said
+
+
+def three(row: dict, name: str) -> str:
+    """A learned score with its interval, the best hand-made grid's and the teacher's."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return (
+        f"learned {row[name]:.2f} ({low:.2f} to {high:.2f}), grid {row[name + '_grid']:.2f}, "
+        f"teacher {row[name + '_teacher']:.2f}"
+    )
+
+
+def convergence() -> list[str]:
+    table = pd.read_csv(RESULTS / "convergence_1d/summary.csv")
+    said = []
+    for row in table.to_dict("records"):
+        said.append(
+            f"{row['solver']} in {row['seeds_within_1_percent']} of {row['seeds']} seeds, "
+            f"{row['starts_within_1_percent']:.0%} of the starts ({row['starts_low']:.0%} to "
+            f"{row['starts_high']:.0%})"
+        )
+    both = table["two_starts_within_1_percent"].sum()
+    said.append(f"log_snr and karras alone find it in {both} of {table['seeds'].sum()} cases")
+    members = pd.read_csv(RESULTS / "convergence_1d/members.csv")
+    alone = members[(members["start"] == "log_snr") & (members["ratio"] < 1.01)]
+    counts = alone["solver"].value_counts()
+    said.append(", ".join(f"{name} {counts.get(name, 0)}" for name in table["solver"]))
+    return said
+
+
+if __name__ == "__main__":
+    for part in (theory, radius, stress, convergence):
+        try:
+            print(part.__name__, *part(), sep="\n  ")
+        except Exception as error:  # noqa: BLE001, some tables may not be there yet
+            print(part.__name__, repr(error))
