@@ -1,8 +1,10 @@
-"""The checklist as text on a terminal."""
+"""The checklist as text on a terminal, and as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -42,3 +44,13 @@ def print_checks(checks: Iterable[Check], console: Console) -> int:
     )
     console.print(verdict, highlight=False)
     return missing
+
+
+def checks_as_json(experiment: str, checks: Sequence[Check]) -> dict[str, Any]:
+    """The checks for programs.
+
+    Returns the experiment's name, the number of checks with the status "missing", and every check
+    with its area, name, status, detail and remedy.
+    """
+    missing = sum(check.status == "missing" for check in checks)
+    return {"experiment": experiment, "missing": missing, "checks": [asdict(c) for c in checks]}
