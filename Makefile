@@ -6,6 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .PHONY: install demo test test-slow check science clean
+.PHONY: install demo test test-slow check docs clean
 
 install: $(STAMP)
 
@@ -40,6 +41,11 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# The site is in build/docs; it works offline, and from a folder.
+docs: install
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf .venv build dist *.egg-info runs .coverage .coverage.*

@@ -25,7 +25,7 @@ from .learn import learn
 from .merge import merge
 from .publish import publish
 from .schema import schema
-from .show import ExperimentFile, show
+from .show import ExperimentFile, default_output, show
 from .status import say_unfinished, status
 from .table import table
 from .transfer import transfer
