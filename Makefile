@@ -1,6 +1,7 @@
 # make demo: install into .venv and run the quickstart sweep.    make test: install and run the suite.
 # make test-slow: the tests that the suite leaves out.    make check: linters and types.
 # make science: the experiments of results/README.md into runs/, but for the benchmark; it goes on where it was stopped.
+# make docs: the documentation, into build/docs.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -42,10 +43,10 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# The site is in build/docs; it works offline, and from a folder.
+# The site is in build/docs; it works offline.
 docs: install
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
 
 clean:
 	rm -rf .venv build dist *.egg-info runs .coverage .coverage.*
