@@ -53,9 +53,7 @@ def prepare(page: Path, folder: Path, request: pytest.FixtureRequest) -> list[Bl
         (folder / name).symlink_to(ROOT / name)
     if "path/to/pipeline" in text:
         (folder / "path" / "to").mkdir(parents=True)
-        (folder / "path" / "to" / "pipeline").symlink_to(
-            request.getfixturevalue("pipelines")["sd"]
-        )
+        (folder / "path" / "to" / "pipeline").symlink_to(request.getfixturevalue("pipelines")["sd"])
     if "prompts.txt" in text:
         (folder / "prompts.txt").write_text("a red cat\na blue bird\n")
     blocks = blocks_of(text)
