@@ -1,4 +1,4 @@
-"""What MkDocs does besides: it adds the reference, and copies the repository's files that are linked.
+"""Hooks of MkDocs: they add the reference, and copies of the repository's files that are linked.
 
 Pages link to files of the repository (`../experiments/quickstart.yaml`), so that the links work
 where the Markdown itself is read. The built site holds copies of these files under `files/`, and

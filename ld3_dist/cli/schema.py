@@ -14,7 +14,7 @@ KINDS = ("experiment", "schedule")
 
 def schema(
     kind: Annotated[
-        str, typer.Argument(metavar="[experiment|schedule]", help="Kind of file.")
+        str, typer.Argument(metavar="KIND", help="Kind of file: experiment or schedule.")
     ] = "experiment",
 ) -> None:
     """Print the JSON Schema of an experiment's YAML, or of a schedule file.

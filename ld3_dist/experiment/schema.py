@@ -154,8 +154,9 @@ def setting_schema(name: str) -> Schema:
     """
     fields = {}
     for procedure in procedures.names():
-        config = procedures.get(procedure).Config
-        fields |= {procedure: f for f in dataclasses.fields(config) if f.name == name}
+        known = {f.name: f for f in dataclasses.fields(procedures.get(procedure).Config)}
+        if name in known:
+            fields[procedure] = known[name]
     first, *rest = fields.values()
     rule: Schema = {"type": _TYPES[type(first.default)], "default": first.default}
     text = str(first.metadata["meaning"])

@@ -184,12 +184,12 @@ def tables() -> Numbers:
 CLAIMS: list[tuple[Path, str, Callable[[], Numbers]]] = [
     (README, "teacher with {teacher} evaluations, the best hand-made grid with {nfe}, a learned "
      "schedule with {nfe}", shown_cell),
-    (README, "On {samples} fresh samples the learned one is {gain:.1f} times nearer to the teacher, "
-     "95 % interval {low:.1f} to {high:.1f}", shown_cell),
+    (README, "On {samples} fresh samples the learned one is {gain:.1f} times nearer to the "
+     "teacher, 95 % interval {low:.1f} to {high:.1f}", shown_cell),
     (README, "evaluate it for some {samples:,} samples", pipeline_cost),
     (README, "the activations of {nfe} evaluations", pipeline_cost),
-    (README, "the default ends at {default:.2f} of the published procedure's loss, and with learned "
-     "coefficients at {both:.2f}", fresh_ratios),
+    (README, "the default ends at {default:.2f} of the published procedure's loss, and with "
+     "learned coefficients at {both:.2f}", fresh_ratios),
     (BENCHMARKS, "`default` / `paper` {default:.2f} (worst cell {worst:.2f}), `coefficients` / "
      "`default` {more:.2f} (worst {more_worst:.2f}), `coefficients` / `paper` {both:.2f}",
      fresh_ratios),
@@ -228,7 +228,7 @@ CLAIMS: list[tuple[Path, str, Callable[[], Numbers]]] = [
 SETTINGS = {
     README: ("4 to 10 steps", ">= 3.11", "DPM++(3M)", "95 % interval"),
     BENCHMARKS: (
-        "DPM++(3M)", "the same 50 + 50 teacher pairs", "2,000 fresh samples", "the 50 held-out pairs",
+        "the same 50 + 50 teacher pairs", "2,000 fresh samples", "the 50 held-out pairs",
         "a mean over 50 pairs", "10,000 samples", "lr 0.1 that decays to 0.02", "H100 80GB HBM3",
         "At 4 evaluations, 8 members", "more than 8 members", "8 members took less time than 4",
         "of 20 rows", "turns of 100 s", "1,000 workers",

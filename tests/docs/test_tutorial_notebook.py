@@ -1,4 +1,4 @@
-"""The notebook: its cells run in order, on a small budget here and as they stand in the slow suite."""
+"""The notebook: its cells run in order, here with a small budget, whole in the slow suite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lines that the documentation has for DuckDB and Polars, on the raw files of a merged folder."""
+"""The documentation's lines for DuckDB and Polars, on the raw files of a merged folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages that people read: their blocks of code, their links, and what their commands must be."""
+"""The pages that people read: their blocks of code, their links, their commands."""
 
 from __future__ import annotations
 
