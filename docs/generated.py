@@ -12,16 +12,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import typer
+from docstrings import as_markdown
 
 import ld3_dist
 from ld3_dist.cli.app import app
+from ld3_dist.cli.show import Shown
 from ld3_dist.core import rules
 from ld3_dist.core.learning.procedure import procedures
 from ld3_dist.core.noise import noise_schedules
 from ld3_dist.core.solver import make_solver, solvers
+from ld3_dist.doctor.checklist import Checked
 from ld3_dist.experiment.schema import experiment_schema
+from ld3_dist.report.compare import Row, SweepComparison
 from ld3_dist.schedule.schema import schema as schedule_schema
 from ld3_dist.store.columns import describe
+from ld3_dist.tasks.check import Finding
+from ld3_dist.tasks.status import Status
 
 Schema = Mapping[str, Any]
 
@@ -71,14 +77,36 @@ def command_line() -> str:
         "Exit codes: 0 done, 1 something failed and is recorded, 2 bad input and nothing was "
         "written. `ld3-dist --install-completion` completes commands and options in your shell. "
         "`--json` prints one JSON document on stdout and nothing else; keys are added to it, "
-        "never renamed.\n",
+        "never renamed ([which](#json)).\n",
         table(
             ["command", "what it does"],
             [[f"[`{name}`](#{name})", first_line(found[name].help)] for name in found],
         ),
     ]
     parts += [of_command(name, command) for name, command in found.items()]
-    return "\n".join(parts)
+    return "\n".join([*parts, json_output()])
+
+
+def json_output() -> str:
+    """The keys of what `--json` prints, from the types that are printed."""
+    given = ["show", "doctor", "status", "compare", "check"]
+    keys = [
+        list(Shown.__annotations__),
+        list(Checked.__annotations__),
+        [*fields_of(Status), "finished"],
+        [*fields_of(SweepComparison), *(f"rows[].{name}" for name in fields_of(Row))],
+        ["folder", *(f"findings[].{name}" for name in fields_of(Finding))],
+    ]
+    rows = [
+        [code(name), ", ".join(map(code, known))] for name, known in zip(given, keys, strict=True)
+    ]
+    meanings = "".join(f"{as_markdown(plain(kind.__doc__))}\n\n" for kind in (Shown, Checked))
+    return f"## JSON\n\n{table(['command', 'keys'], rows)}\n{meanings}"
+
+
+def fields_of(kind: Any) -> list[str]:
+    """The names of a dataclass's fields."""
+    return [field.name for field in dataclasses.fields(kind)]
 
 
 def first_line(text: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 from rich.table import Table
@@ -21,6 +21,27 @@ ExperimentFile = Annotated[
     Path,
     typer.Argument(help="YAML of the experiment; experiments/quickstart.yaml is a commented one."),
 ]
+
+
+class Shown(TypedDict):
+    """The JSON of `show`.
+
+    fingerprint: null while weights are absent.
+    settings: the resolved experiment.
+    cells: each with its model, solver, nfe, steps, trials, and members of a trial.
+    cost: network evaluations of one sample, by stage.
+    absent: what is not there yet, and why.
+    growth: null without --output: the folder; by kind of work what is asked, there and missing; and
+        the number of rows that are left out.
+    """
+
+    name: str
+    fingerprint: str | None
+    settings: dict[str, Any]
+    cells: list[dict[str, Any]]
+    cost: dict[str, int]
+    absent: list[str]
+    growth: dict[str, Any] | None
 
 
 def show(
@@ -111,13 +132,8 @@ def cells_of(plan: Plan) -> list[dict[str, Any]]:
     return found
 
 
-def shown_as_json(plan: Plan, absent: list[str], output: str | None) -> dict[str, Any]:
-    """Everything that `show` prints, for programs.
-
-    Returns name; fingerprint (null while weights are absent); settings; cells; cost, in network
-    evaluations by stage; absent, the reasons; growth, null without a folder: its URL, by kind of
-    work what is asked, missing and there, and the rows that are left out.
-    """
+def shown_as_json(plan: Plan, absent: list[str], output: str | None) -> Shown:
+    """Everything that `show` prints, for programs."""
     from .display import growth_in
 
     growth = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypedDict
 
 from rich.console import Console
 from rich.markup import escape
@@ -46,11 +46,20 @@ def print_checks(checks: Iterable[Check], console: Console) -> int:
     return missing
 
 
-def checks_as_json(experiment: str, checks: Sequence[Check]) -> dict[str, Any]:
-    """The checks for programs.
+class Checked(TypedDict):
+    """The JSON of `doctor`.
 
-    Returns the experiment's name, the number of checks with the status "missing", and every check
-    with its area, name, status, detail and remedy.
+    experiment: its name.
+    missing: number of checks with the status "missing".
+    checks: each with its area, name, status (ok, note or missing), detail and remedy.
     """
+
+    experiment: str
+    missing: int
+    checks: list[dict[str, Any]]
+
+
+def checks_as_json(experiment: str, checks: Sequence[Check]) -> Checked:
+    """The checks for programs."""
     missing = sum(check.status == "missing" for check in checks)
     return {"experiment": experiment, "missing": missing, "checks": [asdict(c) for c in checks]}

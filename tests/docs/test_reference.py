@@ -13,6 +13,7 @@ from pathlib import Path
 
 import generated
 import pytest
+from command_line import call
 from docstrings import as_markdown
 from pages import ROOT, commands
 
@@ -54,6 +55,19 @@ def test_every_command_and_every_option_is_there() -> None:
             flags = parameter.opts if parameter.param_type_name == "option" else [parameter.metavar]
             for flag in flags:
                 assert f"`{flag or parameter.name.upper()}`" in section, f"{name} {flag}"
+
+
+def test_the_keys_of_json_are_those_that_are_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = generated.json_output()
+    results = str(ROOT / "results" / "quickstart")
+    for command in ("status", "check"):
+        code, out, _ = call(monkeypatch, capsys, command, results, "--json")
+        assert code in (0, 1)
+        (row,) = re.findall(rf"^\| `{command}` \| (.*) \|$", page, re.M)
+        found = json.loads(out)
+        assert {key.partition("[")[0] for key in re.findall(r"`([^`]+)`", row)} == set(found)
 
 
 def test_every_key_of_the_yaml_has_a_meaning() -> None:
