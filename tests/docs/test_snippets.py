@@ -53,8 +53,8 @@ def prepare(page: Path, folder: Path, name: str) -> list[Block]:
     Returns the page's blocks; those that are files are written.
     """
     text = page.read_text(encoding="utf-8")
-    for name in ("experiments", "results"):
-        (folder / name).symlink_to(ROOT / name)
+    for kept in ("experiments", "results"):
+        (folder / kept).symlink_to(ROOT / kept)
     blocks = blocks_of(text)
     if any("path/to/pipeline" in block.code for block in blocks if block.recipe == name):
         (folder / "path" / "to").mkdir(parents=True)
