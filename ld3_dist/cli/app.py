@@ -43,11 +43,11 @@ A schedule for one model, here and now (no GPU needed):
 A sweep from a YAML file, on this machine or on a Ray cluster:
   ld3-dist show FILE.yaml      what it is and what it costs
   ld3-dist doctor FILE.yaml    whether everything is there
-  ld3-dist sweep FILE.yaml     teach, search, evaluate, report; run it again to go on
+  ld3-dist sweep FILE.yaml     teach, search, evaluate, report; again to go on
 
 Everything else:
   ld3-dist --help              the commands; ld3-dist COMMAND --help explains one
-  ld3-dist --install-completion      completes commands and options in your shell
+  ld3-dist --install-completion  completes commands and options in your shell
 """
 """The answer to a call without arguments."""
 
