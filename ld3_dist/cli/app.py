@@ -46,7 +46,7 @@ A sweep from a YAML file, on this machine or on a Ray cluster:
   ld3-dist sweep FILE.yaml     teach, search, evaluate, report; again to go on
 
 Everything else:
-  ld3-dist --help              the commands; ld3-dist COMMAND --help explains one
+  ld3-dist --help              commands; ld3-dist COMMAND --help explains one
   ld3-dist --install-completion  completes commands and options in your shell
 """
 """The answer to a call without arguments."""
