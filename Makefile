@@ -6,8 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-slow check science clean
-.PHONY: install demo test test-slow check docs clean
+.PHONY: install demo test test-slow check science docs clean
 
 install: $(STAMP)
 
