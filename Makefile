@@ -1,11 +1,12 @@
 # make demo: install into .venv and run the quickstart sweep.    make test: install and run the suite.
 # make test-slow: the tests that the suite leaves out.    make check: linters and types.
 # make science: the experiments of results/README.md into runs/, but for the benchmark; it goes on where it was stopped.
+# make docs: the documentation, into build/docs.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-slow check science clean
+.PHONY: install demo test test-slow check science docs clean
 
 install: $(STAMP)
 
@@ -40,6 +41,11 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# The site is in build/docs; it works offline.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
 
 clean:
 	rm -rf .venv build dist *.egg-info runs .coverage .coverage.*

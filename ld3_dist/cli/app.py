@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 something failed and is recorded, 2 bad input.
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from pathlib import Path
@@ -13,8 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 from ..core.errors import InputError
 from ..store.credentials import masked
@@ -25,6 +24,8 @@ from .import_ import import_schedule_file
 from .learn import learn
 from .merge import merge
 from .publish import publish
+from .schema import schema
+from .show import ExperimentFile, default_output, show
 from .status import say_unfinished, status
 from .table import table
 from .transfer import transfer
@@ -33,18 +34,30 @@ if TYPE_CHECKING:
     from ..cluster.sweep import Sweep
     from ..store.part import Part
 
+FIRST_WORDS = """\
+ld3-dist learns where a few-step diffusion solver should put its steps.
+
+A schedule for one model, here and now (no GPU needed):
+  ld3-dist learn --model digits --solver dpmpp-3 --nfe 5 --out my.json
+
+A sweep from a YAML file, on this machine or on a Ray cluster:
+  ld3-dist show FILE.yaml      what it is and what it costs
+  ld3-dist doctor FILE.yaml    whether everything is there
+  ld3-dist sweep FILE.yaml     teach, search, evaluate, report; again to go on
+
+Everything else:
+  ld3-dist --help              commands; ld3-dist COMMAND --help explains one
+  ld3-dist --install-completion  completes commands and options in your shell
+"""
+"""The answer to a call without arguments."""
+
 app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Learn where a few-step diffusion solver should put its steps. "
     "`sweep` does it on a cluster, `learn` for one model.",
 )
-ExperimentFile = Annotated[
-    Path,
-    typer.Argument(help="YAML of the experiment; experiments/quickstart.yaml is a commented one."),
-]
 Output = Annotated[
     str | None,
     typer.Option(
@@ -63,6 +76,13 @@ Address = Annotated[
 ]
 
 
+@app.callback()
+def first_words(context: typer.Context) -> None:
+    """Say what to type, where no command is given."""
+    if context.invoked_subcommand is None:
+        typer.echo(FIRST_WORDS, nl=False)
+
+
 @app.command()
 def sweep(
     experiment: ExperimentFile,
@@ -76,6 +96,13 @@ def sweep(
             "jobs without a Ray cluster. The last part to end evaluates and reports.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what it would do, reuse and leave out, and do nothing: `show --output`.",
+        ),
+    ] = False,
 ) -> None:
     """Run a whole experiment: teach, search, evaluate, report.
 
@@ -84,7 +111,9 @@ def sweep(
     experiment cannot be run as written."""
     from .shards import sweep_part
 
-    if shard is not None:
+    if dry_run:
+        show(experiment, output or default_output(experiment))
+    elif shard is not None:
         sweep_part(experiment, output, address, shard, _stages)
     else:
         _stages(experiment, output, address, ("teach", "search", "evaluate"))
@@ -124,7 +153,7 @@ def _stages(
     settings = load_experiment(experiment)
     with blamed_on(str(experiment), "report.figures"):
         check_figures(settings.report.figures)
-    place = output or f"runs/{settings.name}"
+    place = output or f"runs/{settings.name}"  # as default_output has it
     run = Sweep(settings, open_storage(place), address, stages, str(experiment), part)
     again = " ".join(["ld3-dist", *sys.argv[1:]])
     signal.signal(signal.SIGTERM, _interrupt)
@@ -194,59 +223,8 @@ def report(
     say(f"Report: {paths.html}")
 
 
-@app.command()
-def show(
-    experiment: ExperimentFile,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Also say what a sweep into this folder or URL would do, reuse and leave out.",
-        ),
-    ] = None,
-) -> None:
-    """Show a resolved experiment: its cells, trials and members, and what it costs.
-
-    The cost is counted in network evaluations of one sample. Nothing is written, and no cluster is
-    needed; where weights are not there yet, the rest is shown all the same.
-    """
-    import yaml
-
-    from ..experiment import load_experiment
-    from ..tasks.planning import plan_as_far_as_known
-    from .display import print_growth, print_learning
-
-    settings = load_experiment(experiment)
-    plan, absent = plan_as_far_as_known(settings)
-    fingerprint = "unknown until the weights are there" if absent else plan.fingerprint
-    resolved = settings.model_dump(mode="json", exclude_none=True)
-    say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-    rounds = settings.search.rounds
-    title = f"{settings.name}: {len(plan.cells)} cells, fingerprint {fingerprint}"
-    table = Table(title=Text(title))
-    for column in ("cell", "steps", "trials", "members each"):
-        table.add_column(column, justify="left" if column == "cell" else "right")
-    for cell in plan.cells:
-        points = plan.points_of(cell)
-        members = len(plan.trial(cell, points[0]).members)
-        table.add_row(Text(cell.id), str(cell.steps), str(len(points) * rounds), str(members))
-    console.print(table)
-    print_learning(plan, console)
-    for reason in absent:
-        warn("Not there yet", reason)
-    cost = plan.cost()
-    parts = ", ".join(f"{stage} {count:,}" for stage, count in cost.items())
-    say(f"Network evaluations (of one sample): {parts}; all {sum(cost.values()):,}")
-    if output is not None:
-        if absent:
-            raise InputError(
-                f"{output}: what is in it for this experiment cannot be told while weights are "
-                "missing; see above"
-            )
-        print_growth(plan, output, console)
-
-
+app.command("show")(show)
+app.command("schema")(schema)
 app.command("learn")(learn)
 app.command("check")(check)
 app.command("compare")(compare)
@@ -306,6 +284,9 @@ def doctor(
         str | None,
         typer.Option("--output", "-o", help="Also check this folder or URL for results."),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the checks as JSON, and nothing else.")
+    ] = False,
 ) -> None:
     """Check everything an experiment needs (weights, extras, memory, GPUs, storage) before anything
     runs.
@@ -313,10 +294,18 @@ def doctor(
     Downloads nothing and leaves nothing behind. Exits with 2 if something is missing, and says
     where to get it.
     """
-    from ..doctor import examine, print_checks
+    from ..doctor import checks_as_json, examine, print_checks
     from ..experiment import load_experiment
 
-    if print_checks(examine(load_experiment(experiment), output), console):
+    settings = load_experiment(experiment)
+    checks = examine(settings, output)
+    if as_json:
+        made = checks_as_json(settings.name, list(checks))
+        typer.echo(json.dumps(made, indent=2))
+        missing = made["missing"]
+    else:
+        missing = print_checks(checks, console)
+    if missing:
         raise typer.Exit(2)
 
 

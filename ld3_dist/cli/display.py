@@ -29,6 +29,7 @@ from .pace import Pace, duration
 
 if TYPE_CHECKING:
     from ..cluster.events import Event
+    from ..cluster.growth import Growth
     from ..experiment import Plan
 
 STAGES = {
@@ -134,14 +135,8 @@ def print_growth(plan: Plan, output: str, console: Console) -> None:
 
     Raises InputError for a folder in which a sweep cannot go on.
     """
-    from ..cluster.growth import growth_of
-    from ..cluster.output_folder import check_claim, with_names_of
-    from ..store.opening import open_storage
-
-    storage = open_storage(output)
-    check_claim(storage)
-    growth = growth_of(with_names_of(storage, plan), storage)
-    table = Table(title=Text(f"In {storage.url}"))
+    url, growth = growth_in(plan, output)
+    table = Table(title=Text(f"In {url}"))
     for column in ("", "asked for", "to do", "reused"):
         table.add_column(column, justify="right" if column else "left")
     for count in growth.counts:
@@ -151,6 +146,20 @@ def print_growth(plan: Plan, output: str, console: Console) -> None:
         rows = f"{growth.left_out:,} row{'s' if growth.left_out > 1 else ''}"
         line = f"{rows} of earlier versions of the experiment stay, and are left out of the report"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def growth_in(plan: Plan, output: str) -> tuple[str, Growth]:
+    """The URL of a folder, and the work that a plan finds to do in it.
+
+    Raises InputError for a folder in which a sweep cannot go on.
+    """
+    from ..cluster.growth import growth_of
+    from ..cluster.output_folder import check_claim, with_names_of
+    from ..store.opening import open_storage
+
+    storage = open_storage(output)
+    check_claim(storage)
+    return storage.url, growth_of(with_names_of(storage, plan), storage)
 
 
 NARROWEST = 160

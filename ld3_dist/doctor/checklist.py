@@ -1,8 +1,10 @@
-"""The checklist as text on a terminal."""
+"""The checklist as text on a terminal, and as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, TypedDict
 
 from rich.console import Console
 from rich.markup import escape
@@ -42,3 +44,22 @@ def print_checks(checks: Iterable[Check], console: Console) -> int:
     )
     console.print(verdict, highlight=False)
     return missing
+
+
+class Checked(TypedDict):
+    """The JSON of `doctor`.
+
+    experiment: its name.
+    missing: number of checks with the status "missing".
+    checks: each with its area, name, status (ok, note or missing), detail and remedy.
+    """
+
+    experiment: str
+    missing: int
+    checks: list[dict[str, Any]]
+
+
+def checks_as_json(experiment: str, checks: Sequence[Check]) -> Checked:
+    """The checks for programs."""
+    missing = sum(check.status == "missing" for check in checks)
+    return {"experiment": experiment, "missing": missing, "checks": [asdict(c) for c in checks]}

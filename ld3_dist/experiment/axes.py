@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from ..core.combined import written
 from ..core.distance import distance_entry
@@ -71,9 +71,17 @@ def _distance_name(name: str | Mapping[str, float]) -> str:
     return name
 
 
-SolverName = Annotated[str, BeforeValidator(_solver_name)]
-StartName = Annotated[str, BeforeValidator(check_start)]
-DistanceName = Annotated[str, BeforeValidator(_distance_name)]
+def _named(kind: str) -> WithJsonSchema:
+    """A mark that `schema` replaces by the names of this kind that are registered."""
+    return WithJsonSchema({"type": "string", "names": kind})
+
+
+SolverName = Annotated[str, BeforeValidator(_solver_name), _named("solver")]
+StartName = Annotated[str, BeforeValidator(check_start), _named("start")]
+DistanceName = Annotated[str, BeforeValidator(_distance_name), _named("distance")]
+ModelName = Annotated[str, _named("model")]
+ExtractorName = Annotated[str, _named("extractor")]
+MetricName = Annotated[str, _named("metric")]
 
 
 def settings_of(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from ..core.errors import InputError
 from ..core.solver import MOST_NFE
@@ -87,7 +87,14 @@ def _number_only(value: Any) -> Any:
 OnlyNumber = BeforeValidator(_number_only)
 """Refuses switches and words where a number belongs; a model alone reads true as 1."""
 
-Name = Annotated[str, AfterValidator(check_name)]
+SEEN = r"^(?!\s)[^\[\]<>\\\"'`|*?\n\r\t]+$"
+"""The part of the rule for names that a JSON Schema can say; blanks at the end are not in it."""
+
+Name = Annotated[
+    str,
+    AfterValidator(check_name),
+    WithJsonSchema({"type": "string", "maxLength": LONGEST_NAME, "pattern": SEEN}),
+]
 Count = Annotated[int, OnlyNumber, Field(ge=1, le=10_000_000)]
 """Pairs, samples, epochs, batches."""
 CountOrZero = Annotated[int, OnlyNumber, Field(ge=0, le=10_000_000)]

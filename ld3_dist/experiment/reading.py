@@ -191,7 +191,7 @@ def _sentence(kind: str, value: Any, context: Any) -> str:
         return "must be a word"
     if kind in ("tuple_type", "list_type"):
         return f"must be a list; write [{value}]"
-    return "cannot be used here; look it up in the README"
+    return "cannot be used here; `ld3-dist schema` says what can"
 
 
 def _own_words(place: Place, value: Any, message: str, data: Any) -> str:

@@ -53,6 +53,9 @@ from .sections import (
     Teacher,
 )
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names of sweeps, which become names of folders."""
+
 Axis = Range | tuple[Value, ...]
 """A range that a sampler draws from, or the values of an axis."""
 
@@ -60,28 +63,45 @@ Axis = Range | tuple[Value, ...]
 class Experiment(Strict):
     """A sweep: models x solvers x NFE are its cells; each cell has a search of its own."""
 
-    name: Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "sweep"
+    name: Annotated[Name, Field(pattern=NAME_PATTERN)] = "sweep"
+    """Name of the sweep; results go to runs/NAME if no folder is given."""
     seed: Seed = 0
+    """Seed of noise, pairs and proposals."""
     models: Annotated[tuple[ModelSettings, ...], Field(min_length=1)]
+    """The models that schedules are learned for."""
     solvers: Annotated[tuple[SolverName, ...], Field(min_length=1)]
+    """Student solvers."""
     nfe: Annotated[tuple[Nfe, ...], Field(min_length=1)]
+    """Numbers of network evaluations of a sample."""
     teacher: Teacher = Teacher()
+    """The precise solver whose samples are imitated."""
     pairs: PairCounts = PairCounts()
+    """Numbers of teacher pairs."""
     distance: DistanceName = "l2"
+    """Distance to the teacher's samples that learning makes small."""
     lpips: Lpips = Lpips()
+    """Options of the distances `lpips-…`."""
     loss_space: Literal["image", "latent"] = "image"
+    """Compare decoded images or latents, for models in a latent space."""
     learn: dict[str, Value] = Field({})
+    """Settings of learning that are fixed; the procedure's own defaults for the rest."""
     search: Search = Search()
+    """Settings that are searched, seeds and starts."""
     ablate: Ablate | None = None
+    """Factors around a base, instead of search.grid."""
     baselines: Annotated[tuple[StartName, ...], Field(min_length=1)] = (
         "uniform",
         "quadratic",
         "log_snr",
         "karras",
     )
+    """Hand-made grids that learned schedules are compared with."""
     evaluate: Evaluate = Evaluate()
+    """Scores on fresh samples."""
     report: Report = Report()
+    """The page of results."""
     resources: Resources = Resources()
+    """Resources of trials and actors, batches, retries."""
 
     @model_validator(mode="after")
     def _whole(self) -> Experiment:

@@ -193,7 +193,7 @@ def _other_value(kinds: frozenset[str], kind: str, value: Any) -> str:
         return f"must be a word; write it in quotes if it is one: '{_plain(value)}'"
     if "list" in kinds:
         return f"must be a list, or keys of its own; write [{_plain(value)}]"
-    return "is of a kind that does not belong here; look it up in the README"
+    return "is of a kind that does not belong here; `ld3-dist schema` says what does"
 
 
 def _plain(value: Any) -> str:

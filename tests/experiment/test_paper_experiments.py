@@ -185,12 +185,12 @@ def test_edited_prompts_give_new_pairs(pipelines: dict[str, Path], tmp_path: Pat
 
 
 def test_the_page_on_your_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (ROOT / "your_own_model.md").read_text()
-    code, more = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    page = (ROOT.parent / "docs" / "how-to" / "own-model.md").read_text()
+    code, more, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(code.splitlines()) <= 22
     (tmp_path / "my_model.py").write_text(f"{code}\n{more}")
     monkeypatch.chdir(tmp_path)
-    (spec,) = set(re.findall(r"python:my_model\.py:build", page))
+    (spec,) = set(re.findall(r"python:my_model\.py:build\b(?!_)", page))
     model = open_model(spec)
     assert model.image_shape == (3, 32, 32)
     whole = open_model("python:my_model.py:build_all")

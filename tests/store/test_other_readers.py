@@ -1,4 +1,4 @@
-"""The lines that the README has for DuckDB and Polars, on the raw files of a merged folder."""
+"""The documentation's lines for DuckDB and Polars, on the raw files of a merged folder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ld3_dist.store.folding import Segments
 from ld3_dist.store.opening import open_storage
 from ld3_dist.store.tables import write_table
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "tutorials" / "reading-results.md"
 
 
 def line_of(package: str) -> str:
-    """The expression that the README gives for a package."""
-    (found,) = re.findall(rf"^{package}\.\S.*$", README.read_text(), re.MULTILINE)
+    """The expression that the page gives for a package."""
+    (found,) = re.findall(rf"^{package}\.\S.*$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     return found
 
 

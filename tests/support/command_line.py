@@ -11,12 +11,14 @@ import pytest
 from rich.console import Console
 
 from ld3_dist.cli import app as cli
+from ld3_dist.cli import show as showing
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "console", Console(width=200))
+    for module in (cli, showing):
+        monkeypatch.setattr(module, "console", Console(width=200))
 
 
 def call(

@@ -1,0 +1,393 @@
+"""Every number in the prose of README and benchmarks is that of a committed table.
+
+`CLAIMS` are sentences with places for numbers, and where the numbers come from. A number on these
+pages that belongs to no claim, to no table that is compared here, and to no setting is a fault: a
+page cannot say more than was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from pages import ROOT, prose
+
+from ld3_dist.core.learning.procedure import make_config
+from ld3_dist.experiment import load_experiment
+from ld3_dist.report import read_sweep_tables, summary_table
+
+SHOWN = "quickstart"
+"""The folder of results that README's picture and table are from."""
+
+README, BENCHMARKS = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+METHODS = ("hand-made", "start", "paper", "default", "coefficients")
+Numbers = dict[str, Any]
+
+
+@cache
+def benchmark(name: str) -> Any:
+    return json.loads((ROOT / "results" / "benchmarks" / f"{name}.json").read_text())
+
+
+def cells() -> list[Any]:
+    return benchmark("learning")["cells"]
+
+
+def geometric(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def fresh(method: str, what: str = "loss", **where: object) -> list[float]:
+    chosen = [c for c in cells() if all(c[key] == value for key, value in where.items())]
+    return [cell["fresh"][method][what] for cell in chosen]
+
+
+def ratios(method: str, base: str, what: str = "loss") -> list[float]:
+    return [a / b for a, b in zip(fresh(method, what), fresh(base, what), strict=True)]
+
+
+@cache
+def summary() -> pd.DataFrame:
+    tables = read_sweep_tables(str(ROOT / "results" / SHOWN))
+    return summary_table(tables.results, tables.evaluations)
+
+
+def shown_cell() -> Numbers:
+    """The cell of the README's picture."""
+    row = summary().query("model == 'fashion' and nfe == 4").iloc[0]
+    e = load_experiment(ROOT / "experiments" / f"{SHOWN}.yaml")
+    return {
+        "teacher": e.teacher.nfe, "nfe": int(row["nfe"]), "samples": e.evaluate.samples,
+        "gain": row["eval_gain"], "low": row["eval_gain_low"], "high": row["eval_gain_high"],
+    }  # fmt: skip
+
+
+def pipeline_cost() -> Numbers:
+    """Samples times evaluations of the README's command: teaching, and learning from two starts."""
+    config, pairs, nfe, starts = make_config(), 25, 6, 2
+    whole = 2 * pairs * 20 + starts * config.samples(pairs, pairs) * nfe
+    return {"samples": round(whole, -4), "nfe": nfe}
+
+
+def fresh_ratios() -> Numbers:
+    own, both = ratios("default", "paper"), ratios("coefficients", "paper")
+    more = ratios("coefficients", "default")
+    return {
+        "default": geometric(own), "worst": max(own), "both": geometric(both),
+        "more": geometric(more), "more_worst": max(more),
+    }  # fmt: skip
+
+
+def held_out() -> Numbers:
+    found = benchmark("learning")["summary"]
+    return {"default": found["default / paper"], "more": found["coefficients / default"]}
+
+
+def speed() -> Numbers:
+    found = benchmark("learning")["summary"]
+    (cell,) = (c for c in cells() if (c["solver"], c["nfe"]) == ("unipc-3", 8))
+    least = geometric([cell["paper"]["seconds"] / seconds for seconds, _ in cell["time"]])
+    missed = [c for c in cells() for _, reached in c["time"] if not reached]
+    assert [(c["solver"], c["nfe"]) for c in missed] == [("unipc-3", 8)]
+    return {"times": found["paper's time / default's to paper's loss"], "least": least}
+
+
+def frechet() -> Numbers:
+    worse = [
+        c["fresh"] for c in cells() if c["fresh"]["default"]["FID"] > c["fresh"]["start"]["FID"]
+    ]
+    grid = [c["start"]["FID"] for c in worse]
+    learned = [c[kind]["FID"] for c in worse for kind in ("default", "coefficients")]
+    drop = {
+        kind: statistics.median(1 / r for r in ratios(kind, "hand-made", "FID to teacher"))
+        for kind in ("default", "coefficients")
+    }
+    assert max(ratios("default", "hand-made", "FID to teacher")) < 1
+    return {
+        "below_made": sum(r < 1 for r in ratios("default", "hand-made", "FID")),
+        "below_start": sum(r < 1 for r in ratios("default", "start", "FID")),
+        "low": min(grid), "high": max(grid),
+        "teacher": benchmark("learning")["summary"]["the teacher's own Fréchet distance"],
+        "learned_low": min(learned), "learned_high": max(learned),
+        "drop": drop["default"], "more_drop": drop["coefficients"],
+    }  # fmt: skip
+
+
+def starts() -> Numbers:
+    def learned(kind: str, name: str) -> float:
+        return benchmark("starts")[kind]["relative loss"][name]["learned"]
+
+    six = "log_snr + karras + dmn + gits + optimal-steps + previous"
+    searches = [cell["search"] for cell in cells()]
+    return {
+        "least": min(searches), "most": max(searches),
+        "alone": learned("mixtures", "log_snr"),
+        "optimal": learned("mixtures", "log_snr + optimal-steps"),
+        "neighbour": learned("mixtures", "log_snr + previous"),
+        "six": learned("mixtures", six),
+        "d_alone": learned("digits", "log_snr"),
+        "d_optimal": learned("digits", "log_snr + optimal-steps"),
+        "d_neighbour": learned("digits", "log_snr + previous"),
+        "mixtures": benchmark("starts")["mixtures"]["relative loss"]["log_snr"]["cells"],
+        "digits": benchmark("starts")["digits"]["relative loss"]["log_snr"]["cells"],
+        "in_place": benchmark("learning")["summary"]["neighbour's start / default"],
+    }  # fmt: skip
+
+
+def gpu() -> Numbers:
+    found = benchmark("gpu")
+    rows = {
+        (r["members"], r["nfe"], r["activations"]): r for r in found["sections"]["packing"]["rows"]
+    }
+    most = rows[8, 4, "kept"]
+    parts = found["sections"]["digits"]
+    return {
+        "parameters": found["sections"]["packing"]["parameters"] / 1e6,
+        "packed": most["visits_per_s"], "alone": rows[1, 4, "kept"]["visits_per_s"],
+        "share": 100 * most["of_bf16_peak"], "kept": most["peak_gib"],
+        "made": rows[8, 4, "recomputed"]["peak_gib"], "kept_10": rows[8, 10, "kept"]["peak_gib"],
+        "made_10": rows[8, 10, "recomputed"]["peak_gib"], "minutes": found["minutes"],
+        "batch": found["sections"]["packing"]["batch"],
+        "torch": found["machine"]["torch"].rpartition(".")[0],
+        "g": parts["gpu"]["held_out"], "c": parts["cpu"]["held_out"],
+    }  # fmt: skip
+
+
+def growth() -> Numbers:
+    found = benchmark("cluster")["growth"]
+    after, before, real = found["hollow_after"], found["hollow_before"], found["after"]
+    done, wall = before["curve"]["done"], before["curve"]["wall_s"]
+    pace = [(b - a) / (v - u) for a, b, u, v in zip(done, done[1:], wall, wall[1:], strict=False)]
+    return {
+        "trials": after["trials"], "rate": after["rate"], "ms": after["driver_cpu_ms"],
+        "kb": after["memory_kb"], "slow": before["rate"], "fast": max(pace),
+        "was_ms": before["driver_cpu_ms"], "was_kb": before["memory_kb"],
+        "real": real["trials"], "real_rate": real["rate"],
+        "real_ms": real["driver_cpu_ms"], "real_kb": real["memory_kb"],
+    }  # fmt: skip
+
+
+def tables() -> Numbers:
+    found = benchmark("tables")
+    loads = sorted((found["load_average_after"], found["load_average_before"]))
+    return {
+        "rows": found["load"]["rows"], "files": found["files"], "low": loads[0], "high": loads[1],
+    }  # fmt: skip
+
+
+CLAIMS: list[tuple[Path, str, Callable[[], Numbers]]] = [
+    (README, "teacher with {teacher} evaluations, the best hand-made grid with {nfe}, a learned "
+     "schedule with {nfe}", shown_cell),
+    (README, "On {samples} fresh samples the learned one is {gain:.1f} times nearer to the "
+     "teacher, 95 % interval {low:.1f} to {high:.1f}", shown_cell),
+    (README, "evaluate it for some {samples:,} samples", pipeline_cost),
+    (README, "the activations of {nfe} evaluations", pipeline_cost),
+    (README, "the default ends at {default:.2f} of the published procedure's loss, and with "
+     "learned coefficients at {both:.2f}", fresh_ratios),
+    (BENCHMARKS, "`default` / `paper` {default:.2f} (worst cell {worst:.2f}), `coefficients` / "
+     "`default` {more:.2f} (worst {more_worst:.2f}), `coefficients` / `paper` {both:.2f}",
+     fresh_ratios),
+    (BENCHMARKS, "the same ratios look better: {default:.2f} and {more:.2f}", held_out),
+    (BENCHMARKS, "the final loss of `paper` in a {times:.0f}rd of its time (geometric mean; in a "
+     "{least:.0f}th at UniPC-3 with 8 evaluations, where one seed in three", speed),
+    (BENCHMARKS, "lower than with the better hand-made grid in {below_made} cells of 16, and lower "
+     "than with the better start in {below_start}. In the other cells the grid happens to have "
+     "{low:.2f} to {high:.2f}, less than the teacher's own {teacher:.2f}", frechet),
+    (BENCHMARKS, "({learned_low:.2f} to {learned_high:.2f})", frechet),
+    (BENCHMARKS, "{drop:.0f}-fold in the median, with coefficients {more_drop:.0f}-fold", frechet),
+    (BENCHMARKS, "costs {least:.1f} to {most:.1f} s here", starts),
+    (BENCHMARKS, "decided this ({mixtures} cells", starts),
+    (BENCHMARKS, "{alone:.2f} from `log_snr` alone, {optimal:.2f} with `optimal-steps`, "
+     "{neighbour:.2f} with a neighbour's solution, {six:.2f} from six starts", starts),
+    (BENCHMARKS, "On `digits` ({digits} cells, measured at half of today's rate) starts hardly "
+     "differ: {d_alone:.2f}, {d_optimal:.2f} and {d_neighbour:.2f}", starts),
+    (BENCHMARKS, "for half the members, ends {in_place:.2f} times higher", starts),
+    (BENCHMARKS, "with torch {torch}, a network of CIFAR-10's size (EDM, {parameters:.1f} M "
+     "parameters, bfloat16) with random weights, and batches of {batch} samples per member", gpu),
+    (BENCHMARKS, "pass {packed:.0f} samples a second forward and backward, one member alone "
+     "{alone:.0f}; 8 members reach {share:.0f} % of the card's own rate", gpu),
+    (BENCHMARKS, "of the 8 is {kept:.1f} GiB with activations kept and {made:.1f} GiB with "
+     "activations recomputed; at 10 evaluations it is {kept_10:.1f} and {made_10:.1f} GiB", gpu),
+    (BENCHMARKS, "of three seeds are {g[0]:.5f}, {g[1]:.5f} and {g[2]:.5f}, on the CPU {c[0]:.5f}, "
+     "{c[1]:.5f} and {c[2]:.5f}", gpu),
+    (BENCHMARKS, "The run had {minutes} minutes", gpu),
+    (BENCHMARKS, "{rows:,} rows in a folder whose {files:,} files", tables),
+    (BENCHMARKS, "(a load of {low:.0f} to {high:.0f} on two cores)", tables),
+    (BENCHMARKS, "with {trials:,} trials that do nothing: the driver takes {rate:.0f} trials a "
+     "second, {ms:.2f} ms of its CPU and {kb:.0f} kB of its memory each", growth),
+    (BENCHMARKS, "With {real:,} trials that learn, on the same cores, the driver took "
+     "{real_rate:.0f} trials a second, {real_ms:.1f} ms of its CPU and {real_kb:.0f} kB of its "
+     "memory each", growth),
+    (BENCHMARKS, "it took {slow:.1f} to {fast:.1f} a second, {was_ms:.0f} ms and {was_kb:.0f} kB",
+     growth),
+]  # fmt: skip
+
+SETTINGS = {
+    README: ("4 to 10 steps", ">= 3.11", "DPM++(3M)", "95 % interval"),
+    BENCHMARKS: (
+        "the same 50 + 50 teacher pairs", "2,000 fresh samples", "the 50 held-out pairs",
+        "a mean over 50 pairs", "10,000 samples", "lr 0.1 that decays to 0.02", "H100 80GB HBM3",
+        "At 4 evaluations, 8 members", "more than 8 members", "8 members took less time than 4",
+        "of 20 rows", "turns of 100 s", "1,000 workers",
+        "1,000 GPUs",
+    ),
+}  # fmt: skip
+"""Numbers that say what was done: settings and sizes, not results."""
+
+TABLES = {
+    README: ["| model, evaluations |", "| | |"],
+    BENCHMARKS: [
+        "| solver, NFE |", "| evaluations |", "| | mixtures |", "| | CPU |", "| 1,000 GPUs,"
+    ],
+}  # fmt: skip
+"""Every table of these pages by the beginning of its heading; tests below compare them."""
+
+
+def plain(page: Path) -> str:
+    return " ".join(prose(page).split())
+
+
+@pytest.mark.parametrize(("page", "sentence", "numbers"), CLAIMS, ids=lambda v: str(v)[:50])
+def test_a_sentence_says_what_was_measured(
+    page: Path, sentence: str, numbers: Callable[[], Numbers]
+) -> None:
+    assert sentence.format(**numbers()) in plain(page), sentence.format(**numbers())
+
+
+def uncovered(page: Path, text: str) -> list[str]:
+    """Numbers of a page that nothing here accounts for."""
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("|")]
+    rest = " ".join(" ".join(lines).split())
+    for owner, sentence, numbers in CLAIMS:
+        if owner == page:
+            rest = rest.replace(sentence.format(**numbers()), " ")
+    rest = re.sub(r"!\[[^\]]*\]\([^)]*\)", " ", rest)
+    rest = re.sub(r"\]\([^)]*\)|`[^`]*`", " ", rest)
+    for phrase in SETTINGS[page]:
+        rest = rest.replace(phrase, " ")
+    return re.findall(r"(?<![\w.-])\d[\d,.]*", rest)
+
+
+@pytest.mark.parametrize("page", [README, BENCHMARKS], ids=lambda page: page.name)
+def test_no_number_is_without_a_source(page: Path) -> None:
+    left = uncovered(page, prose(page))
+    assert not left, left
+    for phrase in SETTINGS[page]:
+        assert phrase in plain(page), f"no longer there: {phrase}"
+
+
+def test_a_number_without_a_source_is_found() -> None:
+    assert uncovered(README, prose(README) + "\nIt is 7.3 times faster.") == ["7.3"]
+
+
+@pytest.mark.parametrize("page", [README, BENCHMARKS], ids=lambda page: page.name)
+def test_every_table_is_compared(page: Path) -> None:
+    heads = re.findall(r"(?:^|\n\n)(\|[^\n]*)\n\|[-| :]+\n", prose(page))
+    assert len(heads) == len(TABLES[page])
+    for head, known in zip(heads, TABLES[page], strict=True):
+        assert head.startswith(known)
+
+
+def rows(page: Path, head: str) -> list[list[str]]:
+    """The rows of the table whose heading begins with `head`."""
+    text = page.read_text(encoding="utf-8")
+    lines = text[text.index(head) :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_table_of_the_readme_is_measured() -> None:
+    found = rows(README, "| model, evaluations |")
+    measured = summary()
+    assert len(found) == len(measured)
+    for (name, grid, learned, gain, interval), row in zip(
+        found, measured.to_dict("records"), strict=True
+    ):
+        assert name == f"{row['model']}, {row['nfe']}"
+        best = row["eval_loss"] * row["eval_gain"]
+        assert float(grid) == pytest.approx(best, rel=0.01)
+        assert float(learned) == pytest.approx(row["eval_loss"], rel=0.005)
+        assert gain == f"{row['eval_gain']:.1f} times"
+        assert interval == f"{row['eval_gain_low']:.1f} to {row['eval_gain_high']:.1f}"
+
+
+def test_the_means_of_the_benchmarks_are_measured() -> None:
+    found = rows(BENCHMARKS, "| evaluations |")
+    assert [int(row[0]) for row in found] == [4, 6, 8, 10]
+    methods = ("hand-made", "paper", "default", "coefficients")
+    for nfe, *values in found:
+        for method, value in zip(methods, values, strict=True):
+            assert value == f"{geometric(fresh(method, nfe=int(nfe))):.3g}"
+
+
+def test_the_table_of_the_benchmarks_is_measured() -> None:
+    found = rows(BENCHMARKS, "| solver, NFE |")
+    assert len(found) == len(cells()) == 16
+    for name, *values in found:
+        solver, nfe = name.split(", ")
+        for method, value in zip(METHODS, values, strict=True):
+            (loss,) = fresh(method, solver=solver, nfe=int(nfe))
+            assert value == f"{loss:.3g}"
+
+
+VARIANTS = [
+    ["lr 0.2, final_lr 0.1"], ["lr 0.2", "lr 0.05"], ["lr 0.2, lr_times 0.1"],
+    ["lr 0.2, offset_window 0.9"], ["coupled network times"], ["coefficients"], ["gamma 0"],
+    ["epochs 80", "batch 5"], ["batch 5, epochs 20"], ["batch 25"], ["averaged parameters"],
+]  # fmt: skip
+"""The variants of a row of the table of settings."""
+
+
+def test_the_table_of_settings_is_measured() -> None:
+    found = rows(BENCHMARKS, "| | mixtures |")
+    for (_, *values), variants in zip(found, VARIANTS, strict=True):
+        for kind, value in zip(("mixtures", "digits"), values, strict=True):
+            summary_of = benchmark("defaults")[kind]["summary"]
+            for text, variant in zip(value.split("; "), variants, strict=True):
+                loss = summary_of[variant]["relative loss"]
+                places = len(text.partition(".")[2])
+                assert abs(float(text) - loss) <= 0.5 * 10**-places + 1e-6, (variant, kind, loss)
+
+
+def test_the_table_of_result_tables_is_measured() -> None:
+    found = {row[0]: row[1:] for row in rows(BENCHMARKS, "| | CPU |")}
+    b = benchmark("tables")
+    load, s3, single, many = b["load"], b["s3"], b["unmerged"], b["merge"]
+    expected = {
+        "`load_results`, a folder": (f"{load['cpu_seconds']:.2f} s", f"{load['seconds']:.1f} s",
+                                     f"{load['peak_bytes'] / 1e9:.2f} GB"),
+        "`load_results`, S3 (moto)": (f"{s3['cpu_seconds']:.2f} s", f"{s3['seconds']:.1f} s",
+                                      f"{s3['peak_bytes'] / 1e9:.2f} GB"),
+        "the index of all rows": (f"{load['index_cpu_seconds']:.2f} s", "", ""),
+        f"`load_results`, {single['files']:,} files of one row": (
+            f"{single['cpu_seconds'] / single['files'] * 1e3:.1f} ms a file",
+            f"{single['seconds'] / single['files'] * 1e3:.1f} ms a file", ""),
+        "merging, files of 20 rows": (f"{many['cpu_ms_a_row']:.2f} ms a row",
+                                      f"{many['wall_ms_a_row']:.1f} ms a row", ""),
+        "merging, files of one row": (f"{b['merge_single']['cpu_ms_a_row']:.1f} ms a row",
+                                      f"{b['merge_single']['wall_ms_a_row']:.1f} ms a row", ""),
+    }  # fmt: skip
+    assert {name: tuple(values) for name, values in found.items()} == expected
+    assert f"with {load['bytes_at_start'] / 1e9:.2f} GB of imports" in BENCHMARKS.read_text()
+
+
+def test_the_arithmetic_of_large_sweeps_is_right() -> None:
+    c = benchmark("cluster")
+    share = c["thousand"]["driver_cpu_s"] / c["thousand"]["trials"]
+    idle, each = c["thousand"]["overhead_per_trial_s"], c["growth"]["hollow_after"]["memory_kb"]
+    base = c["growth"]["hollow_after"]["curve"]["memory_mb"][0]
+    expected: list[list[str]] = [[], [], []]
+    for seconds, most, digits in ((60, " at most", 0), (600, "", 1)):
+        rate, trials = 1000 / seconds, 1000 * 3600 // seconds
+        expected[0].append(f"{rate:.1f}; {100 * rate * share:.{digits}f} %{most}")
+        expected[1].append(f"{100 * idle / seconds:.1g} %")
+        expected[2].append(f"{trials:,}; {base / 1e3 + trials * each / 1e6:.1f} GB")
+    assert [row[1:] for row in rows(BENCHMARKS, "| 1,000 GPUs,")] == expected
+    assert f"idle share from {idle:.2f} s between trials" in BENCHMARKS.read_text()
