@@ -68,9 +68,11 @@ def published(name: str, nfe: int) -> Schedule | None:
     """The schedule of `file:FILE`, which runs as it is; None for any other name.
 
     A list of noise levels has no table of its own, and a schedule of another number of evaluations
-    gives its knots alone: None as well.
+    gives its knots alone: None as well. The file of a curve has a table for every number.
     """
     found = schedule_in(name.removeprefix(FILE)) if name.startswith(FILE) else None
+    if found is not None and found.curve is not None:
+        return found.at(nfe)
     return found if found is not None and found.nfe == nfe else None
 
 
@@ -85,9 +87,14 @@ def source_of(name: str, nfe: int) -> dict[str, str]:
     found = schedule_in(name.removeprefix(FILE))
     if found is None:
         return {"source": f"a list of noise levels: {label(name).removeprefix(FILE)}"}
+    own = found.nfe == nfe
     learned = f"{found.solver}, {found.nfe} evaluations, of {found.model}"
+    if found.curve is not None:
+        told = ", ".join(map(str, found.curve["nfes"]))
+        learned = f"{found.solver}, a curve learned on {told} evaluations, of {found.model}"
+        found, own = found.at(nfe), True
     said = {"source": found.versions.get("imported_from") or learned}
-    return said | ({"schedule": found.to_json()} if found.nfe == nfe else {})
+    return said | ({"schedule": found.to_json()} if own else {})
 
 
 def baselines_of(

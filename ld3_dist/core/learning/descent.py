@@ -22,6 +22,7 @@ the loss has not fallen, x' returns to where it was.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from .config import LearnConfig, setting
 from .objective import Objective, clipped
-from .procedure import Problem, Procedure
+from .procedure import Problem, Procedure, Settings
 
 MEMORY = 0.9
 """The fraction of their past that the running means keep at every step."""
@@ -37,78 +38,29 @@ FLOOR = 1e-6
 """The least second moment in any direction, as a fraction of the trace of C."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DescentConfig(LearnConfig):
-    """Settings of the default procedure."""
+class Stepping(Procedure[Settings]):
+    """Steps of parameters and noise, see the top of this file; `prepare` comes before the first."""
 
-    coefficients: bool = setting(False, "true if the solver's coefficients are learned too")
-    lr_coefficients: float = setting(0.03, "learning rate of the corrections to the coefficients")
-    start_time: bool = setting(
-        False, "true if sampling starts at a learned, lower noise level instead of t_max"
-    )
-    final_lr: float = setting(0.1, "fraction that the rates decay to")
+    final_lr = 0.1
+    """The fraction that the rates decay to."""
 
-
-class Descent(Procedure[DescentConfig]):
-    """The default procedure, see the top of this file."""
-
-    Config = DescentConfig
-    version = 1
-    starts = ("log_snr", "optimal-steps")
-
-    def __init__(
-        self, problem: Problem, config: DescentConfig, objective: Objective | None = None
-    ) -> None:
-        self.learns_coefficients, self.learns_start = config.coefficients, config.start_time
-        super().__init__(problem, config, objective)
-        rates = {
-            "logits": config.lr,
-            "offsets": config.lr_times,
-            "variance": config.lr,
-            "corrections": config.lr_coefficients,
-        }
+    def prepare(self, rates: Mapping[str, float], final_lr: float) -> None:
+        """Choose the parameters that are learned, with their rates by name, and begin with zeros."""
+        self.final_lr = final_lr
         self.learned = [(p, rates[n]) for n, p in self.grids.named_parameters() if p.requires_grad]
         g = self.gradient()
         self.state = {
             "weight": g.new_zeros(()), "first": g, "second": g[:, :, None] * g[:, None],
             # the last accepted x', restored if the next visit finds no lower loss than `known`
-            "kept": self.moved.clone(), "known": self.moved.new_full(self.pool.shape, math.inf),
+            "kept": self.moved.clone(),
+            "known": self.moved.new_full(self.moved.shape[:2], math.inf),
         }  # fmt: skip
 
-    def rate(self, epoch: int) -> float:
-        """Cosine decay from 1 to final_lr."""
-        low = self.config.final_lr
-        progress = (epoch - 1) / max(self.config.epochs, 1)
+    def rate(self, epochs: float) -> float:
+        """Cosine decay from 1 to final_lr; so many epochs are over."""
+        low = self.final_lr
+        progress = epochs / max(self.config.epochs, 1)
         return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
-
-    def epoch(self, epoch: int) -> None:
-        """One step on every batch, so that every active member sees each of its pairs once."""
-        k, losses = self.members(), []
-        for batch in self.batches():
-            losses.append(self.step(batch[k], k, self.rate(epoch)).mean(1))
-        total = torch.zeros(len(self.active), dtype=torch.float64)
-        for loss in torch.stack(losses).cpu().double():  # once an epoch: nothing waits inside it
-            total = total + loss
-        self.train_loss[self.active] = total / len(losses)
-
-    def step(self, batch: Tensor, k: Tensor, rate: float) -> Tensor:
-        """One step of the members k on positions [k, b] of their pairs.
-
-        Returns their losses [k, b] before the step.
-        """
-        rows = self.pool[k].gather(1, batch)
-        soft = self.radius > 0
-        x = self.moved[k[:, None], batch].requires_grad_(soft)
-        _, built = self.grids.tableau()
-        leaf = built.take(k).leaf(x)
-        loss = self.objective.gradients(leaf, x, self.train, self.train_features, rows)
-        finite = torch.isfinite(loss).all(1)  # other members have a gradient of zero in this step
-        self.grids.zero_grad()
-        built.backward(leaf, k, finite)
-        self.descend(rate)
-        if soft:
-            self.move(batch, k, rows, x, loss)
-        return loss
 
     def gradient(self) -> Tensor:
         """Every member's gradient [K, P], in units of the learning rates.
@@ -136,7 +88,9 @@ class Descent(Procedure[DescentConfig]):
             p.sub_(rate * unit * step.view_as(p))
 
     @torch.no_grad()
-    def move(self, batch: Tensor, k: Tensor, rows: Tensor, x: Tensor, loss: Tensor) -> None:
+    def move(
+        self, batch: Tensor, k: Tensor, rows: Tensor, x: Tensor, loss: Tensor, radius: float
+    ) -> None:
         """Judge the move that led to x, and move on.
 
         If the loss fell, x is accepted, and a step of lr_noise * r down the gradient gives the next
@@ -147,6 +101,7 @@ class Descent(Procedure[DescentConfig]):
             rows: the same samples as indices into the training pairs [k, b].
             x: their noise [k, b, *shape], with its gradient.
             loss: their losses [k, b] at x.
+            radius: of the ball.
         """
         assert x.grad is not None
         at, kept, known = (k[:, None], batch), self.state["kept"], self.state["known"]
@@ -156,12 +111,76 @@ class Descent(Procedure[DescentConfig]):
         start = self.train.noise[rows]
         direction = flat(torch.nan_to_num(x.grad))
         direction = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-        away = flat(x - start) - self.config.lr_noise * self.radius * direction
+        away = flat(x - start) - self.config.lr_noise * radius * direction
         length = away.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-        away = away * (self.radius / length).clamp_max(1.0)
+        away = away * (radius / length).clamp_max(1.0)
         kept[at] = torch.where(wide(good), x, kept[at])
         self.moved[at] = torch.where(wide(good), start + away.view_as(x), kept[at])
         known[at] = torch.where(good, loss, math.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescentConfig(LearnConfig):
+    """Settings of the default procedure."""
+
+    coefficients: bool = setting(False, "true if the solver's coefficients are learned too")
+    lr_coefficients: float = setting(0.03, "learning rate of the corrections to the coefficients")
+    start_time: bool = setting(
+        False, "true if sampling starts at a learned, lower noise level instead of t_max"
+    )
+    final_lr: float = setting(0.1, "fraction that the rates decay to")
+
+
+class Descent(Stepping[DescentConfig]):
+    """The default procedure, see the top of this file."""
+
+    Config = DescentConfig
+    version = 1
+    starts = ("log_snr", "optimal-steps")
+
+    def __init__(
+        self, problem: Problem, config: DescentConfig, objective: Objective | None = None
+    ) -> None:
+        self.learns_coefficients, self.learns_start = config.coefficients, config.start_time
+        super().__init__(problem, config, objective)
+        self.prepare(
+            {
+                "logits": config.lr,
+                "offsets": config.lr_times,
+                "variance": config.lr,
+                "corrections": config.lr_coefficients,
+            },
+            config.final_lr,
+        )
+
+    def epoch(self, epoch: int) -> None:
+        """One step on every batch, so that every active member sees each of its pairs once."""
+        k, losses = self.members(), []
+        for batch in self.batches():
+            losses.append(self.step(batch[k], k, self.rate(epoch - 1)).mean(1))
+        total = torch.zeros(len(self.active), dtype=torch.float64)
+        for loss in torch.stack(losses).cpu().double():  # once an epoch: nothing waits inside it
+            total = total + loss
+        self.train_loss[self.active] = total / len(losses)
+
+    def step(self, batch: Tensor, k: Tensor, rate: float) -> Tensor:
+        """One step of the members k on positions [k, b] of their pairs.
+
+        Returns their losses [k, b] before the step.
+        """
+        rows = self.pool[k].gather(1, batch)
+        soft = self.radius > 0
+        x = self.moved[k[:, None], batch].requires_grad_(soft)
+        _, built = self.grids.tableau()
+        leaf = built.take(k).leaf(x)
+        loss = self.objective.gradients(leaf, x, self.train, self.train_features, rows)
+        finite = torch.isfinite(loss).all(1)  # other members have a gradient of zero in this step
+        self.grids.zero_grad()
+        built.backward(leaf, k, finite)
+        self.descend(rate)
+        if soft:
+            self.move(batch, k, rows, x, loss, self.radius)
+        return loss
 
 
 def inverse_root(C: Tensor) -> Tensor:
