@@ -241,9 +241,7 @@ class Curve(nn.Module):
         if self.tilt.requires_grad:
             self.tilt.copy_(theta[:, self.points :])
 
-    def _normal(
-        self, theta: Tensor, wanted: Mapping[int, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _normal(self, theta: Tensor, wanted: Mapping[int, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The error [K] of parameters, and what is left and the matrix of the normal equations."""
         self._take(theta)
         # what the start leaves open stays near zero
