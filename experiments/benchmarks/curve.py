@@ -50,7 +50,7 @@ def fresh_loss(model: Model, fresh: Pairs, tableau: Tableau) -> dict[str, float]
 def single(model: Model, pairs: Pairs, fresh: Pairs, solver: str, nfe: int) -> dict[str, Any]:
     """A schedule for one NFE alone: the best member of the default procedure."""
     began, progress = time.process_time(), None
-    for progress in learning(model, solver, nfe, pairs[COUNT:], pairs[:COUNT]):
+    for progress in learning(model, solver, nfe, pairs[COUNT:], pairs[:COUNT]):  # noqa: B007
         pass
     assert progress is not None
     seconds, k = time.process_time() - began, int(progress.best_valid.argmin())
@@ -74,7 +74,9 @@ def curve(
     """A curve learned on some NFEs, measured at all of NFES."""
     began, progress = time.process_time(), None
     options: dict[str, Any] = {"procedure": "curve"} | settings
-    for progress in learning(model, solver, nfes, pairs[COUNT:], pairs[:COUNT], **options):
+    for progress in learning(  # noqa: B007
+        model, solver, nfes, pairs[COUNT:], pairs[:COUNT], **options
+    ):
         pass
     assert isinstance(progress, FamilyProgress)
     seconds, k = time.process_time() - began, int(progress.best_valid.argmin())

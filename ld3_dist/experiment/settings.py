@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ..core.distance import distance_entry
-from ..core.learning.procedure import make_config
+from ..core.learning.procedure import make_config, procedures
 from ..core.solver import make_solver
 from ..core.user_code import PREFIX, label
 from ..metrics.extractors import extractors

@@ -175,9 +175,9 @@ def _schedules(storage: Storage, rows: Rows) -> Iterator[Finding]:
             config = json.loads(row["settings"]).get("learn", {})
             remedy = LEARN if config.get("coefficients") else f"{AGAIN}, from its row"
             yield Finding(name, problem, remedy)
-        if row.get("family"):
-            known.add(schedule_name(row["family"]))
-    for curve in sorted({row["family"] for row in rows if row.get("family")}):
+    curves = {row["family"] for row in rows if isinstance(row.get("family"), str)}
+    known |= set(map(schedule_name, curves))
+    for curve in sorted(curves):
         if not curve_is_there(storage, curve):
             yield Finding(schedule_name(curve), "is no curve, or is missing", LEARN)
     for name in storage.list("schedules"):

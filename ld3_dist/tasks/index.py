@@ -97,10 +97,10 @@ class RowIndex:
         else:
             row = self.row(key)
             status, loss = row["status"], row["valid_loss"]
-            if status == "ok" and self.verify and spec.curves:
-                if not curve_is_there(self.storage, spec.curves[member]):
-                    return None
-            if status == "ok" and self.verify and complaint(self.storage, row):
+            verify = status == "ok" and self.verify
+            if verify and spec.curves and not curve_is_there(self.storage, spec.curves[member]):
+                return None
+            if verify and complaint(self.storage, row):
                 if not follows_from_row(spec):
                     return None
                 model = model_of(spec.cell.model, "cpu")

@@ -9,8 +9,9 @@ control points c_0 = 0 < … < c_P = 1 between the ends of the coordinate's rang
     x      = log2(NFE / middle)
 
 As the control points increase, so does u, for all parameters. `straight` stands for the straight
-line, so that zeros give the grid that is uniform in the coordinate; in lam that is log_snr. The shape of a good grid drifts with the NFE, and `tilt` says by how much it does when the
-NFE doubles. x stays within the NFEs that were learned on: beyond them the shape does not change.
+line, so that zeros give the grid that is uniform in the coordinate; in lam that is log_snr. The
+shape of a good grid drifts with the NFE, and `tilt` says by how much it does when the NFE doubles.
+x stays within the NFEs that were learned on: beyond them the shape does not change.
 
 A second spline moves the network times, as a fraction of the way to a neighbouring knot:
 
@@ -144,7 +145,7 @@ class Curve(nn.Module):
         N, gaps = self.solver.steps(nfe), self.gaps(self.octaves(nfe))
         rises = spline_rises(tuple(i / N for i in range(1, N)), self.points).to(gaps.device)
         ends = torch.zeros_like(gaps[:, :1]), torch.ones_like(gaps[:, :1])
-        return torch.cat([ends[0], gaps @ rises.mT, ends[1]], -1)
+        return torch.cat([ends[0], weighted(gaps, rises), ends[1]], -1)
 
     def _time(self, u: Tensor) -> Tensor:
         return self.noise.inverse(u) if self.coordinate == "lambda" else -u
@@ -174,7 +175,7 @@ class Curve(nn.Module):
         places = tuple(j / max(nfe - 1, 1) for j in range(nfe))
         weights = spline(places, self.points).to(self.offsets.device)
         r = self.offsets.double() + self.octaves(nfe) * self.drift.double()
-        return self.window * torch.tanh(r @ weights.mT)
+        return self.window * torch.tanh(weighted(r, weights))
 
     def tableau(self, nfe: int) -> tuple[Grid, Tableau]:
         """The grids of an NFE and their coefficients."""
@@ -281,6 +282,14 @@ def _ends(noise: NoiseSchedule, coordinate: str, inner: Sequence[Tensor], member
             if u[k].max() >= ends[k, 1]:
                 ends[k, 1] = torch.minimum(u[k].max() + 1, real[1])
     return ends
+
+
+def weighted(values: Tensor, weights: Tensor) -> Tensor:
+    """values [K, P] times weights [S, P], [K, S]; to the last bit the same for every K.
+
+    So a curve that is read from a file gives the grids that were learned beside others.
+    """
+    return (values[:, None] * weights).sum(-1)
 
 
 @lru_cache

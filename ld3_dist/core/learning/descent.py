@@ -45,7 +45,7 @@ class Stepping(Procedure[Settings]):
     """The fraction that the rates decay to."""
 
     def prepare(self, rates: Mapping[str, float], final_lr: float) -> None:
-        """Choose the parameters that are learned, with their rates by name, and begin with zeros."""
+        """Begin with means of zero; `rates` are those of the parameters, by name."""
         self.final_lr = final_lr
         self.learned = [(p, rates[n]) for n, p in self.grids.named_parameters() if p.requires_grad]
         g = self.gradient()

@@ -360,10 +360,10 @@ def _check_settings(name: str, config: Any) -> None:
     """Raise InputError for a Config from which neither a help text nor a column could be made."""
     if not isinstance(config, type) or not issubclass(config, LearnConfig):
         raise InputError(f"procedure {name!r}: its Config must derive from LearnConfig")
-    for field in dataclasses.fields(config):
-        if not isinstance(field.default, bool | int | float | str):
+    for one in dataclasses.fields(config):
+        if not isinstance(one.default, bool | int | float | str):
             raise InputError(
-                f"procedure {name!r}: setting {field.name!r} needs a default that is a number, a "
+                f"procedure {name!r}: setting {one.name!r} needs a default that is a number, a "
                 'word or a switch; write it as setting(0.5, "what it means")'
             )
 
