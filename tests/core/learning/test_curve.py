@@ -136,9 +136,7 @@ def test_gradients_of_the_table_are_exact(noise: NoiseSchedule) -> None:
         found: list[Tensor] = []
         calls = Calls(curve)
         for nfe in (5, 6):
-            table = torch.func.functional_call(
-                Calls(curve), {f"curve.{n}": own[n] for n in own}, nfe
-            )
+            table = torch.func.functional_call(calls, {f"curve.{n}": own[n] for n in own}, nfe)
             found += table
         return tuple(found)
 
