@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.comparison import Distance
+from ..core.errors import InputError
 from ..core.grid import Grid
 from ..core.learning.pairs import Pairs
 from ..core.noise import NoiseSchedule
@@ -72,8 +73,16 @@ def published(name: str, nfe: int) -> Schedule | None:
     """
     found = schedule_in(name.removeprefix(FILE)) if name.startswith(FILE) else None
     if found is not None and found.curve is not None:
-        return found.at(nfe)
+        return _read_at(name, found, nfe)
     return found if found is not None and found.nfe == nfe else None
+
+
+def _read_at(name: str, curve: Schedule, nfe: int) -> Schedule:
+    """The schedule of an NFE; InputError with the file's name if its solver cannot spend that."""
+    try:
+        return curve.at(nfe)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def source_of(name: str, nfe: int) -> dict[str, str]:
@@ -92,7 +101,7 @@ def source_of(name: str, nfe: int) -> dict[str, str]:
     if found.curve is not None:
         told = ", ".join(map(str, found.curve["nfes"]))
         learned = f"{found.solver}, a curve learned on {told} evaluations, of {found.model}"
-        found, own = found.at(nfe), True
+        found, own = _read_at(name, found, nfe), True
     said = {"source": found.versions.get("imported_from") or learned}
     return said | ({"schedule": found.to_json()} if own else {})
 

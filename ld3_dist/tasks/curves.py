@@ -18,11 +18,17 @@ from ..schedule.file import read_schedule
 from ..schedule.making import make_schedule
 from ..store.storage import Storage
 from .baselines import losses_for
+from .checkpoints import Course
 from .schedules import schedule_name
 
 
 def write_curves(
-    plan: Plan, spec: TrialSpec, storage: Storage, model: Model, progress: FamilyProgress
+    plan: Plan,
+    spec: TrialSpec,
+    storage: Storage,
+    model: Model,
+    progress: FamilyProgress,
+    course: Course,
 ) -> None:
     """Write the file of every member's curve: the schedule of the most evaluations, and the curve.
 
@@ -31,7 +37,7 @@ def write_curves(
     family = siblings(plan, spec)
     baselines = {one.cell.nfe: losses_for(storage, plan, one) for one in family}
     most = family[-1].cell
-    ends = progress.at(most.nfe)
+    ends, start_losses = progress.at(most.nfe), course.at(most.nfe).valid[0]
     for m, (seed, start) in enumerate(spec.members):
         if not bool(progress.each_best[:, m].isfinite().all()):
             continue
@@ -43,7 +49,7 @@ def write_curves(
             m,
             spec.config,
             start=start,
-            start_loss=float("inf"),
+            start_loss=start_losses[m].item(),
             seed=seed,
             baselines=baselines[most.nfe],
             experiment=plan.fingerprint,

@@ -90,7 +90,8 @@ def run_trial(
     seconds = checkpoints.elapsed(course) / len(spec.members)
     total = sum(one.cell.nfe for one in family)
     if isinstance(progress, FamilyProgress):
-        write_curves(plan, spec, storage, model_of(spec.cell.model, device), progress)
+        model = model_of(spec.cell.model, device)
+        write_curves(plan, spec, storage, model, progress, course)
     losses: list[list[dict[str, Any]]] = []
     for one in sorted(family, key=lambda one: one.task == spec.task):  # its own rows come last
         share = seconds * one.cell.nfe / total

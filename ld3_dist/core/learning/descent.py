@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class Stepping(Procedure[Settings]):
 
     final_lr = 0.1
     """The fraction that the rates decay to."""
+    memory: ClassVar[float] = MEMORY
+    """The fraction of their past that the running means keep."""
 
     def prepare(self, rates: Mapping[str, float], final_lr: float) -> None:
         """Begin with means of zero; `rates` are those of the parameters, by name."""
@@ -77,10 +80,10 @@ class Stepping(Procedure[Settings]):
         """Update the running means and the parameters of every member, see the top of this file."""
         g = self.gradient()
         for name, seen in (("weight", 1.0), ("first", g), ("second", g[:, :, None] * g[:, None])):
-            self.state[name] = MEMORY * self.state[name] + seen
+            self.state[name] = self.memory * self.state[name] + seen
         m, C = (self.state[name] / self.state["weight"] for name in ("first", "second"))
         diagonal = torch.diag_embed(torch.diagonal(C, dim1=-2, dim2=-1))
-        C = torch.lerp(C, diagonal, 1 - (1 - MEMORY) * self.state["weight"])
+        C = torch.lerp(C, diagonal, 1 - (1 - self.memory) * self.state["weight"])
         steps = (inverse_root(C) @ m[..., None])[..., 0].split(
             [p[0].numel() for p, _ in self.learned], 1
         )

@@ -127,16 +127,16 @@ class CurveDescent(Stepping[CurveConfig]):
     def epoch(self, epoch: int) -> None:
         """One step on every batch with every NFE."""
         k, F = self.members(), len(self.nfes)
-        batches = list(self.batches())
-        total = torch.zeros(F, len(k), dtype=torch.float64)
+        batches, losses = list(self.batches()), []
         for turn in range(len(batches)):
             for f in range(F):
                 done = epoch - 1 + (turn * F + f) / (F * len(batches))
-                loss = self.step(batches[(turn + f) % len(batches)][k], k, f, self.rate(done))
-                total[f] += loss.mean(1).cpu().double()
-        each = self.state["each_train"]
-        each[:, self.active] = total / len(batches)
-        self.train_loss = geometric(each)
+                batch = batches[(turn + f) % len(batches)]
+                losses.append(self.step(batch[k], k, f, self.rate(done)).mean(1))
+        # once an epoch: nothing waits inside it
+        means = torch.stack(losses).cpu().double().view(len(batches), F, len(k)).mean(0)
+        self.state["each_train"][:, self.active] = means
+        self.train_loss = geometric(self.state["each_train"])
 
     def step(self, batch: Tensor, k: Tensor, f: int, rate: float) -> Tensor:
         """One step of the members k with NFE number f on positions [k, b] of their pairs.
