@@ -241,6 +241,13 @@ class Schedule:
 
         Raises InputError for fewer evaluations than a step of the solver takes, for more than
         MOST_NFE, and for a schedule without a curve that is of another NFE.
+
+        >>> import ld3_dist as ld3
+        >>> model = ld3.load_model("analytic:mixture-2d")
+        >>> pairs = ld3.teach(model, 8)
+        >>> curve = ld3.learn(model, "ddim", [2, 4], pairs, procedure="curve", epochs=1)
+        >>> curve.at(3).sample(model, n=5).shape
+        torch.Size([5, 2])
         """
         return schedule_at(self, nfe, solver)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,14 @@ def test_the_losses_are_those_of_the_grids(curve: Schedule, model: ld3.Model, pa
         assert found.losses.mean().item() == pytest.approx(told, rel=1e-4)
 
 
-def test_it_is_better_than_its_start_at_every_nfe(curve: Schedule) -> None:
+def test_it_is_better_than_its_start(curve: Schedule) -> None:
+    """In the geometric mean over the NFEs, by which it is chosen; the start is a candidate."""
     assert curve.curve is not None
-    for nfe, loss in curve.curve["losses"].items():
-        assert loss < curve.curve["baselines"][nfe]["log_snr"]
+    gains = [
+        loss / curve.curve["baselines"][nfe]["log_snr"]
+        for nfe, loss in curve.curve["losses"].items()
+    ]
+    assert math.prod(gains) < 1
 
 
 def test_a_curve_as_start_and_as_baseline(
@@ -222,7 +227,8 @@ def test_the_scheduler_takes_any_number_of_steps(
     pytest.importorskip("diffusers")
     from ld3_dist.integrations.diffusers import LD3Scheduler
 
-    scheduler = LD3Scheduler(json.loads(curve.to_json()))
+    told = replace(curve, prediction="velocity")
+    scheduler = LD3Scheduler(json.loads(told.to_json()))
     noise = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).double()
     for count in (nfe, 4, nfe):  # one after the other, in any order
         scheduler.set_timesteps(count)

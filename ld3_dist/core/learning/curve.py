@@ -42,6 +42,8 @@ DEGREE = 3
 """Degree of the splines, if there are more control points than that."""
 FIT_STEPS = 60
 """Steps of the fit to a start."""
+EXACT = 1e-20
+"""Mean squared error of the logarithms of gaps that needs no better fit."""
 SMALL = 1e-6
 """Weight of the parameters themselves in the fit."""
 PARAMETERS = ("logits", "tilt", "offsets", "drift")
@@ -171,7 +173,7 @@ class Curve(nn.Module):
         return Grid(knots, evals)
 
     def moves(self, nfe: int) -> Tensor:
-        """How far the network times move, [K, E], as signed fractions of their room."""
+        """The moves of the network times [K, E], as signed fractions of their room."""
         places = tuple(j / max(nfe - 1, 1) for j in range(nfe))
         weights = spline(places, self.points).to(self.offsets.device)
         r = self.offsets.double() + self.octaves(nfe) * self.drift.double()
@@ -223,11 +225,15 @@ class Curve(nn.Module):
         if not wanted:
             return
         error, towards, square = self._normal(theta, wanted)
+        idle = 0
         for _ in range(FIT_STEPS):
+            if idle > 8 or bool((error < EXACT).all()):
+                break
             scaled = square + torch.diag_embed(damping.expand_as(theta))
             trial = theta + torch.linalg.solve(scaled, towards)
             found = self._normal(trial, wanted)
             better = found[0] < error
+            idle = 0 if bool((found[0] < 0.999 * error).any()) else idle + 1
             pick = lambda new, old, yes: torch.where(yes.view(-1, *[1] * (new.ndim - 1)), new, old)
             theta = pick(trial, theta, better)
             error, towards, square = (

@@ -66,14 +66,14 @@ def test_a_step_follows_the_gradient_of_the_log_loss() -> None:
     for (parameter, _), gradient in zip(run.learned, seen, strict=True):
         for i in range(parameter.shape[1]):
             ends = []
-            for move in (1e-5, -2e-5):
+            for move in (1e-3, -2e-3):  # losses are in single precision
                 with torch.no_grad():
                     parameter[0, i] += move
                 ends.append(log_loss())
             with torch.no_grad():
-                parameter[0, i] += 1e-5
-            slope = (ends[0] - ends[1]) / 2e-5
-            assert gradient[0, i].item() == pytest.approx(slope, rel=2e-3, abs=1e-5)
+                parameter[0, i] += 1e-3
+            slope = (ends[0] - ends[1]) / 2e-3
+            assert gradient[0, i].item() == pytest.approx(slope, rel=5e-3, abs=3e-4)
 
 
 def test_every_nfe_counts_alike() -> None:
