@@ -355,9 +355,9 @@ def nfes_of(nfe: int | Sequence[int], solver: str, config: LearnConfig) -> tuple
     Raises InputError for one that the solver cannot spend, one that is there twice, and several
     with a procedure that learns one at a time.
     """
-    if not isinstance(nfe, Sequence) or isinstance(nfe, str):
-        check_student(solver, nfe)  # type: ignore[arg-type]
-        return (nfe,)  # type: ignore[return-value]
+    if not isinstance(nfe, Sequence):
+        check_student(solver, nfe)
+        return (nfe,)
     for one in nfe:
         check_student(solver, one)
     if not nfe or len(set(nfe)) < len(nfe):

@@ -245,6 +245,9 @@ def test_the_scheduler_takes_any_number_of_steps(
         torch.testing.assert_close(x, expected, rtol=1e-9, atol=1e-9)
     with pytest.raises(ld3.InputError, match="nfe = 0"):
         scheduler.set_timesteps(0)
+    again = LD3Scheduler.from_config(scheduler.config)
+    again.set_timesteps(6)
+    assert len(again.timesteps) == 6
 
 
 def ld3_sample(model: ld3.Model, table: Any, noise: torch.Tensor) -> torch.Tensor:

@@ -12,10 +12,12 @@ from plain_sweep import sweep
 from tiny_sweep import changed
 
 import ld3_dist as ld3
+from ld3_dist.cluster.search.proposals import points_by_cell
 from ld3_dist.core.learning.family import CurveDescent
 from ld3_dist.experiment import parse_experiment
 from ld3_dist.experiment.families import siblings
 from ld3_dist.store.opening import open_storage
+from ld3_dist.store.part import Part
 from ld3_dist.store.tables import read_table
 from ld3_dist.tasks.check import check
 from ld3_dist.tasks.planning import make_plan
@@ -130,6 +132,21 @@ def test_siblings_share_the_family_and_the_members_of_a_part() -> None:
     alone = plan.trial(plan.cells[0], {"procedure": "default", "points": None})
     assert alone.family is None
     assert siblings(plan, alone) == [alone]
+
+
+def test_a_family_is_in_one_part_of_a_sweep() -> None:
+    """Every point of every cell once, and the cells of a family together."""
+    data = settings(3, 5, grid={"gamma": [0.0, 0.1]}) | {"solvers": ["ddim", "dpmpp-2"]}
+    plan = make_plan(parse_experiment(data))
+    seen: dict[tuple[str, float], list[int]] = {}
+    for i in range(1, 4):
+        for cell, points in points_by_cell(plan, Part(i, 3)):
+            for point in points:
+                seen.setdefault((cell.solver, point["gamma"]), []).append(i)
+    assert len(seen) == 4
+    for parts in seen.values():
+        assert len(parts) == 2
+        assert len(set(parts)) == 1
 
 
 def test_the_procedure_can_be_an_axis(tmp_path: Path) -> None:
