@@ -235,10 +235,10 @@ def test_the_scheduler_takes_any_number_of_steps(
         assert len(scheduler.timesteps) == count
         x = noise * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
-            at = torch.full((5,), curve.at(count).evals[scheduler.step_index or 0]).double()
+            at = x.new_full((5,), curve.at(count).evals[scheduler.step_index or 0])
             with torch.no_grad():
                 velocity = (x - model.denoiser(x, at)) / at[:, None]
-            x = scheduler.step(velocity, t, x).prev_sample
+            (x,) = scheduler.step(velocity, t, x, return_dict=False)
         table = curve.at(count).table_for(model)
         with torch.no_grad():
             expected = ld3_sample(model, table, noise)

@@ -27,7 +27,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,13 +122,8 @@ class Curve(nn.Module):
         ends = _ends(noise, coordinate, list(inner.values()), len(next(iter(grids.values()))))
         made = cls(noise, solver, sorted(starts), ends, coordinate, window, points)
         made.fit(inner)
-        return made.to(device)
-
-    def to(self, *args: Any, **kwargs: Any) -> Curve:
-        """Itself with parameters and ends on a device."""
-        super().to(*args, **kwargs)
-        self.ends = self.ends.to(self.logits.device)
-        return self
+        moved = cls(noise, solver, made.nfes, ends, coordinate, window, points, device)
+        return moved.set(made.values())
 
     def octaves(self, nfe: int) -> float:
         """x: how many times the NFE is twice the middle, within the NFEs that were learned on."""

@@ -5,6 +5,7 @@ smoothly.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,10 +32,10 @@ def starts(noise: NoiseSchedule, solver: str, *names: str) -> dict[int, Tensor]:
     }
 
 
-def made(noise: NoiseSchedule, solver: str = "unipc-3", *names: str, **options: object) -> Curve:
+def made(noise: NoiseSchedule, solver: str = "unipc-3", *names: str, **options: Any) -> Curve:
     return Curve.like(
         noise, make_solver(solver), starts(noise, solver, *(names or ("log_snr",))), **options
-    )  # type: ignore[arg-type]
+    )
 
 
 @pytest.mark.parametrize("points", [1, 2, 3, 4, 8, 13])
