@@ -74,15 +74,16 @@ class RowIndex:
         """
         if task is not None:
             self.add(task)
-        valid = [self._losses(one) for one in siblings(self.plan, spec)]
+        family = siblings(self.plan, spec)
+        valid = [self._losses(one) for one in family]
         missing = {i for found in valid for i, loss in enumerate(found) if loss is None}
         if missing:
             return spec.only(sorted(missing))
         known = [[math.inf if loss is None else loss for loss in found] for found in valid]
         objective = mean_log([log_loss([seed for seed, _ in spec.members], one) for one in known])
         status = "ok" if math.isfinite(objective) else "diverged"
-        own = tuple(math.inf if loss is None else loss for loss in self._losses(spec))
-        return Outcome(spec.task, objective, own, status)
+        own = known[[one.cell.nfe for one in family].index(spec.cell.nfe)]
+        return Outcome(spec.task, objective, tuple(own), status)
 
     def _losses(self, spec: TrialSpec) -> list[float | None]:
         """The held-out losses of a trial's members, as `_loss` has them."""
