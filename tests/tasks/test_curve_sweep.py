@@ -62,7 +62,7 @@ def test_every_nfe_has_a_row_of_the_family(out: Path) -> None:
             assert curve.curve is not None
             assert curve.curve["losses"][str(row["nfe"])] == row["valid_loss"]
     grids = ld3.load_results(out).query("kind == 'baseline'")
-    assert grids["family"].isna().all()
+    assert all(grids["family"].isna())
     found = [finding.file for finding in check(open_storage(out))]
     assert not [file for file in found if not file.startswith("parts/")]  # nobody cleared those
 
