@@ -225,23 +225,14 @@ def learn(
     measured = {
         one: baselines_of(viewed, student, one, valid, opened, baselines, train) for one in nfes
     }
+    own = nfes[-1]
     made = make_schedule(
-        model,
-        solver,
-        nfes[-1],
-        at_nfe(progress, nfes[-1]),
-        best,
-        config,
-        start=_name(names[best]),
-        start_loss=at_nfe(first, nfes[-1]).valid[best].item(),
-        baselines=_losses(measured[nfes[-1]]),
-    )
+        model, solver, own, at_nfe(progress, own), best, config, start=_name(names[best]),
+        start_loss=at_nfe(first, own).valid[best].item(), baselines=_losses(measured[own]),
+    )  # fmt: skip
     if isinstance(progress, FamilyProgress):
-        losses = {one: _losses(found) for one, found in measured.items()}
-        made = replace(made, curve=curve_body(progress, best, losses))
-        _warn_of_better(made)
-        return made
-    return _better(made, model.noise, measured[nfes[-1]], loss)
+        return _with_curve(made, progress, best, measured)
+    return _better(made, model.noise, measured[own], loss)
 
 
 def at_nfe(progress: Progress, nfe: int) -> Progress:
@@ -257,8 +248,19 @@ def _listed(nfes: Sequence[int]) -> str:
     return ", ".join(map(str, nfes))
 
 
-def _warn_of_better(made: Schedule) -> None:
-    """Warn of the NFEs at which a hand-made grid has a lower held-out loss than the curve."""
+def _with_curve(
+    schedule: Schedule,
+    progress: FamilyProgress,
+    member: int,
+    measured: Mapping[int, Mapping[str, Baseline]],
+) -> Schedule:
+    """A schedule with its member's curve, and a warning for NFEs where a hand-made grid is better.
+
+    Args:
+        measured: the hand-made grids of every NFE.
+    """
+    losses = {nfe: _losses(found) for nfe, found in measured.items()}
+    made = replace(schedule, curve=curve_body(progress, member, losses))
     assert made.curve is not None
     for nfe, loss in made.curve["losses"].items():
         grids = made.curve["baselines"].get(nfe, {})
@@ -273,6 +275,7 @@ def _warn_of_better(made: Schedule) -> None:
                 usable[name],
                 loss,
             )
+    return made
 
 
 def check_before(
