@@ -2,7 +2,8 @@
 
     load_model(name), Model(denoiser)     a pre-trained network as a data predictor
     teach(model, n)                       teacher pairs: unit noise and a precise solver's samples
-    learn(model, solver, nfe, pairs)      a Schedule; `learning` yields after every epoch
+    learn(model, solver, nfe, pairs)      a Schedule; `learning` yields after every epoch. With
+                                          nfe=range(4, 11), procedure="curve" it is for any NFE
     load_schedule(file)                   a schedule file; schedule.save, schedule.sample
     evaluate(model, schedules)            fresh samples and their scores, as a DataFrame
     transfer(schedule, models)            schedules scored where they were not learned

@@ -323,6 +323,9 @@ def export(
     pipeline: Annotated[
         str | None, typer.Option(help="For diffusers: folder or id, if not the model's own.")
     ] = None,
+    nfe: Annotated[
+        int | None, typer.Option(help="Network evaluations, for the file of a curve.")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Give a schedule to another tool: a plain list of sigmas or timesteps, a line for ComfyUI, a
@@ -334,7 +337,7 @@ def export(
     """
     from ..integrations.export import export as export_as
 
-    found = export_as(schedule, form, out, pipeline, force)
+    found = export_as(schedule, form, out, pipeline, force, nfe)
     typer.echo(f"Written: {out}" if out else found.text)
     for sentence in found.lost:
         typer.echo(f"Warning: {sentence}", err=True)

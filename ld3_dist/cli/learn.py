@@ -14,11 +14,15 @@ from .console import console, option, say, warn
 
 if TYPE_CHECKING:
     from ..core.learning.pairs import Pairs
+    from ..core.solver import Solver
     from ..models import Model
     from ..schedule.file import Schedule
 
 PICTURES = 8
 """Samples in the picture."""
+
+MOST_NFE = 1000
+"""The most that --nfe takes, as everywhere."""
 
 MOST_PAIRS = 1_000_000
 """The most that --pairs takes; the samples of a seed end there."""
@@ -32,7 +36,13 @@ def learn(
             "python:FILE.py:NAME."
         ),
     ],
-    nfe: Annotated[int, typer.Option(help="Network evaluations of a sample.")],
+    nfe: Annotated[
+        str,
+        typer.Option(
+            help="Network evaluations of a sample; several for one curve, as 4-10 or 4,6,8 with "
+            "--procedure curve."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Schedule file to write (JSON).")],
     solver: Annotated[
         str | None, typer.Option(help="Student solver; ipndm-3 if not given.")
@@ -64,7 +74,11 @@ def learn(
         ),
     ] = None,
     procedure: Annotated[
-        str | None, typer.Option(help="default, or paper: the published procedure.")
+        str | None,
+        typer.Option(
+            help="default; paper: the published procedure; curve: one file for any number of "
+            "evaluations."
+        ),
     ] = None,
     gamma: Annotated[
         float | None,
@@ -143,7 +157,7 @@ def learn(
             options,
             lpips=_given(trunk=trunk, upsample=upsample or None),
             starts=tuple(start or ()),
-            cell=_given(solver=solver, nfe=nfe),
+            cell=_given(solver=solver) | {"nfe": parse_nfe(nfe)},
             how=_given(teacher=teacher, distance=distance),
             limit=_given(budget=budget, minutes=minutes),
             settings=settings | _parsed(setting or [], settings) | {"seed": seed},
@@ -153,6 +167,28 @@ def learn(
         raise typer.Exit(1) from None
     if schedule.procedure is None:
         raise typer.Exit(1)
+
+
+def parse_nfe(text: str) -> int | list[int]:
+    """`--nfe 6`, `--nfe 4-10` or `--nfe 4,6,8-10`; a list for more than one number.
+
+    Raises InputError for anything else.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.isascii() and end.isdecimal() and len(end) < 5 for end in ends):
+            raise InputError(
+                f"--nfe {text[:80]!r}: write one number, or several for a curve, as 4-10 or 4,6,8"
+            )
+        low, high = map(int, ends)
+        if high < low or high > MOST_NFE:
+            raise InputError(
+                f"--nfe {text[:80]!r}: {part.strip()[:80]} must increase, up to {MOST_NFE}"
+            )
+        found.extend(range(low, high + 1))
+    return found if "-" in text or "," in text else found[0]
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -197,9 +233,10 @@ def _learn(
     settings: dict[str, Any],
 ) -> Schedule:
     from ..core.learning.procedure import make_config
+    from ..core.solver import make_solver
     from ..models import load_model
     from ..schedule.distances import open_distance
-    from ..schedule.learning import check_before, check_student, learn
+    from ..schedule.learning import check_before, learn, nfes_of
     from ..schedule.provenance import default_device
     from ..schedule.starts import check_start, looks_at_pairs, start_knots
     from ..schedule.teaching import Teacher, teach
@@ -208,7 +245,8 @@ def _learn(
     if count is not None and not 2 <= count <= MOST_PAIRS:
         raise InputError(f"--pairs {count}: give 2 to {MOST_PAIRS}")
     config = make_config(**settings)
-    student = check_student(cell.get("solver", "ipndm-3"), cell["nfe"])
+    nfes = nfes_of(cell["nfe"], cell.get("solver", "ipndm-3"), config)
+    student = make_solver(cell.get("solver", "ipndm-3"))
     with option("--teacher"):
         teacher = Teacher.parse(how.get("teacher", str(Teacher())))
         check_start(teacher.start)
@@ -220,12 +258,13 @@ def _learn(
     with option("--start"):
         for name in starts:
             if not looks_at_pairs(name):
-                start_knots(name, model, student, cell["nfe"])
+                for one in nfes:
+                    start_knots(name, model, student, one)
     name = how.get("distance", "l2")
     distance = open_distance(name, model, options["device"], **lpips)
-    check_before(model, cell.get("solver", "ipndm-3"), cell["nfe"], config, starts, distance)
+    check_before(model, student.name, nfes, config, starts, distance)
     asked = fitted(
-        model, cell, config, limit, starts=starts, teacher=teacher, count=count,
+        model, cell | {"nfe": nfes}, config, limit, starts=starts, teacher=teacher, count=count,
         epochs=settings.get("epochs"), shown=2 * PICTURES if drawable(model) else 0,
     )  # fmt: skip
     settings = settings | {"epochs": asked.epochs}
@@ -280,7 +319,30 @@ class _Bar:
 
 
 def _report(schedule: Schedule, distance: str, out: Path) -> None:
-    """Say what was learned, against the best hand-made grid."""
+    """Say what was learned, against the best hand-made grid; for a curve, at every NFE."""
+    if schedule.curve is not None:
+        for nfe in schedule.curve["nfes"]:
+            _report_one(schedule.at(nfe, _student(schedule)), distance)
+        say(f"Curve for any number of evaluations: {out}")
+        return
+    _report_one(schedule, distance)
+    if schedule.procedure is None:
+        say(
+            f"Learning found nothing better, so {out} holds the hand-made grid {schedule.start}. "
+            f"Try --start {schedule.start}, more --epochs, more --pairs, or --set lr=0.05.",
+            style="bold yellow",
+        )
+    say(f"Schedule: {out}")
+
+
+def _student(schedule: Schedule) -> Solver:
+    """The solver that was learned for; it was given on this command line."""
+    from ..core.solver import make_solver
+
+    return make_solver(schedule.solver)
+
+
+def _report_one(schedule: Schedule, distance: str) -> None:
     losses = {n: b["valid_loss"] for n, b in schedule.baselines.items()}
     usable = {n: loss for n, loss in losses.items() if loss is not None}
     loss = schedule.losses["valid_loss"] or 0.0
@@ -291,13 +353,6 @@ def _report(schedule: Schedule, distance: str, out: Path) -> None:
         name, base = min(usable.items(), key=lambda item: item[1])
         text += f", best hand-made grid ({name}) {base:.4g}: {_verdict(base / max(loss, 1e-300))}"
     say(text)
-    if schedule.procedure is None:
-        say(
-            f"Learning found nothing better, so {out} holds the hand-made grid {schedule.start}. "
-            f"Try --start {schedule.start}, more --epochs, more --pairs, or --set lr=0.05.",
-            style="bold yellow",
-        )
-    say(f"Schedule: {out}")
 
 
 def _verdict(ratio: float) -> str:
@@ -314,7 +369,7 @@ def drawable(model: Model) -> bool:
 def draw(
     model: Model, schedule: Schedule, few: Pairs, teacher: object, distance: str, picture: Path
 ) -> Path | None:
-    """A picture of the same noise: teacher, best hand-made grid, this schedule.
+    """A picture of the same noise: teacher, best hand-made grid, this schedule at its NFE.
 
     None where the samples are no images.
     """
@@ -328,6 +383,7 @@ def draw(
     losses = {n: b["valid_loss"] for n, b in schedule.baselines.items()}
     usable = {n: loss for n, loss in losses.items() if loss is not None}
     name = min(usable, key=lambda n: usable[n], default="log_snr")
+    schedule = schedule.at(schedule.nfe, make_solver(schedule.solver))
     table = hand_made(name, model, make_solver(schedule.solver), schedule.nfe)[1]
     rows = {
         "teacher": few.target,

@@ -46,6 +46,8 @@ class TrialSpec:
     key: names the point, whatever its members.
     members: (seed number, start), starts varying fastest.
     keys: the row key of each member.
+    family: names the learning that this trial shares with those of other NFEs (see `families`).
+    curves: the key of each member's curve, in a family.
     """
 
     cell: Cell
@@ -53,6 +55,8 @@ class TrialSpec:
     key: str
     members: tuple[Member, ...]
     keys: tuple[str, ...]
+    family: str | None = None
+    curves: tuple[str, ...] = ()
 
     @cached_property
     def config(self) -> LearnConfig:
@@ -78,4 +82,6 @@ class TrialSpec:
         """The same point with some of its members, by their positions."""
         positions = list(chosen)
         members = tuple(self.members[i] for i in positions)
-        return replace(self, members=members, keys=tuple(self.keys[i] for i in positions))
+        curves = tuple(self.curves[i] for i in positions) if self.curves else ()
+        keys = tuple(self.keys[i] for i in positions)
+        return replace(self, members=members, keys=keys, curves=curves)

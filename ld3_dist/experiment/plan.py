@@ -24,6 +24,7 @@ from . import points as points_module
 from .axes import check_value
 from .cells import Cell, TrialSpec
 from .contents import content_of_conditioning, contents_of, digest, plain_numbers, portable
+from .families import NFES, nfes_of
 from .points import Point, model_at
 from .sections import ModelSettings
 from .settings import Experiment
@@ -275,6 +276,8 @@ class Plan:
             "teacher": asdict(teacher),
             "pairs": {"train": train, "valid": e.pairs.valid},
         }
+        if procedures.get(config.procedure).family:
+            settings[NFES] = sorted(e.nfe)
         return self.spec(cell, settings, list(itertools.product(self._seeds, chosen)))
 
     @property
@@ -286,22 +289,23 @@ class Plan:
     ) -> TrialSpec:
         """A trial from its resolved settings and its members (seed, start)."""
         procedure = settings["learn"]["procedure"]
-        key = digest(
-            {
-                "settings": self.portable(settings),
-                "solver": self.portable(cell.solver),
-                "nfe": cell.nfe,
-                "teacher": self.teacher_key(cell.model, Teacher(**settings["teacher"])),
-                "versions": {"procedure": procedures.version(procedure)}
-                | self._solver_version(cell.solver),
-            }
-        )
+        shared = {
+            "settings": self.portable(settings),
+            "solver": self.portable(cell.solver),
+            "teacher": self.teacher_key(cell.model, Teacher(**settings["teacher"])),
+            "versions": {"procedure": procedures.version(procedure)}
+            | self._solver_version(cell.solver),
+        }
+        key = digest(shared | {"nfe": cell.nfe})
         found = tuple((int(seed), str(start)) for seed, start in members)
-        keys = tuple(
-            digest([key, seed, self.portable(start), _start_version(start)])
+        named = lambda name: tuple(
+            digest([name, seed, self.portable(start), _start_version(start)])
             for seed, start in found
         )
-        return TrialSpec(cell, settings, key, found, keys)
+        if not nfes_of(settings):
+            return TrialSpec(cell, settings, key, found, named(key))
+        family = digest(shared)
+        return TrialSpec(cell, settings, key, found, named(key), family, named(family))
 
     def _solver_version(self, solver: str) -> dict[str, Any]:
         """The version of a registered solver, for keys."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ..core.distance import distance_entry
-from ..core.learning.procedure import make_config
+from ..core.learning.procedure import make_config, procedures
 from ..core.solver import make_solver
 from ..core.user_code import PREFIX, label
 from ..metrics.extractors import extractors
@@ -220,6 +220,11 @@ class Experiment(Strict):
                 )
         for procedure in self.procedures:
             _check("default", "procedure", procedure, place)
+            if "procedure" in self.search.optuna and procedures.get(procedure).family:
+                raise ValueError(
+                    f"{place}: {procedure} learns all cells of a model and a solver at once, which "
+                    "a sampler of one cell cannot propose; move it to search.grid.procedure"
+                )
         for procedure in self.procedures:
             met = f"with {place} = {procedure!r}, " if searched else ""
             for key, value in self.learn.items():

@@ -14,7 +14,7 @@ network's output at its own time evals_i, which the pipeline gets as a fractiona
     reversed flow      as flow, with -out (InstaFlow; invert_sigmas)
 
 One entry of `timesteps` is one network evaluation: call the pipeline with num_inference_steps =
-NFE.
+NFE. With the file of a curve, that may be any number.
 
 **It has the configuration of the scheduler it replaces**, and three keys more: `schedule`,
 `base_class` and `force`. `Other.from_config(pipe.scheduler.config)` therefore gives the same
@@ -86,17 +86,27 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
     order = 1
 
     def __init__(self, schedule: dict[str, Any], base: Any = None, force: bool = False) -> None:
-        self.schedule = parse_schedule(json.dumps(schedule))
+        self._given = self.schedule = parse_schedule(json.dumps(schedule))
         self._force = force
         given = made_for(self.schedule, {}) if base is None else scheduler_of(base)
         base, _ = underlying(given, "LD3Scheduler")
         self._base = base
         self._register(base, schedule)
-        noise, process = self.schedule.noise_schedule, read_process(base, self.schedule, force)
-        self.prediction = process.prediction
+        self._process = read_process(base, self.schedule, force)
+        self.prediction = self._process.prediction
         """The network's prediction, as in `core.denoiser`, or "-velocity"."""
-        self.init_noise_sigma = self.schedule.prior_scale
-        evals = torch.tensor(self.schedule.evals, dtype=torch.float64)
+        self._use(self.schedule)
+        if hasattr(base, "alphas_cumprod"):
+            self.alphas_cumprod = base.alphas_cumprod  # some pipelines look at it
+        self._begin_index: int | None = None
+        self._restart(None)
+
+    def _use(self, schedule: Schedule) -> None:
+        """Run this schedule from now on: the one that was given, or its curve at another NFE."""
+        self.schedule, process = schedule, self._process
+        noise = schedule.noise_schedule
+        self.init_noise_sigma = schedule.prior_scale
+        evals = torch.tensor(schedule.evals, dtype=torch.float64)
         self._to_data = data_coefficients(process.prediction, noise, evals)
         fits = difference(noise, process.noise, "") is None
         self._network_times = (
@@ -104,10 +114,6 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
             if fits
             else network_times(noise, evals, process.steps)
         )
-        if hasattr(base, "alphas_cumprod"):
-            self.alphas_cumprod = base.alphas_cumprod  # some pipelines look at it
-        self._begin_index: int | None = None
-        self._restart(None)
 
     def _register(self, base: Any, schedule: dict[str, Any]) -> None:
         """Take over the configuration of the base, and add our three keys.
@@ -216,7 +222,7 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         """Get ready for a sample: `timesteps` [NFE] float32 network times.
 
         Args:
-            num_inference_steps: must be the schedule's NFE.
+            num_inference_steps: must be the schedule's NFE; any number for the file of a curve.
             sigmas: only the even ramp 1 - i / n that flow pipelines pass unasked; the schedule
                 brings its own.
             mu: ignored: whatever shift there was is in the schedule's knots.
@@ -230,6 +236,8 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
             num_inference_steps = n
         if num_inference_steps is not None:
             self._check_steps(num_inference_steps)
+            if self._given.curve is not None:
+                self._use(self._given.at(num_inference_steps))
         self._check_call(under_way=False)
         self._restart(device)
 
@@ -316,6 +324,9 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         demand(good, self.schedule, complaint, self._force)
 
     def _check_steps(self, steps: int) -> None:
+        if self._given.curve is not None:
+            self._given.at(steps)  # raises InputError for a number that its solver cannot spend
+            return
         nfe = self.schedule.nfe
         self._demand(
             steps == nfe,

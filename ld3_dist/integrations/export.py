@@ -11,12 +11,15 @@ Everything that can be refused is refused before anything is written or returned
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..core.errors import InputError, unknown
 from ..schedule import export as lists
+from ..schedule.curves import of_one_nfe
 from ..schedule.export import Exported
 from ..schedule.file import Schedule, load_schedule
 from ..store.outputs import check_output, write_output
@@ -32,6 +35,7 @@ def export(
     out: str | os.PathLike[str] | None = None,
     pipeline: str | None = None,
     force: bool = False,
+    nfe: int | None = None,
 ) -> Exported:
     """Give a schedule (path, URL or Schedule) to another tool.
 
@@ -41,6 +45,8 @@ def export(
         pipeline: for diffusers, folder or hub id of the pipeline; if not given, the model that the
             schedule was learned on.
         force: replace existing files, but never the schedule that is read.
+        nfe: evaluations at which a curve is read. The folder for diffusers may hold the whole
+            curve, for any num_inference_steps.
 
     Returns the text of a list or the path of the folder, with sentences about what the format
     cannot carry.
@@ -61,6 +67,11 @@ def export(
     read = {} if isinstance(schedule, Schedule) else {"the command": schedule}
     place = None if out is None else check_output(out, kind, force, inputs=read)
     given = schedule if isinstance(schedule, Schedule) else load_schedule(schedule)
+    with _named(schedule):
+        if nfe is not None:
+            given = given.at(nfe)
+        elif form != "diffusers":
+            of_one_nfe(given, "say which, such as --nfe 7")
     if form == "comfyui-node":
         assert place is not None
         name = "" if isinstance(schedule, Schedule) else PurePosixPath(os.fspath(schedule)).stem
@@ -72,6 +83,17 @@ def export(
     if place is not None:
         write_output(place, f"{found.text}\n")
     return found
+
+
+@contextlib.contextmanager
+def _named(schedule: str | os.PathLike[str] | Schedule) -> Iterator[None]:
+    """Put the file of a schedule in front of the messages of a block."""
+    try:
+        yield
+    except InputError as error:
+        if isinstance(schedule, Schedule):
+            raise
+        raise InputError(f"{os.fspath(schedule)}: {error}") from error
 
 
 def export_diffusers(schedule: Schedule, folder: Path, pipeline: str | None = None) -> Path:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.comparison import Distance
+from ..core.errors import InputError
 from ..core.grid import Grid
 from ..core.learning.pairs import Pairs
 from ..core.noise import NoiseSchedule
@@ -68,10 +69,20 @@ def published(name: str, nfe: int) -> Schedule | None:
     """The schedule of `file:FILE`, which runs as it is; None for any other name.
 
     A list of noise levels has no table of its own, and a schedule of another number of evaluations
-    gives its knots alone: None as well.
+    gives its knots alone: None as well. The file of a curve has a table for every number.
     """
     found = schedule_in(name.removeprefix(FILE)) if name.startswith(FILE) else None
+    if found is not None and found.curve is not None:
+        return _read_at(name, found, nfe)
     return found if found is not None and found.nfe == nfe else None
+
+
+def _read_at(name: str, curve: Schedule, nfe: int) -> Schedule:
+    """The schedule of an NFE; InputError with the file's name if its solver cannot spend that."""
+    try:
+        return curve.at(nfe)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def source_of(name: str, nfe: int) -> dict[str, str]:
@@ -85,9 +96,14 @@ def source_of(name: str, nfe: int) -> dict[str, str]:
     found = schedule_in(name.removeprefix(FILE))
     if found is None:
         return {"source": f"a list of noise levels: {label(name).removeprefix(FILE)}"}
+    own = found.nfe == nfe
     learned = f"{found.solver}, {found.nfe} evaluations, of {found.model}"
+    if found.curve is not None:
+        told = ", ".join(map(str, found.curve["nfes"]))
+        learned = f"{found.solver}, a curve learned on {told} evaluations, of {found.model}"
+        found, own = _read_at(name, found, nfe), True
     said = {"source": found.versions.get("imported_from") or learned}
-    return said | ({"schedule": found.to_json()} if found.nfe == nfe else {})
+    return said | ({"schedule": found.to_json()} if own else {})
 
 
 def baselines_of(

@@ -156,7 +156,7 @@ def evaluate(
 
     Args:
         schedules: schedules, and names of grids, which are run with `solver` in `nfe` evaluations,
-            or else with the solver and NFE of each schedule in the list.
+            or else with the solver and NFE of each schedule in the list. A curve is read at `nfe`.
         samples: fresh samples of a set, of which none was used in teaching.
         repeats: disjoint sets of samples; with several, scores have intervals.
         extractor: name of a feature extractor, "none" for distances to the teacher alone.
@@ -213,6 +213,10 @@ Label = tuple[str, str, int]
 def _tables(
     model: Model, schedules: Sequence[Schedule | str], solver: str | None, nfe: int | None
 ) -> list[tuple[Label, Tableau, dict[str, Any]]]:
+    schedules = [
+        s.at(nfe) if isinstance(s, Schedule) and s.curve is not None and nfe else s
+        for s in schedules
+    ]
     given = [s for s in schedules if isinstance(s, Schedule)]
     cells = [(solver, nfe)] if solver and nfe else [(s.solver, s.nfe) for s in given]
     found: list[tuple[Label, Tableau, dict[str, Any]]] = []

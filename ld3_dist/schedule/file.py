@@ -23,13 +23,14 @@ from ..core.text import decode_text, parse_json, read_text
 from ..core.user_code import PREFIX
 from ..store.opening import open_storage
 from ..store.storage import Storage
+from .curves import check_curve, of_one_nfe, schedule_at
 from .noise import BUILT_IN, LEVELS, check_same_noise, noise_from_dict, noise_to_dict, same_noise
 from .schema import check_body
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..core.solver import Tableau
+    from ..core.solver import Solver, Tableau
     from ..models import Model
 
 __all__ = [
@@ -105,6 +106,8 @@ class Schedule:
     """Fingerprint of the experiment."""
     row: str | None = None
     """Key of the row it belongs to."""
+    curve: Mapping[str, Any] | None = None
+    """A curve from which `at` reads the grid of any NFE; this one is that of nfe evaluations."""
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -119,6 +122,8 @@ class Schedule:
         self._check_shapes()
         self._check_values()
         self._check_noise()
+        if self.curve is not None:
+            check_curve(self.curve)
 
     def _check_solver(self) -> None:
         from ..core.solver import make_solver
@@ -222,9 +227,29 @@ class Schedule:
         from ..core.solver import Tableau
 
         noise = model.denoiser.noise
+        of_one_nfe(self, "choose one with schedule.at(7)")
         check_same_noise(self, noise, model.id)
         table, level = self.tableau, self.prior_scale / noise.prior_scale
         return Tableau(table.evals, level * table.state, table.outputs, noise)
+
+    def at(self, nfe: int, solver: Solver | None = None) -> Schedule:
+        """The schedule of nfe evaluations, read from the curve; itself if there is no curve.
+
+        Args:
+            nfe: any number that the solver can spend, also one that was not learned on.
+            solver: for a curve of a solver of a user's own file.
+
+        Raises InputError for fewer evaluations than a step of the solver takes, for more than
+        MOST_NFE, and for a schedule without a curve that is of another NFE.
+
+        >>> import ld3_dist as ld3
+        >>> model = ld3.load_model("analytic:mixture-2d")
+        >>> pairs = ld3.teach(model, 8)
+        >>> curve = ld3.learn(model, "ddim", [2, 4], pairs, procedure="curve", epochs=1)
+        >>> curve.at(3).sample(model, n=5).shape
+        torch.Size([5, 2])
+        """
+        return schedule_at(self, nfe, solver)
 
     def sample(self, model: Model, n: int = 16, *, seed: int = 0) -> Tensor:
         """n decoded samples [n, …] of a model, on its device; sample i is the same for every n.
@@ -249,6 +274,8 @@ class Schedule:
         body = {"format": self.format} | {
             f.name: getattr(self, f.name) for f in fields(self) if f.name != "format"
         }
+        if self.curve is None:
+            del body["curve"]
         return (
             "{\n"
             + ",\n".join(f"  {json.dumps(key)}: {_text(key, value)}" for key, value in body.items())

@@ -20,14 +20,16 @@ from torch import Tensor
 from ..core.comparison import Distance
 from ..core.errors import InputError
 from ..core.learning.config import LearnConfig
+from ..core.learning.family import FamilyProgress
 from ..core.learning.learn import learn as learn_members
 from ..core.learning.pairs import Pairs
 from ..core.learning.procedure import Problem, Progress, make_config, procedures
 from ..core.noise import NoiseSchedule
-from ..core.solver import MOST_NFE, Solver, make_solver
+from ..core.solver import Solver, make_solver
 from ..models import Model
 from .baselines import BASELINES, Baseline, baselines_of
 from .budget import Cell, fit
+from .curves import check_nfe, curve_body
 from .distances import open_distance
 from .file import Schedule
 from .making import make_schedule
@@ -53,7 +55,7 @@ Start = str | Schedule
 def learning(
     model: Model,
     solver: str,
-    nfe: int,
+    nfe: int | Sequence[int],
     pairs: Pairs,
     valid: Pairs | None = None,
     *,
@@ -74,7 +76,8 @@ def learning(
 
     Args:
         solver: name of the student, e.g. "dpmpp-3".
-        nfe: network evaluations of a sample.
+        nfe: network evaluations of a sample; several, such as range(4, 11), with
+            procedure="curve", which then yields a `FamilyProgress`.
         pairs: teacher pairs to train on, on the model's device.
         valid: pairs held out for the selection; if not given, the first half of `pairs` is held
             out and the rest is trained on.
@@ -99,28 +102,34 @@ def learning(
     1 1
     2 1
     """
-    student = check_student(solver, nfe)
     config = reachable(model, config or make_config(**settings))
+    nfes = nfes_of(nfe, solver, config)
+    student = make_solver(solver)
     train, valid = split(pairs, valid)
     names = starts or procedures.get(config.procedure).starts
     if not isinstance(distance, Distance):
         distance = open_distance(distance, model, str(device_of(model)))
     followed = train if start_pairs is None else start_pairs
-    knots = torch.stack([knots_of(start, model, student, nfe, followed) for start in names])
+    knots = {
+        one: torch.stack([knots_of(start, model, student, one, followed) for start in names])
+        for one in nfes
+    }
     packed = members or [(seed, start) for seed in range(len(seeds)) for start in range(len(names))]
     chosen = None
     if subsets is not None:
         chosen = torch.tensor([list(subsets[seed]) for seed, _ in packed])
+    family = {one: found[[start for _, start in packed]] for one, found in knots.items()}
     problem = Problem(
         model.denoiser,
         student,
-        knots[[start for _, start in packed]],
+        family[nfes[-1]],
         train,
         valid,
         distance,
-        nfe,
+        nfes[-1],
         [SEEDS * config.seed + seeds[seed] for seed, _ in packed],
         chosen,
+        family,
     )
     yield from learn_members(problem, config, resume=resume)
 
@@ -128,7 +137,7 @@ def learning(
 def learn(
     model: Model,
     solver: str = "ipndm-3",
-    nfe: int = 6,
+    nfe: int | Sequence[int] = 6,
     pairs: Pairs | None = None,
     valid: Pairs | None = None,
     *,
@@ -148,6 +157,8 @@ def learn(
     better still, that grid is returned, and a warning says so.
 
     Args:
+        nfe: network evaluations of a sample; several with procedure="curve", whose Schedule gives
+            the grid of any NFE, also of others: schedule.at(7).
         pairs, valid: as for `learning`; 100 teacher pairs of `seed` are made if not given.
         teacher: solver/NFE/grid, written into the schedule's provenance. If no pairs are given,
             they are made with it.
@@ -170,18 +181,18 @@ def learn(
     (3, 4)
     """
     config = reachable(model, make_config(**settings))
-    student = check_student(solver, nfe)
+    nfes = nfes_of(nfe, solver, config)
     opened = distance
     if not isinstance(opened, Distance):
         opened = open_distance(opened, model, str(device_of(model)))
     viewed = in_loss_space(model, space)
-    names = check_before(viewed, solver, nfe, config, starts, opened)
+    names = check_before(viewed, solver, nfes, config, starts, opened)
     taught = None if pairs is None else split(pairs, valid)
     indices, held = learning_indices(50), 50
     if budget is not None or minutes is not None:
         plan = fit(
             Cell(
-                viewed, solver, nfe, config, teacher if pairs is None else None, baselines,
+                viewed, solver, nfes, config, teacher if pairs is None else None, baselines,
                 starts=starts, epochs=settings.get("epochs"),
                 counts=None if taught is None else (len(taught[0]), len(taught[1])),
             ),
@@ -196,7 +207,7 @@ def learn(
     train, valid = taught
     first = progress = None
     for progress in learning(
-        viewed, solver, nfe, train, valid, starts=names, distance=opened, config=config
+        viewed, solver, nfes, train, valid, starts=names, distance=opened, config=config
     ):
         first = first or progress
         if on_progress:
@@ -208,27 +219,69 @@ def learn(
     if not math.isfinite(loss):
         raise Diverged(
             f"the held-out loss was {loss} from the start on: {model.id} does not give finite "
-            f"samples in {nfe} evaluations of {solver}; nothing is written"
+            f"samples in {_listed(nfes)} evaluations of {solver}; nothing is written"
         )
-    measured = baselines_of(viewed, student, nfe, valid, opened, baselines, train)
+    student = make_solver(solver)
+    measured = {
+        one: baselines_of(viewed, student, one, valid, opened, baselines, train) for one in nfes
+    }
+    own = nfes[-1]
     made = make_schedule(
-        model,
-        solver,
-        nfe,
-        progress,
-        best,
-        config,
-        start=_name(names[best]),
-        start_loss=first.valid[best].item(),
-        baselines={name: baseline.loss for name, baseline in measured.items()},
-    )
-    return _better(made, model.noise, measured, loss)
+        model, solver, own, at_nfe(progress, own), best, config, start=_name(names[best]),
+        start_loss=at_nfe(first, own).valid[best].item(), baselines=_losses(measured[own]),
+    )  # fmt: skip
+    if isinstance(progress, FamilyProgress):
+        return _with_curve(made, progress, best, measured)
+    return _better(made, model.noise, measured[own], loss)
+
+
+def at_nfe(progress: Progress, nfe: int) -> Progress:
+    """The progress of one NFE, of a family or of a schedule."""
+    return progress.at(nfe) if isinstance(progress, FamilyProgress) else progress
+
+
+def _losses(measured: Mapping[str, Baseline]) -> dict[str, float | None]:
+    return {name: baseline.loss for name, baseline in measured.items()}
+
+
+def _listed(nfes: Sequence[int]) -> str:
+    return ", ".join(map(str, nfes))
+
+
+def _with_curve(
+    schedule: Schedule,
+    progress: FamilyProgress,
+    member: int,
+    measured: Mapping[int, Mapping[str, Baseline]],
+) -> Schedule:
+    """A schedule with its member's curve, and a warning for NFEs where a hand-made grid is better.
+
+    Args:
+        measured: the hand-made grids of every NFE.
+    """
+    losses = {nfe: _losses(found) for nfe, found in measured.items()}
+    made = replace(schedule, curve=curve_body(progress, member, losses))
+    assert made.curve is not None
+    for nfe, loss in made.curve["losses"].items():
+        grids = made.curve["baselines"].get(nfe, {})
+        usable = {name: value for name, value in grids.items() if value is not None}
+        name = min(usable, key=lambda one: usable[one], default=None)
+        if name is not None and usable[name] < loss * (1 - ROUNDING):
+            log.warning(
+                "at %s evaluations the hand-made grid %s is better than the curve (held-out loss "
+                "%.4g, curve %.4g); try it as a start, more epochs, or more points",
+                nfe,
+                name,
+                usable[name],
+                loss,
+            )
+    return made
 
 
 def check_before(
     model: Model,
     solver: str,
-    nfe: int,
+    nfe: int | Sequence[int],
     config: LearnConfig,
     starts: Sequence[Start],
     distance: Distance,
@@ -242,13 +295,14 @@ def check_before(
     model's, a solver that fails, and a procedure of a user's own that fails.
     """
     check_writable(model.noise)
-    student = check_student(solver, nfe)
+    nfes, student = nfes_of(nfe, solver, config), make_solver(solver)
     names = tuple(starts) or procedures.get(config.procedure).starts
     for name in names:  # starts that need no pairs are made now, so that a bad one costs no work
         if isinstance(name, Schedule) or not looks_at_pairs(name):
-            knots_of(name, model, student, nfe, None)
-    try_start("uniform", model, solver, nfe)
-    try_procedure(config, model, solver, nfe, distance)
+            for one in nfes:
+                knots_of(name, model, student, one, None)
+    try_start("uniform", model, solver, nfes[-1])
+    try_procedure(config, model, solver, nfes[-1], distance)
     return names
 
 
@@ -294,14 +348,29 @@ def knots_of(start: Start, model: Model, student: Solver, nfe: int, pairs: Pairs
 def check_student(solver: str, nfe: int) -> Solver:
     """The solver, if it can spend so many evaluations. Raises InputError otherwise."""
     student = make_solver(solver)
-    if not isinstance(nfe, int) or isinstance(nfe, bool) or nfe < student.stages:
-        raise InputError(
-            f"nfe = {nfe!r}: must be a whole number of at least {student.stages} for {solver}, "
-            "the evaluations of one of its steps"
-        )
-    if nfe > MOST_NFE:
-        raise InputError(f"nfe = {nfe}: must be at most {MOST_NFE}; few steps are the point")
+    check_nfe(student, solver, nfe)
     return student
+
+
+def nfes_of(nfe: int | Sequence[int], solver: str, config: LearnConfig) -> tuple[int, ...]:
+    """The NFEs that are learned on, increasing.
+
+    Raises InputError for one that the solver cannot spend, one that is there twice, and several
+    with a procedure that learns one at a time.
+    """
+    if not isinstance(nfe, Sequence):
+        check_student(solver, nfe)
+        return (nfe,)
+    for one in nfe:
+        check_student(solver, one)
+    if not nfe or len(set(nfe)) < len(nfe):
+        raise InputError(f"nfe = {list(nfe)}: name at least one NFE, and each once")
+    if len(nfe) > 1 and not procedures.get(config.procedure).family:
+        raise InputError(
+            f"nfe = {list(nfe)}: procedure {config.procedure} learns one NFE at a time; "
+            "name one, or learn one curve for all of them with procedure: curve"
+        )
+    return tuple(sorted(nfe))
 
 
 def split(pairs: Pairs, valid: Pairs | None) -> tuple[Pairs, Pairs]:

@@ -28,7 +28,7 @@ from ..core.learning.pairs import Pairs
 from ..core.noise import NoiseSchedule
 from ..core.registry import Registry
 from ..core.sample import initial_state
-from ..core.solver import Solver
+from ..core.solver import Solver, make_solver
 from ..core.text import read_text
 from ..core.user_code import FILE, PREFIX
 from ..models import Model
@@ -149,6 +149,8 @@ def schedule_knots(schedule: Schedule, model: Model, steps: int, name: str) -> T
     noise = model.denoiser.noise
     try:
         check_same_noise(schedule, noise, model.id)
+        if schedule.curve is not None:  # read where its own solver takes so many steps
+            schedule = schedule.at(make_solver(schedule.solver).stages * steps)
         knots = resample(noise, torch.tensor(schedule.knots, dtype=torch.float64), steps)
         return torch.cat([knots.new_tensor([noise.t_max]), knots[1:]])  # a start begins there
     except InputError as error:

@@ -104,6 +104,12 @@ ROWS = _schema(
             "key of the trial: one point of a cell, for all seeds and starts; null for baselines",
         ),
         _field("round", pa.int32(), "round of the search that proposed the trial"),
+        _field(
+            "family",
+            pa.string(),
+            "key of the curve that the row's grid is read from, the same at every NFE; null for "
+            "schedules of one NFE. The curve is in schedules/<family>.json",
+        ),
         _field("model", pa.string(), "name of the model as in the experiment"),
         _field("model_hash", pa.string(), "hash of the weights"),
         _field("conditioning", pa.string(), "what the samples are conditioned on, e.g. class"),

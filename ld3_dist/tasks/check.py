@@ -34,6 +34,7 @@ from ..store.sealed import unseal
 from ..store.segments import is_segment, problems
 from ..store.storage import Storage
 from ..store.tables import SUFFIX, read_records, read_table
+from .curves import curve_is_there
 from .schedules import complaint, schedule_name
 from .scored import grids_of, learned_of
 
@@ -174,6 +175,11 @@ def _schedules(storage: Storage, rows: Rows) -> Iterator[Finding]:
             config = json.loads(row["settings"]).get("learn", {})
             remedy = LEARN if config.get("coefficients") else f"{AGAIN}, from its row"
             yield Finding(name, problem, remedy)
+    curves = {row["family"] for row in rows if isinstance(row.get("family"), str)}
+    known |= set(map(schedule_name, curves))
+    for curve in sorted(curves):
+        if not curve_is_there(storage, curve):
+            yield Finding(schedule_name(curve), "is no curve, or is missing", LEARN)
     for name in storage.list("schedules"):
         if name not in known:
             yield Finding(name, "belongs to no row", f"{LEARN}, or nothing needs it: remove it")

@@ -1,7 +1,7 @@
 """Checkpoints of trials, from which a killed one goes on: OUT/checkpoints/<task>.safetensors.
 
     state.<name>           the run's snapshot after an epoch (`Progress.snapshot`)
-    train, valid [n, K]    the curves so far
+    train, valid [n, K]    the curves so far; of a family [n, F K], one NFE after the other
 
 The header holds the rest: the epoch, when the trial began and the seconds it has taken, a
 fingerprint of the trial and of the program, and a digest of all of it. A row learned with
@@ -26,6 +26,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.learning.family import FamilyProgress
 from ..core.learning.learn import Progress
 from ..experiment.plan import TrialSpec, digest
 from ..schedule.provenance import now, provenance
@@ -45,7 +46,9 @@ class Course:
     """The part of a trial that is done.
 
     seconds: taken by the processes before this one.
-    train, valid: losses [K] of every epoch, the start's first.
+    train, valid: losses [K] of every epoch, the start's first; of a family [F K], one NFE after the
+        other.
+    nfes: of a family.
     state: the run's snapshot after the last epoch; None where there is nothing to go on from.
     """
 
@@ -54,6 +57,7 @@ class Course:
     train: list[Tensor] = field(default_factory=list)
     valid: list[Tensor] = field(default_factory=list)
     state: dict[str, Tensor] | None = None
+    nfes: tuple[int, ...] = ()
 
     @property
     def epoch(self) -> int:
@@ -67,8 +71,21 @@ class Course:
 
     def add(self, progress: Progress) -> None:
         """Append an epoch."""
+        if isinstance(progress, FamilyProgress):
+            self.nfes = progress.nfes
+            self.train.append(progress.each_train.flatten())
+            self.valid.append(progress.each_valid.flatten())
+            return
         self.train.append(progress.train)
         self.valid.append(progress.valid)
+
+    def at(self, nfe: int) -> Course:
+        """The course of one NFE of a family; itself if there is none."""
+        if not self.nfes:
+            return self
+        f, F = self.nfes.index(nfe), len(self.nfes)
+        train, valid = ([v.view(F, -1)[f] for v in part] for part in (self.train, self.valid))
+        return Course(self.started, self.seconds, train, valid)
 
 
 class Checkpoints:

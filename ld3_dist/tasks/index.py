@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from ..experiment.families import siblings
 from ..experiment.plan import Plan, TrialSpec
 from ..store.storage import Storage
 from ..store.tables import read_records, read_table
+from .curves import curve_is_there
 from .opened import model_of
-from .rungs import log_loss
+from .rungs import log_loss, mean_log
 from .schedules import complaint, follows_from_row, write_schedule
 from .trial import Outcome
 
@@ -57,28 +59,35 @@ class RowIndex:
         """Take in the members of a task as the worker that wrote their rows tells of them."""
         for key, loss in zip(spec.keys, outcome.valid, strict=True):
             self.new[key] = ("ok", loss) if math.isfinite(loss) else ("diverged", None)
+        for one in siblings(self.plan, spec) if spec.family else ():
+            self.add(one.task)
 
     def outcome(self, spec: TrialSpec, task: str | None = None) -> Outcome | TrialSpec:
         """The outcome of a trial, or the trial with the members that are still to be learned.
 
-        Schedule files that are lost or damaged are made again from their rows where that takes no
-        learning; otherwise their members are learned again.
+        A member of a family is missing if it is at any of its NFEs. Schedule files that are lost
+        or damaged are made again from their rows where that takes no learning; otherwise their
+        members are learned again.
 
         Args:
             task: name of a task that has just ended; its rows are read first.
         """
         if task is not None:
             self.add(task)
-        missing, valid = [], []
-        for i, key in enumerate(spec.keys):
-            found = self._loss(spec, i, key)
-            missing += [i] if found is None else []
-            valid.append(math.inf if found is None else found)
+        family = siblings(self.plan, spec)
+        valid = [self._losses(one) for one in family]
+        missing = {i for found in valid for i, loss in enumerate(found) if loss is None}
         if missing:
-            return spec.only(missing)
-        objective = log_loss([seed for seed, _ in spec.members], valid)
+            return spec.only(sorted(missing))
+        known = [[math.inf if loss is None else loss for loss in found] for found in valid]
+        objective = mean_log([log_loss([seed for seed, _ in spec.members], one) for one in known])
         status = "ok" if math.isfinite(objective) else "diverged"
-        return Outcome(spec.task, objective, tuple(valid), status)
+        own = known[[one.cell.nfe for one in family].index(spec.cell.nfe)]
+        return Outcome(spec.task, objective, tuple(own), status)
+
+    def _losses(self, spec: TrialSpec) -> list[float | None]:
+        """The held-out losses of a trial's members, as `_loss` has them."""
+        return [self._loss(spec, i, key) for i, key in enumerate(spec.keys)]
 
     def _loss(self, spec: TrialSpec, member: int, key: str) -> float | None:
         """The held-out loss of a member, infinite if it came to nothing; None if it is missing."""
@@ -89,7 +98,10 @@ class RowIndex:
         else:
             row = self.row(key)
             status, loss = row["status"], row["valid_loss"]
-            if status == "ok" and self.verify and complaint(self.storage, row):
+            verify = status == "ok" and self.verify
+            if verify and spec.curves and not curve_is_there(self.storage, spec.curves[member]):
+                return None
+            if verify and complaint(self.storage, row):
                 if not follows_from_row(spec):
                     return None
                 model = model_of(spec.cell.model, "cpu")

@@ -27,6 +27,7 @@ import math
 from collections.abc import Sequence
 
 from ..core.learning.learn import Progress
+from ..experiment.families import siblings
 from ..experiment.plan import Plan, TrialSpec, digest
 from ..store.storage import Storage
 from .baselines import losses_for
@@ -52,7 +53,9 @@ class Rungs:
             return False
         loss = log_loss([seed for seed, _ in self.spec.members], progress.best_valid.tolist())
         mine = round(max(math.log(self.baseline) - loss, WORST), 9)
-        folder = f"rungs/{digest(self.spec.cell.id)}/{progress.epoch:05d}"
+        cells = [one.cell.id for one in siblings(self.plan, self.spec)]
+        place = digest(cells[0] if len(cells) == 1 else cells)
+        folder = f"rungs/{place}/{progress.epoch:05d}"
         self.storage.write_bytes(f"{folder}/{self.spec.task}~{mine:.9f}", b"")
         here = {self.spec.task: mine}
         for name in self.storage.list(folder):
@@ -72,8 +75,18 @@ class Rungs:
         return left == 1
 
     def _best_baseline(self) -> float | None:
-        found = losses_for(self.storage, self.plan, self.spec)
-        return min((loss for loss in found.values() if loss), default=None)
+        """The least loss of a hand-made grid; of a family the geometric mean over its NFEs."""
+        best = []
+        for one in siblings(self.plan, self.spec):
+            found = losses_for(self.storage, self.plan, one)
+            best.append(min((loss for loss in found.values() if loss), default=None))
+        known = [loss for loss in best if loss is not None]
+        return math.exp(mean_log(list(map(math.log, known)))) if len(known) == len(best) else None
+
+
+def mean_log(logs: Sequence[float]) -> float:
+    """The mean of the logarithms of the losses at several NFEs; infinite if one of them is."""
+    return sum(logs) / len(logs)
 
 
 def log_loss(seeds: Sequence[int], losses: Sequence[float]) -> float:

@@ -2,7 +2,8 @@
 
 A trial learns the members that are missing, packed. A member's result does not depend on the
 members it is packed with, beyond rounding: batches, starts, early stopping and the counts in its
-row are its own.
+row are its own. With a procedure of families it is learned together with its siblings, the trials
+of the same point at other NFEs, and writes their rows too (see `experiment.families`).
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ from typing import Any
 import torch
 
 from ..core.errors import InputError
+from ..core.learning.family import FamilyProgress
 from ..core.learning.pairs import Pairs
 from ..core.learning.procedure import Progress
+from ..experiment.families import nfes_of, siblings
 from ..experiment.plan import Plan, TrialSpec
-from ..schedule.learning import learning
+from ..schedule.learning import at_nfe, learning
 from ..schedule.provenance import where
 from ..schedule.sampling import in_loss_space
 from ..store.storage import Storage
 from ..store.tables import write_table
 from .checkpoints import Checkpoints, Course, Note
 from .cost import Meter
+from .curves import curves_are_there, write_curves
 from .opened import distance_of, model_of, pairs_of
 from .rows import judge, row_of, settings_columns, trial_rows
-from .rungs import Rungs, log_loss
+from .rungs import Rungs, log_loss, mean_log
 from .schedules import restore, write_schedule
 
 
@@ -36,7 +40,8 @@ from .schedules import restore, write_schedule
 class Outcome:
     """The result of a trial, as its study hears it.
 
-    objective: log geometric mean over seeds of the best member's hard held-out loss.
+    objective: log geometric mean over seeds of the best member's hard held-out loss; of a family
+        the mean over its NFEs.
     """
 
     key: str
@@ -64,7 +69,10 @@ def run_trial(
         on_progress: called after each epoch.
         note: told what a log should know.
     """
-    checkpoints = Checkpoints(storage, spec, plan.experiment.resources.checkpoint_seconds, note)
+    family = siblings(plan, spec)
+    checkpoints = Checkpoints(
+        storage, family[0], plan.experiment.resources.checkpoint_seconds, note
+    )
     rungs, message = Rungs(plan, spec, storage), None
     meter = Meter(plan.experiment.resources, "trial", device)
     last: tuple[Progress, Course] | None = None
@@ -78,13 +86,22 @@ def run_trial(
             break
         checkpoints.keep(course, progress)
     assert last is not None
-    seconds = checkpoints.elapsed(last[1]) / len(spec.members)
-    common = numbers | where(device) | {"message": message, "seconds": seconds}
-    common |= meter.columns(seconds)
-    rows = learned_rows(plan, spec, storage, *last, common, device)
-    write_table(storage, "rows", spec.task, rows)
+    progress, course = last
+    seconds = checkpoints.elapsed(course) / len(spec.members)
+    total = sum(one.cell.nfe for one in family)
+    if isinstance(progress, FamilyProgress):
+        model = model_of(spec.cell.model, device)
+        write_curves(plan, spec, storage, model, progress, course)
+    losses: list[list[dict[str, Any]]] = []
+    for one in sorted(family, key=lambda one: one.task == spec.task):  # its own rows come last
+        share = seconds * one.cell.nfe / total
+        common = numbers | where(device) | {"message": message, "seconds": share}
+        common |= meter.columns(share)
+        ends = at_nfe(progress, one.cell.nfe), course.at(one.cell.nfe)
+        losses.append(learned_rows(plan, one, storage, *ends, common, device))
+        write_table(storage, "rows", one.task, losses[-1])
     checkpoints.remove()
-    return outcome_of(spec, rows)
+    return outcome_of(spec, losses)
 
 
 def restored_outcome(
@@ -95,10 +112,15 @@ def restored_outcome(
     Schedule files are made again from the rows where needed. None if there is no such file, or if
     a schedule file can be made again by learning alone.
     """
-    rows = trial_rows(storage, spec)
-    if not rows or not restore(plan, spec, storage, rows, device):
+    family = siblings(plan, spec)
+    rows = [trial_rows(storage, one) or [] for one in family]
+    if not all(rows) or not curves_are_there(spec, storage):
         return None
-    return outcome_of(spec, rows)
+    for one, own in zip(family, rows, strict=True):
+        if not restore(plan, one, storage, own, device):
+            return None
+    own = [one.task for one in family].index(spec.task)
+    return outcome_of(spec, [*rows[:own], *rows[own + 1 :], rows[own]])
 
 
 def learned_rows(
@@ -123,6 +145,7 @@ def learned_rows(
         row |= {
             "key": key,
             "kind": "learned",
+            "family": spec.curves[m] if spec.curves else None,
             "radius": spec.config.radius(tuple(model.denoiser.shape), cell.nfe),
             "start_loss": valid[m][0],
             "train_loss": progress.train[m].item(),
@@ -182,7 +205,7 @@ def progress_of(
     yield from learning(
         in_loss_space(model_of(settings, device), plan.experiment.loss_space),
         cell.solver,
-        cell.nfe,
+        nfes_of(spec.settings) or cell.nfe,
         Pairs.joined(own),
         read(*plan.valid_range),
         starts=starts,
@@ -196,10 +219,18 @@ def progress_of(
     )
 
 
-def outcome_of(spec: TrialSpec, rows: list[dict[str, Any]]) -> Outcome:
-    """The objective of a trial from its rows, fresh or read back."""
-    valid = [float(row["valid_loss"]) if row["status"] == "ok" else math.inf for row in rows]
-    objective = log_loss([int(row["seed"]) for row in rows], valid)
+def outcome_of(spec: TrialSpec, rows: list[list[dict[str, Any]]]) -> Outcome:
+    """The objective of a trial from its rows, fresh or read back.
+
+    Args:
+        rows: of all its siblings, its own last.
+    """
+    seeds = [seed for seed, _ in spec.members]
+    losses = [
+        [float(row["valid_loss"]) if row["status"] == "ok" else math.inf for row in found]
+        for found in rows
+    ]
+    objective = mean_log([log_loss(seeds, one) for one in losses])
     if not math.isfinite(objective):
-        return Outcome(spec.task, math.inf, tuple(valid), "diverged")
-    return Outcome(spec.task, objective, tuple(valid), "ok")
+        return Outcome(spec.task, math.inf, tuple(losses[-1]), "diverged")
+    return Outcome(spec.task, objective, tuple(losses[-1]), "ok")

@@ -32,6 +32,7 @@ from optuna.trial import TrialState
 
 from ...core.learning.procedure import make_config
 from ...experiment.contents import plain_numbers
+from ...experiment.families import family_cells, is_family
 from ...experiment.plan import Cell, Plan, TrialSpec, digest
 from ...experiment.points import Point
 from ...experiment.sections import Range
@@ -94,6 +95,8 @@ class CellStudies:
         self.open: deque[Study] = deque()
         self.out = 0
         """Studies that wait for a trial."""
+        self.held: deque[Proposal] = deque()
+        """Trials that wait for a sibling, which learns their family."""
 
     def take(self) -> Study | None:
         """The next study that can be asked; None if there is none now."""
@@ -106,10 +109,14 @@ class CellStudies:
 def points_by_cell(plan: Plan, part: Part | None) -> list[tuple[Cell, list[Point]]]:
     """The points of every cell; those of a part of the sweep, if one is given."""
     made, position = [], 0
+    first: dict[Any, int] = {}
     for cell in plan.cells:
         points = plan.points_of(cell)
-        places = enumerate(points, position)
-        made.append((cell, [p for i, p in places if part is None or part.has(i)]))
+        # a family is one piece of learning: all of its cells are in the part of the first of them
+        together = first.setdefault((cell.model.label, cell.solver), position)
+        places = [(together if is_family(plan, p) else position) + i for i, p in enumerate(points)]
+        mine = zip(places, points, strict=True)
+        made.append((cell, [p for i, p in mine if part is None or part.has(i)]))
         position += len(points)
     return made
 
@@ -171,7 +178,10 @@ class Proposals:
 
     def _made(self, study: Study) -> optuna.Study:
         point = plain_numbers(self.plan.portable(study.point))
-        name = [self.plan.experiment.seed, study.cell.id, point]
+        where: Any = study.cell.id
+        if is_family(self.plan, study.point):  # siblings are proposed the same
+            where = [cell.id for cell in family_cells(self.plan, study.cell)]
+        name = [self.plan.experiment.seed, where, point]
         seed = int(digest(name), 16) % 2**31
         sampler = make_sampler(self.plan.experiment.search.sampler, seed)
         return optuna.create_study(direction="minimize", sampler=sampler)

@@ -86,19 +86,43 @@ class CellSearcher(Searcher):
         label = studies.cell.model.label
         if label not in self.ready:
             return label in self.hopeless
-        return studies.out == 0
+        return studies.out == 0 and not studies.held
 
     def _next(self, studies: CellStudies) -> Proposal | None:
-        """The next trial of a cell with members to learn; those that have rows are told at once."""
-        while (study := studies.take()) is not None:
-            proposal = self.proposals.ask(study)
-            self.note(proposal.spec)
-            if proposal.outcome is None:
+        """The next trial of a cell with members to learn; those that have rows are told at once.
+
+        A trial whose sibling is being learned waits for it.
+        """
+        while (proposal := self._proposal(studies)) is not None:
+            if proposal.outcome is None and self._is_learned_elsewhere(proposal):
+                studies.held.append(proposal)
+            elif proposal.outcome is None:
                 return proposal
-            self.found += 1
-            self.mirror(proposal, False)
-            self._tell(studies, study, proposal)
+            else:
+                self.found += 1
+                self.mirror(proposal, False)
+                self._tell(studies, proposal.study, proposal)
         return None
+
+    def _proposal(self, studies: CellStudies) -> Proposal | None:
+        """A trial that waited for its sibling, which has ended, or else a new one."""
+        for proposal in studies.held:
+            if not self._is_learned_elsewhere(proposal):
+                studies.held.remove(proposal)
+                self.proposals.answer(proposal, proposal.missing.task)
+                return proposal
+        study = studies.take()
+        if study is None:
+            return None
+        proposal = self.proposals.ask(study)
+        self.note(proposal.spec)
+        return proposal
+
+    def _is_learned_elsewhere(self, proposal: Proposal) -> bool:
+        family = proposal.spec.family
+        return family is not None and any(
+            other.spec.family == family for other in self.live.values()
+        )
 
     def _tell(self, studies: CellStudies, study: Study, proposal: Proposal) -> None:
         if self.proposals.tell(proposal):

@@ -22,19 +22,104 @@ the loss has not fallen, x' returns to where it was.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .config import LearnConfig, setting
 from .objective import Objective, clipped
-from .procedure import Problem, Procedure
+from .procedure import Problem, Procedure, Settings
 
 MEMORY = 0.9
 """The fraction of their past that the running means keep at every step."""
 FLOOR = 1e-6
 """The least second moment in any direction, as a fraction of the trace of C."""
+
+
+class Stepping(Procedure[Settings]):
+    """Steps of parameters and noise, see the top of this file; `prepare` comes before the first."""
+
+    final_lr = 0.1
+    """The fraction that the rates decay to."""
+    memory: ClassVar[float] = MEMORY
+    """The fraction of their past that the running means keep."""
+
+    def prepare(self, rates: Mapping[str, float], final_lr: float) -> None:
+        """Begin with means of zero; `rates` are those of the parameters, by name."""
+        self.final_lr = final_lr
+        self.learned = [(p, rates[n]) for n, p in self.grids.named_parameters() if p.requires_grad]
+        g = self.gradient()
+        self.state = {
+            "weight": g.new_zeros(()), "first": g, "second": g[:, :, None] * g[:, None],
+            # the last accepted x', restored if the next visit finds no lower loss than `known`
+            "kept": self.moved.clone(),
+            "known": self.moved.new_full(self.moved.shape[:2], math.inf),
+        }  # fmt: skip
+
+    def rate(self, epochs: float) -> float:
+        """Cosine decay from 1 to final_lr; so many epochs are over."""
+        low = self.final_lr
+        progress = epochs / max(self.config.epochs, 1)
+        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def gradient(self) -> Tensor:
+        """Every member's gradient [K, P], in units of the learning rates.
+
+        It is zero for parameters that have no gradient.
+        """
+        grad = lambda p: (
+            torch.zeros_like(p) if p.grad is None else clipped(p.grad, self.config.clip)
+        )
+        return torch.cat([grad(p).flatten(1) * rate for p, rate in self.learned], 1)
+
+    @torch.no_grad()
+    def descend(self, rate: float) -> None:
+        """Update the running means and the parameters of every member, see the top of this file."""
+        g = self.gradient()
+        for name, seen in (("weight", 1.0), ("first", g), ("second", g[:, :, None] * g[:, None])):
+            self.state[name] = self.memory * self.state[name] + seen
+        m, C = (self.state[name] / self.state["weight"] for name in ("first", "second"))
+        diagonal = torch.diag_embed(torch.diagonal(C, dim1=-2, dim2=-1))
+        C = torch.lerp(C, diagonal, 1 - (1 - self.memory) * self.state["weight"])
+        steps = (inverse_root(C) @ m[..., None])[..., 0].split(
+            [p[0].numel() for p, _ in self.learned], 1
+        )
+        for (p, unit), step in zip(self.learned, steps, strict=True):
+            p.sub_(rate * unit * step.view_as(p))
+
+    @torch.no_grad()
+    def move(
+        self, batch: Tensor, k: Tensor, rows: Tensor, x: Tensor, loss: Tensor, radius: float
+    ) -> None:
+        """Judge the move that led to x, and move on.
+
+        If the loss fell, x is accepted, and a step of lr_noise * r down the gradient gives the next
+        x'. If not, x' returns to the last one accepted.
+
+        Args:
+            batch, k: positions [k, b] in the pairs of the members k.
+            rows: the same samples as indices into the training pairs [k, b].
+            x: their noise [k, b, *shape], with its gradient.
+            loss: their losses [k, b] at x.
+            radius: of the ball.
+        """
+        assert x.grad is not None
+        at, kept, known = (k[:, None], batch), self.state["kept"], self.state["known"]
+        wide = lambda v: v.view(*v.shape, *[1] * (x.ndim - 2))
+        flat = lambda v: v.flatten(2)
+        good = loss <= known[at]
+        start = self.train.noise[rows]
+        direction = flat(torch.nan_to_num(x.grad))
+        direction = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        away = flat(x - start) - self.config.lr_noise * radius * direction
+        length = away.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        away = away * (radius / length).clamp_max(1.0)
+        kept[at] = torch.where(wide(good), x, kept[at])
+        self.moved[at] = torch.where(wide(good), start + away.view_as(x), kept[at])
+        known[at] = torch.where(good, loss, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +134,7 @@ class DescentConfig(LearnConfig):
     final_lr: float = setting(0.1, "fraction that the rates decay to")
 
 
-class Descent(Procedure[DescentConfig]):
+class Descent(Stepping[DescentConfig]):
     """The default procedure, see the top of this file."""
 
     Config = DescentConfig
@@ -61,31 +146,21 @@ class Descent(Procedure[DescentConfig]):
     ) -> None:
         self.learns_coefficients, self.learns_start = config.coefficients, config.start_time
         super().__init__(problem, config, objective)
-        rates = {
-            "logits": config.lr,
-            "offsets": config.lr_times,
-            "variance": config.lr,
-            "corrections": config.lr_coefficients,
-        }
-        self.learned = [(p, rates[n]) for n, p in self.grids.named_parameters() if p.requires_grad]
-        g = self.gradient()
-        self.state = {
-            "weight": g.new_zeros(()), "first": g, "second": g[:, :, None] * g[:, None],
-            # the last accepted x', restored if the next visit finds no lower loss than `known`
-            "kept": self.moved.clone(), "known": self.moved.new_full(self.pool.shape, math.inf),
-        }  # fmt: skip
-
-    def rate(self, epoch: int) -> float:
-        """Cosine decay from 1 to final_lr."""
-        low = self.config.final_lr
-        progress = (epoch - 1) / max(self.config.epochs, 1)
-        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
+        self.prepare(
+            {
+                "logits": config.lr,
+                "offsets": config.lr_times,
+                "variance": config.lr,
+                "corrections": config.lr_coefficients,
+            },
+            config.final_lr,
+        )
 
     def epoch(self, epoch: int) -> None:
         """One step on every batch, so that every active member sees each of its pairs once."""
         k, losses = self.members(), []
         for batch in self.batches():
-            losses.append(self.step(batch[k], k, self.rate(epoch)).mean(1))
+            losses.append(self.step(batch[k], k, self.rate(epoch - 1)).mean(1))
         total = torch.zeros(len(self.active), dtype=torch.float64)
         for loss in torch.stack(losses).cpu().double():  # once an epoch: nothing waits inside it
             total = total + loss
@@ -107,61 +182,8 @@ class Descent(Procedure[DescentConfig]):
         built.backward(leaf, k, finite)
         self.descend(rate)
         if soft:
-            self.move(batch, k, rows, x, loss)
+            self.move(batch, k, rows, x, loss, self.radius)
         return loss
-
-    def gradient(self) -> Tensor:
-        """Every member's gradient [K, P], in units of the learning rates.
-
-        It is zero for parameters that have no gradient.
-        """
-        grad = lambda p: (
-            torch.zeros_like(p) if p.grad is None else clipped(p.grad, self.config.clip)
-        )
-        return torch.cat([grad(p).flatten(1) * rate for p, rate in self.learned], 1)
-
-    @torch.no_grad()
-    def descend(self, rate: float) -> None:
-        """Update the running means and the parameters of every member, see the top of this file."""
-        g = self.gradient()
-        for name, seen in (("weight", 1.0), ("first", g), ("second", g[:, :, None] * g[:, None])):
-            self.state[name] = MEMORY * self.state[name] + seen
-        m, C = (self.state[name] / self.state["weight"] for name in ("first", "second"))
-        diagonal = torch.diag_embed(torch.diagonal(C, dim1=-2, dim2=-1))
-        C = torch.lerp(C, diagonal, 1 - (1 - MEMORY) * self.state["weight"])
-        steps = (inverse_root(C) @ m[..., None])[..., 0].split(
-            [p[0].numel() for p, _ in self.learned], 1
-        )
-        for (p, unit), step in zip(self.learned, steps, strict=True):
-            p.sub_(rate * unit * step.view_as(p))
-
-    @torch.no_grad()
-    def move(self, batch: Tensor, k: Tensor, rows: Tensor, x: Tensor, loss: Tensor) -> None:
-        """Judge the move that led to x, and move on.
-
-        If the loss fell, x is accepted, and a step of lr_noise * r down the gradient gives the next
-        x'. If not, x' returns to the last one accepted.
-
-        Args:
-            batch, k: positions [k, b] in the pairs of the members k.
-            rows: the same samples as indices into the training pairs [k, b].
-            x: their noise [k, b, *shape], with its gradient.
-            loss: their losses [k, b] at x.
-        """
-        assert x.grad is not None
-        at, kept, known = (k[:, None], batch), self.state["kept"], self.state["known"]
-        wide = lambda v: v.view(*v.shape, *[1] * (x.ndim - 2))
-        flat = lambda v: v.flatten(2)
-        good = loss <= known[at]
-        start = self.train.noise[rows]
-        direction = flat(torch.nan_to_num(x.grad))
-        direction = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-        away = flat(x - start) - self.config.lr_noise * self.radius * direction
-        length = away.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-        away = away * (self.radius / length).clamp_max(1.0)
-        kept[at] = torch.where(wide(good), x, kept[at])
-        self.moved[at] = torch.where(wide(good), start + away.view_as(x), kept[at])
-        known[at] = torch.where(good, loss, math.inf)
 
 
 def inverse_root(C: Tensor) -> Tensor:

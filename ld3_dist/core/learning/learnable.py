@@ -164,13 +164,8 @@ class LearnableGrid(nn.Module):
 
     def times(self, u: Tensor, at: Tensor) -> Tensor:
         """Network times [K, E] in the coordinate, from knots u [K, N+1] and nominal times `at`."""
-        ahead, behind = u[:, self.after] - at, at - u[:, self.before]
         s = self.window * torch.tanh(self.offsets.double())
-        # at an end of the range there is room on one side only: a move to the other side is
-        # reflected, so that it never lacks a gradient
-        forward = s * torch.where(ahead > 1e-12, ahead, -behind)
-        backward = s * torch.where(behind > 1e-12, behind, -ahead)
-        return at + torch.where(s >= 0, forward, backward)
+        return times_between(at, s, u[:, self.before], u[:, self.after])
 
     def tableau(self) -> tuple[Grid, Tableau]:
         """The grids and their coefficients, corrections included."""
@@ -183,6 +178,18 @@ class LearnableGrid(nn.Module):
         if self.corrections.requires_grad:
             tableau = corrected(tableau, self.corrections.double())
         return grid, tableau
+
+
+def times_between(at: Tensor, s: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Times `at` moved by the fractions s towards the knots after (s > 0) or before them (s < 0).
+
+    At an end of the range there is room on one side only: a move to the other side is reflected, so
+    that it never lacks a gradient.
+    """
+    ahead, behind = after - at, at - before
+    forward = s * torch.where(ahead > 1e-12, ahead, -behind)
+    backward = s * torch.where(behind > 1e-12, behind, -ahead)
+    return at + torch.where(s >= 0, forward, backward)
 
 
 def corrected(tableau: Tableau, corrections: Tensor) -> Tableau:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -69,6 +69,8 @@ class Problem:
         nfe: network evaluations; 0 means the solver's stages times N.
         seeds: one seed per member, for the order of its batches.
         subsets: indices into train [K, M]; every member has all pairs if not given.
+        family: start grids [K, N+1] of every NFE that is learned at once, by a procedure of
+            families; of nfe alone if not given.
 
     Raises:
         InputError: fewer than two training pairs, no held-out pair, or sizes that do not fit.
@@ -83,6 +85,7 @@ class Problem:
     nfe: int = 0
     seeds: Sequence[int] = ()
     subsets: Tensor | None = None
+    family: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.train) < 2 or len(self.valid) < 1:
@@ -93,6 +96,7 @@ class Problem:
         if self.seeds and len(self.seeds) != K:
             raise InputError(f"{len(self.seeds)} seeds for {K} members: need one each")
         object.__setattr__(self, "nfe", self.nfe or self.solver.stages * steps)
+        object.__setattr__(self, "family", dict(self.family) or {self.nfe: self.knots})
         pool, count = self.subsets, len(self.train)
         pool = torch.arange(count).expand(K, -1) if pool is None else pool
         fits = pool.ndim == 2 and len(pool) == K
@@ -107,7 +111,7 @@ class Problem:
 class Procedure(Generic[Settings]):
     """One run: parameters, moved noise, batches, validation, the best so far, and snapshots.
 
-    A procedure derives from it and says in `epoch` how parameters and noise move. It also has four
+    A procedure derives from it and says in `epoch` how parameters and noise move. It also has these
     attributes:
 
         Config   the class of its settings, a LearnConfig
@@ -125,6 +129,8 @@ class Procedure(Generic[Settings]):
     Grid: ClassVar[type[LearnableGrid]] = LearnableGrid
     learns_coefficients = False
     learns_start = False
+    family: ClassVar[bool] = False
+    """True if it learns the grids of several NFEs at once; it then yields FamilyProgress."""
 
     def __init__(
         self, problem: Problem, config: Settings, objective: Objective | None = None
@@ -135,17 +141,7 @@ class Procedure(Generic[Settings]):
         self.radius = config.radius(tuple(problem.denoiser.shape), self.nfe)
         # grids are float64, which not every accelerator has; on CUDA they stay with the network
         home = self.device if self.device.type == "cuda" else torch.device("cpu")
-        self.grids = self.Grid(
-            problem.denoiser.noise,
-            problem.solver,
-            problem.knots,
-            self.nfe,
-            config.coordinate,
-            config.offset_window,
-            self.learns_coefficients,
-            home,
-            start_time=self.learns_start,
-        )
+        self.grids: Any = self.make_grids(problem, config, home)
         self.objective = objective or self.make_objective(problem, config)
         # schedules are chosen by the distance that was asked for, whatever the loss of learning is
         self.judge = self.objective
@@ -166,13 +162,25 @@ class Procedure(Generic[Settings]):
         self.best: dict[str, Tensor] = {}
         self.state: dict[str, Tensor] = {}  # the procedure's own, part of a snapshot
 
+    def make_grids(
+        self, problem: Problem, config: LearnConfig, device: torch.device
+    ) -> torch.nn.Module:
+        """The parameters, at the start grids: a LearnableGrid, or the procedure's own module."""
+        return self.Grid(
+            problem.denoiser.noise,
+            problem.solver,
+            problem.knots,
+            self.nfe,
+            config.coordinate,
+            config.offset_window,
+            self.learns_coefficients,
+            device,
+            start_time=self.learns_start,
+        )
+
     @classmethod
     def make_objective(cls, problem: Problem, config: LearnConfig) -> Objective:
-        """The loss that is learned from; override it for another one.
-
-        Held-out losses, by which schedules are chosen and compared with hand-made grids, stay in
-        the distance of the problem.
-        """
+        """The loss that is learned from; held-out losses stay in the distance of the problem."""
         return Objective(problem.denoiser, problem.distance, config.checkpointing)
 
     @property
@@ -352,10 +360,10 @@ def _check_settings(name: str, config: Any) -> None:
     """Raise InputError for a Config from which neither a help text nor a column could be made."""
     if not isinstance(config, type) or not issubclass(config, LearnConfig):
         raise InputError(f"procedure {name!r}: its Config must derive from LearnConfig")
-    for field in dataclasses.fields(config):
-        if not isinstance(field.default, bool | int | float | str):
+    for one in dataclasses.fields(config):
+        if not isinstance(one.default, bool | int | float | str):
             raise InputError(
-                f"procedure {name!r}: setting {field.name!r} needs a default that is a number, a "
+                f"procedure {name!r}: setting {one.name!r} needs a default that is a number, a "
                 'word or a switch; write it as setting(0.5, "what it means")'
             )
 
@@ -363,6 +371,7 @@ def _check_settings(name: str, config: Any) -> None:
 procedures = Procedures("procedure")
 
 procedures.register("default", lazily="ld3_dist.core.learning.descent:Descent")
+procedures.register("curve", lazily="ld3_dist.core.learning.family:CurveDescent")
 procedures.register("paper", lazily="ld3_dist.core.learning.published:Published")
 
 

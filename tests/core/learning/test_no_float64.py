@@ -44,7 +44,7 @@ def test_the_emulation_refuses_float64(device: torch.device) -> None:
             wide()
 
 
-@pytest.mark.parametrize("procedure", ["default", "paper"])
+@pytest.mark.parametrize("procedure", ["default", "paper", "curve"])
 @pytest.mark.parametrize("gamma", [0.0, 0.1])
 def test_learning_measuring_and_sampling(
     device: torch.device, procedure: str, gamma: float

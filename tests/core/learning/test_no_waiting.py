@@ -17,10 +17,13 @@ from ld3_dist.core.distance import Elementwise
 from ld3_dist.core.grid import discretize
 from ld3_dist.core.learning import descent
 from ld3_dist.core.learning.descent import Descent, newton_schulz
+from ld3_dist.core.learning.family import CurveDescent
 from ld3_dist.core.learning.learn import Pairs, Problem, make_config
+from ld3_dist.core.noise import EDM
 from ld3_dist.core.sample import draw_noise
 from ld3_dist.core.solver import make_solver
 from ld3_dist.models import open_model
+from ld3_dist.models.analytic.mixture import mixture_2d
 
 WAITING = {
     "_local_scalar_dense",
@@ -85,3 +88,20 @@ def test_an_epoch_never_waits(
     with waits:  # the instrument itself
         counts = noise[noise > 0].numel(), noise.sum().item(), noise.nonzero()
     assert waits.found == ["index", "_local_scalar_dense", "nonzero"], counts
+
+
+def test_an_epoch_of_a_family_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descent, "inverse_root", newton_schulz)
+    mixture, student = mixture_2d(EDM()), make_solver("unipc-3")
+    noise = draw_noise(0, range(6), mixture.shape).double()
+    pairs = Pairs(noise, noise)
+    family = {nfe: discretize(EDM(), nfe, "log_snr").repeat(2, 1) for nfe in (3, 4)}
+    given = Problem(
+        mixture, student, family[4], pairs[:4], pairs[4:], Elementwise(2), 4, [0, 1], None, family
+    )
+    config = make_config("curve", gamma=0.01, batch=2, checkpointing="never")
+    session = CurveDescent(given, config)
+    session.validate(0)
+    with Waits() as waits:
+        session.epoch(1)
+    assert waits.found == []
