@@ -48,7 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """A worker whose groups got no mark in the names would run two Rays at once."""
+    """Names must not differ between processes, and carry the mark of a group: a worker without the
+    marks would run two Rays at once.
+    """
+    for item in session.items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"another name in every process: {item.nodeid}")
     config = session.config
     if "PYTEST_XDIST_WORKER" not in os.environ or not config.getoption("loadgroup", False):
         return
