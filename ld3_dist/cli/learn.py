@@ -11,6 +11,7 @@ import typer
 from ..core.errors import InputError
 from .budget import fitted
 from .console import console, option, say, warn
+from .nfe import parse_nfe
 
 if TYPE_CHECKING:
     from ..core.learning.pairs import Pairs
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
 PICTURES = 8
 """Samples in the picture."""
-
-MOST_NFE = 1000
-"""The most that --nfe takes, as everywhere."""
 
 MOST_PAIRS = 1_000_000
 """The most that --pairs takes; the samples of a seed end there."""
@@ -167,28 +165,6 @@ def learn(
         raise typer.Exit(1) from None
     if schedule.procedure is None:
         raise typer.Exit(1)
-
-
-def parse_nfe(text: str) -> int | list[int]:
-    """`--nfe 6`, `--nfe 4-10` or `--nfe 4,6,8-10`; a list for more than one number.
-
-    Raises InputError for anything else.
-    """
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        ends = (first, last if dash else first)
-        if not all(end.isascii() and end.isdecimal() and len(end) < 5 for end in ends):
-            raise InputError(
-                f"--nfe {text[:80]!r}: write one number, or several for a curve, as 4-10 or 4,6,8"
-            )
-        low, high = map(int, ends)
-        if high < low or high > MOST_NFE:
-            raise InputError(
-                f"--nfe {text[:80]!r}: {part.strip()[:80]} must increase, up to {MOST_NFE}"
-            )
-        found.extend(range(low, high + 1))
-    return found if "-" in text or "," in text else found[0]
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def losses_in(storages: Sequence[Storage], frame: pd.DataFrame) -> Losses:
     """Read the kept losses of some rows of a frame, in the order of their samples."""
 
     def losses(keys: Collection[str]) -> dict[str, np.ndarray]:
-        chosen = frame[["key", "evaluation"]][frame["key"].isin(list(keys)).to_numpy(bool)]
+        chosen = where(frame.loc[:, ["key", "evaluation"]], frame["key"].isin(list(keys)))
         found: dict[str, np.ndarray] = {}
         for storage in storages:
             table = read_table(storage, "losses").merge(chosen, on=["key", "evaluation"])

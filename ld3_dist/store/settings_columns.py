@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .columns import has_column
+from .frames import column
 
 SHOWN = {
     "seed",
@@ -41,7 +42,7 @@ def with_settings(frame: pd.DataFrame) -> pd.DataFrame:
     given = frame["settings"].notna().to_numpy(bool)
     if not given.any():
         return frame
-    texts = frame["settings"][given]
+    texts = column(frame, "settings").dropna()
     plain = texts.astype("str").str.replace(_MEMBER, "", regex=True)
     codes, _ = pd.factorize(plain)
     _, first = np.unique(codes, return_index=True)
@@ -58,10 +59,10 @@ def with_settings(frame: pd.DataFrame) -> pd.DataFrame:
     for name in own:
         values = np.empty(len(settings), dtype=object)
         values[:] = [found.get(name) for found in settings]
-        column = np.full(len(frame), None, dtype=object)
-        column[given] = values[codes]
+        filled = np.full(len(frame), None, dtype=object)
+        filled[given] = values[codes]
         title = name if name.startswith("learn.") else f"settings.{name}"
-        added[title] = pd.Series(column, index=frame.index).infer_objects()
+        added[title] = pd.Series(filled, index=frame.index).infer_objects()
     return frame.assign(**added)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from .asked import EVERYTHING, read_asked
 from .columns import LEARNING
-from .frames import column
+from .frames import column, where
 from .opening import Place, open_places
 from .tables import read_table
 
@@ -199,12 +199,12 @@ def load_samples(*places: Place, cell: str | None = None, all: bool = False) -> 
         asked = EVERYTHING if all else read_asked(storage)
         if asked.evaluations is not None:
             wanted = table["evaluation"].isin(list(asked.evaluations))
-            table = table[wanted.to_numpy(bool)]
+            table = where(table, wanted)
         if cell is not None or asked.trials is not None:
             rows = read_table(storage, "rows", ["key", "cell", "trial", "seed", "start"])
             rows = asked.rows(rows)
-            keys = rows["key"] if cell is None else rows.loc[rows["cell"] == cell, "key"]
-            table = table[table["key"].isin(list(keys)).to_numpy(bool)]
+            rows = rows if cell is None else where(rows, column(rows, "cell") == cell)
+            table = where(table, column(table, "key").isin(list(column(rows, "key"))))
         parts.append(table.assign(source=storage.url))
     identity = ["key", "evaluation", "repeat", "start"]
     table = pd.concat(parts).drop_duplicates(identity).reset_index(drop=True)

@@ -186,7 +186,7 @@ def test_commands_and_options_in_prose_exist(page: Path) -> None:
     [
         (["ld3-dist", "swep", "a.yaml"], "no command"),
         (["ld3-dist", "sweep", "a.yaml", "--outptu", "x"], "--outptu"),
-        (["ld3-dist", "learn", "--nfe", "x", "--model", "digits", "--out", "a"], "x"),
+        (["ld3-dist", "learn", "--pairs", "x", "--model", "digits", "--out", "a"], "x"),
         (["ld3-dist", "learn", "--nfe", "4"], "Missing"),
         (["ld3-dist"], "no command"),
     ],
