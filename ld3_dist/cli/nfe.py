@@ -26,6 +26,6 @@ def parse_nfe(text: str) -> int | list[int]:
                 f"nfe = {high}: must be at most {MOST_NFE}; few steps are the point (--nfe {text})"
             )
         if high < low:
-            raise InputError(f"--nfe {text[:80]!r}: {part.strip()} must go up, as in {high}-{low}")
+            raise InputError(f"--nfe {text[:80]!r}: {part.strip()} must increase, as in {high}-{low}")
         found.extend(range(low, high + 1))
     return found if "-" in text or "," in text else found[0]
