@@ -23,9 +23,11 @@ def parse_nfe(text: str) -> int | list[int]:
         low, high = map(int, ends)
         if high > MOST_NFE:
             raise InputError(
-                f"nfe = {high}: must be at most {MOST_NFE}; few steps are the point (--nfe {text})"
+                f"nfe = {high}: must be at most {MOST_NFE}; few steps are the point (--nfe {text[:80]})"
             )
         if high < low:
-            raise InputError(f"--nfe {text[:80]!r}: {part.strip()} must increase, as in {high}-{low}")
+            raise InputError(
+                f"--nfe {text[:80]!r}: {part.strip()} must increase, as in {high}-{low}"
+            )
         found.extend(range(low, high + 1))
     return found if "-" in text or "," in text else found[0]

@@ -206,7 +206,7 @@ def test_the_command_line(
     for nfe, told in (
         ("3-", "write one number"), ("a", "write one number"), ("5-3", "must increase"),
         ("3,,4", "write one number"), ("3,3", "each once"), ("0-4", "nfe = 0"),
-        ("4-2000", "up to 1000"), ("-3", "write one number"),
+        ("4-2000", "at most 1000"), ("-3", "write one number"),
     ):  # fmt: skip
         code, _, err = call(
             monkeypatch, capsys, *learn, *curve, f"--nfe={nfe}", "--out", "other.json"
