@@ -22,9 +22,8 @@ def parse_nfe(text: str) -> int | list[int]:
             )
         low, high = map(int, ends)
         if high > MOST_NFE:
-            raise InputError(
-                f"nfe = {high}: must be at most {MOST_NFE}; few steps are the point (--nfe {text[:80]})"
-            )
+            limit = f"must be at most {MOST_NFE}; few steps are the point"
+            raise InputError(f"nfe = {high}: {limit} (--nfe {text[:80]})")
         if high < low:
             raise InputError(
                 f"--nfe {text[:80]!r}: {part.strip()} must increase, as in {high}-{low}"
