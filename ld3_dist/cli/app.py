@@ -109,10 +109,11 @@ def sweep(
     Every stage does only what is not there yet: interrupt it however you like and run the same
     command again. Exits with 1 if something failed (it is in the failures table), 2 if the
     experiment cannot be run as written."""
+    from ..experiment import load_experiment
     from .shards import sweep_part
 
     if dry_run:
-        show(experiment, output or default_output(experiment))
+        show(experiment, output or default_output(load_experiment(experiment)))
     elif shard is not None:
         sweep_part(experiment, output, address, shard, _stages)
     else:
@@ -153,7 +154,7 @@ def _stages(
     settings = load_experiment(experiment)
     with blamed_on(str(experiment), "report.figures"):
         check_figures(settings.report.figures)
-    place = output or f"runs/{settings.name}"  # as default_output has it
+    place = output or default_output(settings)
     run = Sweep(settings, open_storage(place), address, stages, str(experiment), part)
     again = " ".join(["ld3-dist", *sys.argv[1:]])
     signal.signal(signal.SIGTERM, _interrupt)

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from ..schedule.budget import Plan, Start
     from ..schedule.teaching import Teacher
 
-PAIRS = 50
-"""Teacher pairs to train on, and as many held out, without a budget."""
-
 
 def fitted(
     model: Model,
@@ -38,6 +35,7 @@ def fitted(
     """
     from ..schedule.baselines import BASELINES
     from ..schedule.budget import Cell, Plan, fit
+    from ..schedule.ranges import PAIRS
 
     if not limit:
         pairs = PAIRS if count is None else count

@@ -15,7 +15,7 @@ from ..core.errors import InputError
 from .console import console, say, warn
 
 if TYPE_CHECKING:
-    from ..experiment import Plan
+    from ..experiment import Experiment, Plan
 
 ExperimentFile = Annotated[
     Path,
@@ -81,11 +81,9 @@ def show(
         print_growth(plan, output, console)
 
 
-def default_output(experiment: Path) -> str:
+def default_output(settings: Experiment) -> str:
     """The folder of a sweep for which none is given."""
-    from ..experiment import load_experiment
-
-    return f"runs/{load_experiment(experiment).name}"
+    return f"runs/{settings.name}"
 
 
 def print_plan(plan: Plan, absent: list[str]) -> None:

@@ -34,7 +34,7 @@ from .distances import open_distance
 from .file import Schedule
 from .making import make_schedule
 from .noise import check_writable
-from .ranges import learning_indices
+from .ranges import PAIRS, learning_indices
 from .sampling import device_of, in_loss_space
 from .starts import looks_at_pairs, schedule_knots, start_knots
 from .teaching import Diverged, Teacher, teach
@@ -188,7 +188,7 @@ def learn(
     viewed = in_loss_space(model, space)
     names = check_before(viewed, solver, nfes, config, starts, opened)
     taught = None if pairs is None else split(pairs, valid)
-    indices, held = learning_indices(50), 50
+    indices, held = learning_indices(PAIRS), PAIRS
     if budget is not None or minutes is not None:
         plan = fit(
             Cell(

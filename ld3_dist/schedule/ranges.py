@@ -21,6 +21,9 @@ SET_STRIDE = 10**7
 MOST_SEEDS = 999
 """Seeds of a trial, so that the training ranges end where the evaluation begins."""
 
+PAIRS = 50
+"""Teacher pairs to train on, and as many held out, where nothing is said and there is no sweep."""
+
 Range = tuple[int, int]
 """A half-open range [start, stop) of indices."""
 
