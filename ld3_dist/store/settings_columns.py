@@ -49,7 +49,7 @@ def with_settings(frame: pd.DataFrame) -> pd.DataFrame:
     settings = [_settings(texts.iloc[index]) for index in first]
     names = {name: None for found in settings for name in found}
     own = sorted(name for name in names if name.startswith("learn."))
-    cells = frame["cell"][given].to_numpy()
+    cells = column(frame, "cell").to_numpy()[given]
     own += [
         name
         for name in sorted(names.keys() - {*own})
