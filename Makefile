@@ -21,11 +21,13 @@ demo: install
 	$(BIN)/ld3-dist sweep experiments/quickstart.yaml --output runs/quickstart
 
 # Two processes with one thread each; tests that start Ray stay together (tests/conftest.py).
+# Bytecode is kept: without it each of the many processes would compile the package again.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --durations=15
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/slipcover --source ld3_dist --skip-covered \
+	  -m pytest -n 2 --dist loadgroup --durations=15
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m slow
 
 # Sweeps skip what their folder has, scripts what their tables have.
 SWEEPS := radius theory_kl stress distances metrics flow_matching guidance
@@ -48,4 +50,4 @@ docs: install
 	@echo "build/docs/index.html"
 
 clean:
-	rm -rf .venv build dist *.egg-info runs .coverage .coverage.*
+	rm -rf .venv build dist *.egg-info runs

@@ -267,7 +267,7 @@ def test_diverging_and_crashing_trials_become_rows(local_ray: None, tmp_path: Pa
     search = {
         "grid": {},
         "optuna": {"lr": [0.1, 0.2]},
-        "rounds": 2,
+        "rounds": 1,
         "members": {"seeds": 1, "starts": ["log_snr"]},
     }
     data = changed(
@@ -291,7 +291,7 @@ def test_diverging_and_crashing_trials_become_rows(local_ray: None, tmp_path: Pa
     reasons = read_table(open_storage(tmp_path / "out"), "failures")
     assert reasons["reason"].str.contains("says the test").all()
     assert reasons["traceback"].str.contains("RuntimeError").all()
-    assert write_report(tmp_path / "out").html
+    assert write_report(tmp_path / "out", figures=["distance"]).html
 
 
 def refused(file: Path, out: Path) -> str:

@@ -138,6 +138,7 @@ def test_a_sweep_learns_with_lpips_and_computes_the_teacher_s_features_once(
     assert times == [1] * len(targets)  # in three epochs
 
 
+@pytest.mark.slow  # the sweep above learns with the same distance
 def test_learn_with_lpips_is_one_command(tmp_path: Path, format_modules: None, trunk: Path) -> None:
     write(tmp_path / "net.pkl", {**SONG, **SIZE, "img_resolution": 16})
     call = [

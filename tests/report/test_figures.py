@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from report_pages import Tags
+from slowly import few
 from synthetic_sweep import write_sweep
 
 from ld3_dist.core.errors import InputError
@@ -144,7 +145,10 @@ def test_the_settings_of_the_experiment_choose_the_figures(sweep: Path) -> None:
     assert "gone.py" in warning  # a file of another machine does not cost the report
 
 
-@pytest.mark.parametrize("settings", [{}, {"settings": None}, {"settings": {"report": None}}])
+CHOICES = [{}, {"settings": None}, {"settings": {"report": None}}]
+
+
+@pytest.mark.parametrize("settings", few(CHOICES, CHOICES[2:]))
 def test_without_a_choice_all_figures_are_drawn(sweep: Path, settings: dict) -> None:
     open_storage(sweep).write_bytes("experiment.json", json.dumps(settings).encode())
     assert len(write_report(sweep).figures) == 5

@@ -70,7 +70,7 @@ def test_plain_names_stay_as_they_are() -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES, NAMES[::3]))
 def test_a_model_of_any_name_has_a_page(tmp_path: Path, name: str) -> None:
     write_sweep(tmp_path, models=(name, "other"), **TINY)
     paths = write_report(tmp_path, figures=["distance"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lineage_folders import SETTINGS, baseline, learned, tailed, write_folder
 from mortal_storage import Died, mortal
+from slowly import few
 
 import ld3_dist as ld3
 from ld3_dist import InputError
@@ -91,12 +92,15 @@ def test_nothing_is_lost_and_nothing_twice(sources: list[Storage], tmp_path: Pat
     assert not target.exists("_merge.json")
 
 
-def test_a_merge_killed_anywhere_goes_on(sources: list[Storage], tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", few(range(2, 8), [2]))
+def test_a_merge_killed_anywhere_goes_on(
+    first: int, sources: list[Storage], tmp_path: Path
+) -> None:
     counted = mortal(open_storage(tmp_path / "counted"), 10_000)
     list(merge(sources, counted))
     steps = int(10_000 - counted.life.left)  # type: ignore[attr-defined]
     assert steps > 25
-    for at in range(2, steps, 3):
+    for at in range(first, steps, 6):
         target = open_storage(tmp_path / f"all{at}")
         with pytest.raises(Died):
             list(merge(sources, mortal(target, at)))

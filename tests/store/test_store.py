@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from faulty_storage import WRITE_POINTS, with_fault
+from slowly import few
 
 import ld3_dist
 from ld3_dist.core.errors import InputError
@@ -103,12 +104,17 @@ def everything(folder: Path) -> dict[str, bytes]:
     }
 
 
+KILLS = {
+    part: [f"{point}{part}" for point in WRITE_POINTS]
+    for part in ("", "@00005-00010", "@manifest", "@rows")
+} | {"between": ["manifest.before", "manifest.after", "write.synced:3"]}
+
+
+@pytest.mark.parametrize("part", few(KILLS, ("@manifest", "between")))
 def test_a_kill_at_any_point_leaves_whole_files_and_the_same_command_mends_the_rest(
-    tmp_path: Path,
+    part: str, tmp_path: Path
 ) -> None:
-    parts = ["", "@00005-00010", "@manifest", "@rows"]
-    points = [f"{point}{part}" for part in parts for point in WRITE_POINTS]
-    points += ["manifest.before", "manifest.after", "write.synced:3"]
+    points = KILLS[part]
     folders = [tmp_path / f"case{i}" for i in range(len(points))]
     reference = tmp_path / "reference"
     assert run_children([(reference, "none")]) == [0]

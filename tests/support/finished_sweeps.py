@@ -67,7 +67,8 @@ def run(file: Path, out: Path) -> tuple[Any, list[Any]]:
 
 def make_finished(folder: Path) -> Finished:
     """The tiny experiment, run as a user runs it."""
-    file, out = write(folder, changed()), folder / "out"
+    data = changed(report={"figures": ["distance"]})
+    file, out = write(folder, data), folder / "out"
     command = [sys.executable, "-m", "ld3_dist.cli", "sweep", str(file), "--output", str(out)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=PATIENCE, cwd=folder, check=False
@@ -78,7 +79,12 @@ def make_finished(folder: Path) -> Finished:
 
 def make_contest(folder: Path) -> Contest:
     """The tiny experiment, with all that happened to it; it is finished."""
-    file, out = write(folder, changed(resources={"callbacks": ["tensorboard"]})), folder / "out"
+    data = changed(
+        solvers=["ddim"],
+        resources={"callbacks": ["tensorboard"], "concurrent_trials": 1},
+        report={"figures": []},
+    )
+    file, out = write(folder, data), folder / "out"
     first = subprocess.Popen(
         [*SWEEP, str(file), "--output", str(out)],
         stdout=subprocess.DEVNULL,

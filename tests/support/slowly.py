@@ -16,4 +16,8 @@ def few(values: Iterable[Any], quick: Collection[Any]) -> list[Any]:
     values = list(values)
     if absent := [value for value in quick if value not in values]:
         raise ValueError(f"not among the cases: {absent}")
-    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
+    several = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [
+        value if value in quick else pytest.param(*parts, marks=pytest.mark.slow)
+        for value, parts in zip(values, several, strict=True)
+    ]

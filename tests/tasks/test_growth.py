@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from growing import CHAIN, START, asked_rows, members, quick, version
+from slowly import few
 from tiny_sweep import lasting
 
 from ld3_dist.cluster.growth import growth_of
@@ -96,7 +97,21 @@ def equal(grown: Path, whole: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+QUICK = (
+    "models",
+    "nfe",
+    "seeds",
+    "a start that follows trajectories",
+    "grid values",
+    "baselines",
+    "fewer",
+    "an axis of teachers",
+    "an ablation",
+    "another seed",
+)
+
+
+@pytest.mark.parametrize("kind", few(KINDS, QUICK))
 def test_the_grown_folder_equals_the_folder_made_in_one_go(
     kind: str, first: Path, tmp_path: Path
 ) -> None:
@@ -135,7 +150,7 @@ def test_going_back_does_nothing(first: Path, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(asked_rows(open_storage(out)), expected, check_exact=True)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", few(["tpe", "random"], ["tpe"]))
 def test_rounds_and_grid_values_of_a_search_with_optuna(sampler: str, tmp_path: Path) -> None:
     axes = {"optuna": {"lr": {"low": 0.03, "high": 0.3}}, "sampler": sampler}
     few = version(search=axes | {"rounds": 2})

@@ -85,8 +85,8 @@ def test_dmn_weights_integrate_polynomials_exactly() -> None:
 
 def test_dmn_is_a_function_of_the_schedule_alone() -> None:
     solver = make_solver("dpmpp-3")
-    knots = find_knots("dmn", EDM(), solver, 5)
-    assert torch.equal(knots, find_knots("dmn", mixture_1d(EDM()), solver, 5))
+    knots = find_knots("dmn", EDM(), solver, 3)
+    assert torch.equal(knots, find_knots("dmn", mixture_1d(EDM()), solver, 3))
     torch.testing.assert_close(dmn(EDM(), 1), torch.tensor([80.0, 0.002], dtype=torch.float64))
 
 
@@ -200,9 +200,13 @@ def test_optimal_steps_solves_its_own_recurrence() -> None:
     )
 
 
-@pytest.mark.parametrize("name", TRAINING_FREE)
-@pytest.mark.parametrize("noise", [EDM(), VPLinear(), FlowMatching()], ids=lambda noise: noise.name)
-def test_one_entry_for_all(name: str, noise: NoiseSchedule) -> None:
+ENTRIES = [(name, noise) for name in TRAINING_FREE for noise in ("edm", "vp-linear", "flow")]
+LONG = {("dmn", "vp-linear"), ("dmn", "flow")}
+
+
+@pytest.mark.parametrize(("name", "schedule"), few(ENTRIES, {*ENTRIES} - LONG))
+def test_one_entry_for_all(name: str, schedule: str) -> None:
+    noise: NoiseSchedule = {n.name: n for n in (EDM(), VPLinear(), FlowMatching())}[schedule]
     mixture = mixture_2d(noise)
     x_T = noise.prior_scale * draw_noise(1, range(8), (2,))
     for solver, nfe in (("unipc-3", 4), ("heun", 5), ("ipndm-3", 1)):

@@ -20,7 +20,6 @@ from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
 from ...experiment.plan import Plan
@@ -128,6 +127,11 @@ def _shares(trials: list[Trial], names: list[str]) -> dict[str, float]:
     for values, loss in trials:
         params = {name: values[name] for name in names}
         study.add_trial(create_trial(params=params, distributions=distributions, value=loss))
+    from optuna.importance import (  # scikit-learn: a second of every start
+        FanovaImportanceEvaluator,
+        get_param_importances,
+    )
+
     return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
 
 

@@ -114,6 +114,7 @@ def test_what_does_not_fit_is_split_and_adds_up(
     assert "out of memory with 12 samples at once: going on with 6" in caplog.text
 
 
+@pytest.mark.slow  # quicker: test_what_does_not_fit_is_split_and_adds_up
 def test_a_full_memory_changes_nothing_about_what_is_learned() -> None:
     given, ends = pairs(12), []
     config = make_config(epochs=3, batch=4, gamma=0.01)
