@@ -178,6 +178,7 @@ def test_a_second_run_does_nothing_new(finished: Finished, local_ray: None) -> N
     assert [(e.stage, e.done, e.total) for e in events] == [("teach", 6, 6), ("search", 8, 8)]
 
 
+@pytest.mark.slow  # quicker: a killed driver (test_cluster_failures), damaged files (test_check)
 def test_an_interrupted_sweep_goes_on(finished: Finished, local_ray: None, tmp_path: Path) -> None:
     """Rows, evaluations, a schedule and a shard are gone, others half there: the same command gives
     the same table.

@@ -23,7 +23,7 @@ from ld3_dist.models import Model, ModelOptions, open_model
 
 L2 = Elementwise(2)
 FAMILIES = ("digits", *VARIANTS, *BUILDERS)
-QUICK = ("digits", "ddpmpp", "adm", "latent", "cin", "sdxl", "flux")
+QUICK = ("digits", "ddpmpp", "latent", "sdxl", "flux")
 
 
 @pytest.fixture
