@@ -9,6 +9,7 @@ import typer
 
 from ..core.errors import InputError
 from .console import console, say, warn
+from .nfe import parse_nfe
 
 if TYPE_CHECKING:
     from ..schedule.transferring import Prepared
@@ -46,6 +47,10 @@ def transfer(
             help="Solvers to run knots and network times with; each schedule's own, with its own "
             "table, if not given."
         ),
+    ] = None,
+    nfe: Annotated[
+        str | None,
+        typer.Option(help="Network evaluations, for the files of curves: 4-10 or 4,6,8."),
     ] = None,
     samples: Annotated[int, typer.Option(help="Fresh samples of a set.")] = 2000,
     repeats: Annotated[int, typer.Option(help="Disjoint sets of samples.")] = 1,
@@ -96,6 +101,7 @@ def transfer(
         "sizes": [_size(text) for text in _listed(sizes, "--sizes")],
         "dtypes": _listed(dtypes, "--dtypes"),
         "solvers": _listed(solvers, "--solvers"),
+        "nfe": () if nfe is None else parse_nfe(nfe),
         "samples": samples,
         "repeats": repeats,
         "seed": seed,

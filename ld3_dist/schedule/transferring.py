@@ -32,6 +32,7 @@ from ..core.user_code import FILE, PREFIX, absolute, content_in, label
 from ..models import Model
 from ..store.tables import frame_of
 from .baselines import BASELINES, hand_made
+from .curves import of_one_nfe
 from .distances import open_distance
 from .elsewhere import left_behind, table_in
 from .file import Schedule, load_schedule
@@ -76,6 +77,7 @@ def prepare(
     sizes: Sequence[Size] = (),
     dtypes: Sequence[str] = (),
     solvers: Sequence[str] = (),
+    nfe: int | Sequence[int] = (),
     samples: int = 2000,
     repeats: int = 1,
     seed: int = 0,
@@ -90,14 +92,14 @@ def prepare(
     Every model is opened once. Raises InputError for anything that cannot be used, with the site
     that it cannot be used at.
     """
-    models, guidance, sizes, dtypes, solvers, baselines = map(
-        _several, (models, guidance, sizes, dtypes, solvers, baselines)
+    models, guidance, sizes, dtypes, solvers, nfe, baselines = map(
+        _several, (models, guidance, sizes, dtypes, solvers, nfe, baselines)
     )
     _check_counts(samples, repeats, seed)
     if mapping not in (None, *MAPPINGS):
         raise unknown("mapping", mapping, MAPPINGS)
     teacher = Teacher.parse(teacher) if isinstance(teacher, str) else teacher
-    named = _named(schedules)
+    named = _of_each_nfe(_named(schedules), nfe)
     for name in (teacher.start, *baselines):
         check_start(name)
     if not baselines:
@@ -149,6 +151,7 @@ def transfer(
     sizes: Sequence[Size] = (),
     dtypes: Sequence[str] = (),
     solvers: Sequence[str] = (),
+    nfe: int | Sequence[int] = (),
     samples: int = 2000,
     repeats: int = 1,
     seed: int = 0,
@@ -172,6 +175,7 @@ def transfer(
         guidance, sizes, dtypes: scales, (height, width), and dtypes of the network.
         solvers: solvers to run the schedules' knots and network times with, in as many evaluations;
             each schedule's own, with its own table, if not given.
+        nfe: network evaluations, for schedules that are curves; each is scored at each of them.
         samples, repeats, seed: fresh samples of a set, and the number of sets.
         teacher: solver/NFE/grid of each site's teacher.
         distance: name of a distance, or a mapping of names to weights.
@@ -202,6 +206,7 @@ def transfer(
         sizes=sizes,
         dtypes=dtypes,
         solvers=solvers,
+        nfe=nfe,
         samples=samples,
         repeats=repeats,
         seed=seed,
@@ -276,6 +281,26 @@ def _named(
             name, number = f"{single}-{number}", number + 1
         found[name] = schedule
     return list(found.items())
+
+
+def _of_each_nfe(
+    named: Sequence[tuple[str, Schedule]], nfe: Sequence[int]
+) -> list[tuple[str, Schedule]]:
+    """Every curve at every NFE, as "NAME at 7"; schedules of one NFE as they are."""
+    repeated("nfe", nfe)
+    if nfe and all(schedule.curve is None for _, schedule in named):
+        given = ", ".join(name for name, _ in named)
+        raise InputError(f"nfe: is given, and no schedule is a curve: {given}")
+    found = []
+    for name, schedule in named:
+        try:
+            if schedule.curve is None or not nfe:
+                found.append((name, of_one_nfe(schedule, "say which (--nfe 4-10)")))
+            else:
+                found += [(f"{name} at {n}", schedule.at(n)) for n in nfe]
+        except InputError as error:
+            raise InputError(f"schedule {name}: {error}") from error
+    return found
 
 
 def _work_at(site: Site, asked: _Asked) -> Work:

@@ -345,3 +345,37 @@ def test_the_matrix_fits_a_terminal_and_has_every_cell() -> None:
     assert marks >= 16
     values = learned(frame)["eval_gain"].to_numpy(float)
     assert np.isfinite(values).all()
+
+
+# --- curves ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def curve() -> Schedule:
+    pairs = ld3.teach(at(TWO), 12)
+    made = ld3.learn(at(TWO), "ddim", [3, 5], pairs, starts=["karras"], procedure="curve", epochs=1)
+    assert made.curve is not None
+    return made
+
+
+def test_a_curve_is_scored_at_every_nfe(curve: Schedule) -> None:
+    """Each row is that of the schedule that the curve gives there, trained on or not."""
+    common = {"samples": 20, "teacher": TEACHER, "baselines": ["karras"]}
+    rows = learned(ld3.transfer(curve, [WIDE], nfe=[3, 4], **common))
+    assert rows["nfe"].tolist() == [3, 4]
+    for _, row in rows.iterrows():
+        alone = learned(ld3.transfer(curve.at(int(row["nfe"])), [WIDE], **common)).iloc[0]
+        assert row["schedule"].endswith(f" at {row['nfe']}")
+        assert row["eval_loss"] == alone["eval_loss"]
+        assert row["eval_gain"] == alone["eval_gain"]
+
+
+def test_a_curve_without_an_nfe_and_an_nfe_without_a_curve(curve: Schedule) -> None:
+    with pytest.raises(InputError, match=r"holds a curve .* say which \(--nfe 4-10\)"):
+        prepare([curve])
+    with pytest.raises(InputError, match="nfe: is given, and no schedule is a curve"):
+        prepare([of_two()], nfe=4)
+    with pytest.raises(InputError, match="nfe: 3 is given twice"):
+        prepare([curve], nfe=[3, 3])
+    with pytest.raises(InputError, match=r"at least 1 for ddim"):
+        prepare([curve], nfe=[0])
