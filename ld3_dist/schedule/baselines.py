@@ -18,11 +18,15 @@ from ..core.solver import Solver, Tableau
 from ..core.user_code import FILE, label
 from ..models import Model
 from .file import Schedule
-from .sampling import BATCH, make_samples
-from .starts import schedule_in, start_knots
+from .ranges import train_range
+from .sampling import BATCH, device_of, draw_inputs, make_samples
+from .starts import looks_at_pairs, schedule_in, start_knots
 
 BASELINES = ("uniform", "quadratic", "log_snr", "karras")
 """Grids that are measured if no others are asked for."""
+
+FOLLOWED = 64
+"""Trajectories that grids may follow; those of the package use no more."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,18 @@ class Baseline:
             losses={"valid_loss": self.loss},
             start=label(name),
         )
+
+
+def to_follow(name: str, model: Model, seed: int) -> Pairs | None:
+    """Noise and conditions whose trajectories the grid `name` follows; None if it follows none.
+
+    They are the first of teaching, so that no grid looks at the samples that it is scored on, and
+    it is the same for every set of them. There is no teacher: the targets are the noise.
+    """
+    if not looks_at_pairs(name):
+        return None
+    z, condition = draw_inputs(model, seed, range(*train_range(0, FOLLOWED)))
+    return Pairs(z, z, condition).to(device_of(model))
 
 
 def hand_made(

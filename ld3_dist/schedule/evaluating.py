@@ -22,7 +22,7 @@ from ..metrics.resampling import statistic_of
 from ..metrics.scores import BUILT_IN, Samples, as_reference, score
 from ..models import Model
 from ..store.tables import frame_of
-from .baselines import hand_made
+from .baselines import hand_made, to_follow
 from .distances import open_distance
 from .file import Schedule
 from .learning import check_student
@@ -176,7 +176,7 @@ def evaluate(
         raise InputError(f"samples = {samples}: at least 2 are needed, at most {SET:,} possible")
     if repeats < 1:
         raise InputError(f"repeats = {repeats}: at least 1 set of samples is needed")
-    tables = list(_tables(model, schedules, solver, nfe))
+    tables = list(_tables(model, schedules, solver, nfe, seed))
     home = str(device_of(model))
     opened = (
         open_distance(distance, model, home) if not isinstance(distance, Distance) else distance
@@ -211,7 +211,11 @@ Label = tuple[str, str, int]
 
 
 def _tables(
-    model: Model, schedules: Sequence[Schedule | str], solver: str | None, nfe: int | None
+    model: Model,
+    schedules: Sequence[Schedule | str],
+    solver: str | None,
+    nfe: int | None,
+    seed: int,
 ) -> list[tuple[Label, Tableau, dict[str, Any]]]:
     schedules = [
         s.at(nfe) if isinstance(s, Schedule) and s.curve is not None and nfe else s
@@ -234,6 +238,7 @@ def _tables(
                     "which no schedule file may run; say solver= and nfe= yourself"
                 )
             student = check_student(str(name), int(count or 0))
-            table = hand_made(item, model, student, int(count or 0))[1]
+            pairs = to_follow(item, model, seed)
+            table = hand_made(item, model, student, int(count or 0), pairs)[1]
             found.append(((item, str(name), int(count or 0)), table, {}))
     return found

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 
 from ..core.errors import InputError
-from ..core.learning.pairs import Pairs
 from ..core.solver import Tableau, make_solver
 from ..core.user_code import label
 from ..metrics.paired import compare
@@ -29,24 +28,20 @@ from ..models import Model
 from ..store.opening import open_storage
 from ..store.tables import read_records, write_table
 from ..training_free import TRAINING_FREE, evaluations
-from .baselines import hand_made
+from .baselines import FOLLOWED, hand_made, to_follow
 from .distances import open_distance
 from .elsewhere import table_in
 from .evaluating import loss_columns, measure
 from .file import Schedule
 from .learning import check_student
 from .provenance import provenance
-from .ranges import eval_range, train_range
-from .sampling import device_of, draw_inputs
+from .ranges import eval_range
+from .sampling import device_of
 from .sites import Site
-from .starts import looks_at_pairs
 from .teaching import Diverged, Teacher, teach
 
 Losses = dict[tuple[str, int], np.ndarray]
 """(key of a row, number of the set) -> distances [samples], float32."""
-
-FOLLOWED = 64
-"""Trajectories that grids may follow; those of the package use no more."""
 
 WORKS, DOES_NOT, UNDECIDED = "works", "does not", "undecided"
 
@@ -173,11 +168,8 @@ def _table(entry: Entry, model: Model, work: Work) -> Tableau:
     """
     if entry.kind == "learned":
         return table_in(dict(work.named)[entry.name], model, entry.solver, work.mapped)
-    pairs = None
-    if looks_at_pairs(entry.name):
-        z, condition = draw_inputs(model, work.seed, range(*train_range(0, FOLLOWED)))
-        pairs = Pairs(z, z, condition).to(device_of(model))
     student = check_student(entry.solver, entry.nfe)
+    pairs = to_follow(entry.name, model, work.seed)
     return hand_made(entry.name, model, student, entry.nfe, pairs)[1]
 
 
