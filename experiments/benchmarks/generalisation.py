@@ -1,14 +1,15 @@
 """What makes a schedule good on fresh pairs, at equal total network evaluations.
 
     python experiments/benchmarks/generalisation.py [--variants …] [--cells unipc-3/4 …]
-        [--model digits] [--workers 1] [--out runs/generalisation]
+        [--model digits] [--workers 1] [--out runs/generalisation] [--table FILE]
 
 A variant says how many pairs are taught, how they are used, and how a schedule is chosen. For every
 cell, variant and seed there is one file with the members' tables, the per-sample losses of the
 chosen one on 2,000 fresh pairs, and the evaluations that teaching and learning took; files that are
 there are not made again. The summary gives, relative to the variant `published`, geometric means
 over cells and seeds of the fresh loss's mean, median and interquartile mean, the worst cell, and
-the evaluations that were spent. Teacher UniPC-3 with 20 evaluations on the Karras grid.
+the evaluations that were spent; `--table` keeps these figures of every run. Teacher UniPC-3 with 20
+evaluations on the Karras grid.
 """
 
 from __future__ import annotations
@@ -248,6 +249,19 @@ def summary(out: Path, base: str = "published") -> str:
     return "\n".join(lines)
 
 
+def table(out: Path) -> list[dict[str, Any]]:
+    """Every run without its samples."""
+    rows = []
+    for file in sorted(out.glob("*.json")):
+        row = json.loads(file.read_text())
+        fresh = np.array(row.pop("fresh"))
+        del row["held"], row["members"]
+        rows.append(
+            row | {"mean": fresh.mean(), "median": float(np.median(fresh)), "iqm": iqm(fresh)}
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -259,6 +273,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/generalisation"))
+    parser.add_argument("--table", type=Path)
     parser.add_argument("--base", default="published", choices=VARIANTS)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -272,6 +287,9 @@ def main() -> None:
         for line in pool.imap(measure, jobs):
             print(line, flush=True)
     print(summary(asked.out, asked.base))
+    if asked.table:
+        lines = ",\n".join(json.dumps(row) for row in table(asked.out))
+        asked.table.write_text(f'{{"fresh": {FRESH}, "runs": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":

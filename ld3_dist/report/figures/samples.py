@@ -106,7 +106,7 @@ def _strip(
     }
     count = min(MOST_IMAGES, *(len(value) for value in images.values()))
     height, width = next(iter(images.values())).shape[2:]
-    left = 1.35 if notes else 0.9
+    left = max(1.35 if notes else 0.9, 0.2 + 0.078 * len(plain(grid)))  # inches a letter
     cell = min((WIDTH - left) / count, 1.05)
     figure = Figure(figsize=(left + cell * count, (cell * len(images)) * height / width))
     axes = figure.add_axes((left / figure.get_figwidth(), 0, 1 - left / figure.get_figwidth(), 1))
