@@ -196,6 +196,24 @@ def curve() -> Numbers:
     }  # fmt: skip
 
 
+PAIRS = {
+    "`default`": "default",
+    "`paper`": "published",
+    "200 pairs, 10 epochs": "200 pairs, 10 epochs",
+    "the same, 200 held out, averaged parameters":
+        "200 pairs, 10 epochs, 200 held out, average",
+    "the same, large losses tamed": "200 pairs, 10 epochs, 200 held out, average, robust 4",
+}  # fmt: skip
+"""Rows of the table of pairs, and the variants of the script."""
+
+
+def of_pairs(variant: str) -> list[tuple[Any, Any]]:
+    """Runs of a variant, and those of the default of the same cells."""
+    runs = {(run["variant"], run["cell"]): run for run in benchmark("generalisation")["runs"]}
+    tried = sorted(cell for name, cell in runs if name == "200 pairs, 10 epochs")
+    return [(runs[variant, cell], runs["default", cell]) for cell in tried]
+
+
 CURVES = (("all", ""), ("even", ""), ("single", "-7"))
 """Learned on the NFEs 4 to 10, on the even ones, and for 7 alone."""
 
@@ -261,6 +279,7 @@ SETTINGS = {
         "At 4 evaluations, 8 members", "more than 8 members", "8 members took less time than 4",
         "of 20 rows", "turns of 100 s", "1,000 workers",
         "1,000 GPUs", "the pairs of seed 0", "At 5, 7 and 9 the second curve",
+        "visits 50 pairs for 40 epochs and selects on 50",
     ),
 }  # fmt: skip
 """Numbers that say what was done: settings and sizes, not results."""
@@ -268,8 +287,8 @@ SETTINGS = {
 TABLES = {
     README: ["| solver |", "| | |"],
     BENCHMARKS: [
-        "| solver, NFE |", "| evaluations |", "| NFE |", "| | mixtures |", "| | CPU |",
-        "| 1,000 GPUs,",
+        "| solver, NFE |", "| evaluations |", "| NFE |", "| relative to `default` |",
+        "| | mixtures |", "| | CPU |", "| 1,000 GPUs,",
     ],
 }  # fmt: skip
 """Every table of these pages by the beginning of its heading; tests below compare them."""
@@ -375,6 +394,22 @@ def test_the_table_of_the_curve_is_measured() -> None:
         losses = [(whole, "mean"), (even, "mean"), (whole, "median"), (even, "median")]
         first, *rest = (f"{cell[nfe][kind]:.3g}" for cell, kind in losses)
         assert values == [first, ratio, *rest]
+
+
+def test_the_table_of_pairs_is_measured() -> None:
+    found = rows(BENCHMARKS, "| relative to `default` |")
+    assert [name for name, *_ in found] == [*PAIRS]
+    for name, *values in found:
+        both = of_pairs(PAIRS[name])
+        assert len(both) == 8
+        ratios_of = {
+            kind: [a[kind] / b[kind] for a, b in both]
+            for kind in ("mean", "median", "iqm", "evaluations")
+        }
+        own = geometric([a["mean"] / a["valid"] for a, _ in both])
+        expected = [geometric(ratios_of["mean"]), max(ratios_of["mean"])]
+        expected += [geometric(ratios_of[kind]) for kind in ("median", "iqm")]
+        assert values == [f"{x:.2f}" for x in (*expected, own, geometric(ratios_of["evaluations"]))]
 
 
 VARIANTS = [
