@@ -6,6 +6,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
+# Bytecode is kept: without it each of the many processes would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo test test-slow check science docs clean
 
 install: $(STAMP)
@@ -21,13 +24,12 @@ demo: install
 	$(BIN)/ld3-dist sweep experiments/quickstart.yaml --output runs/quickstart
 
 # Two processes with one thread each; tests that start Ray stay together (tests/conftest.py).
-# Bytecode is kept: without it each of the many processes would compile the package again.
 test: install
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/slipcover --source ld3_dist --skip-covered \
+	OMP_NUM_THREADS=1 $(BIN)/slipcover --source ld3_dist --skip-covered \
 	  -m pytest -n 2 --dist loadgroup --durations=15
 
 test-slow: install
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow
 
 # Sweeps skip what their folder has, scripts what their tables have.
 SWEEPS := radius theory_kl stress distances metrics flow_matching guidance

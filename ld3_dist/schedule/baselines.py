@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,13 +54,13 @@ class Baseline:
         )
 
 
-def to_follow(name: str, model: Model, seed: int) -> Pairs | None:
-    """Noise and conditions whose trajectories the grid `name` follows; None if it follows none.
+def to_follow(names: Iterable[str], model: Model, seed: int) -> Pairs | None:
+    """Noise and conditions whose trajectories grids follow; None if no grid of these names does.
 
     They are the first of teaching, so that no grid looks at the samples that it is scored on, and
     it is the same for every set of them. There is no teacher: the targets are the noise.
     """
-    if not looks_at_pairs(name):
+    if not any(map(looks_at_pairs, names)):
         return None
     z, condition = draw_inputs(model, seed, range(*train_range(0, FOLLOWED)))
     return Pairs(z, z, condition).to(device_of(model))

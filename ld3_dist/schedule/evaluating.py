@@ -26,17 +26,12 @@ from .baselines import hand_made, to_follow
 from .distances import open_distance
 from .file import Schedule
 from .learning import check_student
+from .ranges import SET_STRIDE, eval_range
 from .sampling import BATCH, device_of, in_loss_space, make_samples, to_images
 from .teaching import Teacher, teach
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FRESH = 10**9
-"""Index of the first sample of an evaluation; teaching counts from 0."""
-
-SET = 10**7
-"""Distance between the first samples of two sets."""
 
 WITH_INTERVAL = ("fid", "kid")
 """Scores that have an interval over disjoint sets of samples."""
@@ -172,8 +167,10 @@ def evaluate(
     >>> frame["name"].tolist()
     ['teacher', 'karras']
     """
-    if samples < 2 or samples > SET:
-        raise InputError(f"samples = {samples}: at least 2 are needed, at most {SET:,} possible")
+    if samples < 2 or samples > SET_STRIDE:
+        raise InputError(
+            f"samples = {samples}: at least 2 are needed, at most {SET_STRIDE:,} possible"
+        )
     if repeats < 1:
         raise InputError(f"repeats = {repeats}: at least 1 set of samples is needed")
     tables = list(_tables(model, schedules, solver, nfe, seed))
@@ -182,7 +179,7 @@ def evaluate(
         open_distance(distance, model, home) if not isinstance(distance, Distance) else distance
     )
     features = open_extractor(extractor, model, home)
-    ranges = [range(start, start + samples) for start in range(FRESH, FRESH + repeats * SET, SET)]
+    ranges = [range(*eval_range(repeat, samples)) for repeat in range(repeats)]
     pairs = [teach(model, seed=seed, teacher=teacher, indices=indices) for indices in ranges]
     own = [measure(model, None, one, opened, features) for one in pairs]
     reference = None if features is None else model_reference(model, features)
@@ -223,6 +220,7 @@ def _tables(
     ]
     given = [s for s in schedules if isinstance(s, Schedule)]
     cells = [(solver, nfe)] if solver and nfe else [(s.solver, s.nfe) for s in given]
+    followed = to_follow((s for s in schedules if isinstance(s, str)), model, seed)
     found: list[tuple[Label, Tableau, dict[str, Any]]] = []
     for item in schedules:
         if isinstance(item, Schedule):
@@ -238,7 +236,6 @@ def _tables(
                     "which no schedule file may run; say solver= and nfe= yourself"
                 )
             student = check_student(str(name), int(count or 0))
-            pairs = to_follow(item, model, seed)
-            table = hand_made(item, model, student, int(count or 0), pairs)[1]
+            table = hand_made(item, model, student, int(count or 0), followed)[1]
             found.append(((item, str(name), int(count or 0)), table, {}))
     return found

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from ..core.errors import InputError
+from ..core.learning.pairs import Pairs
 from ..core.solver import Tableau, make_solver
 from ..core.user_code import label
 from ..metrics.paired import compare
@@ -144,6 +145,8 @@ def measure_site(site: Site, work: Work, out: str | None) -> tuple[Losses, str]:
         model = site.open()
         distance = open_distance(work.distance, model, str(device_of(model)))
         tables: dict[str, Tableau] = {}
+        wanted = [e for entries in missing.values() for e in entries if e.kind == "baseline"]
+        followed = to_follow((e.name for e in wanted), model, work.seed)
         for r, entries in missing.items():
             if not entries:
                 continue
@@ -151,7 +154,7 @@ def measure_site(site: Site, work: Work, out: str | None) -> tuple[Losses, str]:
             pairs = teach(model, seed=work.seed, teacher=work.teacher, indices=indices)
             for entry in entries:
                 if entry.key not in tables:
-                    tables[entry.key] = _table(entry, model, work)
+                    tables[entry.key] = _table(entry, model, work, followed)
                 found = measure(model, tables[entry.key], pairs, distance).losses.float().numpy()
                 known[entry.key, r] = found
                 if out is not None:
@@ -161,7 +164,7 @@ def measure_site(site: Site, work: Work, out: str | None) -> tuple[Losses, str]:
     return known, ""
 
 
-def _table(entry: Entry, model: Model, work: Work) -> Tableau:
+def _table(entry: Entry, model: Model, work: Work, followed: Pairs | None) -> Tableau:
     """The table of a row. Grids that follow trajectories look at samples of teaching, not at these.
 
     So they are the same for every set of samples.
@@ -169,8 +172,7 @@ def _table(entry: Entry, model: Model, work: Work) -> Tableau:
     if entry.kind == "learned":
         return table_in(dict(work.named)[entry.name], model, entry.solver, work.mapped)
     student = check_student(entry.solver, entry.nfe)
-    pairs = to_follow(entry.name, model, work.seed)
-    return hand_made(entry.name, model, student, entry.nfe, pairs)[1]
+    return hand_made(entry.name, model, student, entry.nfe, followed)[1]
 
 
 def _kept(work: Work, out: str) -> Losses:

@@ -99,7 +99,7 @@ def prepare(
     if mapping not in (None, *MAPPINGS):
         raise unknown("mapping", mapping, MAPPINGS)
     teacher = Teacher.parse(teacher) if isinstance(teacher, str) else teacher
-    named = _of_each_nfe(_named(schedules), nfe)
+    named = _named(schedules, nfe)
     for name in (teacher.start, *baselines):
         check_start(name)
     if not baselines:
@@ -262,12 +262,16 @@ def _check_counts(samples: int, repeats: int, seed: int) -> None:
 
 
 def _named(
-    schedules: Sequence[Schedule | str | os.PathLike[str]],
+    schedules: Sequence[Schedule | str | os.PathLike[str]], nfe: Sequence[int]
 ) -> list[tuple[str, Schedule]]:
-    """The schedules by names that differ: a file's own name, or the cell it was learned for."""
+    """The schedules by names that differ: a file's own name, or the cell it was learned for.
+
+    A curve is there at every NFE that is asked for, as "NAME at 7".
+    """
     if not schedules:
         raise InputError("schedules: none is given; name a schedule file")
-    found: dict[str, Schedule] = {}
+    repeated("nfe", nfe)
+    given: list[tuple[str, Schedule]] = []
     for item in schedules:
         if isinstance(item, Schedule):
             schedule = item
@@ -276,31 +280,27 @@ def _named(
         else:
             schedule = load_schedule(item)
             name = os.fspath(item).rpartition("/")[2].removesuffix(".json")
-        number, single = 2, name
+        given.append((name, schedule))
+    if nfe and all(schedule.curve is None for _, schedule in given):
+        names = ", ".join(name for name, _ in given)
+        raise InputError(f"nfe: is given, and no schedule is a curve: {names}")
+    found: dict[str, Schedule] = {}
+    for single, schedule in (one for pair in given for one in _at_each(*pair, nfe)):
+        number, name = 2, single
         while name in found:
             name, number = f"{single}-{number}", number + 1
         found[name] = schedule
     return list(found.items())
 
 
-def _of_each_nfe(
-    named: Sequence[tuple[str, Schedule]], nfe: Sequence[int]
-) -> list[tuple[str, Schedule]]:
-    """Every curve at every NFE, as "NAME at 7"; schedules of one NFE as they are."""
-    repeated("nfe", nfe)
-    if nfe and all(schedule.curve is None for _, schedule in named):
-        given = ", ".join(name for name, _ in named)
-        raise InputError(f"nfe: is given, and no schedule is a curve: {given}")
-    found = []
-    for name, schedule in named:
-        try:
-            if schedule.curve is None or not nfe:
-                found.append((name, of_one_nfe(schedule, "say which (--nfe 4-10)")))
-            else:
-                found += [(f"{name} at {n}", schedule.at(n)) for n in nfe]
-        except InputError as error:
-            raise InputError(f"schedule {name}: {error}") from error
-    return found
+def _at_each(name: str, schedule: Schedule, nfe: Sequence[int]) -> list[tuple[str, Schedule]]:
+    """A curve at every NFE; a schedule of one NFE as it is."""
+    try:
+        if schedule.curve is None or not nfe:
+            return [(name, of_one_nfe(schedule, "say which (--nfe 4-10)"))]
+        return [(f"{name} at {n}", schedule.at(n)) for n in nfe]
+    except InputError as error:
+        raise InputError(f"schedule {name}: {error}") from error
 
 
 def _work_at(site: Site, asked: _Asked) -> Work:

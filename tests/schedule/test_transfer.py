@@ -379,3 +379,12 @@ def test_a_curve_without_an_nfe_and_an_nfe_without_a_curve(curve: Schedule) -> N
         prepare([curve], nfe=[3, 3])
     with pytest.raises(InputError, match=r"at least 1 for ddim"):
         prepare([curve], nfe=[0])
+
+
+def test_names_of_curves_differ_from_those_of_files(curve: Schedule, tmp_path: Path) -> None:
+    """No schedule takes the place of another whose file happens to have its name."""
+    curve.save(tmp_path / "any.json")
+    of_two().save(tmp_path / "any at 4.json")
+    files = [tmp_path / "any.json", tmp_path / "any at 4.json"]
+    (work,) = prepare(files, nfe=[4], baselines=["karras"]).work
+    assert [name for name, _ in work.named] == ["any at 4", "any at 4-2"]
