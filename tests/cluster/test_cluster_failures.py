@@ -11,55 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from finished_sweeps import Contest, Finished, command_line, copy_pairs, run
-from tiny_sweep import changed, lasting, write
+from tiny_sweep import lasting
 
 from ld3_dist import load_results
 from ld3_dist.store.opening import open_storage
 from ld3_dist.store.tables import read_table
-
-MODEL = '''
-"""A mixture whose worker is killed, or runs out of memory, the first time each stage needs it."""
-import inspect, os, signal, sys
-from pathlib import Path
-from ld3_dist.core.noise import EDM
-from ld3_dist.models.analytic.mixture import mixture_2d
-
-MARKS = Path({marks!r})
-
-
-def in_worker():
-    """True in a worker, False in the driver; a constant would make their hashes differ."""
-    return "default_worker" in sys.argv[0]
-
-
-def once(name):
-    """True for the first caller of all."""
-    try:
-        os.close(os.open(MARKS / name, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
-
-
-class Fragile:
-    def __init__(self):
-        self.inner = mixture_2d(EDM())
-        self.noise, self.shape, self.decode = self.inner.noise, self.inner.shape, self.inner.decode
-
-    def __call__(self, x, t, condition=None):
-        callers = [frame.filename for frame in inspect.stack(0)]
-        stage = "trial" if any("core/learning" in name for name in callers) else "actor"
-        if in_worker() and once(stage + "-killed"):
-            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is short
-        if in_worker() and once(stage + "-memory"):
-            raise MemoryError("Unable to allocate 3.00 GiB")
-        return self.inner(x, t)
-
-
-def build(options):
-    return Fragile()
-'''
-
 
 def left_behind(out: Path) -> list[Path]:
     return [
@@ -69,27 +25,10 @@ def left_behind(out: Path) -> list[Path]:
     ]
 
 
-def test_workers_that_die_or_run_out_of_memory(tmp_path: Path) -> None:
+def test_workers_that_die_or_run_out_of_memory(contest: Contest) -> None:
     """Each costs an attempt, each is in the table of failures, and the sweep ends whole."""
-    marks = tmp_path / "marks"
-    marks.mkdir()
-    (tmp_path / "fragile.py").write_text(MODEL.format(marks=str(marks)))
-    model = {"model": f"python:{tmp_path}/fragile.py:build", "name": "fragile"}
-    resources = {"retries": 3, "concurrent_trials": 1}
-    data = changed(
-        models=[model],
-        solvers=["ddim"],
-        resources=resources,
-        evaluate={"samples": 0},
-        report={"figures": []},
-    )
-    done = command_line(write(tmp_path, data), tmp_path / "out")
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert "Traceback" not in done.stdout + done.stderr  # Ray's own
-    assert {mark.name for mark in marks.iterdir()} == {
-        f"{s}-{w}" for s in ("trial", "actor") for w in ("killed", "memory")
-    }
-    failures = read_table(open_storage(tmp_path / "out"), "failures")
+    assert contest.faults == {f"{s}-{w}" for s in ("trial", "actor") for w in ("killed", "memory")}
+    failures = read_table(open_storage(contest.out), "failures")
     assert failures["pid"].gt(0).all()
     assert failures["node"].notna().all()
     assert failures["traceback"].str.len().gt(40).all()
@@ -99,11 +38,10 @@ def test_workers_that_die_or_run_out_of_memory(tmp_path: Path) -> None:
         assert (
             sum("MemoryError: Unable to allocate 3.00 GiB" in reason for reason in reasons) == 1
         ), reasons
-    rows = load_results(tmp_path / "out").query("kind == 'learned'")
+    rows = load_results(contest.out).query("kind == 'learned'")
     assert set(rows["status"]) == {"ok"}
     assert rows["attempts"].max() >= 2
-    assert not left_behind(tmp_path / "out")
-    assert (tmp_path / "out/report/index.html").exists()
+    assert (contest.out / "report/index.html").exists()
 
 
 @pytest.mark.parametrize(
@@ -172,4 +110,5 @@ def test_a_second_driver_is_refused_by_host_and_pid(contest: Contest) -> None:
 def test_the_lock_of_a_killed_driver_stops_nobody(contest: Contest) -> None:
     assert contest.lock_left
     assert contest.third.returncode == 0, contest.third.stdout + contest.third.stderr[-2000:]
+    assert "Traceback" not in contest.third.stdout + contest.third.stderr  # Ray's own
     assert not left_behind(contest.out)

@@ -57,7 +57,7 @@ def test_an_address_without_a_cluster(address: str, part: str) -> None:
 
 
 def test_what_is_not_ray_does_not_hang_us(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joining, "JOIN", 6.0)
+    monkeypatch.setattr(joining, "JOIN", 2.0)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with pytest.raises(InputError, match="no Ray cluster answers there"):
@@ -103,8 +103,9 @@ def two() -> Iterator[Nodes]:
     cluster.shutdown()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def joined(two: Nodes) -> Iterator[Nodes]:
+    """This process as a driver of the cluster, from the first test that asks for it on."""
     import ray
 
     joining.connect(two.address)

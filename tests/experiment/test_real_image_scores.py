@@ -99,6 +99,7 @@ def trunk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     file.unlink()
 
 
+@pytest.mark.slow  # quicker: test_learn_with_lpips_is_one_command
 def test_a_sweep_learns_with_lpips_and_computes_the_teacher_s_features_once(
     tmp_path: Path, format_modules: None, trunk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from schedules import one_thread  # noqa: F401
+from slowly import few
 
 import ld3_dist as ld3
 from ld3_dist.core.sample import initial_state, sample
@@ -17,7 +18,7 @@ FIRST_OF_TEACHING = 10**6
 TEACHER = "ddim/6/karras"
 
 
-@pytest.mark.parametrize("grid", ["gits", "optimal-steps"])
+@pytest.mark.parametrize("grid", few(["gits", "optimal-steps"], ["optimal-steps"]))
 def test_evaluate_follows_the_classes_that_are_drawn(grid: str) -> None:
     """A conditional model: knots by hand from the noise and classes of teaching."""
     model = ld3.load_model("digits")

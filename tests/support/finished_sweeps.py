@@ -23,6 +23,50 @@ PATIENCE = 1200.0
 """Seconds after which a sweep hangs, on a busy machine as well."""
 
 
+FRAGILE = '''
+"""A mixture whose worker is killed, or runs out of memory, the first time each stage needs it."""
+import inspect, os, signal, sys
+from pathlib import Path
+from ld3_dist.core.noise import EDM
+from ld3_dist.models.analytic.mixture import mixture_2d
+
+MARKS = Path({marks!r})
+
+
+def in_worker():
+    """True in a worker, False in the driver; a constant would make their hashes differ."""
+    return "default_worker" in sys.argv[0]
+
+
+def once(name):
+    """True for the first caller of all."""
+    try:
+        os.close(os.open(MARKS / name, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+class Fragile:
+    def __init__(self):
+        self.inner = mixture_2d(EDM())
+        self.noise, self.shape, self.decode = self.inner.noise, self.inner.shape, self.inner.decode
+
+    def __call__(self, x, t, condition=None):
+        callers = [frame.filename for frame in inspect.stack(0)]
+        stage = "trial" if any("core/learning" in name for name in callers) else "actor"
+        if in_worker() and once(stage + "-killed"):
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is short
+        if in_worker() and once(stage + "-memory"):
+            raise MemoryError("Unable to allocate 3.00 GiB")
+        return self.inner(x, t)
+
+
+def build(options):
+    return Fragile()
+'''
+
+
 @dataclass(frozen=True)
 class Finished:
     """A sweep that the command line ran to its end."""
@@ -35,13 +79,15 @@ class Finished:
 @dataclass(frozen=True)
 class Contest:
     """Two drivers on one folder: the first stayed where it was when it had kept the studies, the
-    second was refused, the first was killed; then a third finished. With TensorBoard.
+    second was refused, the first was killed; then a third finished. With TensorBoard. A worker of
+    each stage was killed on the way, and one had no memory.
     """
 
     first: int
     second: subprocess.CompletedProcess[str]
     third: subprocess.CompletedProcess[str]
     lock_left: bool
+    faults: set[str]
     out: Path
 
 
@@ -79,9 +125,13 @@ def make_finished(folder: Path) -> Finished:
 
 def make_contest(folder: Path) -> Contest:
     """The tiny experiment, with all that happened to it; it is finished."""
+    marks = folder / "marks"
+    marks.mkdir()
+    (folder / "fragile.py").write_text(FRAGILE.format(marks=str(marks)))
     data = changed(
+        models=[{"model": f"python:{folder}/fragile.py:build", "name": "fragile"}],
         solvers=["ddim"],
-        resources={"callbacks": ["tensorboard"], "concurrent_trials": 1},
+        resources={"callbacks": ["tensorboard"], "concurrent_trials": 1, "retries": 3},
         report={"figures": []},
     )
     file, out = write(folder, data), folder / "out"
@@ -99,7 +149,9 @@ def make_contest(folder: Path) -> Contest:
         first.kill()
         first.wait()
     lock_left = (out / "lock.json").exists()
-    return Contest(first.pid, second, command_line(file, out), lock_left, out)
+    third = command_line(file, out)
+    faults = {mark.name for mark in marks.iterdir()}
+    return Contest(first.pid, second, third, lock_left, faults, out)
 
 
 def copy_pairs(finished: Path, out: Path) -> Path:

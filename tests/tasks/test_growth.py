@@ -98,16 +98,12 @@ def equal(grown: Path, whole: Path) -> None:
 
 
 QUICK = (
-    "models",
     "nfe",
     "seeds",
     "a start that follows trajectories",
     "grid values",
-    "baselines",
     "fewer",
-    "an axis of teachers",
     "an ablation",
-    "another seed",
 )
 
 
@@ -211,7 +207,7 @@ EVALUATIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", EVALUATIONS)
+@pytest.mark.parametrize("kind", few(EVALUATIONS, ("repeats", "rows")))
 def test_evaluations_grow_without_learning(kind: str, first: Path, tmp_path: Path) -> None:
     settings = version(evaluate=EVALUATIONS[kind])
     grown, whole = tmp_path / "grown", tmp_path / "whole"
