@@ -10,6 +10,7 @@
     modes, tail_99, tail_999, mmd
                         lost modes and tails of a known distribution (`modes_and_tails`); they are
                         not measured unless they are asked for
+    authenticity        samples that are no copies of the reference (`novelty`); likewise
 
 A user's own is registered, or named `python:FILE.py:NAME`:
 
@@ -166,6 +167,7 @@ def _short(name: str) -> str:
 
 for _name in ("modes", "tail_99", "tail_999", "mmd"):
     metrics.register(_name, lazily=f"ld3_dist.metrics.modes_and_tails:{_name}")
+metrics.register("authenticity", lazily="ld3_dist.metrics.novelty:authenticity")
 
 
 @metrics.register("fid")

@@ -17,6 +17,7 @@ from ld3_dist import load_results
 from ld3_dist.store.opening import open_storage
 from ld3_dist.store.tables import read_table
 
+
 def left_behind(out: Path) -> list[Path]:
     return [
         file
