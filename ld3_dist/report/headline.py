@@ -21,7 +21,7 @@ def headline(table: pd.DataFrame) -> str:
     if count(fresh.notna()):
         return _gains(table, "eval_gain", "on fresh samples") + _undecided(table) + _frechet(table)
     if not count(numbers(table, "gain").notna()):
-        return f"No schedule has been learned yet in any of {counted(len(table), 'cell')}."
+        return f"No schedule has been learned yet in any of {counted(len(table), _unit(table))}."
     text = _gains(table, "gain", "on the held-out pairs, which also selected them,")
     return f"Nothing was evaluated on fresh samples. {text}{_frechet(table)}"
 
@@ -40,7 +40,7 @@ def _gains(table: pd.DataFrame, name: str, place: str) -> str:
         )
     return (
         f"Learned schedules beat every hand-made grid in {count(gains > 1)} of {len(known)} "
-        f"cells: their distance to the teacher {place} is {_times(float(gains.median()))} in "
+        f"{_said(table)}: their distance to the teacher {place} is {_times(float(gains.median()))} in "
         f"the median and {_times(float(gains.max()))} at best ({cell}{_between(top, name, ', ')})."
     )
 
@@ -62,7 +62,8 @@ def _undecided(table: pd.DataFrame) -> str:
         return ""
     if count(decided.notna()) == 1:
         return " That is undecided: the interval holds 1."
-    return f" In {counted(open_cells, 'cell')} that is undecided: the interval of the gain holds 1."
+    found = counted(open_cells, _unit(table))
+    return f" In {found} that is undecided: the interval of the gain holds 1."
 
 
 def _frechet(table: pd.DataFrame) -> str:
@@ -72,7 +73,18 @@ def _frechet(table: pd.DataFrame) -> str:
     if not compared:
         return ""
     lower = count(learned < lowest)
-    return f" The Fréchet distance is lower in {lower} of {counted(compared, 'cell')}."
+    return f" The Fréchet distance is lower in {lower} of {counted(compared, _unit(table))}."
+
+
+def _unit(table: pd.DataFrame) -> str:
+    """What a row of the summary stands for: a cell, or a cell with one of several distances."""
+    return "case" if varies(table, "distance") else "cell"
+
+
+def _said(table: pd.DataFrame) -> str:
+    """The same in the plural, explained where it is no cell."""
+    explained = " (a cell and a distance that was learned in)"
+    return f"{_unit(table)}s{explained if _unit(table) == 'case' else ''}"
 
 
 def _times(gain: float) -> str:

@@ -14,6 +14,7 @@ from ld3_dist import InputError, load_results
 from ld3_dist.cluster.best_gain import BestGain
 from ld3_dist.cluster.evaluate_stage import losses_of_baselines, picture_pairs
 from ld3_dist.experiment.reading import parse_experiment
+from ld3_dist.report.headline import headline
 from ld3_dist.report.summary import summary_table
 from ld3_dist.report.write import write_report
 from ld3_dist.store.opening import open_storage
@@ -44,6 +45,13 @@ def test_gains_compare_losses_of_one_distance(frame: pd.DataFrame) -> None:
         assert row["gain"] == pytest.approx(grids["valid_loss"].min() / row["valid_loss"])
     smallest = frame.groupby("distance")["valid_loss"].min()
     assert smallest["l1"] / smallest["l2"] > 1.5  # else a mixture would not have been seen
+
+
+def test_a_cell_is_not_counted_twice_as_a_cell(frame: pd.DataFrame) -> None:
+    said = headline(summary_table(frame))
+    assert "of 2 cases (a cell and a distance that was learned in)" in said
+    one = headline(summary_table(frame[frame["distance"] == "l2"]))
+    assert "case" not in one
 
 
 def test_each_distance_has_a_best_schedule_which_is_evaluated(frame: pd.DataFrame) -> None:
