@@ -34,10 +34,12 @@ from .axes import (
 from .limits import (
     Name,
     Nfe,
+    OnlyNumber,
     Seed,
     check_shards,
     check_size,
 )
+from .scaling import MOST, scaled
 from .sections import (
     Ablate,
     BestPer,
@@ -67,6 +69,8 @@ class Experiment(Strict):
     """Name of the sweep; results go to runs/NAME if no folder is given."""
     seed: Seed = 0
     """Seed of noise, pairs and proposals."""
+    scale: Annotated[int, OnlyNumber, Field(ge=1, le=MOST, exclude=True)] = 1
+    """Multiplies pairs.train, pairs.valid and evaluate.samples: the same questions, more data."""
     models: Annotated[tuple[ModelSettings, ...], Field(min_length=1)]
     """The models that schedules are learned for."""
     solvers: Annotated[tuple[SolverName, ...], Field(min_length=1)]
@@ -102,6 +106,11 @@ class Experiment(Strict):
     """The page of results."""
     resources: Resources = Resources()
     """Resources of trials and actors, batches, retries."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scaled(cls, data: Any) -> Any:
+        return scaled(data)
 
     @model_validator(mode="after")
     def _whole(self) -> Experiment:

@@ -21,7 +21,8 @@ def headline(table: pd.DataFrame) -> str:
     if count(fresh.notna()):
         return _gains(table, "eval_gain", "on fresh samples") + _undecided(table) + _frechet(table)
     if not count(numbers(table, "gain").notna()):
-        return f"No schedule has been learned yet in any of {counted(len(table), _unit(table))}."
+        asked = counted(len(table), _unit(table))
+        return f"No schedule has been learned yet in any of {asked}."
     text = _gains(table, "gain", "on the held-out pairs, which also selected them,")
     return f"Nothing was evaluated on fresh samples. {text}{_frechet(table)}"
 
