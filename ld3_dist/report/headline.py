@@ -41,8 +41,9 @@ def _gains(table: pd.DataFrame, name: str, place: str) -> str:
         )
     return (
         f"Learned schedules beat every hand-made grid in {count(gains > 1)} of {len(known)} "
-        f"{_said(table)}: their distance to the teacher {place} is {_times(float(gains.median()))} in "
-        f"the median and {_times(float(gains.max()))} at best ({cell}{_between(top, name, ', ')})."
+        f"{_said(table)}: their distance to the teacher {place} is "
+        f"{_times(float(gains.median()))} in the median and {_times(float(gains.max()))} at "
+        f"best ({cell}{_between(top, name, ', ')})."
     )
 
 

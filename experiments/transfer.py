@@ -1,0 +1,241 @@
+"""Schedules where they were not learned: matrices over solvers, NFE, pairs, guidance and models.
+
+    python experiments/transfer.py runs/guidance      goes on where it was stopped
+
+Digits, five seeds with pairs of their own. Learned here, by `learn`, and scored by `transfer`:
+
+    solver     knots and network times of a schedule run by another solver, at 6 evaluations
+    nfe        its noise levels as a published list, which `import` interpolates to another NFE
+    pairs      its loss on the pairs that a schedule of another seed was learned with
+
+From the sweep of experiments/guidance.yaml, whose five seeds share their pairs:
+
+    guidance   at another scale, for digits and fashion
+    model      digits' schedules for fashion and the other way round, at scale 1
+
+`own` is the loss over that of the schedule of the same seed that was learned for the place, on the
+same fresh samples; `gain` is the loss of the best hand-made grid there over the schedule's.
+
+Writes results/transfer: transfer.csv (a row per schedule and place), summary.csv (a row per entry
+of a matrix: geometric means over seeds with 95 % intervals), transfer.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import ld3_dist as ld3
+from ld3_dist.core.sample import sample
+from ld3_dist.metrics.paired import interval_over_sets
+from ld3_dist.schedule.export import export_sigmas
+from ld3_dist.schedule.imports import import_schedule
+
+SOLVERS, NFES, SEEDS = ("ddim", "dpmpp-3", "unipc-3", "ipndm-3"), (4, 6, 8), 5
+SOLVER, NFE = "unipc-3", 6
+LEARN = {"starts": ["log_snr"], "epochs": 12, "batch": 10}
+GRIDS = ("uniform", "log_snr", "karras")
+PAIRS, SAMPLES = 100, {"digits": 1000, "fashion": 200}
+FRESH = 10**6
+"""The seed of the samples that schedules are scored on."""
+
+
+class Work:
+    """What is learned and scored, kept in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = ld3.load_model("digits")
+        self.pairs = [ld3.teach(self.model, PAIRS, seed=seed) for seed in range(SEEDS)]
+        (folder / "schedules").mkdir(parents=True, exist_ok=True)
+
+    def learned(self, solver: str, nfe: int, seed: int) -> Path:
+        """The file of a schedule; it is learned if it is not there."""
+        file = self.folder / "schedules" / f"{solver} {nfe} {seed}.json"
+        if not file.exists():
+            schedule = ld3.learn(self.model, solver, nfe, self.pairs[seed], seed=seed, **LEARN)
+            schedule.save(file)
+        return file
+
+    def at_another_nfe(self, nfe: int, seed: int, other: int) -> Path:
+        """The noise levels of a schedule, interpolated to another number of evaluations."""
+        file = self.folder / "schedules" / f"{SOLVER} {nfe} {seed} for {other}.json"
+        if not file.exists():
+            levels = export_sigmas(ld3.load_schedule(self.learned(SOLVER, nfe, seed)))
+            text = self.folder / f"{nfe}-{seed}.txt"
+            text.write_text("\n".join(map(str, levels)))
+            import_schedule(text, "sigmas", self.model, SOLVER, other).schedule.save(file)
+        return file
+
+    def scored(self, name: str, files: list[Path], model: str, **sites: Any) -> pd.DataFrame:
+        """Rows of `transfer` for some files, by the file's name."""
+        frame = ld3.transfer(
+            [str(file) for file in files], model, samples=SAMPLES[model.partition("?")[0]],
+            seed=FRESH, baselines=GRIDS, out=self.folder / "scores" / name, **sites,
+        )  # fmt: skip
+        return frame[frame["kind"] == "learned"].set_index("schedule")
+
+    def solver(self) -> Iterator[dict[str, Any]]:
+        """Every solver's schedules run by every solver."""
+        files = {
+            (solver, seed): self.learned(solver, NFE, seed)
+            for solver, seed in product(SOLVERS, range(SEEDS))
+        }
+        found = self.scored("solver", list(files.values()), "digits", solvers=SOLVERS)
+        for (solver, seed), file in files.items():
+            for _, row in found.loc[[file.stem]].iterrows():
+                yield entry("solver", "digits", NFE, solver, row["solver"], seed, row)
+
+    def nfe(self) -> Iterator[dict[str, Any]]:
+        """Every NFE's schedules at every NFE."""
+        files = {
+            (nfe, other, seed): self.learned(SOLVER, nfe, seed)
+            if nfe == other
+            else self.at_another_nfe(nfe, seed, other)
+            for nfe, other, seed in product(NFES, NFES, range(SEEDS))
+        }
+        found = self.scored("nfe", list(files.values()), "digits")
+        for (nfe, other, seed), file in files.items():
+            yield entry("nfe", "digits", other, str(nfe), str(other), seed, found.loc[file.stem])
+
+    def of_pairs(self) -> Iterator[dict[str, Any]]:
+        """Every seed's schedule on the half of every seed's pairs that is trained on."""
+        for seed, other in product(range(SEEDS), range(SEEDS)):
+            schedule = ld3.load_schedule(self.learned(SOLVER, NFE, seed))
+            pairs = self.pairs[other][PAIRS // 2 :]
+            with torch.no_grad():
+                x_T = schedule.prior_scale * pairs.noise
+                made = sample(self.model.denoiser, schedule.tableau, x_T, pairs.condition)
+            loss = float((made - pairs.target).square().mean())
+            score = {"eval_loss": loss, "eval_gain": np.nan}
+            yield entry("pairs", "digits", NFE, str(seed), str(other), seed, score)
+
+    def guidance(self, sweep: pd.DataFrame, place: Path) -> Iterator[dict[str, Any]]:
+        """Every scale's schedules at every scale."""
+        for (model, nfe), rows in sweep.groupby(["model", "nfe"]):
+            files = {row["key"]: place / f"schedules/{row['key']}.json" for row in records(rows)}
+            scales = sorted(set(rows["guidance"]))
+            found = self.scored(
+                f"guidance-{model}-{nfe}", list(files.values()), f"{model}?conditional=true",
+                guidance=scales,
+            )  # fmt: skip
+            for row in records(rows):
+                for _, score in found.loc[[row["key"]]].iterrows():
+                    scale, other = (f"{value:g}" for value in (row["guidance"], score["guidance"]))
+                    yield entry("guidance", model, nfe, scale, other, row["seed"], score)
+
+    def models(self, sweep: pd.DataFrame, place: Path) -> Iterator[dict[str, Any]]:
+        """The schedules without guidance of both models at both models."""
+        rows = sweep[sweep["guidance"] == 1]
+        files = [place / f"schedules/{key}.json" for key in rows["key"]]
+        for model in sorted(set(rows["model"])):
+            found = self.scored(f"model-{model}", files, f"{model}?conditional=true")
+            for row in records(rows):
+                score = found.loc[row["key"]]
+                yield entry("model", "both", row["nfe"], row["model"], model, row["seed"], score)
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def entry(
+    matrix: str, model: str, nfe: int, learned: str, scored: str, seed: int, score: Any
+) -> dict[str, Any]:
+    """A row of the table: where a schedule was learned, where it is scored, its loss and gain."""
+    return {
+        "matrix": matrix, "model": model, "nfe": int(nfe), "learned": learned, "scored": scored,
+        "seed": int(seed), "loss": score["eval_loss"], "gain": score["eval_gain"],
+    }  # fmt: skip
+
+
+def with_own(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with each loss over that of the schedule that was learned for the place."""
+    at = ["matrix", "model", "nfe", "scored", "seed"]
+    own = table[table["learned"] == table["scored"]]
+    if len(other := own[own["matrix"] == "pairs"]):  # on one seed's pairs the other is its seed
+        own = own.drop(other.index)
+        paired = other.assign(seed=other["scored"].astype(int))[["matrix", "scored", "loss"]]
+        pairs = table[table["matrix"] == "pairs"].merge(paired, on=["matrix", "scored"],
+                                                        suffixes=("", "_own"))  # fmt: skip
+    rest = table[table["matrix"] != "pairs"].merge(own[[*at, "loss"]], on=at, suffixes=("", "_own"))
+    both = pd.concat([rest, pairs]) if len(other) else rest
+    return both.assign(own=both["loss"] / both["loss_own"]).drop(columns="loss_own")
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """A row per entry of a matrix: geometric means over seeds with their intervals.
+
+    Of the matrix of pairs one row is left: the schedules of the others on the pairs of a seed.
+    """
+    rows = []
+    others = table[(table["matrix"] == "pairs") & (table["learned"] != table["scored"])]
+    means = np.log(others.set_index("scored")["own"]).groupby("scored").mean()
+    one = others.drop_duplicates("scored").assign(
+        own=np.exp(means).to_numpy(), learned="other pairs", scored="a seed's pairs"
+    )
+    table = pd.concat([table[table["matrix"] != "pairs"], one])
+    for key, group in table.groupby(["matrix", "model", "nfe", "learned", "scored"], sort=False):
+        row = dict(zip(("matrix", "model", "nfe", "learned", "scored"), key, strict=True))
+        row["seeds"] = len(group)
+        for name in ("own", "gain"):
+            found = interval_over_sets(np.log(group[name].to_numpy(dtype=float)))
+            row |= {
+                f"{name}{end}": np.exp(value)
+                for end, value in (("", found.value), ("_low", found.low), ("_high", found.high))
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def draw(found: pd.DataFrame, file: Path) -> None:
+    """A panel per matrix: loss over that of the schedule that was learned for the place."""
+    from matplotlib.figure import Figure
+
+    panels = list(found[found["matrix"] != "pairs"].groupby(["matrix", "model"], sort=False))
+    figure = Figure(figsize=(3.1 * len(panels), 3.6), layout="constrained")
+    for axes, ((matrix, model), rows) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        logs = rows.assign(own=np.log(rows["own"]))
+        wide = np.exp(logs.pivot_table(index="learned", columns="scored", values="own"))
+        order = sorted(wide.index, key=lambda name: (not name[0].isdigit(), name))
+        wide = wide.loc[order, order]
+        axes.imshow(np.log10(wide), cmap="RdBu_r", vmin=-1, vmax=1)
+        for (i, j), value in np.ndenumerate(wide.to_numpy()):
+            axes.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=8)
+        axes.set_xticks(range(len(order)), order, fontsize=8)
+        axes.set_yticks(range(len(order)), order, fontsize=8)
+        axes.set_xlabel("scored at")
+        axes.set_ylabel("learned at")
+        axes.set_title({"both": matrix}.get(model, f"{matrix}, {model}"), fontsize=10)
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("guidance", type=Path, help="folder of the sweep of guidance.yaml")
+    parser.add_argument("--work", type=Path, default=Path("runs/transfer"))
+    parser.add_argument("--output", type=Path, default=Path("results/transfer"))
+    given = parser.parse_args()
+    sweep = ld3.load_results(given.guidance).query("kind == 'learned'")
+    work = Work(given.work)
+    parts: list[Callable[[], Iterator[dict[str, Any]]]] = [
+        work.solver, work.nfe, work.of_pairs, lambda: work.models(sweep, given.guidance),
+        lambda: work.guidance(sweep, given.guidance),
+    ]  # fmt: skip
+    table = with_own(pd.DataFrame([row for part in parts for row in part()]))
+    given.output.mkdir(parents=True, exist_ok=True)
+    table.to_csv(given.output / "transfer.csv", index=False, float_format="%.6g")
+    found = summary(table)
+    found.to_csv(given.output / "summary.csv", index=False, float_format="%.5g")
+    draw(found, given.output / "transfer.png")
+
+
+if __name__ == "__main__":
+    main()
