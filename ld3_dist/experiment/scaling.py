@@ -27,7 +27,7 @@ def scaled(data: Any) -> Any:
     What is no scale or no count is left to the checks of its key.
     """
     scale = data.get("scale") if isinstance(data, Mapping) else None
-    if not _is_count(scale) or not 1 <= scale <= MOST:
+    if scale is None or not _is_count(scale) or not 1 <= scale <= MOST:
         return data
     found = dict(data) | {"scale": 1}
     for name, (section, keys) in SCALED.items():
