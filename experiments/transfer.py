@@ -42,7 +42,7 @@ SOLVERS, NFES, SEEDS = ("ddim", "dpmpp-3", "unipc-3", "ipndm-3"), (4, 6, 8), 5
 SOLVER, NFE = "unipc-3", 6
 LEARN = {"starts": ["log_snr"], "epochs": 12, "batch": 10}
 GRIDS = ("uniform", "log_snr", "karras")
-PAIRS, SAMPLES = 100, {"digits": 1000, "fashion": 200}
+PAIRS, SAMPLES, FEWER = 100, 1000, {"digits": 300, "fashion": 150}
 FRESH = 10**6
 """The seed of the samples that schedules are scored on."""
 
@@ -74,11 +74,13 @@ class Work:
             import_schedule(text, "sigmas", self.model, SOLVER, other).schedule.save(file)
         return file
 
-    def scored(self, name: str, files: list[Path], model: str, **sites: Any) -> pd.DataFrame:
+    def scored(
+        self, name: str, files: list[Path], model: str, samples: int = SAMPLES, **sites: Any
+    ) -> pd.DataFrame:
         """Rows of `transfer` for some files, by the file's name."""
         frame = ld3.transfer(
-            [str(file) for file in files], model, samples=SAMPLES[model.partition("?")[0]],
-            seed=FRESH, baselines=GRIDS, out=self.folder / "scores" / name, **sites,
+            [str(file) for file in files], model, samples=samples, seed=FRESH, baselines=GRIDS,
+            out=self.folder / "scores" / name, **sites,
         )  # fmt: skip
         return frame[frame["kind"] == "learned"].set_index("schedule")
 
@@ -124,7 +126,7 @@ class Work:
             scales = sorted(set(rows["guidance"]))
             found = self.scored(
                 f"guidance-{model}-{nfe}", list(files.values()), f"{model}?conditional=true",
-                guidance=scales,
+                FEWER[str(model)], guidance=scales,
             )  # fmt: skip
             for row in records(rows):
                 for _, score in found.loc[[row["key"]]].iterrows():
@@ -136,7 +138,7 @@ class Work:
         rows = sweep[sweep["guidance"] == 1]
         files = [place / f"schedules/{key}.json" for key in rows["key"]]
         for model in sorted(set(rows["model"])):
-            found = self.scored(f"model-{model}", files, f"{model}?conditional=true")
+            found = self.scored(f"model-{model}", files, f"{model}?conditional=true", FEWER[model])
             for row in records(rows):
                 score = found.loc[row["key"]]
                 yield entry("model", "both", row["nfe"], row["model"], model, row["seed"], score)
