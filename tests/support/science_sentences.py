@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ld3_dist import load_results
 from ld3_dist.metrics.paired import interval_over_sets
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -103,8 +104,80 @@ def convergence() -> list[str]:
     return said
 
 
+def spread(logs: pd.Series) -> str:
+    """The geometric mean of a ratio and its interval, from logs by seed."""
+    found = interval_over_sets(logs.groupby("seed").mean().to_numpy())
+    return "{:.2f} ({:.2f} to {:.2f})".format(*np.exp([found.value, found.low, found.high]))
+
+
+def transfer() -> list[str]:
+    """What a schedule loses where it was not learned, and what it is worth there."""
+    table = pd.read_csv(RESULTS / "transfer/transfer.csv").set_index("seed")
+    away = table[table["learned"] != table["scored"]]
+    said = []
+    for (matrix, model), rows in away.groupby(["matrix", "model"], sort=False):
+        where = matrix if model == "both" or matrix != "guidance" else f"{matrix}, {model}"
+        text = f"{where}: {spread(np.log(rows['own']))}"
+        if rows["gain"].notna().any():
+            text += f", gain {spread(np.log(rows['gain']))}"
+        said.append(text)
+    return said
+
+
+def guidance() -> list[str]:
+    """The loss of one schedule for all scales over that of one for each scale."""
+    table = pd.read_csv(RESULTS / "transfer/transfer.csv", dtype={"learned": str, "scored": str})
+    table = table[table["matrix"] == "guidance"].set_index("seed")
+    said = []
+    for model, rows in table.groupby("model", sort=False):
+        by_scale = np.log(rows["own"]).groupby(rows["learned"]).mean()
+        best = str(by_scale.idxmin())
+        one = spread(np.log(rows[rows["learned"] == best]["own"]))
+        far = rows[(rows["learned"] == "1") & (rows["scored"] == "5")]
+        said.append(
+            f"{model}: the one learned at scale {best} for all scales {one}, that of scale 1 at "
+            f"scale 5 {spread(np.log(far['own']))}"
+        )
+    return said
+
+
+def distances() -> list[str]:
+    """Scores of schedules learned in other distances over those of l2."""
+    table = pd.read_csv(RESULTS / "distances/report/ablation.csv")
+    table = table[table["factor"] == "distance"]
+    names = {"loss": "l2 loss", "fid": "Fréchet distance"}
+    return [
+        f"{row['model']}, {row['level']}: {names[row['score']]} {row['ratio']:.2f} "
+        f"({row['low']:.2f} to {row['high']:.2f})"
+        for row in table[table["score"].isin(list(names))].to_dict("records")
+    ]
+
+
+def correlations() -> list[str]:
+    """Rank correlations of the loss and the scores."""
+    table = pd.read_csv(RESULTS / "metrics/summary.csv")
+    return [
+        f"{row['model']}, {row['group']}, {row['score']}, {row['ranked']}: "
+        f"{row['correlation']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+        for row in table.to_dict("records")
+    ]
+
+
+def flow() -> list[str]:
+    """Gains on fresh samples of flow matching and of EDM's noise on the same distributions."""
+    frame = load_results(str(RESULTS / "flow_matching"))
+    frame = frame[frame["kind"] == "learned"]
+    best = frame[frame["trial"].isin(frame[frame["best"]]["trial"])].set_index("seed")
+    return [
+        f"{model}: {spread(np.log(rows['eval_gain'].astype(float)))}"
+        for model, rows in best.groupby("model", sort=False)
+    ]
+
+
 if __name__ == "__main__":
-    for part in (theory, radius, stress, convergence):
+    for part in (
+        theory, radius, stress, convergence, transfer, guidance, distances, correlations, flow,
+    ):  # fmt: skip
         try:
             print(part.__name__, *part(), sep="\n  ")
         except Exception as error:  # noqa: BLE001, some tables may not be there yet
