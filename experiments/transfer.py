@@ -210,7 +210,8 @@ def draw(found: pd.DataFrame, file: Path) -> None:
         wide = wide.loc[order, order]
         axes.imshow(np.log10(wide), cmap="RdBu_r", vmin=-1, vmax=1)
         for (i, j), value in np.ndenumerate(wide.to_numpy()):
-            axes.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=8)
+            ink = "white" if abs(np.log10(value)) > 0.7 else "black"
+            axes.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=8, color=ink)
         axes.set_xticks(range(len(order)), order, fontsize=8)
         axes.set_yticks(range(len(order)), order, fontsize=8)
         axes.set_xlabel("scored at")
