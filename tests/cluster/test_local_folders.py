@@ -64,6 +64,7 @@ ray.shutdown()
 """
 
 
+@pytest.mark.slow  # a Ray of its own
 def test_ray_starts_with_a_long_folder_and_without_shared_memory(temporary: Path) -> None:
     """Ray itself; the machine is told to have no shared memory."""
     done = subprocess.run(

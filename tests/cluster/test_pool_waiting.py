@@ -29,8 +29,8 @@ def address() -> Iterator[str]:
 
 
 def test_no_room(address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(pools, "NOTICE", 1.0)
-    pool = pools.Pool(2, 3.0, 0, 0, deadline=4.0)
+    monkeypatch.setattr(pools, "NOTICE", 0.5)
+    pool = pools.Pool(2, 3.0, 0, 0, deadline=2.0)
     pool.add([pools.Task("teach", str(i), len, ("abc",)) for i in range(2)])
     seen = list[str]()
 

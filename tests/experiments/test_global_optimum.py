@@ -50,6 +50,7 @@ def test_learning_came_within_one_percent_of_the_global_optimum(
     assert float(((x_0 - pairs.target) ** 2).mean()) == pytest.approx(cell["optimum"], rel=1e-6)
 
 
+@pytest.mark.slow  # quicker: what was committed, above
 def test_learning_reaches_the_stored_optimum_again(benchmark: object) -> None:
     cell = next(c for c in STORED["cells"] if (c["solver"], c["nfe"]) == ("dpmpp-2", 3))
     config = replace(benchmark.CONFIG, lr=0.1, lr_times=0.5, epochs=300)  # type: ignore[attr-defined]

@@ -153,6 +153,7 @@ def test_shipped_files_are_of_the_real_data():
     torch.testing.assert_close(made, kept[:50], rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow  # quicker: the same of digits
 def test_teacher_draws_what_it_is_asked_for_and_lies_near_the_test_images():
     config = EvaluateConfig(samples=200, asked=200, nfe=10, seed=77, batch=50)
     samples, asked = teacher_samples(fashion.NETWORK, fashion.NETWORK.load_denoiser(), config)

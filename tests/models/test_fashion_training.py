@@ -118,6 +118,7 @@ def test_noise_levels_are_stratified():
     assert torch.equal(log_sigma, log_sigma.sort().values)
 
 
+@pytest.mark.slow  # quicker: test_the_tiny_command_repeats
 def test_training_learns_and_repeats(data):
     config = TrainConfig(steps=150, batch=8, warmup=5, report=50)
     runs = [list(train_network(config, data, SMALL)) for _ in range(2)]

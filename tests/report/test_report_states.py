@@ -132,6 +132,7 @@ def test_large_sweeps_stay_small(tmp_path: Path) -> None:
     assert len(text) < 4_000_000
 
 
+@pytest.mark.slow  # a page of hundreds of cells
 @pytest.mark.usefixtures("undrawn")
 def test_large_sweeps_stay_legible(tmp_path: Path) -> None:
     text = large_page(tmp_path, 4)
