@@ -125,8 +125,8 @@ class Work:
             files = {row["key"]: place / f"schedules/{row['key']}.json" for row in records(rows)}
             scales = sorted(set(rows["guidance"]))
             found = self.scored(
-                f"guidance-{model}-{nfe}", list(files.values()), f"{model}?conditional=true",
-                FEWER[str(model)], guidance=scales,
+                f"guidance-{model}-{nfe}", list(files.values()), str(model), FEWER[str(model)],
+                conditional=True, guidance=scales,
             )  # fmt: skip
             for row in records(rows):
                 for _, score in found.loc[[row["key"]]].iterrows():
@@ -138,7 +138,7 @@ class Work:
         rows = sweep[sweep["guidance"] == 1]
         files = [place / f"schedules/{key}.json" for key in rows["key"]]
         for model in sorted(set(rows["model"])):
-            found = self.scored(f"model-{model}", files, f"{model}?conditional=true", FEWER[model])
+            found = self.scored(f"model-{model}", files, model, FEWER[model], conditional=True)
             for row in records(rows):
                 score = found.loc[row["key"]]
                 yield entry("model", "both", row["nfe"], row["model"], model, row["seed"], score)
@@ -223,14 +223,18 @@ def draw(found: pd.DataFrame, file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("guidance", type=Path, help="folder of the sweep of guidance.yaml")
+    parser.add_argument(
+        "--models", nargs="+", default=sorted(FEWER), help="models of the matrix of guidance"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--output", type=Path, default=Path("results/transfer"))
     given = parser.parse_args()
     sweep = ld3.load_results(given.guidance).query("kind == 'learned'")
+    sweep = sweep.assign(model=sweep["model"].str.replace(r"-w[\d.]+$", "", regex=True))
     work = Work(given.work)
     parts: list[Callable[[], Iterator[dict[str, Any]]]] = [
         work.solver, work.nfe, work.of_pairs, lambda: work.models(sweep, given.guidance),
-        lambda: work.guidance(sweep, given.guidance),
+        lambda: work.guidance(sweep[sweep["model"].isin(given.models)], given.guidance),
     ]  # fmt: skip
     table = with_own(pd.DataFrame([row for part in parts for row in part()]))
     given.output.mkdir(parents=True, exist_ok=True)

@@ -94,7 +94,7 @@ def test_the_optima_are_those_of_the_stored_grids() -> None:
     assert (table["ratio"] >= 1 - 1e-9).all()
 
 
-@pytest.mark.parametrize("name", ["theory", "stress", "convergence"])
+@pytest.mark.parametrize("name", ["theory", "stress", "convergence", "guidance"])
 def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
     folder = {"theory": "theory_kl", "convergence": "convergence_1d"}.get(name, name)
     text = page(folder)
@@ -105,7 +105,12 @@ def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
 def test_the_numbers_of_the_index_are_those_of_the_tables() -> None:
     theory_said, stress_said = science_sentences.theory(), science_sentences.stress()
     said = [*theory_said[:3], stress_said[0], stress_said[1], stress_said[5]]
-    for sentence in [*said, *science_sentences.radius(), *science_sentences.convergence()[:-1]]:
+    for sentence in [
+        *said,
+        *science_sentences.radius(),
+        *science_sentences.convergence()[:-1],
+        *science_sentences.guidance(),
+    ]:
         assert sentence in INDEX, sentence
 
 

@@ -125,19 +125,18 @@ def transfer() -> list[str]:
 
 
 def guidance() -> list[str]:
-    """The loss of one schedule for all scales over that of one for each scale."""
-    table = pd.read_csv(RESULTS / "transfer/transfer.csv", dtype={"learned": str, "scored": str})
-    table = table[table["matrix"] == "guidance"].set_index("seed")
+    """Gains on fresh samples of schedules learned for a scale, at the smallest and the largest."""
+    frame = load_results(str(RESULTS / "guidance"))
+    best = frame[frame["best"] & (frame["kind"] == "learned")]
     said = []
-    for model, rows in table.groupby("model", sort=False):
-        by_scale = np.log(rows["own"]).groupby(rows["learned"]).mean()
-        best = str(by_scale.idxmin())
-        one = spread(np.log(rows[rows["learned"] == best]["own"]))
-        far = rows[(rows["learned"] == "1") & (rows["scored"] == "5")]
-        said.append(
-            f"{model}: the one learned at scale {best} for all scales {one}, that of scale 1 at "
-            f"scale 5 {spread(np.log(far['own']))}"
+    for (base, nfe), rows in best.groupby([best["model"].str.partition("-")[0], "nfe"]):
+        ends = rows.sort_values("guidance").iloc[[0, -1]].to_dict("records")
+        gains = (
+            f"{row['eval_gain']:.3g} ({row['eval_gain_low']:.3g} to {row['eval_gain_high']:.3g}) "
+            f"at scale {row['guidance']:g}"
+            for row in ends
         )
+        said.append(f"{base} at {nfe}: {', '.join(gains)}")
     return said
 
 
