@@ -23,6 +23,9 @@ WITHOUT_RAY = {
 }
 """Files of the cluster's folder whose tests start no Ray."""
 
+ON_ONE_RAY = {"local_ray", "finished", "contest"}
+"""Fixtures that use the Ray that stays."""
+
 CHEAP = {"one_thread", "folders"}
 """Fixtures of module scope that cost nothing to make twice."""
 
@@ -45,11 +48,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     that share a costly fixture of their file form a group per file. The others go anywhere. Those
     that need no Ray of their own come last, and find one that stays.
     """
-    items.sort(key=lambda item: "local_ray" in getattr(item, "fixturenames", ()))
+    leave_siblings(items)
+    items.sort(key=lambda item: bool(ON_ONE_RAY & {*getattr(item, "fixturenames", ())}))
     for item in items:
         group = group_of(item)
         if group:
             item.add_marker(pytest.mark.xdist_group(group))
+
+
+def leave_siblings(items: list[pytest.Item]) -> None:
+    """Of a test marked siblings(n) some n of its cases, spread evenly, are quick; others slow."""
+    families: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("siblings") and not item.get_closest_marker("slow"):
+            families.setdefault((item.path, item.name.partition("[")[0]), []).append(item)
+    for family in families.values():
+        mark = family[0].get_closest_marker("siblings")
+        assert mark is not None
+        (count,) = mark.args
+        quick = {round(i * len(family) / count) for i in range(count)}
+        for number, item in enumerate(family):
+            if number not in quick:
+                item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

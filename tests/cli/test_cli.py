@@ -166,6 +166,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "parts"), BAD, ids=[" ".join(a)[-50:] for a, _ in BAD])
+@pytest.mark.siblings(12)
 def test_bad_input_is_one_message_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

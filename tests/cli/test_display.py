@@ -26,6 +26,7 @@ def printed(place: Path, width: int, terminal: bool = True, encoding: str = "utf
 
 
 @pytest.mark.parametrize("width", [61, 66, 72, 80, 100, 140])
+@pytest.mark.siblings(3)
 def test_lines_fit_and_no_number_is_cut(tmp_path: Path, width: int) -> None:
     write_sweep(tmp_path, **TINY)
     lines = printed(tmp_path, width).splitlines()
@@ -69,6 +70,7 @@ def test_a_pipe_gets_everything(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["x[bold]y", "[/red]", r"back\[slash\\", "esc\x1b[31m", "a|b", "line\nbreak"]
 )
+@pytest.mark.siblings(3)
 def test_names_are_no_markup(tmp_path: Path, name: str) -> None:
     write_sweep(tmp_path, **(TINY | {"models": (name,), "learned": True}))
     text = printed(tmp_path, 160)

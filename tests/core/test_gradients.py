@@ -29,6 +29,7 @@ every_schedule = pytest.mark.parametrize(
 
 @every_schedule
 @every_solver
+@pytest.mark.siblings(12)
 def test_gradcheck_through_the_sampler(name: str, schedule: str) -> None:
     """Knots and network times inside the range, off their nominal places and off the kinks of a
     discrete table.
@@ -60,6 +61,7 @@ def test_gradcheck_through_the_sampler(name: str, schedule: str) -> None:
 
 @every_schedule
 @every_solver
+@pytest.mark.siblings(16)
 def test_gradcheck_from_the_very_ends_of_the_schedule(name: str, schedule: str) -> None:
     """Inner knots and network times; the ends of the range stay as they are, alpha = 0 too."""
     noise = SCHEDULES[schedule]
@@ -91,6 +93,7 @@ def test_gradcheck_from_the_very_ends_of_the_schedule(name: str, schedule: str) 
 
 @pytest.mark.parametrize("coordinate", COORDINATES)
 @pytest.mark.parametrize("name", ["heun", "dpmpp-3", "unipc-3", "ipndm-4", "deis-3"])
+@pytest.mark.siblings(4)
 def test_gradcheck_of_the_learnable_grid(name: str, coordinate: str) -> None:
     """In logits, offsets and learned coefficients, through the sampler, for two members at once."""
     noise = inside(SCHEDULES["vp-linear"])

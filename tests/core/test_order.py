@@ -68,6 +68,7 @@ def seeded_error(name: str, noise: NoiseSchedule, steps: int, start: str) -> flo
 
 @every_solver
 @pytest.mark.parametrize("noise", few([EDM(), VPLinear(), FlowMatching()], [EDM()]), ids=str)
+@pytest.mark.siblings(8)
 def test_measured_order_is_the_promised_one(name: str, noise: NoiseSchedule) -> None:
     """On half-log-SNR -1.5 … 2 in 100 and 200 steps, uniform in lam; uniform in t for euler and
     heun.

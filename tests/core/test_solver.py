@@ -52,6 +52,7 @@ class Counting:
 
 @every_schedule
 @every_solver
+@pytest.mark.siblings(40)
 def test_tables_cost_what_they_say_and_run_forwards(noise: NoiseSchedule, name: str) -> None:
     if not runs(name, noise):
         pytest.skip("refused, see test_what_cannot_run")
@@ -190,7 +191,7 @@ def test_phi_functions_against_rational_arithmetic() -> None:
     from fractions import Fraction
 
     def exact(h: Fraction, k: int) -> float:
-        return float(sum((-h) ** j / math.factorial(j + k) for j in range(400)))
+        return float(sum((-h) ** j / math.factorial(j + k) for j in range(200)))
 
     values = (1e-9, 1e-3, 0.1, 1.0, 4.0, 13.0, 23.0, 46.0)
     got = phi(torch.tensor(values, dtype=torch.float64), 4)

@@ -92,6 +92,7 @@ def test_a_recipe_runs(key: tuple[Path, str], tmp_path: Path) -> None:
     assert list(play(key, tmp_path, whole=True))
 
 
+@pytest.mark.siblings(1)
 @pytest.mark.parametrize("key", [key for key in SLOW if key[1] not in ALIKE], ids=named)
 def test_a_recipe_runs_with_a_tiny_budget(key: tuple[Path, str], tmp_path: Path) -> None:
     done = list(play(key, tmp_path, whole=False))

@@ -361,6 +361,7 @@ def test_classes_are_counted_one_by_one(tmp_path: Path) -> None:
     assert f"{file}, classes: 4, sha256" in check.detail
 
 
+@pytest.mark.slow  # a process that loads all of diffusers
 def test_the_missing_part_of_a_pipeline_is_the_same_every_time(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     parts = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")

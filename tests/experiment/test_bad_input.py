@@ -99,6 +99,7 @@ def test_bad_texts(
 
 @pytest.mark.parametrize("command", ["show", "sweep", "teach", "evaluate", "doctor"])
 @pytest.mark.parametrize(("path", "value", "parts"), VALUES[::23])
+@pytest.mark.siblings(10)
 def test_commands_end_with_code_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     command: str, path: str, value: Any, parts: list[str],
@@ -124,6 +125,7 @@ EVERY_KEY = [key.replace("models.", "models.0.") for key in all_keys(settings.Ex
 
 
 @pytest.mark.parametrize("key", few(EVERY_KEY, EVERY_KEY[::3]))
+@pytest.mark.siblings(16)
 def test_whatever_stands_at_a_key_is_taken_or_refused(key: str) -> None:
     """No other error, and no message in the program's own words."""
     for value in ODD:

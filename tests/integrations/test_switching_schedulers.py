@@ -95,6 +95,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("base", "other"), few(PAIRS, PAIRS[::3]))
+@pytest.mark.siblings(6)
 def test_from_config_gives_what_the_base_gives(base: str, other: str, tmp_path: Path) -> None:
     was, kind = BASES[base](), getattr(diffusers, other)
     ours = LD3Scheduler.from_schedule(learned_for(was), was)

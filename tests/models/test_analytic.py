@@ -60,6 +60,7 @@ def test_score_is_the_gradient_of_the_log_density(noise: NoiseSchedule) -> None:
 
 
 @pytest.mark.parametrize("noise", SCHEDULES, ids=lambda n: n.name)
+@pytest.mark.siblings(3)
 def test_density_integrates_to_one_and_denoiser_is_the_posterior_mean(noise: NoiseSchedule) -> None:
     mixture = mixture_1d(noise)
     for t in times(noise, 3):
@@ -125,6 +126,7 @@ def ode(mixture: Mixture, x: float, t_from: float, t_to: float) -> float:
 
 
 @pytest.mark.parametrize("noise", [EDM(t_max=10), VPLinear(), FlowMatching()], ids=lambda n: n.name)
+@pytest.mark.siblings(2)
 def test_transport_solves_the_probability_flow(noise: NoiseSchedule) -> None:
     narrow = gaussian(noise, torch.tensor([0.4]), torch.tensor([0.2]))
     t_from, t_to = 0.9 * noise.t_max, 0.05

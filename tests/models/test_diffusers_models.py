@@ -101,6 +101,7 @@ FLOW_KNOTS = [0.99, 0.7, 0.4, 0.1, 1e-6]
 
 @pytest.mark.parametrize("kind", ["sd3", "flux", "schnell"])
 @pytest.mark.parametrize("guidance", [None, 4.0])
+@pytest.mark.siblings(3)
 def test_flow_pipelines(folders: dict[str, Path], kind: str, guidance: float | None) -> None:
     model = open_model(f"diffusers:{folders[kind]}", options_for(kind, folders, guidance=guidance))
     assert isinstance(model.denoiser.noise, FlowMatching)
@@ -174,6 +175,7 @@ def test_rectified_flow_pipeline(folders: dict[str, Path], guidance: float) -> N
 
 
 @pytest.mark.parametrize("kind", list(BUILDERS))
+@pytest.mark.siblings(4)
 def test_times_reach_the_network_unrounded_and_differentiable(
     folders: dict[str, Path], kind: str
 ) -> None:

@@ -35,6 +35,7 @@ from ld3_dist.models.edm.unpickle import Checkpoint
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("classes", [0, 4])
+@pytest.mark.siblings(3)
 def test_a_checkpoint_loads_and_converts(
     tmp_path: Path, format_modules: None, variant: str, classes: int
 ) -> None:

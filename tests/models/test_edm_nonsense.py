@@ -88,6 +88,7 @@ ARGUMENTS: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("key", "value"), ARGUMENTS)
 @pytest.mark.parametrize("suffix", few(["pkl", "safetensors"], ["pkl"]))
+@pytest.mark.siblings(6)
 def test_arguments_of_any_kind(
     tmp_path: Path, format_modules: None, key: str, value: Any, suffix: str
 ) -> None:
@@ -107,6 +108,7 @@ def test_arguments_of_any_kind(
 
 @pytest.mark.parametrize("key", ["beta_d", "beta_min", "M"])
 @pytest.mark.parametrize("value", ["x", None, -1.0, float("nan"), [1]])
+@pytest.mark.siblings(4)
 def test_arguments_of_the_process(
     tmp_path: Path, format_modules: None, key: str, value: Any
 ) -> None:

@@ -100,6 +100,7 @@ def test_heads_of_a_joint_projection() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.siblings(2)
 def test_a_checkpoint_becomes_a_folder_that_opens(
     tmp_path: Path, kind: str, averaged: bool
 ) -> None:

@@ -77,6 +77,7 @@ PAIRS = [(name, kind) for name in BETAS for kind in ("eps", "x0", "v")]
 
 
 @pytest.mark.parametrize(("name", "kind"), few(PAIRS, [*PAIRS[::3], PAIRS[1]]))
+@pytest.mark.siblings(3)
 def test_schedules_and_parametrisations(tmp_path: Path, name: str, kind: str) -> None:
     params = {"beta_schedule": name, "parameterization": kind}
     if name == "sqrt":
@@ -112,6 +113,7 @@ TABLES: list[tuple[str, dict[str, Any], dict[str, numpy.ndarray], numpy.ndarray,
 
 @pytest.mark.parametrize(("params", "buffers", "betas", "told"), [t[1:] for t in TABLES],
                          ids=[t[0] for t in TABLES])  # fmt: skip
+@pytest.mark.siblings(3)
 def test_buffers_are_the_truth(
     tmp_path: Path, params: Any, buffers: Any, betas: Any, told: bool, caplog: Any
 ) -> None:
@@ -148,6 +150,7 @@ def test_zero_terminal_snr_of_the_buffers(tmp_path: Path) -> None:
         ({"scale_factor": 0.7}, 0.9, 0.9, True),
     ],
 )
+@pytest.mark.siblings(2)
 def test_scale_of_the_latents(
     tmp_path: Path, params: Any, buffer: float | None, scale: float, told: bool, caplog: Any
 ) -> None:

@@ -54,6 +54,7 @@ def image_and_gradient(model: Model) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", few(FAMILIES, QUICK))
+@pytest.mark.siblings(3)
 def test_memory_format_and_dtype_change_no_result(place: Any, family: str) -> None:
     expected = image_and_gradient(place(family))
     for options in ({"channels_last": True}, {"dtype": "float64"}):

@@ -172,6 +172,7 @@ ATTEMPTS = list(attempts())
 
 
 @pytest.mark.parametrize(("name", "option", "value"), few(ATTEMPTS, ATTEMPTS[::3]))
+@pytest.mark.siblings(6)
 def test_each_option_gives_the_librarys_own_table(name: str, option: str, value: Any) -> None:
     try:
         made = CLASSES[name](**{option: value})

@@ -9,11 +9,16 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pytest
 from faulty_storage import SWEEP, with_fault
+from one_ray import one_ray
+from rich.console import Console
 from tiny_sweep import changed, write
 
 from ld3_dist.experiment import load_experiment
@@ -103,6 +108,28 @@ def command_line(file: Path, out: Path, fault: str = "") -> subprocess.Completed
     )
 
 
+def on_one_ray(file: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    """The command of a sweep in this process, on the Ray that all tests share."""
+    from ld3_dist.cli import app as cli
+
+    command = ["ld3-dist", "sweep", str(file), "--output", str(out)]
+    said, told = StringIO(), StringIO()
+    with (
+        one_ray(),
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(said),
+        redirect_stderr(told),
+    ):
+        patch.setattr(sys, "argv", command)
+        patch.setattr(cli.signal, "signal", lambda *_: None)
+        patch.setattr(cli, "console", Console(width=200))
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+    code = caught.value.code or 0
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(command, code, said.getvalue(), told.getvalue())
+
+
 def run(file: Path, out: Path) -> tuple[Any, list[Any]]:
     """Run an experiment in this process; the sweep and its events."""
     from ld3_dist.cluster.sweep import Sweep
@@ -115,10 +142,7 @@ def make_finished(folder: Path) -> Finished:
     """The tiny experiment, run as a user runs it."""
     data = changed(report={"figures": ["distance"]})
     file, out = write(folder, data), folder / "out"
-    command = [sys.executable, "-m", "ld3_dist.cli", "sweep", str(file), "--output", str(out)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE, cwd=folder, check=False
-    )
+    done = on_one_ray(file, out)
     assert done.returncode == 0, done.stderr[-2000:]
     return Finished(file, out, done.stdout)
 
@@ -144,12 +168,12 @@ def make_contest(folder: Path) -> Contest:
     try:
         _, status = os.waitpid(first.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status), "the first driver ended before it kept the studies"
-        second = command_line(file, out)
+        second = on_one_ray(file, out)
     finally:
         first.kill()
         first.wait()
     lock_left = (out / "lock.json").exists()
-    third = command_line(file, out)
+    third = on_one_ray(file, out)
     faults = {mark.name for mark in marks.iterdir()}
     return Contest(first.pid, second, third, lock_left, faults, out)
 

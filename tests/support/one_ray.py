@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 
-@pytest.fixture
-def local_ray() -> Iterator[None]:
-    """A Ray that outlives the test: sweeps in this process find it there and leave it there."""
+@contextmanager
+def one_ray() -> Iterator[None]:
+    """A Ray that outlives this: sweeps in this process find it there and leave it there."""
     import ray
 
     from ld3_dist.cluster.ray.connect import connect
@@ -17,6 +18,12 @@ def local_ray() -> Iterator[None]:
     connect(None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray, "shutdown", lambda *_, **__: None)
+        yield
+
+
+@pytest.fixture
+def local_ray() -> Iterator[None]:
+    with one_ray():
         yield
 
 

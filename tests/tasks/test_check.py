@@ -130,6 +130,7 @@ def test_damage_to_every_kind_is_named_at_once(damage: str, finished: Path, tmp_
 
 @pytest.mark.parametrize("damage", few(DAMAGES, ALONE))
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.siblings(6)
 def test_damage_is_named(kind: str, damage: str, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished, out)
@@ -140,6 +141,7 @@ def test_damage_is_named(kind: str, damage: str, finished: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.siblings(3)
 def test_damage_to_every_kind_is_repaired_at_once(
     damage: str, finished: Path, tmp_path: Path
 ) -> None:

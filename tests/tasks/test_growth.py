@@ -108,6 +108,7 @@ QUICK = (
 
 
 @pytest.mark.parametrize("kind", few(KINDS, QUICK))
+@pytest.mark.siblings(3)
 def test_the_grown_folder_equals_the_folder_made_in_one_go(
     kind: str, first: Path, tmp_path: Path
 ) -> None:

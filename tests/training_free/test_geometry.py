@@ -53,6 +53,7 @@ def test_a_straight_flow_gets_equal_steps(name: str, noise: NoiseSchedule) -> No
 
 @named
 @pytest.mark.parametrize("std", [0.3, 1.0])
+@pytest.mark.siblings(4)
 def test_sharpness_of_a_gaussian_is_known(noise: NoiseSchedule, std: float) -> None:
     """x = z q^(1/2) with q = (1-s)^2 std^2 + s^2, so that d^2 x / ds^2 = z std^2 q^(-3/2)."""
     normal = gaussian(noise, torch.zeros(2), torch.full((2,), std))
@@ -132,6 +133,7 @@ def in_numpy(lam: numpy.ndarray) -> float:
 
 @pytest.mark.parametrize("steps", [2, 3])
 @named
+@pytest.mark.siblings(3)
 def test_hso_finds_the_least_proxy_of_all(noise: NoiseSchedule, steps: int) -> None:
     low, high = lam_range(noise)
     fine = numpy.linspace(low, high, 241)
@@ -148,6 +150,7 @@ def test_hso_finds_the_least_proxy_of_all(noise: NoiseSchedule, steps: int) -> N
 
 @pytest.mark.parametrize("steps", [4, 6, 10])
 @named
+@pytest.mark.siblings(4)
 def test_hso_is_no_worse_than_another_optimiser(noise: NoiseSchedule, steps: int) -> None:
     """scipy's trust-constr, from Karras's grid, moving the knots themselves; its authors use it."""
     from scipy.optimize import minimize

@@ -205,6 +205,7 @@ LONG = {("dmn", "vp-linear"), ("dmn", "flow")}
 
 
 @pytest.mark.parametrize(("name", "schedule"), few(ENTRIES, {*ENTRIES} - LONG))
+@pytest.mark.siblings(6)
 def test_one_entry_for_all(name: str, schedule: str) -> None:
     noise: NoiseSchedule = {n.name: n for n in (EDM(), VPLinear(), FlowMatching())}[schedule]
     mixture = mixture_2d(noise)

@@ -73,6 +73,7 @@ def hard_loss(mixture: Mixture, grid: Grid, pairs: Pairs) -> Tensor:
 @pytest.mark.parametrize("gamma", [0.0, 0.3])
 @pytest.mark.parametrize("coordinate", ["lambda", "time"])
 @pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.siblings(4)
 def test_packed_members_equal_single_runs(
     mixture: Mixture, gamma: float, coordinate: str, labels: bool
 ) -> None:

@@ -65,6 +65,7 @@ class Waits(TorchDispatchMode):
     "settings", [{}, {"coefficients": True}, {"checkpointing": "always"}, {"coordinate": "time"}]
 )
 @pytest.mark.parametrize("solver", ["unipc-3", "ipndm-3", "dpmpp-3", "heun"])
+@pytest.mark.siblings(5)
 def test_an_epoch_never_waits(
     solver: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

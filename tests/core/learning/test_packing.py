@@ -29,6 +29,7 @@ def some_grids(name: str, noise: NoiseSchedule, nfe: int = 5) -> list[Grid]:
 
 @every_solver
 @pytest.mark.parametrize("noise", SCHEDULES.values(), ids=SCHEDULES.keys())
+@pytest.mark.siblings(40)
 def test_packed_members_are_the_same_as_alone(name: str, noise: NoiseSchedule) -> None:
     if name == "dpm-2" and noise.starts_at_pure_noise:
         pytest.skip("refused")

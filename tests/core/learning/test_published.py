@@ -164,6 +164,7 @@ def test_noise_stays_in_its_ball_and_moves_only_downhill(mixture: Mixture, pairs
 
 
 @pytest.mark.parametrize("gamma", few([0.0, 0.05], [0.05]))
+@pytest.mark.siblings(1)
 def test_packed_members_equal_single_runs(mixture: Mixture, pairs: Pairs, gamma: float) -> None:
     config = replace(PAPER, gamma=gamma, epochs=4)
     knots = torch.stack([discretize(mixture.noise, NFE, name) for name in ("log_snr", "karras")])
@@ -210,6 +211,7 @@ def test_what_the_preset_cannot_do() -> None:
 
 @pytest.mark.parametrize("procedure", ["default", "paper"])
 @pytest.mark.parametrize("gamma", few([0.0, 0.2], [0.2]))
+@pytest.mark.siblings(1)
 def test_a_run_resumed_from_its_snapshot_ends_the_same(
     mixture: Mixture, pairs: Pairs, procedure: str, gamma: float
 ) -> None:
