@@ -6,12 +6,14 @@ else agrees: cell, start and the levels of all other factors. Such a place is ca
     loss   mean distance to the teacher on fresh samples. The ratio is a geometric mean over the
            units, paired over seeds and samples; its interval holds the spread of both
            (`metrics.paired.over_seeds`)
-    fid    Fréchet distance. The ratio is paired over seeds; its interval is Student's over the
-           seeds' mean log ratios. All seeds share their samples, whose spread is not in it
+    fid, kid, precision, …
+           every other score that was measured. The ratio is paired over seeds; its interval is
+           Student's over the seeds' mean log ratios. All seeds share their samples, whose spread
+           is not in it. A score that is not above 0 everywhere has no ratio
 
-A ratio below 1 is better than the base. p-values are corrected by Holm's procedure for all
-comparisons of the same score. Where a search proposed several trials at a level, each seed counts
-with the one of the smallest held-out loss.
+Where lower is better, a ratio below 1 is better than the base, else one above 1. p-values are
+corrected by Holm's procedure for all comparisons of the same score. Where a search proposed several
+trials at a level, each seed counts with the one of the smallest held-out loss.
 """
 
 from __future__ import annotations
@@ -33,16 +35,19 @@ from ..metrics.resampling import STATISTICS, statistic_of
 from ..store.columns import axis_column
 from ..store.frames import column, groups, numbers, of_kind, records, varies, where
 from .formats import DASH, missing, number, ratio
+from .scores import Score, label_of, measured
 from .tables import SweepTables
 
-NAMES = {"loss": "fresh loss", "fid": "Fréchet distance"}
-"""The scores that are compared, and what they are called."""
+LOSS = "loss"
+"""The score that is compared sample by sample; the others bear the names of their columns."""
 
 COLUMNS = (
-    "model", "factor", "level", "base", "score", "units", "seeds", "samples", "ratio", "low",
-    "high", "p_value", "p_holm", "ratio_median", "ratio_iqm",
+    "model", "factor", "level", "base", "score", "better", "units", "seeds", "samples", "ratio",
+    "low", "high", "p_value", "p_holm", "ratio_median", "ratio_iqm",
 )  # fmt: skip
-"""Columns of ablation.csv. base: the base's level; units, seeds, samples: numbers compared."""
+"""Columns of ablation.csv. base: the base's level; better: "lower" or "higher"; units, seeds,
+samples: numbers compared.
+"""
 
 SURE = 0.05
 """A corrected p-value below this is called a difference."""
@@ -91,12 +96,13 @@ def ablation_table(sweep: SweepTables) -> pd.DataFrame:
     known = [all(_is_level(row, factor) for factor in factors) for row in records(rows)]
     rows = where(rows, known)
     losses = sweep.losses({str(key) for key in column(rows, "key")})
+    scores = [score for score in measured(rows) if "loss" not in score.name]
     found = [
         line
         for model, inside in groups(rows, "model")
         for factor in factors
         for level in factor.levels[1:]
-        for line in _level(str(model), inside, factors, factor, level, losses)
+        for line in _level(str(model), inside, factors, factor, level, losses, scores)
     ]
     table = pd.DataFrame.from_records(found, columns=list(COLUMNS))
     for _, inside in groups(table, ["model", "score"]):
@@ -111,6 +117,7 @@ def _level(
     factor: Factor,
     level: Any,
     losses: Mapping[str, np.ndarray],
+    scores: Sequence[Score],
 ) -> list[dict[str, Any]]:
     """One level of a factor against the base, a line for each score."""
     pairs = _pairs(rows, factors, factor, level)
@@ -120,11 +127,15 @@ def _level(
     known = [[unit[seed] for seed in seeds] for unit in units]
     lines = []
     if units and factor.name != "guidance":  # another guidance has another teacher
-        lines.append(shared | {"score": "loss"} | _of_loss(known, losses))
+        lines.append({"score": LOSS, "better": "lower"} | _of_loss(known, losses))
     if units:
-        lines.append(shared | {"score": "fid"} | _of_fid(known))
+        lines += [
+            {"score": score.name, "better": "lower" if score.lower else "higher"}
+            | _of_score(known, score.name)
+            for score in scores
+        ]
     return [
-        line | {"units": len(units), "seeds": len(seeds)}
+        shared | line | {"units": len(units), "seeds": len(seeds)}
         for line in lines
         if not missing(line["ratio"])
     ]
@@ -199,9 +210,9 @@ def _of_loss(units: Sequence[Sequence[Pair]], losses: Mapping[str, np.ndarray]) 
     return line
 
 
-def _of_fid(units: Sequence[Sequence[Pair]]) -> dict[str, Any]:
-    """The ratio of Fréchet distances over units, seed by seed."""
-    values = [[(a["fid"], b["fid"]) for a, b in unit] for unit in units]
+def _of_score(units: Sequence[Sequence[Pair]], name: str) -> dict[str, Any]:
+    """The ratio of a score over units, seed by seed."""
+    values = [[(a[name], b[name]) for a, b in unit] for unit in units]
     if any(missing(value) or not value > 0 for unit in values for pair in unit for value in pair):
         return {"ratio": None}
     logs = np.log(np.array(values, dtype=float))  # [units, seeds, 2]
@@ -235,18 +246,22 @@ def verdict(row: Mapping[str, Any]) -> str:
         return "not tested"
     if p >= SURE:
         return "no difference seen"
-    return "better" if row["ratio"] < 1 else "worse"
+    return "better" if (row["ratio"] < 1) == (row["better"] == "lower") else "worse"
 
 
 ABLATION_NOTE = (
     "Each level of a factor against the base, everything else equal. The ratio is the geometric "
     "mean over cells, paired over seeds and samples; below 1 is better than the base. The interval "
-    "is at 95 %; p is corrected by Holm's procedure for all comparisons of the same score."
+    "is at 95 %; p is corrected by Holm's procedure for all comparisons of the same score. All "
+    "other scores are in ablation.csv."
 )
 
 
 def ablation_texts(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Headings and lines of the table of an ablation, a line per level and score."""
+    """Headings and lines of the table of an ablation: a line per level for loss and Fréchet
+    distance. The other scores stand in ablation.csv and in the figure.
+    """
+    table = where(table, column(table, "score").isin([LOSS, "fid"]))
     heads = ["factor", "level", "base", "score", "ratio", "95 % interval", "p", "verdict"]
     heads += ["of medians", "of interquartile means", "cells", "seeds"]
     several = varies(table, "model")
@@ -255,7 +270,7 @@ def ablation_texts(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
         low, high = row["low"], row["high"]
         interval = DASH if missing(low) else f"{number(low)}–{number(high)}"
         line = [row["factor"], level_text(row["level"]), level_text(row["base"])]
-        line += [NAMES[row["score"]], ratio(row["ratio"]), interval, number(row["p_holm"], 2)]
+        line += [label_of(row["score"]), ratio(row["ratio"]), interval, number(row["p_holm"], 2)]
         line += [verdict(row), ratio(row["ratio_median"]), ratio(row["ratio_iqm"])]
         line += [str(row["units"]), str(row["seeds"])]
         lines.append([str(row["model"]), *line] if several else line)

@@ -37,27 +37,14 @@ from ..metrics.paired import ratios
 from ..models.diffusers.network_outputs import network_times
 from ..schedule.file import Schedule, read_schedule
 from ..store.frames import column, groups, of_kind, records, where
-from .columns import METRIC, Row, metric_names
+from .columns import Row
 from .formats import missing, visible
+from .scores import measured
 from .summary import comparable, method, teacher_scores
 from .tables import SweepTables
 
 MOST_ROWS = 3000
 """Learned rows of a page; every cell has as many of them, its best ones."""
-
-SCORES = {
-    "eval_loss": ("fresh loss", True),
-    "valid_loss": ("held-out loss", True),
-    "eval_loss_median": ("median fresh loss", True),
-    "eval_loss_iqm": ("interquartile fresh loss", True),
-    "fid": ("Fréchet distance", True),
-    "kid": ("kernel distance", True),
-    "inception_score": ("Inception score", False),
-    "precision": ("precision", False),
-    "recall": ("recall", False),
-    "coverage": ("coverage", False),
-}
-"""Column of the results -> its name on the page, and true where lower is better."""
 
 
 def page_data(sweep: SweepTables, table: pd.DataFrame, sections: Mapping[int, int]) -> str:
@@ -67,11 +54,10 @@ def page_data(sweep: SweepTables, table: pd.DataFrame, sections: Mapping[int, in
         table: from `summary_table`.
         sections: line of the table -> number of its section.
     """
-    names = [name for name in SCORES if _measured(sweep.results, name)]
-    own = [name for name in metric_names(sweep.results) if _numeric(sweep.results, name)]
-    told = [(name, *SCORES[name]) for name in names]
-    told += [(name, name.removeprefix(METRIC), True) for name in own]
-    metrics = [{"id": name, "label": label, "lower": lower} for name, label, lower in told]
+    metrics = [
+        {"id": score.name, "label": score.label, "lower": score.lower}
+        for score in measured(sweep.results)
+    ]
     every = [str(metric["id"]) for metric in metrics]
     most = max(3, MOST_ROWS // max(1, len(table)))
     teachers = teacher_scores(sweep.evaluations)
@@ -87,16 +73,6 @@ def page_data(sweep: SweepTables, table: pd.DataFrame, sections: Mapping[int, in
         {"metrics": metrics, "cells": cells}, ensure_ascii=False, separators=(",", ":")
     )
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _measured(frame: pd.DataFrame, name: str) -> bool:
-    return name in frame and bool(column(frame, name).notna().any())
-
-
-def _numeric(frame: pd.DataFrame, name: str) -> bool:
-    """Tell if a user's metric has numbers alone."""
-    values = column(frame, name).dropna()
-    return len(values) > 0 and all(isinstance(value, int | float) for value in values)
 
 
 def _parts(frame: pd.DataFrame, table: pd.DataFrame) -> list[pd.DataFrame]:

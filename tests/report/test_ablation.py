@@ -74,6 +74,23 @@ def test_ratios_are_geometric_means_over_cells_and_seeds(table: pd.DataFrame) ->
             assert line["base"] == 0
 
 
+def test_scores_that_are_better_where_they_are_higher(table: pd.DataFrame) -> None:
+    values = measured("precision")
+    scored = table[table["score"] == "precision"]
+    assert set(scored["better"]) == {"higher"}
+    for line in scored.to_dict("records"):
+        logs = [
+            np.log(value / values[(*place[:3], 0.0)])
+            for place, value in values.items()
+            if place[3] == line["level"]
+        ]
+        assert line["ratio"] == pytest.approx(np.exp(np.mean(logs)), rel=1e-5)
+    line = {"p_holm": 0.01, "low": 1.1, "ratio": 1.2, "better": "higher"}
+    assert verdict(line) == "better"
+    assert verdict(line | {"better": "lower"}) == "worse"
+    assert verdict(line | {"ratio": 0.8}) == "worse"
+
+
 def test_p_values_are_corrected_for_the_comparisons_of_a_score(table: pd.DataFrame) -> None:
     assert list(table["factor"].unique()) == ["gamma"]
     for _, rows in table.groupby("score"):
@@ -120,8 +137,10 @@ def test_factors_are_compared_at_the_base_of_the_others(tmp_path: Path) -> None:
 def test_the_report_has_table_figures_and_csv(folder: Path, tmp_path: Path) -> None:
     paths = write_report(folder, tmp_path, figures=["ablation"])
     csv = pd.read_csv(tmp_path / "ablation.csv")
-    assert len(csv) == 4
-    assert set(csv["score"]) == {"loss", "fid"}
+    assert len(csv) == 14
+    assert set(csv["score"]) == {
+        "loss", "fid", "kid", "inception_score", "precision", "recall", "density", "coverage"
+    }  # fmt: skip
     summary = Path(paths.markdown).read_text(encoding="utf-8")
     assert "## Ablation" in summary
     lines = [line for line in summary.splitlines() if line.startswith("| gamma |")]
@@ -130,7 +149,8 @@ def test_the_report_has_table_figures_and_csv(folder: Path, tmp_path: Path) -> N
     page = Path(paths.html).read_text(encoding="utf-8")
     assert "Factor gamma" in page
     assert '<section id="ablation">' in page
-    assert [Path(name).stem for name in paths.figures] == ["digits-ablation-gamma"]
+    names = ["digits-ablation-gamma", "digits-ablation-gamma-scores"]
+    assert [Path(name).stem for name in paths.figures] == names
 
 
 def test_without_an_ablation_there_is_none(tmp_path: Path) -> None:

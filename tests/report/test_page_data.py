@@ -48,6 +48,7 @@ def test_data_repeats_the_tables(tmp_path: Path) -> None:
     names = [metric["id"] for metric in data["metrics"]]
     assert names[:2] == ["eval_loss", "valid_loss"]
     assert {m["id"] for m in data["metrics"] if not m["lower"]} == {
+        "density",
         "precision",
         "recall",
         "coverage",

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from ...store.frames import column, groups, numbers, records, where
-from ..ablation import NAMES, level_text
+from ..ablation import LOSS, level_text, verdict
 from ..formats import missing, number
+from ..scores import label_of
 from . import FigureData, Plot, PlotGroup
-from .style import BASELINE, INK, LEARNED, MUTED, panels, plain
+from .squares import squares
+from .style import BASELINE, INK, LEARNED, MUTED, WIDTH, panels, plain
 
 GROUP = PlotGroup(
     "Ablation",
     "Ratios to the base, everything else equal: below the line a level is better. Bars are 95 % "
     "intervals, paired over seeds; those of the loss hold the spread of seeds and samples.",
 )
-LOOK = {"loss": (LEARNED, "o", -0.1), "fid": (BASELINE, "s", 0.1)}
+LOOK = {LOSS: (LEARNED, "o", -0.1), "fid": (BASELINE, "s", 0.1)}
 """Colour, marker and place beside the level, of each score."""
 
 
+FARTHEST = math.log(1.5)
+"""The ratio of the full colours of `_all_scores`, and its inverse."""
+
+
 def ablation_plots(data: FigureData) -> list[Plot]:
-    """A figure per factor; none where the sweep has no ablation."""
-    if data.ablation.empty:
-        return []
-    found = groups(data.ablation, "factor")
-    return [_factor(data, str(name), rows) for name, rows in found]
+    """One or two figures per factor; none where the sweep has no ablation."""
+    plots = []
+    for name, rows in groups(data.ablation, "factor") if len(data.ablation) else []:
+        known = column(rows, "score").isin(list(LOOK))
+        if known.any():
+            plots.append(_factor(data, str(name), where(rows, known)))
+        if not known.all():
+            plots.append(_all_scores(data, str(name), rows))
+    return plots
 
 
 def _factor(data: FigureData, name: str, rows: pd.DataFrame) -> Plot:
@@ -46,12 +58,12 @@ def _factor(data: FigureData, name: str, rows: pd.DataFrame) -> Plot:
         )
         axis.errorbar(
             places, ratios, np.abs(ends - ratios), fmt=marker, color=colour, capsize=2.5, lw=1.3,
-            label=NAMES[str(score)],
+            label=label_of(str(score)),
         )  # fmt: skip
         told = ", ".join(
             f"{number(r['ratio'])} at {level_text(r['level'])}" for r in records(inside)
         )
-        texts.append(f"{NAMES[str(score)]}: {told}")
+        texts.append(f"{label_of(str(score))}: {told}")
     axis.axhline(1, color=MUTED, lw=1)
     axis.plot([_place(levels, base)], [1], "D", color=INK, ms=5)
     axis.set_xticks(range(len(levels)), [plain(level_text(level)) for level in levels])
@@ -64,6 +76,42 @@ def _factor(data: FigureData, name: str, rows: pd.DataFrame) -> Plot:
     alt = f"Ratios to the base {level_text(base)} of {name}. " + "; ".join(texts)
     caption = f"Diamond: the base, {level_text(base)}."
     return Plot(data.name(f"ablation-{name}"), f"Factor {name}", caption, alt, figure, GROUP)
+
+
+def _all_scores(data: FigureData, name: str, rows: pd.DataFrame) -> Plot:
+    """A row per level, a column per score: which level is better in what."""
+    base = column(rows, "base").iloc[0]
+    levels = _ordered(list(column(rows, "level")))
+    scores = [str(score) for score in dict.fromkeys(column(rows, "score"))]
+    worse = np.full((len(levels), len(scores)), np.nan)
+    decided = np.zeros(worse.shape, dtype=bool)
+    texts = [["–"] * len(scores) for _ in levels]
+    for row in records(rows):
+        y, x = _place(levels, row["level"]), scores.index(row["score"])
+        worse[y, x] = math.log(row["ratio"]) * (1 if row["better"] == "lower" else -1)
+        decided[y, x] = verdict(row) in ("better", "worse")
+        ends = "" if missing(row["low"]) else f"\n{number(row['low'])}–{number(row['high'])}"
+        texts[y][x] = f"{number(row['ratio'])}{ends}"
+    size = (min(WIDTH, 2 + 1.05 * len(scores)), 1 + 0.5 * len(levels))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    squares(axes, worse, texts, decided, FARTHEST)
+    heads = [plain(label_of(score)).replace(" ", "\n") for score in scores]
+    axes.set_xticks(range(len(scores)), heads)
+    axes.set_yticks(range(len(levels)), [plain(level_text(level)) for level in levels])
+    axes.set_ylabel(plain(name))
+    told = ", ".join(
+        f"{level_text(row['level'])} {label_of(row['score'])} {number(row['ratio'])}"
+        for row in records(rows)
+    )
+    caption = (
+        f"Ratios to the base, {level_text(base)}, with 95 % intervals. Orange: the level is better "
+        "than the base, blue: worse (precision, recall, density, coverage and scores of classes "
+        "are better where they are higher). Grey text: no difference seen."
+    )
+    alt = f"Table of ratios to the base {level_text(base)} of {name}: {told}"
+    place = data.name(f"ablation-{name}-scores")
+    return Plot(place, f"Factor {name}, all scores", caption, alt, figure, GROUP)
 
 
 def _ratio_ticks(axis: Axes) -> None:
