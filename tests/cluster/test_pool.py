@@ -54,6 +54,7 @@ def work(
     return done, [outcome for outcome in seen if isinstance(outcome, Failed)]
 
 
+@pytest.mark.slow  # test_workers_that_die_or_run_out_of_memory
 def test_a_dead_worker_costs_its_task_one_attempt_and_the_one_behind_it_none(
     tmp_path: Path,
 ) -> None:
@@ -136,6 +137,7 @@ def test_workers_that_find_no_room_hold_nothing_up() -> None:
     assert len({outcome.result for outcome in done.values()}) == 1
 
 
+@pytest.mark.slow  # every sweep adds tasks
 def test_tasks_added_on_the_way_are_done_and_idle_workers_go() -> None:
     from ld3_dist.cluster.ray.pool import Done, Task
 

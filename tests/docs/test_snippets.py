@@ -88,6 +88,7 @@ def play(key: tuple[Path, str], folder: Path, whole: bool) -> Iterator[tuple[Blo
 
 
 @pytest.mark.parametrize("key", QUICK, ids=named)
+@pytest.mark.siblings(4)
 def test_a_recipe_runs(key: tuple[Path, str], tmp_path: Path) -> None:
     assert list(play(key, tmp_path, whole=True))
 

@@ -149,6 +149,7 @@ CHOICES = [{}, {"settings": None}, {"settings": {"report": None}}]
 
 
 @pytest.mark.parametrize("settings", few(CHOICES, CHOICES[2:]))
+@pytest.mark.siblings(1)
 def test_without_a_choice_all_figures_are_drawn(sweep: Path, settings: dict) -> None:
     open_storage(sweep).write_bytes("experiment.json", json.dumps(settings).encode())
     assert len(write_report(sweep).figures) == 5
@@ -163,6 +164,7 @@ def test_registered_figures_are_drawn_last_in_their_order(registered: str) -> No
         figures.register(registered, figures.get(registered))
 
 
+@pytest.mark.slow  # test_public_api says the same of the import
 def test_matplotlib_is_loaded_by_the_first_figure(sweep: Path) -> None:
     code = (
         "import sys; from ld3_dist.report import write_report; "

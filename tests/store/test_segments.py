@@ -290,6 +290,7 @@ def _interrupted(storage: Storage) -> Callable[[], None]:
     return sweep
 
 
+@pytest.mark.siblings(1)
 def test_segments_on_an_object_store(endpoint: str) -> None:  # noqa: F811
     url = f"s3://bucket/segments-%s?endpoint_override={endpoint}"
     for at in range(0, 24, 4):

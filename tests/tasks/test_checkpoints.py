@@ -109,6 +109,7 @@ run_trial(plan, taught(plan, storage), storage, NUMBERS, "cpu")
 
 
 @pytest.mark.parametrize("procedure", VALUES)
+@pytest.mark.siblings(1)
 def test_a_killed_process_goes_on_to_the_same_rows(
     procedure: str, whole: Any, tmp_path: Path
 ) -> None:
@@ -145,6 +146,7 @@ def test_a_killed_process_goes_on_to_the_same_rows(
         ("paper", {"coordinate": "time"}, {"gamma": 0}),
     ],
 )
+@pytest.mark.siblings(2)
 def test_every_kind_of_state_goes_on(
     procedure: str, settings: dict[str, Any], values: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -352,6 +354,7 @@ def test_what_a_finished_trial_left_goes_at_resume(tmp_path: Path) -> None:
     assert remove_finished(storage) == []
 
 
+@pytest.mark.siblings(1)
 def test_on_an_object_store(endpoint: str, whole: Any) -> None:  # noqa: F811
     plan, storage = plan_of(), open_storage(f"s3://bucket/checkpoints?endpoint_override={endpoint}")
     spec = begin(plan, storage, 4)

@@ -209,6 +209,7 @@ EVALUATIONS = {
 
 
 @pytest.mark.parametrize("kind", few(EVALUATIONS, ("repeats", "rows")))
+@pytest.mark.siblings(2)
 def test_evaluations_grow_without_learning(kind: str, first: Path, tmp_path: Path) -> None:
     settings = version(evaluate=EVALUATIONS[kind])
     grown, whole = tmp_path / "grown", tmp_path / "whole"

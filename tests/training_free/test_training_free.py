@@ -47,6 +47,7 @@ PUBLISHED_DMN = {
 
 @pytest.mark.parametrize("steps", few(range(4, 11), (5,)))
 @pytest.mark.parametrize("noise", [EDM(), VPLinear()], ids=lambda noise: noise.name)
+@pytest.mark.siblings(1)
 def test_dmn_ends_no_higher_than_an_independent_implementation(
     noise: NoiseSchedule, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

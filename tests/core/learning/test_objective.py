@@ -221,6 +221,7 @@ def test_every_word_of_the_settings_means_what_it_says(word: str) -> None:
 
 
 @pytest.mark.slow  # quicker: test_auto_recomputes_only_what_does_not_fit
+@pytest.mark.slow  # test_auto_recomputes_only_what_does_not_fit
 def test_memory_hardly_grows_with_the_evaluations() -> None:
     kept, recomputed = [[peak(nfe, how) for nfe in (4, 20)] for how in ("never", "always")]
     assert recomputed[1] <= 1.3 * recomputed[0]
