@@ -94,7 +94,7 @@ def test_the_optima_are_those_of_the_stored_grids() -> None:
     assert (table["ratio"] >= 1 - 1e-9).all()
 
 
-@pytest.mark.parametrize("name", ["theory", "stress", "convergence", "guidance"])
+@pytest.mark.parametrize("name", ["theory", "stress", "convergence", "guidance", "distances"])
 def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
     folder = {"theory": "theory_kl", "convergence": "convergence_1d"}.get(name, name)
     text = page(folder)
@@ -110,6 +110,8 @@ def test_the_numbers_of_the_index_are_those_of_the_tables() -> None:
         *science_sentences.radius(),
         *science_sentences.convergence()[:-1],
         *science_sentences.guidance(),
+        *science_sentences.distances()[7::2],
+        science_sentences.distances()[3],
     ]:
         assert sentence in INDEX, sentence
 

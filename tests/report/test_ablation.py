@@ -139,7 +139,7 @@ def test_the_report_has_table_figures_and_csv(folder: Path, tmp_path: Path) -> N
     csv = pd.read_csv(tmp_path / "ablation.csv")
     assert len(csv) == 14
     assert set(csv["score"]) == {
-        "loss", "fid", "kid", "inception_score", "precision", "recall", "density", "coverage"
+        "loss", "fid", "kid", "precision", "recall", "density", "coverage"
     }  # fmt: skip
     summary = Path(paths.markdown).read_text(encoding="utf-8")
     assert "## Ablation" in summary

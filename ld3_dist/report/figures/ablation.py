@@ -107,7 +107,7 @@ def _all_scores(data: FigureData, name: str, rows: pd.DataFrame) -> Plot:
     caption = (
         f"Ratios to the base, {level_text(base)}, with 95 % intervals. Orange: the level is better "
         "than the base, blue: worse (precision, recall, density, coverage and scores of classes "
-        "are better where they are higher). Grey text: no difference seen."
+        "are better where they are higher). Pale, with grey text: no difference seen."
     )
     alt = f"Table of ratios to the base {level_text(base)} of {name}: {told}"
     place = data.name(f"ablation-{name}-scores")

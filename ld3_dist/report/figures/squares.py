@@ -10,6 +10,9 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from .style import BASELINE, INK, LEARNED, MUTED, RULE, plain
 
+PALE = 0.3
+"""Strength of the colour of what is not decided."""
+
 
 def squares(
     axes: Axes,
@@ -22,19 +25,19 @@ def squares(
 
     Args:
         worse: log ratios [rows, columns], below 0 where better; NaN where there is none.
-        texts: what stands in the squares.
-        decided: bool [rows, columns]; the text of the others is grey.
+        texts: what stands in the squares, in one line or several.
+        decided: bool [rows, columns]; the others are pale, with grey text.
         farthest: the log ratio of the full colours.
     """
     colours = LinearSegmentedColormap.from_list("ratio", [LEARNED, "#ffffff", BASELINE])
     colours = colours.with_extremes(bad=RULE)
-    axes.imshow(worse, colours, vmin=-farthest, vmax=farthest, aspect="auto")
+    shown = np.where(decided, worse, PALE * worse)
+    axes.imshow(shown, colours, vmin=-farthest, vmax=farthest, aspect="auto")
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    for (row, place), value in np.ndenumerate(worse):
+    for (row, place), value in np.ndenumerate(shown):
         dark = np.isfinite(value) and abs(value) > 0.75 * farthest
-        colour = (INK if decided[row, place] else MUTED) if not dark else "#ffffff"
-        axes.text(
-            place, row, plain(texts[row][place]), ha="center", va="center", color=colour, fontsize=8
-        )
+        colour = "#ffffff" if dark else INK if decided[row, place] else MUTED
+        text = "\n".join(plain(line) for line in texts[row][place].split("\n"))
+        axes.text(place, row, text, ha="center", va="center", color=colour, fontsize=8)
