@@ -19,8 +19,8 @@ def import_schedule_file(
     model: Annotated[
         str,
         typer.Option(
-            help="The model it is for: digits, fashion, edm:FILE, diffusers:FOLDER, analytic:NAME "
-            "or python:FILE.py:NAME."
+            help="The model it is for: digits, digits-flow, fashion, edm:FILE, diffusers:FOLDER, "
+            "analytic:NAME or python:FILE.py:NAME."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Schedule file to write (JSON).")],

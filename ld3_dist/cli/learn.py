@@ -30,7 +30,7 @@ def learn(
     model: Annotated[
         str,
         typer.Option(
-            help="digits, fashion, edm:FILE, diffusers:FOLDER, analytic:NAME or "
+            help="digits, digits-flow, fashion, edm:FILE, diffusers:FOLDER, analytic:NAME or "
             "python:FILE.py:NAME."
         ),
     ],

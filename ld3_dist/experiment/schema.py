@@ -89,7 +89,7 @@ def _names(kind: str) -> Schema:
         "solver": (solvers, r"\?|-bh2$"),
         "start": (starts, r"^file:.|\.json$|^poly-[0-9.]+$"),
         "distance": (distances, r"[+*:@]"),
-        "model": (("digits", "fashion"), f"^({'|'.join(families)}):"),
+        "model": (("digits", "digits-flow", "fashion"), f"^({'|'.join(families)}):"),
         "extractor": ((n for n in extractors if n != "inception"), f"^({'|'.join(extractors)}):."),
         "metric": (metrics, _OWN),
     }

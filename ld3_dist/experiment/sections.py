@@ -55,7 +55,9 @@ class ModelSettings(Strict):
     """A model and how it is used. A name alone stands for `{model: NAME}`."""
 
     model: ModelName
-    """digits, fashion, edm:FILE, diffusers:FOLDER, analytic:NAME or python:FILE.py:NAME."""
+    """digits, digits-flow, fashion, edm:FILE, diffusers:FOLDER, analytic:NAME or
+    python:FILE.py:NAME.
+    """
     name: Name | None = None
     """Name in cells and tables; made from the model and its options if not given."""
     conditional: bool | None = None

@@ -2,6 +2,7 @@
 
     digits                     the network and data that come with this package (8x8 handwritten
                                digits)
+    digits-flow                a network of flow matching for the same digits
     fashion                    28x28 pictures of clothes; the network comes with this package
     edm:FILE                   an EDM checkpoint: .pkl (nothing in it is executed), URL, or
                                converted .safetensors
@@ -40,6 +41,7 @@ for _name, _function in {
     "analytic": "open_analytic",
 }.items():
     families.register(_name, lazily=f"{__name__}.{_name}.opening:{_function}")
+families.register("digits-flow", lazily=f"{__name__}.digits.opening:open_digits_flow")
 families.register("python", lazily=f"{__name__}.user.opening:open_user_code")
 
 

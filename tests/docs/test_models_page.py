@@ -18,8 +18,8 @@ def found(name: str) -> dict[str, Any]:
     return json.loads((ROOT / "results" / "models" / f"{name}.json").read_text())
 
 
-def digits() -> list[str]:
-    made = found("digits")
+def digits(name: str) -> list[str]:
+    made = found(name)
     frechet = made["frechet"]
     return [
         f"{truncated(made['agreement'])} % of {made['teacher']['samples']:,} samples of the "
@@ -47,11 +47,11 @@ def truncated(share: float) -> str:
     return f"{int(1000 * share + 1e-6) / 10:.1f}"
 
 
-@pytest.mark.parametrize("sentence", [*digits(), *fashion()])
+@pytest.mark.parametrize("sentence", [*digits("digits"), *digits("digits-flow"), *fashion()])
 def test_the_page_says_what_was_measured(sentence: str) -> None:
     assert sentence in PAGE
 
 
-@pytest.mark.parametrize("name", ["digits", "fashion"])
+@pytest.mark.parametrize("name", ["digits", "digits-flow", "fashion"])
 def test_it_was_measured_on_the_network_that_is_shipped(name: str) -> None:
     assert load_model(name).hash == found(name)["model_sha256"]

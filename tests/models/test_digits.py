@@ -24,10 +24,10 @@ from ld3_dist.models.digits.network import NULL_LABEL, DigitsNetwork, NetworkCon
 from ld3_dist.models.digits.train import TrainConfig, learning_rate, train_network
 from ld3_dist.models.embedded.classifier import accuracy
 from ld3_dist.models.embedded.evaluate import frechet, halves, teacher_samples
-from ld3_dist.models.embedded.train import denoising_loss, draw_sigma
+from ld3_dist.models.embedded.train import denoising_loss, draw_sigma, velocity_loss
 from ld3_dist.models.weights import save_tensors, sha256_of
 
-RESULTS = Path(__file__).parents[2] / "results" / "models" / "digits.json"
+RESULTS = Path(__file__).parents[2] / "results" / "models"
 
 
 def batch(
@@ -73,27 +73,25 @@ def test_splits_are_disjoint_stratified_and_fixed():
 
 
 @pytest.mark.parametrize(
-    ("file", "limit"), [(digits.NETWORK.file, 4e6), (digits.CLASSIFIER.file, 1e6)]
+    ("part", "limit"), [(digits.NETWORK, 4e6), (digits.FLOW, 4e6), (digits.CLASSIFIER, 1e6)]
 )
-def test_provenance_describes_the_shipped_weights(file, limit):
+def test_provenance_describes_the_shipped_weights(part, limit):
+    file = part.file
     record = provenance(file)
     assert file.stat().st_size <= limit
     assert record["bytes"] == file.stat().st_size
     assert record["sha256"] == sha256_of(file)
     assert record["data_sha256"] == digits.data_hash() == sha256_of(DATA_FILE)
-    net = (
-        digits.NETWORK.load_network()[0]
-        if file == digits.NETWORK.file
-        else digits.CLASSIFIER.load()
-    )
+    net = part.load() if part == digits.CLASSIFIER else part.load_network()[0]
     assert record["parameters"] == sum(p.numel() for p in net.parameters())
 
 
-def test_results_belong_to_the_shipped_weights_and_meet_the_targets():
-    figures = json.loads(RESULTS.read_text(encoding="utf-8"))
-    assert figures["model_sha256"] == digits.NETWORK.hash()
+@pytest.mark.parametrize("network", [digits.NETWORK, digits.FLOW])
+def test_results_belong_to_the_shipped_weights_and_meet_the_targets(network):
+    figures = json.loads((RESULTS / f"{network.model}.json").read_text(encoding="utf-8"))
+    assert figures["model_sha256"] == network.hash()
     assert figures["classifier_sha256"] == digits.CLASSIFIER.hash()
-    assert figures == provenance(digits.NETWORK.file)["quality"]
+    assert figures == provenance(network.file)["quality"]
     assert figures["agreement"] >= 0.95
     assert figures["teacher"]["samples"] == 2000
     assert figures["teacher"]["nfe"] == 50
@@ -285,6 +283,19 @@ def test_loss_is_the_weighted_error_of_the_denoiser():
     torch.testing.assert_close(loss, (weight * error).mean())
 
 
+def test_the_loss_of_flow_matching_is_the_error_of_the_denoiser_over_the_time():
+    """u is off by (D - x_0) / t where the denoiser is off by D - x_0."""
+    generator = torch.Generator().manual_seed(3)
+    net = DigitsNetwork(NetworkConfig(channels=(8, 16), blocks=(1, 1), embedding=16)).double()
+    torch.nn.init.normal_(net.leave.weight, generator=generator)
+    x_0, z = torch.randn(2, 6, 1, 8, 8, generator=generator, dtype=torch.float64)
+    t, labels = torch.linspace(0.05, 0.9, 6, dtype=torch.float64), torch.arange(6)
+    loss = velocity_loss(net, x_0, t / (1 - t), z, labels)
+    s = t[:, None, None, None]
+    denoised = digits.FLOW.denoiser(net, 0.5)((1 - s) * x_0 + s * z, t, labels)
+    torch.testing.assert_close(loss, ((denoised - x_0) / s).square().mean())
+
+
 def test_noise_levels_of_training_are_log_normal():
     config = TrainConfig(batch=4096)
     log = draw_sigma(config, torch.Generator().manual_seed(0)).double().log()
@@ -315,6 +326,19 @@ def test_command_trains_into_another_file(tmp_path):
     x, t, label = batch(2)
     assert digits.NETWORK.load_denoiser(file=file)(x, t, label).shape == x.shape
     assert provenance(digits.NETWORK.file)["sha256"] == digits.NETWORK.hash()
+
+
+def test_flow_command(tmp_path):
+    file = tmp_path / "flow.safetensors"
+    result = CliRunner().invoke(
+        command.app, ["flow", "--steps", "2", "--batch", "8", "--out", str(file)]
+    )
+    assert result.exit_code == 0, result.output
+    model = open_model(f"digits-flow:{file}")
+    assert model.noise.name == "flow"
+    assert model.denoiser(torch.zeros(2, 1, 8, 8), torch.full((2,), 0.5), None).shape[0] == 2
+    with pytest.raises(InputError, match="digits flow"):
+        digits.NETWORK.load_network(file=file)
 
 
 def test_classifier_command(tmp_path):

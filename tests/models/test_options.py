@@ -17,7 +17,7 @@ GIVEN: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("option", GIVEN)
-@pytest.mark.parametrize("model", ["digits", "fashion", "analytic:mixture-2d"])
+@pytest.mark.parametrize("model", ["digits", "digits-flow", "fashion", "analytic:mixture-2d"])
 def test_options_of_pipelines(model: str, option: str) -> None:
     with pytest.raises(InputError, match=rf"{model}.*{option}=.*does not apply"):
         load_model(model, **{option: GIVEN[option]})

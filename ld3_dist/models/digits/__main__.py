@@ -1,7 +1,7 @@
-"""Train and measure the embedded model.
+"""Train and measure the embedded models.
 
-`python -m ld3_dist.models.digits` trains the network; `classifier`, `evaluate` and `data` after it
-do the rest.
+`python -m ld3_dist.models.digits` trains the network; `flow`, `classifier`, `evaluate` and `data`
+after it do the rest.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from rich.progress import (
 from torch import nn
 
 from ...core.errors import InputError
+from ..embedded.denoiser import EmbeddedNetwork
 from ..embedded.provenance import add_to, write_json, write_provenance
 from ..weights import save_tensors
 from .classifier import CLASSIFIER
 from .data import data_hash, digits_reference, write_data
 from .evaluate import EvaluateConfig, evaluate
-from .network import NETWORK, NetworkConfig
-from .train import TrainConfig, measure_sigma_data, settings, train_network
+from .network import FLOW, NETWORK, NetworkConfig
+from .train import FlowConfig, TrainConfig, measure_sigma_data, settings, train_network
 from .train_classifier import ClassifierConfig, train_classifier
 
 COMMAND = "python -m ld3_dist.models.digits"
@@ -58,44 +59,69 @@ def _keep(
     print(write_provenance(net, file, kind, source, record, device))
 
 
+Steps = Annotated[int, typer.Option(help="Optimiser steps.")]
+Batch = Annotated[int, typer.Option(help="Images per step.")]
+Rate = Annotated[float, typer.Option(help="Peak learning rate of Adam.")]
+Decay = Annotated[float, typer.Option(help="Decay of the weight average.")]
+Dropout = Annotated[float, typer.Option(help="Probability of the null label.")]
+Seed = Annotated[int, typer.Option(help="Seed of weights, order, labels and noise.")]
+Device = Annotated[str, typer.Option(help="Torch device.")]
+Out = Annotated[Path, typer.Option(help="Weights file to write; a .json goes beside it.")]
+
+
 @app.callback()
 def network(
     context: typer.Context,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = TrainConfig.steps,
-    batch: Annotated[int, typer.Option(help="Images per step.")] = TrainConfig.batch,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of Adam.")] = TrainConfig.lr,
-    ema: Annotated[float, typer.Option(help="Decay of the weight average.")] = TrainConfig.ema,
-    dropout: Annotated[
-        float, typer.Option(help="Probability of the null label.")
-    ] = TrainConfig.dropout,
-    seed: Annotated[
-        int, typer.Option(help="Seed of weights, order, labels and noise.")
-    ] = TrainConfig.seed,
-    device: Annotated[str, typer.Option(help="Torch device.")] = TrainConfig.device,
-    out: Annotated[
-        Path, typer.Option(help="Weights file to write; a .json goes beside it.")
-    ] = NETWORK.file,
+    steps: Steps = TrainConfig.steps,
+    batch: Batch = TrainConfig.batch,
+    lr: Rate = TrainConfig.lr,
+    ema: Decay = TrainConfig.ema,
+    dropout: Dropout = TrainConfig.dropout,
+    seed: Seed = TrainConfig.seed,
+    device: Device = TrainConfig.device,
+    out: Out = NETWORK.file,
 ) -> None:
     """Train the digits network (without a subcommand)."""
     if context.invoked_subcommand:
         return
-    config = TrainConfig(steps, batch, lr, ema=ema, dropout=dropout, seed=seed, device=device)
+    given = {"ema": ema, "dropout": dropout, "seed": seed, "device": device}
+    _train(NETWORK, TrainConfig(steps, batch, lr, **given), out, COMMAND)
+
+
+@app.command()
+def flow(
+    steps: Steps = FlowConfig.steps,
+    batch: Batch = FlowConfig.batch,
+    lr: Rate = FlowConfig.lr,
+    ema: Decay = FlowConfig.ema,
+    dropout: Dropout = FlowConfig.dropout,
+    seed: Seed = FlowConfig.seed,
+    device: Device = FlowConfig.device,
+    out: Out = FLOW.file,
+) -> None:
+    """Train the digits network of flow matching."""
+    given = {"ema": ema, "dropout": dropout, "seed": seed, "device": device}
+    _train(FLOW, FlowConfig(steps, batch, lr, **given), out, f"{COMMAND} flow")
+
+
+def _train(network: EmbeddedNetwork[Any], config: TrainConfig, out: Path, command: str) -> None:
+    """Train a network, showing the loss, and write weights and provenance."""
     sizes, last = NetworkConfig(), None
-    bar, task = _progress("loss", steps)
+    bar, task = _progress("loss", config.steps)
     with bar:
         for last in train_network(config, sizes):
             bar.update(task, completed=last.step, description=f"loss {last.loss:.4f}")
     assert last is not None
     sigma_data = measure_sigma_data(digits_reference()[0])
-    facts = {"command": COMMAND, "settings": settings(config, sizes), "sigma_data": sigma_data}
+    facts = {"command": command, "settings": settings(config, sizes), "sigma_data": sigma_data}
     facts |= {"loss": round(last.loss, 5), "seconds": round(last.seconds, 1)}
     _keep(
         last.average,
         out,
-        NETWORK.kind,
+        network.kind,
         {"network": asdict(sizes), "sigma_data": sigma_data},
         facts,
-        device,
+        config.device,
     )
 
 
@@ -107,10 +133,8 @@ def classifier(
     seed: Annotated[
         int, typer.Option(help="Seed of weights, order and noise.")
     ] = ClassifierConfig.seed,
-    device: Annotated[str, typer.Option(help="Torch device.")] = ClassifierConfig.device,
-    out: Annotated[
-        Path, typer.Option(help="Weights file to write; a .json goes beside it.")
-    ] = CLASSIFIER.file,
+    device: Device = ClassifierConfig.device,
+    out: Out = CLASSIFIER.file,
 ) -> None:
     """Train the classifier on four fifths of the digits; the rest gives its accuracy."""
     config, last = ClassifierConfig(epochs=epochs, seed=seed, device=device), None
@@ -145,8 +169,11 @@ def evaluate_command(
         float, typer.Option(help="Guidance scale, 1 = none.")
     ] = EvaluateConfig.guidance,
     seed: Annotated[int, typer.Option(help="Seed of noise and labels.")] = EvaluateConfig.seed,
-    device: Annotated[str, typer.Option(help="Torch device.")] = EvaluateConfig.device,
-    file: Annotated[Path, typer.Option(help="Weights file to measure.")] = NETWORK.file,
+    device: Device = EvaluateConfig.device,
+    file: Annotated[
+        Path | None, typer.Option(help="Weights file to measure, if not the packaged one.")
+    ] = None,
+    flow: Annotated[bool, typer.Option(help="It is a network of flow matching.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="JSON file to write, e.g. results/models/digits.json.")
     ] = None,
@@ -160,7 +187,10 @@ def evaluate_command(
     samples to the data, beside the distance between two halves of the data.
     """
     config = EvaluateConfig(samples, nfe, solver, guidance=guidance, seed=seed, device=device)
-    figures = {"command": " ".join([COMMAND, *sys.argv[1:]]), **evaluate(config, file)}
+    network = FLOW if flow else NETWORK
+    file = network.file if file is None else file
+    command = " ".join([COMMAND, *sys.argv[1:]])
+    figures = {"command": command, **evaluate(config, file, network)}
     print(json.dumps(figures, indent=1))
     if out is not None:
         write_json(out, figures)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..embedded.denoiser import EmbeddedNetwork
 from ..embedded.evaluate import TeacherConfig, frechet_figures, outside_range, teacher_samples
 from ..weights import sha256_of
 from .classifier import CLASSIFIER, DigitsClassifier
@@ -41,14 +42,16 @@ def nearest(a: Tensor, b: Tensor) -> Tensor:
     return distance.min(1).values
 
 
-def evaluate(config: EvaluateConfig, file: Path | None = None) -> dict[str, Any]:
+def evaluate(
+    config: EvaluateConfig, file: Path | None = None, network: EmbeddedNetwork[Any] = NETWORK
+) -> dict[str, Any]:
     """Measure the packaged network, or one in `file`; returns the record for results/."""
-    file = NETWORK.file if file is None else Path(file)
+    file = network.file if file is None else Path(file)
     start = time.perf_counter()
-    denoiser = NETWORK.load_denoiser(config.guidance, device=config.device, file=file)
+    denoiser = network.load_denoiser(config.guidance, device=config.device, file=file)
     classifier = CLASSIFIER.load()
     images, labels = digits_reference()
-    samples, asked = teacher_samples(NETWORK, denoiser, config)
+    samples, asked = teacher_samples(network, denoiser, config)
     seconds = time.perf_counter() - start
     hit = (classifier(samples).argmax(1) == asked).double()
     near, near_data = nearest(samples, images), nearest(images, images)

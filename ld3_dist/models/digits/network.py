@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..embedded.denoiser import EmbeddedNetwork
+from ..embedded.denoiser import EmbeddedFlow, EmbeddedNetwork
 from ..embedded.unet import Block, LabelledNetwork, Sizes, start_at_zero
 
 SHAPE = (1, 8, 8)
@@ -91,3 +91,6 @@ NETWORK = EmbeddedNetwork(
     "digits", Path(__file__).parent, SHAPE, CLASSES, NetworkConfig, DigitsNetwork
 )
 """The packaged network."""
+
+FLOW = EmbeddedFlow("digits", Path(__file__).parent, SHAPE, CLASSES, NetworkConfig, DigitsNetwork)
+"""The packaged network of flow matching, which has the same sizes."""

@@ -1,4 +1,4 @@
-"""Training of the digits network, with the loss of `embedded.train`."""
+"""Training of the digits networks, with the losses of `embedded.train`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from ..embedded.train import NetworkTraining, denoising_loss, draw_sigma
+from ..embedded.train import NetworkTraining, denoising_loss, draw_sigma, velocity_loss
 from .data import digits_reference
 from .network import NULL_LABEL, DigitsNetwork, NetworkConfig
 
@@ -28,6 +28,21 @@ class TrainConfig(NetworkTraining):
     dropout: float = 0.12
     p_mean: float = -0.8
     p_std: float = 1.5
+
+    def loss(self, net: nn.Module, sigma_data: float, *batch: Tensor) -> Tensor:
+        """The loss of a batch: x_0, sigma, z, label."""
+        return denoising_loss(net, *batch, sigma_data)
+
+
+@dataclass(frozen=True)
+class FlowConfig(TrainConfig):
+    """Settings of flow matching: the same, with another loss and its noise levels."""
+
+    p_mean: float = 0.0
+    p_std: float = 1.0
+
+    def loss(self, net: nn.Module, sigma_data: float, *batch: Tensor) -> Tensor:
+        return velocity_loss(net, *batch)
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,7 @@ def train_network(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         batch = [tensor.to(config.device) for tensor in (images[index], sigma, z, label)]
-        loss = denoising_loss(net, *batch, sigma_data)
+        loss = config.loss(net, sigma_data, *batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)

@@ -1,7 +1,7 @@
 """An embedded network as a Denoiser, from its packaged weights.
 
-Samples are images [B, *shape] in [-1, 1]. The condition is a label [B] int64, or None. The noise
-schedule is EDM's, with sigma from 80 down to 0.002.
+Samples are images [B, *shape] in [-1, 1]. The condition is a label [B] int64, or None. A network is
+either EDM's (noise levels from 80 down to 0.002) or predicts the velocity of flow matching.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser, map_condition
 from ...core.errors import InputError
-from ...core.noise import EDM
+from ...core.noise import EDM, FlowMatching, NoiseSchedule
 from ...core.sample import sample_generator
 from ..weights import check_weights, entry, read_tensors
 from .packaged import Net, Packaged, load_frozen
@@ -52,6 +52,21 @@ class EmbeddedNetwork(Packaged, Generic[Net]):
     sizes: type[Sizes]
     network: type[Net]
 
+    @property
+    def model(self) -> str:
+        """The name by which the model is opened."""
+        return self.name
+
+    @property
+    def noise(self) -> NoiseSchedule:
+        """The noise schedule of the network."""
+        return EDM()
+
+    @property
+    def prediction(self) -> str:
+        """Which of `core.denoiser.PREDICTIONS` the network makes."""
+        return "edm"
+
     def load_network(
         self,
         device: str | torch.device = "cpu",
@@ -86,7 +101,7 @@ class EmbeddedNetwork(Packaged, Generic[Net]):
 
         States are cast to the network's dtype and back.
         """
-        given = f"{self.name} guidance {guidance}"
+        given = f"{self.model} guidance {guidance}"
         if not (math.isfinite(guidance) and guidance >= 0):
             raise InputError(f"{given}: must be a finite number >= 0 (1 = no guidance)")
         if not conditional and guidance != 1:
@@ -94,7 +109,7 @@ class EmbeddedNetwork(Packaged, Generic[Net]):
         dtype = next(net.parameters()).dtype
         inner = net if conditional else Unlabelled(net)
         denoiser = NetworkDenoiser(
-            inner, EDM(), self.shape, prediction="edm", sigma_data=sigma_data, dtype=dtype
+            inner, self.noise, self.shape, self.prediction, sigma_data=sigma_data, dtype=dtype
         )
         return denoiser if guidance == 1 else Guided(denoiser, guidance, self.null_labels)
 
@@ -130,3 +145,23 @@ class EmbeddedNetwork(Packaged, Generic[Net]):
         Every sample has its own generator.
         """
         return torch.randint(self.classes, (), generator=sample_generator(seed, index, "condition"))
+
+
+@dataclass(frozen=True)
+class EmbeddedFlow(EmbeddedNetwork[Net]):
+    """A packaged network that predicts the velocity z - x_0 at x_t = (1 - t) x_0 + t z."""
+
+    part: ClassVar[str] = "flow"
+    stage: ClassVar[str] = " flow"
+
+    @property
+    def model(self) -> str:
+        return f"{self.name}-flow"
+
+    @property
+    def noise(self) -> NoiseSchedule:
+        return FlowMatching()
+
+    @property
+    def prediction(self) -> str:
+        return "velocity"

@@ -33,7 +33,7 @@ def open_embedded(
     Raises InputError for a bad file, and for options that the model does not have.
     """
     file = Path(rest).expanduser() if rest else None
-    spec = f"{network.name}:{rest}" if rest else network.name
+    spec = f"{network.model}:{rest}" if rest else network.model
     no_pipeline(options, spec)
     net, sigma_data = network.load_network(options.device, options.torch_dtype, file)
     conditioning = on_classes(network.classes, options, spec)

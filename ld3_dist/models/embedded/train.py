@@ -1,4 +1,6 @@
-"""Training of embedded networks: EDM's loss with stratified noise levels, and their settings.
+"""Training of embedded networks: their losses, with stratified noise levels, and their settings.
+
+EDM's loss:
 
     L = E_{x_0, sigma, z}  w(sigma) |D(x_0 + sigma z, sigma) - x_0|^2
       = E_{x_0, sigma, z}  |F(c_in x, ln(sigma) / 4) - target|^2
@@ -10,6 +12,14 @@ trained directly. ln sigma is stratified over the batch, with one draw per quant
 most of the loss's variance over noise levels. A label becomes the null label with probability
 `dropout` (Ho & Salimans 2022, arXiv 2207.12598). The result is an exponential moving average of the
 weights.
+
+The loss of flow matching (Lipman et al. 2023, arXiv 2210.02747), with u(x_t, t) the network:
+
+    L = E_{x_0, t, z}  |u((1 - t) x_0 + t z, t) - (z - x_0)|^2
+
+    ln(t / (1 - t)) ~ N(p_mean, p_std^2)
+
+(times from Esser et al. 2024, arXiv 2403.03206). Here t / (1 - t) is the noise level sigma.
 """
 
 from __future__ import annotations
@@ -120,3 +130,10 @@ def denoising_loss(
     x = x_0 + s * z
     target = (x_0 - sigma_data**2 / total * x) * total.sqrt() / (s * sigma_data)
     return (net(x / total.sqrt(), sigma.log() / 4, label) - target).square().mean()
+
+
+def velocity_loss(net: nn.Module, x_0: Tensor, sigma: Tensor, z: Tensor, label: Tensor) -> Tensor:
+    """Mean squared error of the velocity, over a batch x_0 [B, 1, h, w], sigma [B]."""
+    time = sigma / (1 + sigma)
+    t = time[:, None, None, None]
+    return (net((1 - t) * x_0 + t * z, time, label) - (z - x_0)).square().mean()
