@@ -9,7 +9,7 @@ the lower loss always has the better score. It is taken over all schedules, whos
 hundreds of times apart, and over the learned ones alone, among which one has to choose.
 
     metrics.csv    a row per cell, group of schedules, score and way of ranking
-    summary.csv    means over cells with 95 % intervals (Student's t over cells)
+    summary.csv    means over cells with 95 % intervals (Student's t over cells, of Fisher's z)
     metrics.png    the means
 """
 
@@ -19,6 +19,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 import ld3_dist as ld3
@@ -33,6 +34,9 @@ SCORES = {
     "metric.authenticity": ("authenticity", 1),
 }  # fmt: skip
 """Column: (name in the figure, 1 if more is better)."""
+
+LARGEST = 0.999
+"""Correlations beyond are taken for this: artanh(1) is infinite."""
 
 COLUMNS = ["model", "solver", "nfe", "group", "score", "ranked", "schedules", "correlation"]
 
@@ -63,11 +67,14 @@ def correlations(part: pd.DataFrame, teacher: pd.Series) -> Iterator[list]:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per model, group, score and way of ranking: the mean over cells and its interval."""
+    """A row per model, group, score and way of ranking: the mean over cells and its interval.
+
+    Both are taken of Fisher's z = artanh(r), whose spread hardly depends on r, and turned back.
+    """
     rows = []
     for key, part in table.groupby(["model", "group", "score", "ranked"], sort=False):
-        found = interval_over_sets(part["correlation"].to_numpy())
-        rows.append([*key, len(part), found.value, found.low, found.high])
+        found = interval_over_sets(np.arctanh(part["correlation"].clip(-LARGEST, LARGEST)))
+        rows.append([*key, len(part), *np.tanh([found.value, found.low, found.high])])
     names = ["model", "group", "score", "ranked", "cells", "correlation", "low", "high"]
     return pd.DataFrame(rows, columns=names)
 
@@ -78,23 +85,24 @@ def draw(found: pd.DataFrame, file: Path) -> None:
 
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
-    titles = {"better": "the better score", "teacher": "the score nearer to the teacher's"}
-    models = list(dict.fromkeys(found["model"]))
+    titles = {"better": "better score", "teacher": "score nearer to the teacher's"}
+    models, names = list(dict.fromkeys(found["model"])), list(dict.fromkeys(found["score"]))
     for row, group in zip(panels, ("all", "learned"), strict=True):
+        row[0].set_ylabel(f"{group} schedules")
         for axes, (ranked, title) in zip(row, titles.items(), strict=True):
             for number, model in enumerate(models):
                 part = found[(found["group"] == group) & (found["ranked"] == ranked)]
                 part = part[part["model"] == model].set_index("score")
-                at = [list(SCORES).index(score) + 0.25 * number - 0.12 for score in part.index]
+                at = [names.index(score) + 0.25 * number - 0.12 for score in part.index]
                 error = [part["correlation"] - part["low"], part["high"] - part["correlation"]]
                 axes.errorbar(part["correlation"], at, xerr=error, fmt="o", ms=4, label=model)
             axes.axvline(0, color="0.7", lw=1)
             axes.set_xlim(-1.05, 1.05)
-            said = "all schedules" if group == "all" else "learned schedules"
-            axes.set_title(f"{said}: does a lower loss have {title}?", fontsize=9)
-            axes.set_yticks(range(len(SCORES)), [name for name, _ in SCORES.values()], fontsize=8)
+            if group == "all":
+                axes.set_title(f"does a lower loss have the {title}?", fontsize=9)
+            axes.set_yticks(range(len(names)), [SCORES[name][0] for name in names], fontsize=8)
     panels[0, 0].invert_yaxis()
-    panels[0, 0].legend(fontsize=8, loc="lower left")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     for axes in panels[1]:
         axes.set_xlabel("rank correlation within a cell (1: always)", fontsize=8)
     figure.savefig(file, dpi=110)

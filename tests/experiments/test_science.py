@@ -94,9 +94,10 @@ def test_the_optima_are_those_of_the_stored_grids() -> None:
     assert (table["ratio"] >= 1 - 1e-9).all()
 
 
-@pytest.mark.parametrize("name", ["theory", "stress", "convergence", "guidance", "distances"])
+@pytest.mark.parametrize("name", ["theory", "stress", "convergence", "guidance", "distances", "correlations"])
 def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
-    folder = {"theory": "theory_kl", "convergence": "convergence_1d"}.get(name, name)
+    folders = {"theory": "theory_kl", "convergence": "convergence_1d", "correlations": "metrics"}
+    folder = folders.get(name, name)
     text = page(folder)
     for sentence in getattr(science_sentences, name)():
         assert sentence in text, sentence
@@ -112,12 +113,13 @@ def test_the_numbers_of_the_index_are_those_of_the_tables() -> None:
         *science_sentences.guidance(),
         *science_sentences.distances()[7::2],
         science_sentences.distances()[3],
+        *science_sentences.frechet_correlations(),
     ]:
         assert sentence in INDEX, sentence
 
 
 def test_results_hold_no_path_of_a_machine() -> None:
-    for name in ("theory_kl", "stress", "convergence_1d"):
+    for name in ("theory_kl", "stress", "convergence_1d", "metrics", "transfer"):
         for file in (RESULTS / name).iterdir():
             assert file.stat().st_size < 1_000_000, file
             text = file.read_bytes()

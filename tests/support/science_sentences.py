@@ -153,13 +153,24 @@ def distances() -> list[str]:
 
 
 def correlations() -> list[str]:
-    """Rank correlations of the loss and the scores."""
+    """A line of a table per score: rank correlations with the loss, in the way of its ranking."""
     table = pd.read_csv(RESULTS / "metrics/summary.csv")
-    return [
-        f"{row['model']}, {row['group']}, {row['score']}, {row['ranked']}: "
-        f"{row['correlation']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-        for row in table.to_dict("records")
-    ]
+    said = []
+    for (ranked, score), rows in table.groupby(["ranked", "score"], sort=False):
+        known = rows.set_index(["group", "model"])
+        cells = []
+        for group in ("all", "learned"):
+            for model in ("digits", "fashion"):
+                row = known.loc[(group, model)]
+                cells.append(f"{row['correlation']:.2f} ({row['low']:.2f} to {row['high']:.2f})")
+        said.append(f"{ranked} | {score.removeprefix('metric.')} | {' | '.join(cells)}")
+    return said
+
+
+def frechet_correlations() -> list[str]:
+    """Of the rank by loss with that by Fréchet distance, over all and over learned schedules."""
+    _, _, *cells = correlations()[0].split(" | ")
+    return [f"{a} on digits, {b} on fashion" for a, b in (cells[:2], cells[2:])]
 
 
 def flow() -> list[str]:
