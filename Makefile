@@ -39,6 +39,8 @@ science: install
 	  $(BIN)/ld3-dist sweep experiments/$$name.yaml --output runs/$$name || exit; done
 	OMP_NUM_THREADS=1 $(BIN)/python experiments/theory_kl.py runs/theory_kl
 	OMP_NUM_THREADS=1 $(BIN)/python experiments/stress.py runs/stress
+	OMP_NUM_THREADS=1 $(BIN)/python experiments/metrics.py runs/metrics
+	OMP_NUM_THREADS=1 $(BIN)/python experiments/transfer.py runs/guidance
 	OMP_NUM_THREADS=1 $(BIN)/python experiments/convergence_1d.py
 
 check: install

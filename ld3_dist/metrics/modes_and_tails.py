@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..core.features import Reference
-from .scores import NotMeasured, Samples
+from .scores import NotMeasured, Samples, features_of
 
 DUE = 5.0
 """Expected samples that a mode needs in order to count."""
@@ -65,7 +65,7 @@ def tail_999(samples: Samples, reference: Reference | None) -> float:
 
 def mmd(samples: Samples, reference: Reference | None) -> float:
     """The unbiased squared discrepancy, see the top of this file; it can be below 0."""
-    y, x = _each(reference)[:MOST], samples.features.double()[:MOST]
+    y, x = features_of(reference).double()[:MOST], samples.features.double()[:MOST]
     if min(len(x), len(y)) < 2:
         raise NotMeasured("it needs at least 2 samples and 2 of the reference")
     apart = torch.cdist(y, y)
@@ -84,7 +84,7 @@ def _kernel(distance: Tensor, h: float) -> Tensor:
 
 
 def _tail(samples: Samples, reference: Reference | None, level: float) -> float:
-    y, x = _each(reference), samples.features.double()
+    y, x = features_of(reference).double(), samples.features.double()
     least = round(BEYOND / (1 - level))
     if min(len(x), len(y)) < least:
         raise NotMeasured(
@@ -96,9 +96,3 @@ def _tail(samples: Samples, reference: Reference | None, level: float) -> float:
     if float(theirs) == 0:
         raise NotMeasured("the reference's quantile is 0")
     return float(ours / theirs)
-
-
-def _each(reference: Reference | None) -> Tensor:
-    if reference is None or reference.features is None:
-        raise NotMeasured("there is no reference with samples one by one")
-    return reference.features.double()

@@ -14,17 +14,16 @@ from __future__ import annotations
 
 from ..core.features import Reference
 from .manifold import BLOCK, neighbour_radii, squared_distances
-from .scores import NotMeasured, Samples
+from .scores import NotMeasured, Samples, features_of
 from .statistics import checked_features
 
 
 def authenticity(samples: Samples, reference: Reference | None) -> float:
     """The fraction of authentic samples, see the top of this file."""
-    if reference is None or reference.features is None:
-        raise NotMeasured("there is no reference with samples one by one")
-    if len(reference.features) < 2:
+    features = features_of(reference)
+    if len(features) < 2:
         raise NotMeasured("the reference has one sample, which has no neighbour")
-    real = checked_features(reference.features, "real features", 2)
+    real = checked_features(features, "real features", 2)
     made = checked_features(samples.features, "sample features", 1)
     center = real.mean(0)
     real, made = real - center, made - center

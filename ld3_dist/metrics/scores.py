@@ -180,7 +180,7 @@ def _fid(samples: Samples, reference: Reference | None) -> float:
 @metrics.register("kid")
 def _kid(samples: Samples, reference: Reference | None) -> Mapping[str, float]:
     _finite(reference, 3, "the kernel is cubic")
-    found = kernel_distance(_each(reference), samples.features, seed=samples.seed)
+    found = kernel_distance(features_of(reference), samples.features, seed=samples.seed)
     return {"kid": found.mean, "kid_std": found.std}
 
 
@@ -212,7 +212,7 @@ def _inception_score(samples: Samples, reference: Reference | None) -> float:
 
 
 def _overlap(samples: Samples, reference: Reference | None) -> Overlap:
-    given, features = _needed(reference), _each(reference)
+    given, features = _needed(reference), features_of(reference)
     least = max(PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS) + 1
     if min(len(samples.features), len(features)) < least:
         raise NotMeasured(
@@ -242,8 +242,8 @@ def _finite(reference: Reference | None, power: int, why: str) -> None:
         )
 
 
-def _each(reference: Reference | None) -> Tensor:
-    """Features of the reference's images one by one."""
+def features_of(reference: Reference | None) -> Tensor:
+    """Features of the reference's images one by one, [N, F]; raises NotMeasured without them."""
     features = _needed(reference).features
     if features is None:
         raise NotMeasured("the reference has moments alone; it needs images")
