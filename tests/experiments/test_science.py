@@ -94,7 +94,9 @@ def test_the_optima_are_those_of_the_stored_grids() -> None:
     assert (table["ratio"] >= 1 - 1e-9).all()
 
 
-@pytest.mark.parametrize("name", ["theory", "stress", "convergence", "guidance", "distances", "correlations"])
+@pytest.mark.parametrize(
+    "name", ["theory", "stress", "convergence", "guidance", "distances", "correlations"]
+)
 def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
     folders = {"theory": "theory_kl", "convergence": "convergence_1d", "correlations": "metrics"}
     folder = folders.get(name, name)
