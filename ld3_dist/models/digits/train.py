@@ -29,9 +29,11 @@ class TrainConfig(NetworkTraining):
     p_mean: float = -0.8
     p_std: float = 1.5
 
-    def loss(self, net: nn.Module, sigma_data: float, *batch: Tensor) -> Tensor:
-        """The loss of a batch: x_0, sigma, z, label."""
-        return denoising_loss(net, *batch, sigma_data)
+    def loss(
+        self, net: nn.Module, x_0: Tensor, sigma: Tensor, z: Tensor, label: Tensor, data: float
+    ) -> Tensor:
+        """The loss of a batch, see `embedded.train`; data: sigma_data."""
+        return denoising_loss(net, x_0, sigma, z, label, data)
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,10 @@ class FlowConfig(TrainConfig):
     p_mean: float = 0.0
     p_std: float = 1.0
 
-    def loss(self, net: nn.Module, sigma_data: float, *batch: Tensor) -> Tensor:
-        return velocity_loss(net, *batch)
+    def loss(
+        self, net: nn.Module, x_0: Tensor, sigma: Tensor, z: Tensor, label: Tensor, data: float
+    ) -> Tensor:
+        return velocity_loss(net, x_0, sigma, z, label)
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,8 @@ def train_network(
         z = torch.randn(config.batch, *images.shape[1:], generator=generator)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        batch = [tensor.to(config.device) for tensor in (images[index], sigma, z, label)]
-        loss = config.loss(net, sigma_data, *batch)
+        x_0, sigma, z, label = (t.to(config.device) for t in (images[index], sigma, z, label))
+        loss = config.loss(net, x_0, sigma, z, label, sigma_data)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,8 +37,10 @@ def squares(
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    for (row, place), value in np.ndenumerate(shown):
-        dark = np.isfinite(value) and abs(value) > 0.75 * farthest
-        colour = "#ffffff" if dark else INK if decided[row, place] else MUTED
-        text = "\n".join(plain(line) for line in texts[row][place].split("\n"))
-        axes.text(place, row, text, ha="center", va="center", color=colour, fontsize=8)
+    for row, line in enumerate(texts):
+        for place, text in enumerate(line):
+            value = float(shown[row, place])
+            dark = math.isfinite(value) and abs(value) > 0.75 * farthest
+            colour = "#ffffff" if dark else INK if decided[row, place] else MUTED
+            said = "\n".join(plain(part) for part in text.split("\n"))
+            axes.text(place, row, said, ha="center", va="center", color=colour, fontsize=8)
