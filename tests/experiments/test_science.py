@@ -95,7 +95,7 @@ def test_the_optima_are_those_of_the_stored_grids() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["theory", "stress", "convergence", "guidance", "distances", "correlations"]
+    "name", ["theory", "stress", "convergence", "guidance", "distances", "correlations", "transfer"]
 )
 def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
     folders = {"theory": "theory_kl", "convergence": "convergence_1d", "correlations": "metrics"}
@@ -116,6 +116,7 @@ def test_the_numbers_of_the_index_are_those_of_the_tables() -> None:
         *science_sentences.distances()[7::2],
         science_sentences.distances()[3],
         *science_sentences.frechet_correlations(),
+        *science_sentences.transfer()[:4],
     ]:
         assert sentence in INDEX, sentence
 

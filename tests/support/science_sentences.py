@@ -110,17 +110,34 @@ def spread(logs: pd.Series) -> str:
     return "{:.2f} ({:.2f} to {:.2f})".format(*np.exp([found.value, found.low, found.high]))
 
 
+TRANSFERS = (
+    ("solver", "digits", 6, "ddim", "ipndm-3"), ("solver", "digits", 6, "dpmpp-3", "unipc-3"),
+    ("nfe", "digits", 8, "4", "8"), ("nfe", "digits", 6, "8", "6"),
+    ("model", "both", 4, "digits", "fashion"), ("model", "both", 4, "fashion", "digits"),
+    ("guidance", "digits", 6, "5", "2"), ("guidance", "digits", 6, "2", "5"),
+    ("guidance", "digits", 4, "1", "5"),
+)  # fmt: skip
+"""Entries of the matrices that are told: matrix, model, NFE, learned at, scored at."""
+
+
 def transfer() -> list[str]:
     """What a schedule loses where it was not learned, and what it is worth there."""
     table = pd.read_csv(RESULTS / "transfer/transfer.csv").set_index("seed")
-    away = table[table["learned"] != table["scored"]]
+    away = table[(table["learned"] != table["scored"]) & (table["matrix"] != "pairs")]
     said = []
     for (matrix, model), rows in away.groupby(["matrix", "model"], sort=False):
         where = matrix if model == "both" or matrix != "guidance" else f"{matrix}, {model}"
-        text = f"{where}: {spread(np.log(rows['own']))}"
-        if rows["gain"].notna().any():
-            text += f", gain {spread(np.log(rows['gain']))}"
-        said.append(text)
+        said.append(f"{where}: {spread(np.log(rows['own']))}, gain {spread(np.log(rows['gain']))}")
+    known = pd.read_csv(RESULTS / "transfer/summary.csv", dtype={"learned": str, "scored": str})
+    pairs = known[known["matrix"] == "pairs"].iloc[0]
+    said.append(f"pairs: {pairs['own']:.2f} ({pairs['own_low']:.2f} to {pairs['own_high']:.2f})")
+    known = known.set_index(["matrix", "model", "nfe", "learned", "scored"]).sort_index()
+    for place in TRANSFERS:
+        row = known.loc[place]
+        said.append(
+            f"{place[3]} to {place[4]} at {place[2]}: {row['own']:.3g} "
+            f"({row['own_low']:.3g} to {row['own_high']:.3g})"
+        )
     return said
 
 
