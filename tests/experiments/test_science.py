@@ -95,10 +95,25 @@ def test_the_optima_are_those_of_the_stored_grids() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["theory", "stress", "convergence", "guidance", "distances", "correlations", "transfer"]
+    "name",
+    [
+        "theory",
+        "stress",
+        "convergence",
+        "guidance",
+        "distances",
+        "correlations",
+        "transfer",
+        "flow",
+    ],
 )
 def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
-    folders = {"theory": "theory_kl", "convergence": "convergence_1d", "correlations": "metrics"}
+    folders = {
+        "theory": "theory_kl",
+        "convergence": "convergence_1d",
+        "correlations": "metrics",
+        "flow": "flow_matching",
+    }
     folder = folders.get(name, name)
     text = page(folder)
     for sentence in getattr(science_sentences, name)():
@@ -117,6 +132,7 @@ def test_the_numbers_of_the_index_are_those_of_the_tables() -> None:
         science_sentences.distances()[3],
         *science_sentences.frechet_correlations(),
         *science_sentences.transfer()[:4],
+        *(said for said in science_sentences.flow() if "-line" not in said),
     ]:
         assert sentence in INDEX, sentence
 
