@@ -35,7 +35,7 @@ from ..metrics.resampling import STATISTICS, statistic_of
 from ..store.columns import axis_column
 from ..store.frames import column, groups, numbers, of_kind, records, varies, where
 from .formats import DASH, missing, number, ratio
-from .scores import Score, label_of, measured
+from .scores import LOSSES, Score, label_of, measured
 from .tables import SweepTables
 
 LOSS = "loss"
@@ -96,7 +96,7 @@ def ablation_table(sweep: SweepTables) -> pd.DataFrame:
     known = [all(_is_level(row, factor) for factor in factors) for row in records(rows)]
     rows = where(rows, known)
     losses = sweep.losses({str(key) for key in column(rows, "key")})
-    scores = [score for score in measured(rows) if "loss" not in score.name]
+    scores = [score for score in measured(rows) if score not in LOSSES]
     found = [
         line
         for model, inside in groups(rows, "model")

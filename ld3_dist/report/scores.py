@@ -19,11 +19,14 @@ class Score:
     lower: bool = True
 
 
-SCORES = (
+LOSSES = (
     Score("eval_loss", "fresh loss"),
     Score("valid_loss", "held-out loss"),
     Score("eval_loss_median", "median fresh loss"),
     Score("eval_loss_iqm", "interquartile fresh loss"),
+)
+SCORES = (
+    *LOSSES,
     Score("fid", "Fréchet distance"),
     Score("kid", "kernel distance"),
     Score("inception_score", "Inception score", lower=False),
@@ -51,7 +54,7 @@ def measured(results: pd.DataFrame) -> list[Score]:
 
 def label_of(name: str) -> str:
     """The name of a score for readers; "loss" is the one on fresh samples."""
-    known = {score.name: score.label for score in SCORES} | {"loss": SCORES[0].label}
+    known = {score.name: score.label for score in SCORES} | {"loss": LOSSES[0].label}
     return known.get(name, name.removeprefix(METRIC))
 
 

@@ -91,6 +91,13 @@ def test_scores_that_are_better_where_they_are_higher(table: pd.DataFrame) -> No
     assert verdict(line | {"ratio": 0.8}) == "worse"
 
 
+def test_a_metric_of_ones_own_is_compared_whatever_its_name(folder: Path) -> None:
+    sweep = read_sweep_tables(folder)
+    sweep.results["metric.weight_loss"] = sweep.results["fid"]
+    table = ablation_table(sweep).set_index(["score", "level"])["ratio"]
+    assert table["metric.weight_loss"].to_dict() == table["fid"].to_dict()
+
+
 def test_p_values_are_corrected_for_the_comparisons_of_a_score(table: pd.DataFrame) -> None:
     assert list(table["factor"].unique()) == ["gamma"]
     for _, rows in table.groupby("score"):
