@@ -156,7 +156,6 @@ def test_tasks_added_on_the_way_are_done_and_idle_workers_go() -> None:
     assert len(seen) == 5
 
 
-@pytest.mark.slow  # a fact about Ray
 @pytest.mark.slow  # a measurement of Ray, not of this package
 def test_rays_own_retries_do_not_do_the_job(tmp_path: Path) -> None:
     """The facts that the module's docstring gives as the reason for the pool."""

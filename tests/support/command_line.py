@@ -21,17 +21,23 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(module, "console", Console(width=200))
 
 
+def exit_code(patch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run the entry point in this process; its exit code."""
+    patch.setattr(sys, "argv", ["ld3-dist", *map(str, arguments)])
+    patch.setattr(cli.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    code = caught.value.code
+    return code if isinstance(code, int) else int(code is not None)
+
+
 def call(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
 ) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of the entry point."""
-    monkeypatch.setattr(sys, "argv", ["ld3-dist", *map(str, arguments)])
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    code = caught.value.code
+    code = exit_code(monkeypatch, *arguments)
     out, err = capsys.readouterr()
-    return (code if isinstance(code, int) else int(code is not None)), out, err
+    return code, out, err
 
 
 class FakeSweep:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import exit_code
 from faulty_storage import SWEEP, with_fault
 from one_ray import one_ray
 from rich.console import Console
@@ -112,7 +112,7 @@ def on_one_ray(file: Path, out: Path) -> subprocess.CompletedProcess[str]:
     """The command of a sweep in this process, on the Ray that all tests share."""
     from ld3_dist.cli import app as cli
 
-    command = ["ld3-dist", "sweep", str(file), "--output", str(out)]
+    arguments = ["sweep", str(file), "--output", str(out)]
     said, told = StringIO(), StringIO()
     with (
         one_ray(),
@@ -120,14 +120,9 @@ def on_one_ray(file: Path, out: Path) -> subprocess.CompletedProcess[str]:
         redirect_stdout(said),
         redirect_stderr(told),
     ):
-        patch.setattr(sys, "argv", command)
-        patch.setattr(cli.signal, "signal", lambda *_: None)
         patch.setattr(cli, "console", Console(width=200))
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-    code = caught.value.code or 0
-    assert isinstance(code, int)
-    return subprocess.CompletedProcess(command, code, said.getvalue(), told.getvalue())
+        code = exit_code(patch, *arguments)
+    return subprocess.CompletedProcess(arguments, code, said.getvalue(), told.getvalue())
 
 
 def run(file: Path, out: Path) -> tuple[Any, list[Any]]:

@@ -23,6 +23,7 @@ def one_ray() -> Iterator[None]:
 
 @pytest.fixture
 def local_ray() -> Iterator[None]:
+    """The Ray that all tests share, for one of them."""
     with one_ray():
         yield
 
