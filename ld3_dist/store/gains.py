@@ -70,7 +70,10 @@ def share_between_rows(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     names = _grids(grids)
     if names.duplicated().any():
         found = grids[columns].groupby(names, sort=False).transform("first")
-        frame.loc[grids.index, columns] = found
+        is_grid = pd.Series(frame.index.isin(grids.index), index=frame.index)
+        found = found.reindex(frame.index)
+        # by column: all at once loses the types, and missing whole numbers become an error
+        frame = frame.assign(**{name: frame[name].mask(is_grid, found[name]) for name in columns})
     return frame
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +104,18 @@ def test_optuna_is_not_given_losses_of_two_distances() -> None:
     parse_experiment(given | {"search": given["search"] | {"sampler": "random"}})
     lr = {"lr": {"low": 0.03, "high": 0.3}}
     parse_experiment(EXPERIMENT | {"search": SEARCH | {"optuna": lr}})
+
+
+def test_an_evaluation_that_was_stopped_is_read_and_goes_on(folder: Path, tmp_path: Path) -> None:
+    """Whatever part of the rows has been evaluated, the folder can be read and reported."""
+    part, whole = tmp_path / "part", load_results(folder)
+    shutil.copytree(folder, part)
+    files = sorted((part / "evaluations").iterdir())
+    assert len(files) > 3
+    for file in files:  # one fewer at a time, down to none
+        file.unlink()
+        read = load_results(part)
+        assert set(read["key"]) == set(whole["key"])
+        assert read["samples"].dtype == "Int64"
+    write_report(part, part / "report")
+    BestGain(open_storage(part)).read()

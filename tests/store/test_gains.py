@@ -95,3 +95,13 @@ def test_a_grid_of_two_distances_is_evaluated_once() -> None:
     assert shared.at["twin", "eval_loss"] == LOSSES["grid-a"].mean()
     assert shared.at["twin", "evaluation"] == "e"
     assert np.isnan(shared.at["other", "eval_loss"])  # other knots, though the name is the same
+
+
+def test_a_grid_that_is_not_evaluated_yet_keeps_the_types_of_its_columns() -> None:
+    """An evaluation that was stopped, where rows of grids do not stand side by side."""
+    frame = results("grid-a").assign(samples=pd.array([None, 300, None, None], dtype="Int64"))
+    twins = frame.iloc[:2].assign(key=["twin-a", "twin-b"], samples=pd.array([None] * 2, "Int64"))
+    both = pd.concat([frame.iloc[[2, 0, 3, 1]], twins], ignore_index=True)
+    shared = share_between_rows(both, ["samples"])
+    assert shared["samples"].dtype == "Int64"
+    assert shared["samples"].fillna(0).tolist() == [0, 0, 0, 300, 0, 300]
