@@ -40,7 +40,7 @@ science: install
 	OMP_NUM_THREADS=1 $(BIN)/python experiments/theory_kl.py runs/theory_kl
 	OMP_NUM_THREADS=1 $(BIN)/python experiments/stress.py runs/stress
 	OMP_NUM_THREADS=1 $(BIN)/python experiments/metrics.py runs/metrics
-	OMP_NUM_THREADS=1 $(BIN)/python experiments/transfer.py runs/guidance --models digits
+	OMP_NUM_THREADS=1 $(BIN)/python experiments/transfer.py runs/guidance
 	OMP_NUM_THREADS=1 $(BIN)/python experiments/convergence_1d.py
 
 check: install

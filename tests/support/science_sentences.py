@@ -115,7 +115,8 @@ TRANSFERS = (
     ("nfe", "digits", 8, "4", "8"), ("nfe", "digits", 6, "8", "6"),
     ("model", "both", 4, "digits", "fashion"), ("model", "both", 4, "fashion", "digits"),
     ("guidance", "digits", 6, "5", "2"), ("guidance", "digits", 6, "2", "5"),
-    ("guidance", "digits", 4, "1", "5"),
+    ("guidance", "digits", 4, "1", "5"), ("guidance", "fashion", 4, "5", "1"),
+    ("guidance", "fashion", 4, "1", "5"), ("guidance", "fashion", 6, "2", "5"),
 )  # fmt: skip
 """Entries of the matrices that are told: matrix, model, NFE, learned at, scored at."""
 
