@@ -14,7 +14,7 @@ and `of_bf16_peak` is that bound over the measured time. Operations that are don
 activations are recomputed, count once. Sections, in this order:
 
     ceilings   the rate of a bf16 matrix product and of a copy inside the device's memory
-    packing    an iteration of learning with K = 1, 8, 16, 32, … members until memory ends,
+    packing    an iteration of learning with K = 1, 2, 8, 16, … members until memory ends,
                against the bare network
     waits      the calls of an iteration that wait for the device
     dtypes     float32, TF32 and bf16, in both memory formats; the output's error against float64
@@ -281,10 +281,10 @@ def emit(**line: object) -> None:
 
 SECTIONS = {
     "ceilings": (ceilings, 0.05),
-    "packing": (packing, 0.33),
+    "packing": (packing, 0.27),
     "waits": (waits, 0.1),
-    "dtypes": (dtypes, 0.2),
-    "compile": (compilation, 0.66),
+    "dtypes": (dtypes, 0.17),
+    "compile": (compilation, 0.78),
     "digits": (digits, 1.0),
 }
 """By name: what runs, and its share of the time that is left."""

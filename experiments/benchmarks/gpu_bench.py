@@ -65,7 +65,7 @@ class Size:
 
 FULL = Size(
     UNetConfig(32, 3, 3, augment_dim=9, channel_mult=(2, 2, 2)),
-    side=8192, copied=2 * GIB, members=(1, 8, 16, 32, 64, 128, 256), nfes=(4, 10),
+    side=8192, copied=2 * GIB, members=(1, 2, 8, 16, 32, 64, 128, 256), nfes=(4, 10),
     dtype_members=(4, 1), compile_members=(4,), repeat_s=0.7,
     epochs=DescentConfig().epochs, early=10, pairs=50, fresh=2_000, backend="inductor",
 )  # fmt: skip

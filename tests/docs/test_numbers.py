@@ -162,6 +162,34 @@ def gpu() -> Numbers:
     }  # fmt: skip
 
 
+def gpu_h200() -> Numbers:
+    found = benchmark("gpu_h200")["sections"]
+    types = {
+        r["dtype"]: r for r in found["dtypes"]["rows"]
+        if r["members"] == 4 and not (r["channels_last"] or r["cudnn_benchmark"])
+    }  # fmt: skip
+    compiled = {
+        way: {r["what"]: r.get("s") for r in found["compile"][way]["rows"]}
+        for way in ("whole", "blocks")
+    }
+    return {
+        "members": 4, "nfe": found["dtypes"]["nfe"],
+        "ms": [1000 * types[name]["s"] for name in ("float32", "TF32", "bfloat16")],
+        "error": [types[name]["error"] for name in ("float32", "TF32", "bfloat16")],
+        "first": {way: steps["first"] for way, steps in compiled.items()},
+        "faster": {way: steps["eager"] / steps["later"] for way, steps in compiled.items()},
+        "tf32": found["digits"]["tf32"]["fresh"], "cpu": found["digits"]["cpu"]["fresh"],
+    }  # fmt: skip
+
+
+def sweep_on_gpu() -> Numbers:
+    found = benchmark("sweep_on_gpu")
+    return found | {
+        "cpu": found["seconds_of_trials"][0], "gpu": found["seconds_of_trials"][1],
+        "gb": found["peak_memory_bytes"] / 1e9, "ratio": found["loss_ratio"],
+    }  # fmt: skip
+
+
 def growth() -> Numbers:
     found = benchmark("cluster")["growth"]
     after, before, real = found["hollow_after"], found["hollow_before"], found["after"]
@@ -260,6 +288,21 @@ CLAIMS: list[tuple[Path, str, Callable[[], Numbers]]] = [
     (BENCHMARKS, "of three seeds are {g[0]:.5f}, {g[1]:.5f} and {g[2]:.5f}, on the CPU {c[0]:.5f}, "
      "{c[1]:.5f} and {c[2]:.5f}", gpu),
     (BENCHMARKS, "The run had {minutes} minutes", gpu),
+    (BENCHMARKS, "and compilation, with {members} members at {nfe} evaluations", gpu_h200),
+    (BENCHMARKS, "takes {ms[0]:.0f} ms in float32, {ms[1]:.0f} ms in TF32 and {ms[2]:.0f} ms in "
+     "bfloat16; the network's output is off by {error[0]:.0e}, {error[1]:.0e} and {error[2]:.0e}",
+     gpu_h200),
+    (BENCHMARKS, "Compiling the whole network took {first[whole]:.0f} s and made a step "
+     "{faster[whole]:.2f} times faster; compiling every block took {first[blocks]:.0f} s and made "
+     "it {faster[blocks]:.2f} times faster", gpu_h200),
+    (BENCHMARKS, "fresh losses of three seeds are {tf32[0]:.5f}, {tf32[1]:.5f} and {tf32[2]:.5f}, "
+     "on the CPU {cpu[0]:.5f}, {cpu[1]:.5f} and {cpu[2]:.5f}", gpu_h200),
+    (BENCHMARKS, "its {trials} trials took {gpu:.0f} s together", sweep_on_gpu),
+    (BENCHMARKS, "that had other work too took {cpu:,.0f} s", sweep_on_gpu),
+    (BENCHMARKS, "is {ratio[geometric_mean]:.3f} times that of the CPU in the geometric mean, "
+     "{ratio[quantile_0.25]:.3f} to {ratio[quantile_0.75]:.3f} in the middle half of the trials, "
+     "{ratio[quantile_0]:.2f} to {ratio[quantile_1]:.2f} in all", sweep_on_gpu),
+    (BENCHMARKS, "No trial held more than {gb:.2f} GB", sweep_on_gpu),
     (BENCHMARKS, "{rows:,} rows in a folder whose {files:,} files", tables),
     (BENCHMARKS, "(a load of {low:.0f} to {high:.0f} on two cores)", tables),
     (BENCHMARKS, "with {trials:,} trials that do nothing: the driver takes {rate:.0f} trials a "
