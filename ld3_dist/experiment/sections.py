@@ -230,7 +230,7 @@ class Evaluate(Strict):
     samples: SampleCount = 1000
     """Fresh samples of each set."""
     repeats: Annotated[int, OnlyNumber, Field(ge=1, le=100)] = 1
-    """Number of disjoint sets of samples; Fréchet distances have intervals from two on."""
+    """Number of disjoint sets of samples; kernel distances have intervals from two on."""
     rows: Literal["best", "all"] | BestPer | None = None
     """Learned schedules to score beside the baselines: best (the best trial of each cell), all, or
     {best_per: [axes]} (the best trial for each level of these axes). If not given, all with

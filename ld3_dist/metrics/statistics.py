@@ -13,7 +13,17 @@ in float64, without the cancellation of sums of squares. The Fréchet distance (
     tr (C_a C_b)^(1/2) = |C_a^(1/2) C_b^(1/2)|_*
 
 The trace is taken as a sum of singular values (the nuclear norm): unlike the square root of a
-product that is nearly singular, it is accurate when there are fewer samples than features."""
+product that is nearly singular, it is accurate when there are fewer samples than features.
+
+How much the distance of a set of samples x_i to moments (m_b, C_b) depends on the draw follows from
+its derivative by the moments. With T the optimal map between the Gaussians, C_b = T C_a T, a sample
+moves the distance by 1/n times
+
+    h_i = 2 (x_i - m_a) . (m_a - m_b) + (x_i - m_a)^T (1 - T) (x_i - m_a) - tr (1 - T) C_a
+    T = C_b^(1/2) (C_b^(1/2) C_a C_b^(1/2))^(-1/2) C_b^(1/2)
+
+and the standard error is the standard deviation of h over n^(1/2) (the delta method; the derivative
+of the trace is in Bhatia, Jain and Lim 2019, section 4)."""
 
 from __future__ import annotations
 
@@ -27,6 +37,10 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.features import FeatureMoments
+from .paired import NOTHING, Estimate
+
+NORMAL = 1.96
+"""Standard errors from the value to the ends of a 95 % interval."""
 
 
 def checked_features(features: Tensor, what: str = "features", at_least: int = 1) -> Tensor:
@@ -128,3 +142,30 @@ def frechet_distance(a: FeatureMoments, b: FeatureMoments) -> float:
     overlap = torch.linalg.svdvals(a.root @ b.root).sum()
     spread = a.covariance.trace() + b.covariance.trace() - 2 * overlap
     return max(0.0, ((a.mean - b.mean).square().sum() + spread).item())
+
+
+def frechet_interval(features: Tensor, reference: FeatureMoments) -> Estimate:
+    """The Fréchet distance of samples to a reference, with its 95 % interval over other samples.
+
+    It is the interval of the distance of *so many* samples, which is larger than that of infinitely
+    many; the reference counts as known. With fewer samples than twice the features there is none.
+
+    Args:
+        features: of the samples, [N, F].
+        reference: moments of the same F features.
+
+    Raises InputError for another number of features, and for features that are not finite.
+    """
+    known = FeatureStatistics.of(features)
+    value = frechet_distance(known.moments, reference)
+    if known.n < 2 * features.shape[1]:
+        return Estimate(value, *NOTHING[1:])
+    centered = checked_features(features) - known.mean
+    root = reference.root
+    values, vectors = torch.linalg.eigh(root @ known.moments.covariance @ root)
+    there = values > values.max() * len(values) * torch.finfo(values.dtype).eps
+    inverse = (vectors[:, there] / values[there].sqrt()) @ vectors[:, there].T
+    gap = torch.eye(len(root), dtype=root.dtype) - root @ inverse @ root
+    moves = 2 * centered @ (known.mean - reference.mean) + ((centered @ gap) * centered).sum(1)
+    half = NORMAL * float(moves.std()) / known.n**0.5
+    return Estimate(value, max(0.0, value - half), value + half)

@@ -97,7 +97,7 @@ def _interval(value: Any, row: Row) -> str:
 
 
 def _frechet(value: Any, row: Row) -> str:
-    """A Fréchet distance with half the width of its interval, where there are several sets."""
+    """A Fréchet distance with half the width of its interval, where it has one."""
     if missing(row["fid_low"]):
         return number(value)
     return f"{number(value)} ± {number((row['fid_high'] - row['fid_low']) / 2, 2)}"

@@ -20,6 +20,7 @@ from ..metrics.extractors import model_reference, open_extractor
 from ..metrics.paired import NOTHING, interval_over_sets
 from ..metrics.resampling import statistic_of
 from ..metrics.scores import BUILT_IN, Samples, as_reference, score
+from ..metrics.statistics import frechet_interval
 from ..models import Model
 from ..store.tables import frame_of
 from .baselines import hand_made, to_follow
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WITH_INTERVAL = ("fid", "kid")
-"""Scores that have an interval over disjoint sets of samples."""
+"""Scores that have an interval over disjoint sets of samples; `fid` has one of a single set too."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ def score_columns(
         whole = len(known) == len(values)
         interval = interval_over_sets(known) if whole else NOTHING
         found[name] = interval.value if whole else None
-        if name in WITH_INTERVAL and whole and len(known) > 1:
+        if name == "fid" and known == values and len(sets) == 1 and references[0]:
+            interval = frechet_interval(sets[0], references[0].moments)
+        if name in WITH_INTERVAL and math.isfinite(interval.low):
             found |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
     return found
 

@@ -217,7 +217,12 @@ EVALUATIONS = _schema(
             pa.float64(),
             "Fréchet distance of the features to the reference, the mean over the sets",
         ),
-        _field("fid_low", pa.float64(), "lower end of its 95 % interval; null for a single set"),
+        _field(
+            "fid_low",
+            pa.float64(),
+            "lower end of its 95 % interval: over the sets, for a single set by the delta method; "
+            "null if that has fewer samples than twice the features",
+        ),
         _field("fid_high", pa.float64(), "upper end of that interval"),
         _field(
             "kid",

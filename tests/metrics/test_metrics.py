@@ -16,11 +16,20 @@ from ld3_dist.core.features import FeatureMoments
 from ld3_dist.metrics.kernel import kernel_distance, squared_mmd
 from ld3_dist.metrics.manifold import neighbour_radii, overlap, squared_distances
 from ld3_dist.metrics.scores import SCORES, Samples, score
-from ld3_dist.metrics.statistics import FeatureStatistics, frechet_distance, read_moments
+from ld3_dist.metrics.statistics import (
+    FeatureStatistics,
+    frechet_distance,
+    frechet_interval,
+    read_moments,
+)
 
 
 def normal(seed: int, n: int, size: int = 6) -> Tensor:
     return torch.randn(n, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def zero(size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.float64)
 
 
 def moments(x: Tensor) -> FeatureMoments:
@@ -63,6 +72,33 @@ def test_frechet_of_general_covariances_equals_the_matrix_square_root() -> None:
     trace = a.covariance.trace() + b.covariance.trace() - 2 * np.trace(root)
     expected = ((a.mean - b.mean) ** 2).sum() + trace
     assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_the_interval_of_a_frechet_distance_in_one_dimension_is_the_closed_form() -> None:
+    """The distance is (m - m_b)^2 + (s - s_b)^2; mean and variance of a normal are independent."""
+    n, m, s = 100_000, 0.7, 1.5
+    found = frechet_interval(m + s * normal(0, n, 1), FeatureMoments(zero(1), torch.eye(1)))
+    error = (4 * m**2 * s**2 / n + (1 - 1 / s) ** 2 * 2 * s**4 / n) ** 0.5
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.02)
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.3, 0.8), (0.05, 1.0), (0.5, 1.5)])
+def test_the_interval_of_a_frechet_distance_has_the_spread_of_other_samples(
+    shift: float, scale: float
+) -> None:
+    """The spread of the distances of many sets of samples is that which one of them predicts."""
+    reference = FeatureMoments(zero(8), torch.diag(torch.logspace(0, -2, 8)))
+    sets = [shift + scale * normal(seed, 400, 8) @ reference.root for seed in range(200)]
+    found = [frechet_interval(x, reference) for x in sets]
+    spread = np.std([one.value for one in found])
+    predicted = np.mean([one.high - one.low for one in found]) / 2 / 1.96
+    assert predicted == pytest.approx(spread, rel=0.15)
+
+
+def test_a_frechet_distance_of_few_samples_has_no_interval() -> None:
+    reference = FeatureMoments(zero(8), torch.eye(8))
+    assert math.isnan(frechet_interval(normal(0, 15, 8), reference).low)
+    assert math.isfinite(frechet_interval(normal(0, 16, 8), reference).low)
 
 
 def test_frechet_is_accurate_with_fewer_samples_than_features() -> None:
