@@ -19,6 +19,10 @@ def publish(
         str | None,
         typer.Option("--license", help="Licence of the model, if its own card does not say it."),
     ] = None,
+    nfe: Annotated[
+        int | None,
+        typer.Option(help="Network evaluations: publish the schedule of a curve at one number."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:
     """Write a folder to upload: the schedule, a model card with its numbers, and a picture.
@@ -35,5 +39,6 @@ def publish(
         raise InputError(f"--license {licence!r}: give one identifier, e.g. mit or openrail++")
     place = check_folder(to, name, schedule, force)
     given = load_schedule(schedule)
+    given = given if nfe is None else given.at(nfe)
     for file in write(given, name, schedule_picture(given), place, licence):
         say(f"Written: {to / file}")

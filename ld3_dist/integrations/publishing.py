@@ -27,6 +27,12 @@ PICTURE, CARD = "grid.png", "README.md"
 CARD_LIMIT = 1_000_000
 """The most bytes of a model's own card that is read for its licence."""
 
+EXPLAINED = (
+    "Distance to the teacher's samples from the same noise; smaller is better. A gain is the "
+    "grid's loss over the learned one."
+)
+"""What the numbers of a card are."""
+
 HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """owner/name, as hubs write it."""
 
@@ -112,18 +118,22 @@ def card(schedule: Schedule, name: str, licence: str | None) -> str:
     guidance = "" if schedule.guidance is None else f", guidance {schedule.guidance:g}"
     told = ", network times and coefficients" if schedule.coefficients else " and network times"
     known = f"is {licence}" if licence else "is not known here"
+    many, learned = f"{schedule.nfe}", f"{schedule.nfe} network evaluations"
+    if schedule.curve is not None:
+        many, at = "any number of", [str(nfe) for nfe in schedule.curve["nfes"]]
+        learned = f"a curve for any number of network evaluations, learned at {', '.join(at)}"
     return "\n".join(
         [
             f"---\n{matter}---",
-            f"# {name}: {schedule.nfe} network evaluations for {rest or schedule.model}",
+            f"# {name}: {many} network evaluations for {rest or schedule.model}",
             "",
             f"A learned sampling schedule for `{schedule.model}` ({schedule.solver}, "
-            f"{schedule.nfe} network evaluations{guidance}). The network is not changed: step "
+            f"{learned}{guidance}). The network is not changed: step "
             f"times{told} were learned so that few steps end where the teacher's many do.",
             "",
             f"![knots of the learned grid above hand-made ones]({PICTURE})",
             "",
-            *_numbers(schedule),
+            *(_numbers(schedule) if schedule.curve is None else _numbers_of_curve(schedule.curve)),
             "## How to use it",
             "",
             *_use(schedule, name),
@@ -150,8 +160,7 @@ def _numbers(schedule: Schedule) -> Sequence[str]:
         key=lambda item: (item[1].get("valid_loss") is None, item[1].get("valid_loss"), item[0]),
     )
     lines += [_row(grid, scores, mine, columns) for grid, scores in ranked]
-    note = "Distance to the teacher's samples from the same noise; smaller is better. A gain is the"
-    note += " grid's loss over the learned one."
+    note = EXPLAINED
     if mine.get("eval_loss_sem") is not None:
         note += " ± is half the 95 % interval of a mean over fresh samples."
     others = [
@@ -160,6 +169,22 @@ def _numbers(schedule: Schedule) -> Sequence[str]:
     tail = ["", f"Of samples of the learned schedule: {', '.join(others)}."] if others else []
     rule = "|---" * len(heads) + "|"
     return ["## Numbers", "", f"| {' | '.join(heads)} |", rule, *lines, "", note, *tail, ""]
+
+
+def _numbers_of_curve(curve: Mapping[str, Any]) -> Sequence[str]:
+    """The table of a curve: a line per NFE that it was learned at, against the best grid there."""
+    lines = []
+    for nfe in curve["nfes"]:
+        mine, grids = curve["losses"].get(str(nfe)), curve["baselines"].get(str(nfe), {})
+        usable = {name: loss for name, loss in grids.items() if loss is not None}
+        best = min(usable, key=lambda name: usable[name]) if usable else None
+        texts = ["–" if mine is None else f"{mine:.4g}", "–", "–"]
+        if best is not None:
+            texts[1] = f"{usable[best]:.4g} ({best})".replace("|", "\\|")
+            texts[2] = f"{usable[best] / mine:.3g}×" if mine else "–"
+        lines.append(f"| {nfe} | {' | '.join(texts)} |")
+    heads = "| evaluations | held-out loss | best hand-made grid | gain |"
+    return ["## Numbers", "", heads, "|---|---|---|---|", *lines, "", EXPLAINED, ""]
 
 
 def _row(
@@ -180,13 +205,14 @@ def _row(
 
 def _use(schedule: Schedule, name: str) -> Sequence[str]:
     """Five lines that run it, in diffusers where its network is one of a pipeline."""
+    at = "" if schedule.curve is None else f".at({schedule.nfe})"
     if schedule.noise["name"] not in ("vp-discrete", "flow"):
         lines = [
             "import ld3_dist as ld3",
             "",
             f'model = ld3.load_model("{schedule.model}")',
             f'schedule = ld3.load_schedule("{name}.json")',
-            "x_0 = schedule.sample(model, n=16)",
+            f"x_0 = schedule{at}.sample(model, n=16)",
         ]
     else:
         guided = schedule.guidance not in (None, 1.0)
@@ -198,5 +224,6 @@ def _use(schedule: Schedule, name: str) -> Sequence[str]:
             f'pipe.scheduler = LD3Scheduler.from_schedule("{name}.json", pipe.scheduler)',
             f"image = pipe(prompt, num_inference_steps={schedule.nfe}{guidance}).images[0]",
         ]
-    command = f"ld3-dist export {name}.json --format comfyui-node --out FOLDER"
+    chosen = "" if schedule.curve is None else f" --nfe {schedule.nfe}"
+    command = f"ld3-dist export {name}.json --format comfyui-node{chosen} --out FOLDER"
     return ["```python", *lines, "```", "", f"In ComfyUI: `{command}`.", ""]

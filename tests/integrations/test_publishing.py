@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
@@ -14,6 +15,7 @@ from command_line import call
 from PIL import Image
 from schedules import STABLE_DIFFUSION, coupled_schedule
 
+import ld3_dist as ld3
 from ld3_dist.core.noise import EDM, VPDiscrete
 from ld3_dist.integrations.publishing import card, licence_of, without_folders
 from ld3_dist.report.figures.grids import schedule_picture
@@ -138,3 +140,43 @@ def test_a_picture_needs_no_baselines() -> None:
     schedule = replace(made(), baselines={"tors": {"valid_loss": 1.0}})
     assert schedule_picture(schedule).startswith(b"\x89PNG")
     assert json.loads(schedule.to_json())["baselines"]
+
+
+@pytest.fixture(scope="module")
+def curve() -> Schedule:
+    model = ld3.load_model("analytic:mixture-2d")
+    pairs = ld3.teach(model, 16)
+    return ld3.learn(model, "ddim", [2, 4], pairs, procedure="curve", epochs=2)
+
+
+def test_the_card_of_a_curve_has_a_line_per_nfe_it_was_learned_at(curve: Schedule) -> None:
+    text = card(curve, "any", None)
+    assert "# any: any number of network evaluations for mixture-2d" in text
+    assert "learned at 2, 4" in text
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    for row, nfe in zip(rows[1:], (2, 4), strict=True):
+        at = curve.at(nfe)
+        loss, grids = at.losses["valid_loss"], at.baselines
+        best = min(grids, key=lambda name: grids[name]["valid_loss"] or math.inf)
+        least = grids[best]["valid_loss"]
+        assert loss is not None
+        assert least is not None
+        assert row == [str(nfe), f"{loss:.4g}", f"{least:.4g} ({best})", f"{least / loss:.3g}×"]
+    assert f"schedule.at({curve.nfe}).sample" in text
+
+
+def test_one_nfe_of_a_curve_is_published_alone(curve: Schedule, tmp_path: Path, run: Run) -> None:
+    curve.save(tmp_path / "any.json")
+    command = ("publish", tmp_path / "any.json", "--to", tmp_path / "out")
+    assert run(*command)[0] == 0
+    assert load_schedule(tmp_path / "out" / "any.json").curve is not None
+    assert run(*command, "--force", "--nfe", "3")[0] == 0  # a number that it was not learned at
+    shared = load_schedule(tmp_path / "out" / "any.json")
+    assert shared.nfe == 3
+    assert shared.curve is None
+    assert "3 network evaluations" in (tmp_path / "out" / "README.md").read_text()
+    made().save(tmp_path / "my.json")
+    code, _, told = run("publish", tmp_path / "my.json", "--to", tmp_path / "x", "--nfe", "3")
+    assert code == 2
+    assert "3" in told
+    assert not (tmp_path / "x").exists()
