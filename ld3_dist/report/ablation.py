@@ -83,8 +83,21 @@ def _as_in_rows(level: Any) -> Any:
     return label(level) if isinstance(level, str) else level
 
 
-def ablation_table(sweep: SweepTables) -> pd.DataFrame:
-    """The levels of every factor against the base, a row for each score; empty without `ablate`.
+@dataclass(frozen=True)
+class Compared:
+    """What an ablation compares: its factors, the learned rows at their levels, and their scores.
+
+    losses: of every fresh sample, by the key of a row.
+    """
+
+    factors: Sequence[Factor]
+    rows: pd.DataFrame
+    losses: Mapping[str, np.ndarray]
+    scores: Sequence[Score]
+
+
+def compared(sweep: SweepTables) -> Compared | None:
+    """What the ablation of a sweep compares; None without `ablate` and without scores.
 
     Raises InputError as `factors_of`.
     """
@@ -92,47 +105,52 @@ def ablation_table(sweep: SweepTables) -> pd.DataFrame:
     rows = of_kind(sweep.results, "learned", "ok")
     rows = where(rows, column(rows, "eval_loss").notna()) if len(rows) else rows
     if not factors or rows.empty:
-        return pd.DataFrame(columns=list(COLUMNS))
-    known = [all(_is_level(row, factor) for factor in factors) for row in records(rows)]
-    rows = where(rows, known)
+        return None
+    rows = where(rows, [all(_is_level(row, factor) for factor in factors) for row in records(rows)])
     losses = sweep.losses({str(key) for key in column(rows, "key")})
-    scores = [score for score in measured(rows) if score not in LOSSES]
+    return Compared(factors, rows, losses, [s for s in measured(rows) if s not in LOSSES])
+
+
+def ablation_table(sweep: SweepTables) -> pd.DataFrame:
+    """The levels of every factor against the base, a row for each score; empty without `ablate`.
+
+    Raises InputError as `factors_of`.
+    """
+    known = compared(sweep)
     found = [
-        line
-        for model, inside in groups(rows, "model")
-        for factor in factors
+        {"model": model, **line}
+        for model, inside in (groups(known.rows, "model") if known else [])
+        for factor in known.factors
         for level in factor.levels[1:]
-        for line in _level(str(model), inside, factors, factor, level, losses, scores)
+        for line in level_lines(known, inside, factor, level)
     ]
-    table = pd.DataFrame.from_records(found, columns=list(COLUMNS))
+    return corrected(pd.DataFrame.from_records(found, columns=list(COLUMNS)))
+
+
+def corrected(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with p-values corrected for all comparisons of the same score of a model."""
     for _, inside in groups(table, ["model", "score"]):
         table.loc[inside.index, "p_holm"] = holm(numbers(inside, "p_value").to_numpy())
     return table
 
 
-def _level(
-    model: str,
-    rows: pd.DataFrame,
-    factors: Sequence[Factor],
-    factor: Factor,
-    level: Any,
-    losses: Mapping[str, np.ndarray],
-    scores: Sequence[Score],
+def level_lines(
+    known: Compared, rows: pd.DataFrame, factor: Factor, level: Any
 ) -> list[dict[str, Any]]:
-    """One level of a factor against the base, a line for each score."""
-    pairs = _pairs(rows, factors, factor, level)
-    shared = {"model": model, "factor": factor.name, "level": level, "base": factor.levels[0]}
+    """One level of a factor against the base within some of the rows, a line for each score."""
+    pairs = _pairs(rows, known.factors, factor, level)
+    shared = {"factor": factor.name, "level": level, "base": factor.levels[0]}
     seeds = _common_seeds(pairs)
     units = [unit for unit in pairs if set(seeds) <= set(unit)]
-    known = [[unit[seed] for seed in seeds] for unit in units]
+    both = [[unit[seed] for seed in seeds] for unit in units]
     lines = []
     if units and factor.name != "guidance":  # another guidance has another teacher
-        lines.append({"score": LOSS, "better": "lower"} | _of_loss(known, losses))
+        lines.append({"score": LOSS, "better": "lower"} | _of_loss(both, known.losses))
     if units:
         lines += [
             {"score": score.name, "better": "lower" if score.lower else "higher"}
-            | _of_score(known, score.name)
-            for score in scores
+            | _of_score(both, score.name)
+            for score in known.scores
         ]
     return [
         shared | line | {"units": len(units), "seeds": len(seeds)}
@@ -168,7 +186,13 @@ def _pairs(
 
 def _is_level(row: Mapping[str, Any], factor: Factor) -> bool:
     """True for a row at some level of a factor."""
-    return any(_side(row, factor, level) for level in factor.levels)
+    return any(at_level(row, factor, level) for level in factor.levels)
+
+
+def at_level(row: Mapping[str, Any], factor: Factor, level: Any) -> bool:
+    """True for a row at this level of a factor."""
+    side = _side(row, factor, level)
+    return side == "level" or (side == "base" and level == factor.levels[0])
 
 
 def _side(row: Mapping[str, Any], factor: Factor, level: Any) -> str:

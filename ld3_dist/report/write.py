@@ -22,6 +22,7 @@ from .figures import figures as registered
 from .figures.draw import Drawn, draw
 from .findings import broken_rows, findings, status_counts, unfinished
 from .headline import headline
+from .interactions import interaction_table
 from .markdown import ablation_markdown, table_markdown
 from .page import Page, Section, ablation_view, blocks_of, broken_view, html_page, summary_view
 from .page_data import page_data
@@ -68,13 +69,13 @@ def write_report(
         chosen = _of_settings(sweep, drawn)
     out = sweep.storage.child("report") if output is None else open_storage(output)
     table = summary_table(sweep.results, sweep.evaluations)
-    ablation, told = _ablation(sweep)
+    ablation, interactions, told = _ablation(sweep)
     parts = groups(table, ["model", "distance"], sort=False, nulls=True)
     first = {model: i for i, ((model, _), _) in reversed(list(enumerate(parts)))}
-    sections = [
-        _section(sweep, rows, i, chosen, drawn, _of_model(ablation, model, first[model] == i))
-        for i, ((model, _), rows) in enumerate(parts)
-    ]
+    sections = []
+    for i, ((model, _), rows) in enumerate(parts):
+        compared = [_of_model(one, model, first[model] == i) for one in (ablation, interactions)]
+        sections.append(_section(sweep, rows, i, chosen, drawn, *compared))
     page = Page(
         sweep.name,
         headline(table),
@@ -94,8 +95,9 @@ def write_report(
     out.write_bytes("index.html", html_page(page).encode())
     summary = table_markdown(table) + ablation_markdown(ablation)
     out.write_bytes("summary.md", summary.encode())
-    if len(ablation):
-        out.write_bytes("ablation.csv", ablation.to_csv(index=False).encode())
+    for name, made in (("ablation", ablation), ("interactions", interactions)):
+        if len(made):
+            out.write_bytes(f"{name}.csv", made.to_csv(index=False).encode())
     for drawing in drawn.drawings:
         out.write_bytes(f"figures/{drawing.name}.png", drawing.png)
     names = [out.address(f"figures/{drawing.name}.png") for drawing in drawn.drawings]
@@ -126,6 +128,7 @@ def _section(
     figures: dict[str, FigureFunction],
     drawn: Drawn,
     ablation: pd.DataFrame,
+    interactions: pd.DataFrame,
 ) -> Section:
     """The section of one model, and of one distance where the sweep learned in several."""
     model, distance = records(table.head(1))[0]["model"], column(table, "distance").iloc[0]
@@ -147,18 +150,21 @@ def _section(
         images,
         ablation,
         sweep.importance,
+        interactions,
     )
     return Section(title, summary_view(table), blocks_of(draw(figures, data, drawn)))
 
 
-def _ablation(sweep: SweepTables) -> tuple[pd.DataFrame, list[str]]:
-    """The table of an ablation, and a sentence where it could not be made."""
+def _ablation(sweep: SweepTables) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """The tables of an ablation and of its interactions, and a sentence where they could not be
+    made.
+    """
     try:
-        return ablation_table(sweep), []
+        return ablation_table(sweep), interaction_table(sweep), []
     except InputError as error:
         text = f"The ablation could not be read from the settings: {error}."
         log.warning("%s", text)
-        return pd.DataFrame(), [text]
+        return pd.DataFrame(), pd.DataFrame(), [text]
 
 
 def _of_model(ablation: pd.DataFrame, model: str, first: bool) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from ld3_dist.metrics.paired import holm
 from ld3_dist.report import read_sweep_tables, write_report
 from ld3_dist.report.ablation import ablation_table, factors_of, verdict
 from ld3_dist.report.figures import FigureData, figures
+from ld3_dist.report.interactions import interaction_table
 
 KINDS: dict[str, Any] = {
     "solvers": ("unipc-3", "dpmpp-3"), "nfes": (4,), "seeds": tuple(range(8)), "broken": False,
@@ -139,6 +140,38 @@ def test_factors_are_compared_at_the_base_of_the_others(tmp_path: Path) -> None:
         if start == "karras" and gamma == 0.0
     ]
     assert lines.at["start", "ratio"] == pytest.approx(np.exp(np.mean(logs)), rel=1e-5)
+
+
+VARY = {"gamma": [0.0, 0.1], "start": ["karras", "log_snr"]}
+FULL = {"ablate": {"base": {"gamma": 0.0, "start": "karras"}, "vary": VARY, "full": True}}
+
+
+def test_a_full_ablation_compares_at_each_level_of_the_other_factor(tmp_path: Path) -> None:
+    place = with_settings(write_sweep(tmp_path / "sweep", **KINDS), SETTINGS | FULL)
+    table = interaction_table(read_sweep_tables(place)).query("score == 'loss'")
+    assert len(table) == 4  # one level of each factor, at both levels of the other
+    table = table.set_index(["factor", "other_level"])
+    values = measured("eval_loss")
+    for start in ("karras", "log_snr"):
+        logs = [
+            np.log(values[cell, start, seed, 0.1] / value)
+            for (cell, at, seed, gamma), value in values.items()
+            if at == start and gamma == 0.0
+        ]
+        assert table.at[("gamma", start), "ratio"] == pytest.approx(np.exp(np.mean(logs)), rel=1e-5)
+        assert table.at[("gamma", start), "units"] == 2
+    p = table["p_value"].to_numpy()
+    assert table["p_holm"].to_numpy() == pytest.approx(holm(p), rel=1e-12)
+    paths = write_report(place, tmp_path / "report", figures=["interactions"])
+    assert len(pd.read_csv(tmp_path / "report" / "interactions.csv")) == 28
+    names = [Path(name).stem for name in paths.figures]
+    assert names == ["digits-ablation-gamma-by-start", "digits-ablation-start-by-gamma"]
+
+
+def test_one_factor_at_a_time_has_no_interactions(folder: Path, tmp_path: Path) -> None:
+    assert interaction_table(read_sweep_tables(folder)).empty
+    write_report(folder, tmp_path, figures=["interactions"])
+    assert not (tmp_path / "interactions.csv").exists()
 
 
 def test_the_report_has_table_figures_and_csv(folder: Path, tmp_path: Path) -> None:

@@ -156,7 +156,16 @@ def test_without_a_choice_all_figures_are_drawn(sweep: Path, settings: dict) -> 
 
 
 def test_registered_figures_are_drawn_last_in_their_order(registered: str) -> None:
-    first = ("distance", "frechet", "ablation", "importance", "grids", "gamma", "convergence")
+    first = (
+        "distance",
+        "frechet",
+        "ablation",
+        "interactions",
+        "importance",
+        "grids",
+        "gamma",
+        "convergence",
+    )
     built_in = (*first, "cost", "samples")
     assert figures.names()[: len(built_in)] == built_in
     assert figures.names()[-1] == registered

@@ -43,6 +43,8 @@ class FigureData:
         ablation: the levels of an ablation's factors against the base, as `report.ablation` has
             them; empty without one.
         importance: how much each axis matters in each cell: cell, axis, importance.
+        interactions: levels against the base at each level of another factor, as
+            `report.interactions` has them; empty without a full ablation.
     """
 
     model: str
@@ -53,6 +55,7 @@ class FigureData:
     images: Callable[[str], Mapping[str, np.ndarray]]
     ablation: pd.DataFrame = field(default_factory=pd.DataFrame)
     importance: pd.DataFrame = field(default_factory=pd.DataFrame)
+    interactions: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def name(self, figure: str) -> str:
         """The name of a plot of this model, and so of its file."""
@@ -155,6 +158,7 @@ for _name, _place in {
     "distance": "quality:distance_plot",
     "frechet": "quality:frechet_plot",
     "ablation": "ablation:ablation_plots",
+    "interactions": "interactions:interaction_plots",
     "importance": "ablation:importance_plot",
     "grids": "grids:grids_plot",
     "gamma": "curves:gamma_plot",

@@ -47,11 +47,11 @@ def ablation_plots(data: FigureData) -> list[Plot]:
 def _factor(data: FigureData, name: str, rows: pd.DataFrame) -> Plot:
     figure, (axis,) = panels(1, height=2.9)
     base = column(rows, "base").iloc[0]
-    levels = _ordered([base, *column(rows, "level")])
+    levels = ordered([base, *column(rows, "level")])
     texts = []
     for score, inside in groups(rows, "score", sort=False):
         colour, marker, shift = LOOK[str(score)]
-        places = [_place(levels, row["level"]) + shift for row in records(inside)]
+        places = [place_of(levels, row["level"]) + shift for row in records(inside)]
         ratios = numbers(inside, "ratio").to_numpy()
         ends = np.array(
             [numbers(inside, end).fillna(numbers(inside, "ratio")) for end in ("low", "high")]
@@ -65,7 +65,7 @@ def _factor(data: FigureData, name: str, rows: pd.DataFrame) -> Plot:
         )
         texts.append(f"{label_of(str(score))}: {told}")
     axis.axhline(1, color=MUTED, lw=1)
-    axis.plot([_place(levels, base)], [1], "D", color=INK, ms=5)
+    axis.plot([place_of(levels, base)], [1], "D", color=INK, ms=5)
     axis.set_xticks(range(len(levels)), [plain(level_text(level)) for level in levels])
     axis.set_xlim(-0.5, len(levels) - 0.5)
     axis.set_yscale("log")
@@ -81,13 +81,13 @@ def _factor(data: FigureData, name: str, rows: pd.DataFrame) -> Plot:
 def _all_scores(data: FigureData, name: str, rows: pd.DataFrame) -> Plot:
     """A row per level, a column per score: which level is better in what."""
     base = column(rows, "base").iloc[0]
-    levels = _ordered(list(column(rows, "level")))
+    levels = ordered(list(column(rows, "level")))
     scores = [str(score) for score in dict.fromkeys(column(rows, "score"))]
     worse = np.full((len(levels), len(scores)), np.nan)
     decided = np.zeros(worse.shape, dtype=bool)
     texts = [["–"] * len(scores) for _ in levels]
     for row in records(rows):
-        y, x = _place(levels, row["level"]), scores.index(row["score"])
+        y, x = place_of(levels, row["level"]), scores.index(row["score"])
         worse[y, x] = math.log(row["ratio"]) * (1 if row["better"] == "lower" else -1)
         decided[y, x] = verdict(row) in ("better", "worse")
         ends = "" if missing(row["low"]) else f"\n{number(row['low'])}–{number(row['high'])}"
@@ -122,7 +122,8 @@ def _ratio_ticks(axis: Axes) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _place(levels: list[Any], level: Any) -> int:
+def place_of(levels: list[Any], level: Any) -> int:
+    """The place of a level in a list; a null is equal to another."""
     same = [i for i, other in enumerate(levels) if _same(other, level)]
     return same[0]
 
@@ -131,7 +132,7 @@ def _same(a: Any, b: Any) -> bool:
     return a == b if not (missing(a) or missing(b)) else missing(a) and missing(b)
 
 
-def _ordered(levels: list[Any]) -> list[Any]:
+def ordered(levels: list[Any]) -> list[Any]:
     """Different levels: numbers in their order, else in the order given."""
     found: list[Any] = []
     for level in levels:
