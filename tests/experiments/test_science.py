@@ -25,7 +25,7 @@ from ld3_dist.experiment import Plan, load_experiment
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
 INDEX = " ".join((RESULTS / "README.md").read_text(encoding="utf-8").split())
-COSTED = ("distances", "metrics", "flow_matching", "guidance", "benchmark")
+COSTED = ("distances", "metrics", "flow_matching", "guidance", "benchmark", "radius_pairs")
 SWEEPS = ("radius", "theory_kl", "stress", *COSTED)
 
 
