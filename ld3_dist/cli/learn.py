@@ -117,7 +117,8 @@ def learn(
         bool, typer.Option("--upsample", help="Enlarge images too small for lpips.")
     ] = False,
     dtype: Annotated[
-        str | None, typer.Option(help="Of the network: float32, bfloat16, float16, float64.")
+        str | None,
+        typer.Option(help="Of the network: float32, bfloat16, float16, float64, float8."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:

@@ -39,7 +39,7 @@ def transfer(
         str | None, typer.Option(help="Image sizes, e.g. 512,768x512 (height x width).")
     ] = None,
     dtypes: Annotated[
-        str | None, typer.Option(help="Dtypes of the network, e.g. float32,bfloat16.")
+        str | None, typer.Option(help="Dtypes of the network, e.g. bfloat16,float8.")
     ] = None,
     solvers: Annotated[
         str | None,

@@ -24,6 +24,7 @@ from ..core.text import read_lines
 from .compiling import compile_network
 from .fingerprint import fingerprint
 from .fingerprint import weights_hash as weights_hash
+from .float8 import keep_in_float8
 from .probe import Probe, check_denoiser, decoded_shape, probe
 
 DTYPES = {
@@ -31,7 +32,9 @@ DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "float8": torch.bfloat16,
 }
+"""What a network computes in, by the name of its dtype; float8 is of the weights alone."""
 
 PROMPTS_FILE = "a text file of prompts, one a line"
 CLASSES_FILE = "a text file of class numbers"
@@ -56,7 +59,8 @@ class ModelOptions:
 
     device: torch device of the network.
     dtype: the network's dtype, one of DTYPES; float32 if not given. States and network times stay
-        in the sampler's dtype.
+        in the sampler's dtype. float8 is of the weights: they are cast up to bfloat16 where they
+        are used (`models.float8`).
     conditional: True to condition on classes or prompts; if not given, as the model was trained.
     guidance: scale of classifier-free guidance, 1 = none; for guidance-embedded (distilled) models,
         the embedded value. If not given, 1 (for guidance-embedded models 3.5).
@@ -106,7 +110,7 @@ class ModelOptions:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype of the network's weights and inputs."""
+        """The dtype that the network computes in, and of its inputs."""
         return DTYPES[self.dtype or "float32"]
 
     @property
@@ -255,6 +259,8 @@ def needs_name(rest: str, family: str, what: str) -> None:
 def to_device(net: nn.Module, options: ModelOptions) -> nn.Module:
     """The network on its device, in its dtype and memory format, compiled as asked; frozen."""
     net = net.eval().requires_grad_(False).to(options.device, options.torch_dtype)
+    if options.dtype == "float8":
+        net = keep_in_float8(net)
     if options.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.compile:

@@ -51,6 +51,40 @@ def as_pipeline(folder: Path, name: str, **parts: Any) -> Path:
 
 
 @pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("WanTransformer3DModel", "its samples are video or volumes"),
+        ("LTXVideoTransformer3DModel", "its samples are video or volumes"),
+        ("UNetSpatioTemporalConditionModel", "its samples are video or volumes"),
+        ("AceStepTransformer1DModel", "its samples are no images"),
+        ("QwenImageTransformer2DModel", "is not written here"),
+        ("ZImageTransformer2DModel", "is not written here"),
+        ("Flux2Transformer2DModel", "is not written here"),
+    ],
+)
+def test_other_networks_are_refused_before_weights_are_read(
+    tmp_path: Path, name: str, reason: str
+) -> None:
+    place = as_pipeline(tiny.text(tmp_path), "StableDiffusionPipeline", unet=["diffusers", name])
+    for file in (place / "unet").glob("*.safetensors"):
+        file.write_bytes(b"never read")
+    said = refusal(place)
+    assert f"its unet is a {name}" in said
+    assert reason in said
+    assert "python:FILE.py:NAME" in said
+
+
+def test_quantised_weights_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    place = tiny.text(tmp_path)
+    file = place / "unet" / "config.json"
+    told = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | told))
+    said = refusal(place)
+    assert "quantised (quantization_config, bitsandbytes)" in said
+    assert "dtype: float8" in said
+
+
+@pytest.mark.parametrize(
     ("pipeline", "config", "said"),
     [
         ("StableDiffusionInpaintPipeline", {"in_channels": 9}, "takes 9 channels and gives 4"),

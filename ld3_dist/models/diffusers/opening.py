@@ -11,8 +11,8 @@ The kind of model follows from the pipeline's parts, not from its name:
     transformer DiT                     latents, classes
     transformer SD3, Flux               latents, text, flow matching
 
-Only the pipeline's networks, its autoencoder and its text encoders run. `parts` lists the pipelines
-that are refused.
+Only the pipeline's networks, its autoencoder and its text encoders run. `parts` lists the classes
+of networks, and the pipelines that are refused.
 """
 
 from __future__ import annotations
@@ -51,19 +51,10 @@ from .networks import (
     TextUNet,
 )
 from .parametrisation import Parametrisation, read_parametrisation
-from .parts import check_parts, sample_size
+from .parts import NETWORKS, check_parts, sample_size
 from .pipelines import load_pipeline
 from .prompts import Prompts, prompt_lines
 from .scheduler_options import underlying
-
-NETWORKS = {
-    "UNet2DModel": "unet",
-    "UNet2DConditionModel": "text unet",
-    "DiTTransformer2DModel": "dit",
-    "Transformer2DModel": "dit",
-    "SD3Transformer2DModel": "sd3",
-    "FluxTransformer2DModel": "flux",
-}
 
 
 def open_diffusers(rest: str, options: ModelOptions) -> Model:

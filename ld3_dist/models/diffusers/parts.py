@@ -1,5 +1,8 @@
 """Checks of a pipeline's parts: they fit each other, and the network needs no further input.
 
+What an index and configurations tell is checked before any weights are read (`check_network_class`,
+`check_not_quantised`).
+
 A network can be sampled from noise alone if it takes as many channels as it gives, and no condition
 except classes or text. Networks for inpainting, editing, upscaling, super-resolution, depth or
 control get an image beside the sample; their configuration shows it, and they are refused.
@@ -8,6 +11,7 @@ control get an image beside the sample; their configuration shows it, and they a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from ...core.errors import InputError
@@ -15,8 +19,62 @@ from ...core.errors import InputError
 EXTRA = ("controlnet", "adapter", "t2i_adapter", "prior_prior", "depth_estimator", "unet_2")
 """Parts that give the network another condition."""
 
+NETWORKS = {
+    "UNet2DModel": "unet",
+    "UNet2DConditionModel": "text unet",
+    "DiTTransformer2DModel": "dit",
+    "Transformer2DModel": "dit",
+    "SD3Transformer2DModel": "sd3",
+    "FluxTransformer2DModel": "flux",
+}
+"""Classes of diffusers that can be opened, and the names of their kinds here."""
+
+OF_VIDEO = ("3D", "Video", "Temporal", "Motion")
+OF_SOUND = ("1D", "Audio", "Music")
+"""What names of classes hold whose samples are no images."""
+
 LARGEST = 65_536
 """Largest side of a sample in a configuration."""
+
+
+def check_network_class(index: Mapping[str, Any], spec: str) -> None:
+    """Refuse a network that cannot be called, by the class that the pipeline's index names.
+
+    Raises InputError with the reason and what can be done.
+    """
+    for part in ("transformer", "unet"):
+        named = index.get(part)
+        name = named[1] if isinstance(named, (list, tuple)) and len(named) == 2 else None
+        if not isinstance(name, str) or name in NETWORKS:
+            continue
+        if any(word in name for word in OF_VIDEO):
+            reason = "its samples are video or volumes, and only images can be sampled here"
+        elif any(word in name for word in OF_SOUND):
+            reason = "its samples are no images"
+        else:
+            reason = "how it takes its time, its text and its latents is not written here"
+        raise InputError(
+            f"model {spec!r}: its {part} is a {name}: {reason}; known are {', '.join(NETWORKS)}. "
+            f"To learn for it, call it in a file of your own and give python:FILE.py:NAME"
+        )
+
+
+def check_not_quantised(told: Any, place: str) -> None:
+    """Refuse a network whose weights a library quantises.
+
+    They cannot be converted to the number type that is asked for, and gradients do not pass through
+    all of them.
+
+    Args:
+        told: the value of `quantization_config` in its configuration, None without one.
+    """
+    if told:
+        method = told.get("quant_method") if isinstance(told, Mapping) else None
+        raise InputError(
+            f"{place}: its weights are quantised (quantization_config, {method or 'no method'}), "
+            f"and no gradients pass through such layers; give the full weights, with dtype: float8 "
+            f"if they do not fit the memory"
+        )
 
 
 def check_parts(pipeline: Any, inner: Any, kind: str, vae: Any, spec: str) -> None:
@@ -24,7 +82,7 @@ def check_parts(pipeline: Any, inner: Any, kind: str, vae: Any, spec: str) -> No
 
     Args:
         inner: the network.
-        kind: its name in `opening.NETWORKS`.
+        kind: its name in NETWORKS.
         vae: the autoencoder or None.
 
     Raises InputError naming the part, the option and its value.

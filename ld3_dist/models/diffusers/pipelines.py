@@ -17,6 +17,7 @@ from typing import Any
 
 from ...core.errors import InputError
 from ...core.text import parse_json, read_text
+from .parts import check_network_class, check_not_quantised
 
 log = logging.getLogger("ld3_dist")
 
@@ -68,10 +69,13 @@ def load_pipeline(name: str, variant: str | None = None) -> tuple[Any, bool]:
             warnings.simplefilter("ignore")
             cached: dict[str, Any] = {"local_files_only": silence is not None}
             index: Any = diffusers.DiffusionPipeline.load_config(place, **cached)
+            check_network_class(index, f"diffusers:{name}")
             rectified = index.get("_class_name") == RECTIFIED
             kind = diffusers.StableDiffusionPipeline if rectified else diffusers.DiffusionPipeline
-            told = {} if variant is None else {"variant": variant}
-            pipeline = kind.from_pretrained(place, **cached, **absent, **told)
+            chosen = {} if variant is None else {"variant": variant}
+            pipeline = kind.from_pretrained(place, **cached, **absent, **chosen)
+    except InputError:
+        raise
     # network, authentication, files: each layer of the library has its own exceptions
     except Exception as error:
         reason = silence or str(error) or type(error).__name__
@@ -86,8 +90,11 @@ def load_pipeline(name: str, variant: str | None = None) -> tuple[Any, bool]:
             f"it ({reason}); download it where there is a network and give the folder"
         ) from error
     for part in NETWORKS:  # variants hold half precision, in which not every CPU computes
-        if getattr(pipeline, part, None) is not None:
-            getattr(pipeline, part).float()
+        loaded = getattr(pipeline, part, None)
+        if loaded is not None:
+            told = getattr(loaded.config, "quantization_config", None)
+            check_not_quantised(told, f"diffusers model {name!r}, {part}")
+            loaded.float()
     return pipeline, rectified
 
 
@@ -134,7 +141,8 @@ def _check_folder(folder: Path) -> dict[str, None]:
                 f"{index}: lists {part!r}, but {folder / part} does not exist; download it too"
             )
         if part in NETWORKS:
-            _check_numbers(folder / part / "config.json")
+            _check_config(folder / part / "config.json")
+    check_network_class(parts, f"diffusers:{folder}")
     if "scheduler" in listed:
         _check_steps(folder / "scheduler" / "scheduler_config.json")
     said = parts.get("_class_name")
@@ -169,8 +177,10 @@ def _check_library(index: Path, part: str, named: list[Any]) -> None:
         )
 
 
-def _check_numbers(file: Path) -> None:
-    """Refuse a network's configuration with numbers so large that building it would not end."""
+def _check_config(file: Path) -> None:
+    """Refuse a network's configuration that is quantised, or has numbers so large that building it
+    would not end.
+    """
 
     def check(key: str, value: Any) -> None:
         if isinstance(value, dict):
@@ -187,7 +197,9 @@ def _check_numbers(file: Path) -> None:
                 raise InputError(f"{file}: {key} is {value}, at most {most:,} is built")
 
     if file.is_file():
-        check("", _read_object(file, "download it again"))
+        config = _read_object(file, "download it again")
+        check_not_quantised(config.get("quantization_config"), str(file))
+        check("", config)
 
 
 def _check_steps(file: Path) -> None:
