@@ -96,8 +96,8 @@ class Compared:
     scores: Sequence[Score]
 
 
-def compared(sweep: SweepTables) -> Compared | None:
-    """What the ablation of a sweep compares; None without `ablate` and without scores.
+def compared(sweep: SweepTables) -> Compared:
+    """What the ablation of a sweep compares; no rows without `ablate` and without scores.
 
     Raises InputError as `factors_of`.
     """
@@ -105,7 +105,7 @@ def compared(sweep: SweepTables) -> Compared | None:
     rows = of_kind(sweep.results, "learned", "ok")
     rows = where(rows, column(rows, "eval_loss").notna()) if len(rows) else rows
     if not factors or rows.empty:
-        return None
+        return Compared([], pd.DataFrame(columns=["model"]), {}, [])
     rows = where(rows, [all(_is_level(row, factor) for factor in factors) for row in records(rows)])
     losses = sweep.losses({str(key) for key in column(rows, "key")})
     return Compared(factors, rows, losses, [s for s in measured(rows) if s not in LOSSES])
@@ -119,7 +119,7 @@ def ablation_table(sweep: SweepTables) -> pd.DataFrame:
     known = compared(sweep)
     found = [
         {"model": model, **line}
-        for model, inside in (groups(known.rows, "model") if known else [])
+        for model, inside in groups(known.rows, "model")
         for factor in known.factors
         for level in factor.levels[1:]
         for line in level_lines(known, inside, factor, level)

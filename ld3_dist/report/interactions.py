@@ -29,9 +29,11 @@ def interaction_table(sweep: SweepTables) -> pd.DataFrame:
     """
     columns = [*COLUMNS[:4], *WITHIN, *COLUMNS[4:]]
     settings = sweep.experiment.get("settings") or {}
-    known = compared(sweep) if (settings.get("ablate") or {}).get("full") else None
     found = []
-    for model, rows in groups(known.rows, "model") if known else []:
+    if not (settings.get("ablate") or {}).get("full"):
+        return pd.DataFrame(columns=columns)
+    known = compared(sweep)
+    for model, rows in groups(known.rows, "model"):
         for other in known.factors:
             for there in other.levels:
                 inside = where(rows, [at_level(row, other, there) for row in records(rows)])
