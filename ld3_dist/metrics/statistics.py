@@ -27,6 +27,7 @@ of the trace is in Bhatia, Jain and Lim 2019, section 4)."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -144,11 +145,12 @@ def frechet_distance(a: FeatureMoments, b: FeatureMoments) -> float:
     return max(0.0, ((a.mean - b.mean).square().sum() + spread).item())
 
 
-def frechet_interval(features: Tensor, reference: FeatureMoments) -> Estimate:
-    """The Fréchet distance of samples to a reference, with its 95 % interval over other samples.
+def frechet_parts(features: Tensor, reference: FeatureMoments) -> Tensor | None:
+    """What each sample adds to a Fréchet distance [N], float64: the distance + h_i.
 
-    It is the interval of the distance of *so many* samples, which is larger than that of infinitely
-    many; the reference counts as known. With fewer samples than twice the features there is none.
+    Their mean is the distance and their spread tells its interval; two sets of samples from the
+    same noise compare part by part. None with fewer samples than twice the features, where the
+    derivative says little.
 
     Args:
         features: of the samples, [N, F].
@@ -157,9 +159,9 @@ def frechet_interval(features: Tensor, reference: FeatureMoments) -> Estimate:
     Raises InputError for another number of features, and for features that are not finite.
     """
     known = FeatureStatistics.of(features)
-    value = frechet_distance(known.moments, reference)
     if known.n < 2 * features.shape[1]:
-        return Estimate(value, *NOTHING[1:])
+        return None
+    value = frechet_distance(known.moments, reference)
     centered = checked_features(features) - known.mean
     root = reference.root
     values, vectors = torch.linalg.eigh(root @ known.moments.covariance @ root)
@@ -167,5 +169,30 @@ def frechet_interval(features: Tensor, reference: FeatureMoments) -> Estimate:
     inverse = (vectors[:, there] / values[there].sqrt()) @ vectors[:, there].T
     gap = torch.eye(len(root), dtype=root.dtype) - root @ inverse @ root
     moves = 2 * centered @ (known.mean - reference.mean) + ((centered @ gap) * centered).sum(1)
-    half = NORMAL * float(moves.std()) / known.n**0.5
+    return value + moves - moves.mean()
+
+
+def interval_of_parts(parts: Tensor) -> Estimate:
+    """A Fréchet distance from its parts [N], with its 95 % interval over other samples.
+
+    It is the interval of the distance of *so many* samples, which is larger than that of infinitely
+    many; the reference counts as known.
+    """
+    value = parts.mean().item()
+    half = NORMAL * parts.std().item() / len(parts) ** 0.5
     return Estimate(value, max(0.0, value - half), value + half)
+
+
+def ratio_of_parts(ours: Tensor, others: Tensor) -> Estimate:
+    """A Fréchet distance over another, from parts [N] of samples from the same noise.
+
+    With x_i and y_i the parts, x and y their means, se^2 = 1/n mean (x_i / x - y_i / y)^2 is the
+    squared standard error of log x - log y.
+    """
+    x, y = ours.mean(), others.mean()
+    if not (x > 0 and y > 0):
+        return NOTHING
+    error = ((ours / x - others / y).square().mean() / len(ours)).sqrt().item()
+    value = (x / y).item()
+    wide = math.exp(NORMAL * error)
+    return Estimate(value, value / wide, value * wide)

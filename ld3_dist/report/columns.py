@@ -103,6 +103,13 @@ def _frechet(value: Any, row: Row) -> str:
     return f"{number(value)} ± {number((row['fid_high'] - row['fid_low']) / 2, 2)}"
 
 
+def _frechet_gain(value: Any, row: Row) -> str:
+    """The ratio of two Fréchet distances with its interval."""
+    low, high = row["fid_gain_low"], row["fid_gain_high"]
+    ends = "" if missing(low) else f" ({number(low)}–{number(high)})"
+    return f"{ratio(value)}{ends}"
+
+
 def _whatever(value: Any, row: Row) -> str:
     """A user's metric may be anything."""
     return number(value) if isinstance(value, int | float) else str(value)
@@ -162,6 +169,9 @@ COLUMNS: tuple[Column, ...] = (
            rank=4, learned=True),
     _float("fid_low"),
     _float("fid_high"),
+    _float("fid_gain", "Fréchet gain", group=_FRECHET, short="gain", written=_frechet_gain),
+    _float("fid_gain_low"),
+    _float("fid_gain_high"),
     _float("teacher_fid", "Fréchet teacher", group=_FRECHET, short="teacher", places=_TABLES,
            rank=8),
     _float("lowest_fid"),

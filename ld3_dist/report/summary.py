@@ -142,6 +142,7 @@ def _learned(rows: pd.DataFrame, best: Row, scores: Sequence[str]) -> dict[str, 
     same = ("eval_loss", "gamma", "start", "distance", "key")
     fresh = ("eval_gain", "eval_gain_low", "eval_gain_high", "decided", "eval_gain_median")
     fresh += ("eval_gain_iqm", "fid_low", "fid_high")
+    fresh += ("fid_gain", "fid_gain_low", "fid_gain_high")
     return {
         "loss": best["valid_loss"],
         "seed_mean": losses.mean(),

@@ -20,7 +20,7 @@ from ..metrics.extractors import model_reference, open_extractor
 from ..metrics.paired import NOTHING, interval_over_sets
 from ..metrics.resampling import statistic_of
 from ..metrics.scores import BUILT_IN, Samples, as_reference, score
-from ..metrics.statistics import frechet_interval
+from ..metrics.statistics import frechet_parts, interval_of_parts
 from ..models import Model
 from ..store.tables import frame_of
 from .baselines import hand_made, to_follow
@@ -121,8 +121,9 @@ def score_columns(
         whole = len(known) == len(values)
         interval = interval_over_sets(known) if whole else NOTHING
         found[name] = interval.value if whole else None
-        if name == "fid" and known == values and len(sets) == 1 and references[0]:
-            interval = frechet_interval(sets[0], references[0].moments)
+        if name == "fid" and len(known) == 1 and references[0]:
+            parts = frechet_parts(sets[0], references[0].moments)
+            interval = interval if parts is None else interval_of_parts(parts)
         if name in WITH_INTERVAL and math.isfinite(interval.low):
             found |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
     return found

@@ -225,6 +225,14 @@ EVALUATIONS = _schema(
         ),
         _field("fid_high", pa.float64(), "upper end of that interval"),
         _field(
+            "fid_gain",
+            pa.float64(),
+            "fid of the grid in eval_gain_over, on the same samples, over its own; by the delta "
+            "method, null where fid_low would be",
+        ),
+        _field("fid_gain_low", pa.float64(), "lower end of its 95 % interval, paired by samples"),
+        _field("fid_gain_high", pa.float64(), "upper end of that interval"),
+        _field(
             "kid",
             pa.float64(),
             "kernel distance: unbiased squared MMD of the features to the reference",
@@ -281,6 +289,11 @@ LOSSES = _schema(
         _field("repeat", pa.int32(), "number of the set of samples"),
         _field("start", pa.int64(), "index of the first sample"),
         _field("losses", _SINGLES, "distance to the teacher of this and the following samples"),
+        _field(
+            "frechet",
+            _SINGLES,
+            "what each of them adds to fid, of which it is the mean; null where fid_low would be",
+        ),
     ],
 )
 

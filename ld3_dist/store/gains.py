@@ -30,6 +30,7 @@ STATISTICS = {
     "eval_gain_iqm": "eval_loss_iqm",
 }
 ENDS = ["eval_gain_low", "eval_gain_high"]
+OF_FRECHET = ("fid_gain", "fid_gain_low", "fid_gain_high")
 
 
 def with_fresh_gains(frame: pd.DataFrame, losses: Losses) -> pd.DataFrame:
@@ -92,7 +93,7 @@ def _make_again(frame: pd.DataFrame, best: pd.Series, losses: Losses) -> None:
         return
     kept = losses({*stale["key"], *named})
     of_grid = {name: kept[key] for key, name in named.items() if key in kept}
-    frame.loc[stale.index, ENDS] = np.nan
+    frame.loc[stale.index, [*ENDS, *(name for name in OF_FRECHET if name in frame)]] = np.nan
     for name, rows in stale.groupby("_now"):
         base = of_grid.get(str(name), np.empty(0))
         keys = dict(zip(rows.index, map(str, rows["key"]), strict=True))

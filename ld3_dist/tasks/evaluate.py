@@ -7,7 +7,7 @@ pass through the driver. A part says which table made it, and is verified when i
 An evaluation is named by its settings: number of samples and sets, extractor, reference, metrics,
 distance, teacher. Other settings make another evaluation of the same row, beside the first. The
 teacher and the distance are always the experiment's own, so that all rows of a cell compare. The
-distance of every sample is kept in `losses/`.
+distance of every sample is kept in `losses/` (`kept_samples`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,8 +30,8 @@ from ..core.text import file_name
 from ..experiment.plan import Cell, Plan, digest
 from ..experiment.sections import ModelSettings
 from ..metrics.extractors import model_reference, read_reference
-from ..metrics.paired import improvement, ratios
 from ..metrics.scores import BUILT_IN, as_reference
+from ..metrics.statistics import frechet_parts
 from ..models import Model
 from ..schedule.evaluating import loss_columns, measure, prompts_of, score_columns
 from ..schedule.file import parse_schedule, read_schedule
@@ -40,7 +40,8 @@ from ..schedule.sampling import make_samples, to_images
 from ..store.sealed import seal, unseal
 from ..store.storage import Storage
 from ..store.tables import read_records, write_table
-from .opened import distance_of, extractor_of, forget, keep, model_of, pairs_of
+from .kept_samples import Kept, gain_columns, read_kept, write_kept
+from .opened import distance_of, extractor_of, keep, model_of, pairs_of
 from .schedules import metrics_of, schedule_name
 from .scored import evaluation_name, evaluation_of
 
@@ -183,15 +184,21 @@ def finish(
         sets = read_sets(plan, item, storage, device)
         losses = torch.cat([one["loss"] for one in sets])
         record |= loss_columns(losses) | {"repeats": len(sets)}
+        frechet: list[Tensor | None] = [None] * len(sets)
         if extractor is not None and "features" in sets[0]:
             features = [one["features"] for one in sets]
             references = _references(plan, item, storage, extractor, model, device)
             spans = [range(*span) for span in plan.eval_ranges]
             prompts = prompts_of(model, plan.experiment.seed, spans)
             record |= score_columns(features, extractor, references, metrics, prompts)
-        _write_losses(plan, item, storage, evaluation, [one["loss"] for one in sets])
+            if record.get("fid") is not None:
+                both = zip(features, references, strict=True)
+                frechet = [frechet_parts(x, known.moments) if known else None for x, known in both]
+        kept = Kept.of([one["loss"] for one in sets], frechet)
+        starts = [span[0] for span in plan.eval_ranges]
+        write_kept(storage, item.key, evaluation, starts, [one["loss"] for one in sets], frechet)
         if item.kind == "learned":
-            record |= gain_columns(storage, item.rivals, evaluation, losses.float())
+            record |= gain_columns(storage, item.rivals, evaluation, kept)
     record["seconds"] = seconds + time.perf_counter() - clock
     if item.kind == "learned":
         _complete_schedule(storage, item.key, record, others)
@@ -210,74 +217,17 @@ def read_sets(
     return found
 
 
-def _write_losses(
-    plan: Plan, item: Item, storage: Storage, evaluation: str, losses: Sequence[Tensor]
-) -> None:
-    """Keep the distance of every sample, a row per set; written before the scores."""
-    shared = {"key": item.key, "evaluation": evaluation}
-    records = [
-        shared | {"repeat": i, "start": span[0], "losses": one.float().tolist()}
-        for i, (span, one) in enumerate(zip(plan.eval_ranges, losses, strict=True))
-    ]
-    write_table(storage, "losses", evaluation_name(item.key, evaluation), records)
-
-
-def read_losses(storage: Storage, key: str, evaluation: str) -> Tensor | None:
-    """The distances [M] that were kept of an evaluation, float32; None if they are not there."""
-    records = read_records(storage, "losses", evaluation_name(key, evaluation))
-    if not records:
-        return None
-    ordered = sorted(records, key=lambda record: record["repeat"])
-    return torch.tensor([loss for record in ordered for loss in record["losses"]])
-
-
-def gain_columns(
-    storage: Storage, rivals: Sequence[str], evaluation: str, losses: Tensor
-) -> dict[str, Any]:
-    """The gain over the best of some hand-made grids on the same samples, with its interval.
-
-    The best is the grid with the smallest mean. That it was chosen on these samples makes the gain
-    smaller than it is, if anything. Nothing where no grid has an evaluation of these samples.
-
-    Args:
-        rivals: row keys of the grids.  losses: distances [M], float32.
-    """
-    grids = _losses_of_grids(storage, rivals, evaluation)
-    known = {key: grid for key, grid in grids.items() if len(grid) == len(losses)}
-    if not known:
-        return {}
-    best = min(known, key=lambda key: float(known[key].double().mean()))
-    mine, grid = losses.double().numpy(), known[best].double().numpy()
-    _, (low,), (high,) = ratios(mine[None], grid)
-    gain = {"eval_gain_over": best, "eval_p_improvement": improvement(mine, grid)}
-    return gain | {"eval_gain_low": 1 / high, "eval_gain_high": 1 / low}
-
-
 def compare_again(plan: Plan, item: Item, storage: Storage) -> None:
     """Bring the gain of an evaluation up to date, where another grid is the best one by now."""
     evaluation = evaluation_of(plan, item.model)
     name = evaluation_name(item.key, evaluation)
     records = read_records(storage, "evaluations", name)
-    losses = read_losses(storage, item.key, evaluation)
-    if not records or losses is None:
+    kept = read_kept(storage, item.key, evaluation)
+    if not records or kept is None:
         return
     own = json.loads(records[0].pop("own_metrics") or "{}")
-    record = records[0] | own | gain_columns(storage, item.rivals, evaluation, losses)
+    record = records[0] | own | gain_columns(storage, item.rivals, evaluation, kept)
     write_table(storage, "evaluations", name, [record])
-
-
-def _losses_of_grids(storage: Storage, keys: Sequence[str], evaluation: str) -> dict[str, Tensor]:
-    """The losses of a cell's grids that are there; many learned rows are compared with them."""
-
-    def read() -> dict[str, Tensor]:
-        found = {key: read_losses(storage, key, evaluation) for key in keys}
-        return {key: losses for key, losses in found.items() if losses is not None}
-
-    name = f"losses {storage.url} {evaluation} {' '.join(keys)}"
-    grids = keep(name, read)
-    if len(grids) < len(keys):
-        forget(name)
-    return grids
 
 
 def pictures(

@@ -19,7 +19,9 @@ from ld3_dist.metrics.scores import SCORES, Samples, score
 from ld3_dist.metrics.statistics import (
     FeatureStatistics,
     frechet_distance,
-    frechet_interval,
+    frechet_parts,
+    interval_of_parts,
+    ratio_of_parts,
     read_moments,
 )
 
@@ -77,7 +79,9 @@ def test_frechet_of_general_covariances_equals_the_matrix_square_root() -> None:
 def test_the_interval_of_a_frechet_distance_in_one_dimension_is_the_closed_form() -> None:
     """The distance is (m - m_b)^2 + (s - s_b)^2; mean and variance of a normal are independent."""
     n, m, s = 100_000, 0.7, 1.5
-    found = frechet_interval(m + s * normal(0, n, 1), FeatureMoments(zero(1), torch.eye(1)))
+    parts = frechet_parts(m + s * normal(0, n, 1), FeatureMoments(zero(1), torch.eye(1)))
+    assert parts is not None
+    found = interval_of_parts(parts)
     error = (4 * m**2 * s**2 / n + (1 - 1 / s) ** 2 * 2 * s**4 / n) ** 0.5
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.02)
 
@@ -89,7 +93,8 @@ def test_the_interval_of_a_frechet_distance_has_the_spread_of_other_samples(
     """The spread of the distances of many sets of samples is that which one of them predicts."""
     reference = FeatureMoments(zero(8), torch.diag(torch.logspace(0, -2, 8)))
     sets = [shift + scale * normal(seed, 400, 8) @ reference.root for seed in range(200)]
-    found = [frechet_interval(x, reference) for x in sets]
+    found = [interval_of_parts(frechet_parts(x, reference)) for x in sets]
+    assert found[0].value == pytest.approx(frechet_distance(moments(sets[0]), reference))
     spread = np.std([one.value for one in found])
     predicted = np.mean([one.high - one.low for one in found]) / 2 / 1.96
     assert predicted == pytest.approx(spread, rel=0.15)
@@ -97,8 +102,24 @@ def test_the_interval_of_a_frechet_distance_has_the_spread_of_other_samples(
 
 def test_a_frechet_distance_of_few_samples_has_no_interval() -> None:
     reference = FeatureMoments(zero(8), torch.eye(8))
-    assert math.isnan(frechet_interval(normal(0, 15, 8), reference).low)
-    assert math.isfinite(frechet_interval(normal(0, 16, 8), reference).low)
+    assert frechet_parts(normal(0, 15, 8), reference) is None
+    assert frechet_parts(normal(0, 16, 8), reference) is not None
+
+
+def test_distances_from_the_same_noise_compare_more_surely_than_each_is_known() -> None:
+    """The spread of the ratio over many sets is what one of them predicts from its parts."""
+    reference = FeatureMoments(zero(4), torch.eye(4))
+    found, alone = [], []
+    for seed in range(200):
+        noise = normal(seed, 400, 4)
+        a, b = (frechet_parts(x, reference) for x in (noise * 0.8 + 0.30, noise * 0.78 + 0.33))
+        found.append(ratio_of_parts(a, b))
+        alone.append(interval_of_parts(a))
+    spread = np.std([math.log(one.value) for one in found])
+    predicted = np.mean([math.log(one.high / one.value) for one in found]) / 1.96
+    assert predicted == pytest.approx(spread, rel=0.15)
+    apart = np.std([math.log(one.value) for one in alone])
+    assert spread < apart / 5
 
 
 def test_frechet_is_accurate_with_fewer_samples_than_features() -> None:

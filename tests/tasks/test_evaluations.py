@@ -19,7 +19,8 @@ from ld3_dist.report import read_sweep_tables
 from ld3_dist.report.ablation import ablation_table
 from ld3_dist.store.opening import open_storage
 from ld3_dist.store.tables import read_table
-from ld3_dist.tasks.evaluate import evaluation_name, read_losses
+from ld3_dist.tasks.evaluate import evaluation_name
+from ld3_dist.tasks.kept_samples import read_kept
 
 SEARCH = SMALL["search"] | {"grid": {"gamma": [0, 0.1], "lr": [0.1, 0.2]}}
 SEARCH |= {"members": {"seeds": 2, "starts": ["log_snr"]}}
@@ -61,9 +62,9 @@ def test_the_losses_of_every_sample_are_kept(folder: Path) -> None:
     table = read_table(storage, "losses")
     assert sorted(table["start"].unique()) == [10**9, 10**9 + 10**7, 10**9 + 2 * 10**7]
     for row in frame.to_dict("records"):
-        kept = read_losses(storage, row["key"], row["evaluation"])
+        kept = read_kept(storage, row["key"], row["evaluation"])
         assert kept is not None
-        x = kept.double().numpy()
+        x = kept.losses.double().numpy()
         assert len(x) == 120
         assert row["eval_loss"] == pytest.approx(x.mean(), rel=1e-6)
         assert row["eval_loss_median"] == pytest.approx(np.median(x), rel=1e-6)
@@ -74,12 +75,12 @@ def test_gains_have_the_interval_of_their_losses(folder: Path) -> None:
     storage, frame = open_storage(folder), load_results(folder)
     grids = frame[frame["kind"] == "baseline"]
     best = grids.sort_values("eval_loss").iloc[0]
-    base = read_losses(storage, best["key"], best["evaluation"])
+    base = read_kept(storage, best["key"], best["evaluation"])
     assert base is not None
     for row in frame[frame["kind"] == "learned"].to_dict("records"):
-        mine = read_losses(storage, row["key"], row["evaluation"])
+        mine = read_kept(storage, row["key"], row["evaluation"])
         assert mine is not None
-        found = compare(base.double().numpy(), mine.double().numpy())
+        found = compare(base.losses.double().numpy(), mine.losses.double().numpy())
         assert row["eval_gain"] == pytest.approx(best["eval_loss"] / row["eval_loss"])
         assert row["eval_gain_low"] == pytest.approx(found.ratio.low, rel=0.02)
         assert row["eval_gain_high"] == pytest.approx(found.ratio.high, rel=0.02)
@@ -99,9 +100,11 @@ def test_scores_have_an_interval_over_the_sets(folder: Path) -> None:
     assert interval_over_sets([1.0, 2.0]).low < 1
 
 
-def test_one_set_has_no_interval(tmp_path: Path) -> None:
+def test_one_set_has_an_interval_of_the_frechet_distance_alone(tmp_path: Path) -> None:
     frame = swept(tmp_path, rows="best")
-    assert frame["fid_low"].isna().all()
+    scored = frame[frame["fid"].notna()]
+    assert (scored["fid_low"] < scored["fid"]).all()
+    assert frame["kid_low"].isna().all()
     learned = frame[frame["kind"] == "learned"]
     best_trial = learned.loc[learned["best"], "trial"].item()
     measured = learned["eval_loss"].notna()
@@ -170,3 +173,22 @@ def test_an_ablation_scores_every_level_and_the_base(tmp_path: Path) -> None:
         )
         mean = [np.log(rows.sort_values("seed")["eval_loss"]).mean() for rows in (at, base)]
         assert line["ratio"] == pytest.approx(np.exp(mean[0] - mean[1]), rel=1e-4)
+
+
+def test_frechet_distances_compare_sample_by_sample(folder: Path) -> None:
+    storage, frame = open_storage(folder), load_results(folder)
+    grid = frame[frame["kind"] == "baseline"].sort_values("eval_loss").iloc[0]
+    theirs = read_kept(storage, grid["key"], grid["evaluation"])
+    assert theirs is not None
+    assert theirs.frechet is not None
+    assert grid["fid"] == pytest.approx(theirs.frechet.mean().item(), rel=1e-5)
+    for row in frame[frame["kind"] == "learned"].to_dict("records"):
+        mine = read_kept(storage, row["key"], row["evaluation"])
+        assert mine is not None
+        assert mine.frechet is not None
+        assert row["fid"] == pytest.approx(mine.frechet.mean().item(), rel=1e-5)
+        assert row["fid_gain"] == pytest.approx(grid["fid"] / row["fid"], rel=1e-5)
+        x, y = theirs.frechet.double().numpy(), mine.frechet.double().numpy()
+        error = np.sqrt(np.mean((x / x.mean() - y / y.mean()) ** 2) / len(x))
+        ratio = row["fid_gain_high"] / row["fid_gain_low"]
+        assert ratio == pytest.approx(np.exp(2 * 1.96 * error), rel=1e-4)
