@@ -383,16 +383,6 @@ def test_a_schedule_is_learned_kept_and_read_back(tmp_path: Path) -> None:
 # --- the page -------------------------------------------------------------------------------------
 
 
-def test_the_ratio_of_two_means_has_its_interval() -> None:
-    """Against the spread of ratios of means that are drawn with these errors."""
-    a, b = ({"eval_loss": m, "eval_loss_sem": s} for m, s in ((3.0, 0.12), (0.5, 0.03)))
-    ratio, low, high = galaxy_figure.ratio_of(a, b)
-    draws = np.random.default_rng(0).normal(size=(2, 200_000))
-    drawn = (3.0 + 0.12 * draws[0]) / (0.5 + 0.03 * draws[1])
-    assert ratio == 6
-    assert [low, high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), rel=0.01)
-
-
 def test_the_table_of_the_page_is_that_of_the_results() -> None:
     page = (FOLDER / "README.md").read_text(encoding="utf-8")
     lines = galaxy_figure.table(ld3.load_results(FOLDER.parents[1] / "results/galaxies"))
