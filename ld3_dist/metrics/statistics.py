@@ -146,7 +146,7 @@ def frechet_distance(a: FeatureMoments, b: FeatureMoments) -> float:
 
 
 def frechet_parts(features: Tensor, reference: FeatureMoments) -> Tensor | None:
-    """What each sample adds to a Fréchet distance [N], float64: the distance + h_i.
+    """The part of a Fréchet distance that each sample adds, the distance + h_i: float64 [N].
 
     Their mean is the distance and their spread tells its interval; two sets of samples from the
     same noise compare part by part. None with fewer samples than twice the features, where the

@@ -43,11 +43,8 @@ LONGEST_LIST = 64_000_000
 """The most bytes of a file of prompts or classes."""
 
 DrawCondition = Callable[[int, Sequence[int]], Condition]
-"""(seed, indices [M]) -> the condition of these samples, batch first, on the CPU.
-
-It is None for an unconditional model.
-"""
-
+"""(seed, indices [M]) -> the condition of these samples, batch first, on the CPU; None for an
+unconditional model."""
 
 DrawPrompts = Callable[[int, Sequence[int]], list[str]]
 """(seed, indices [M]) -> the prompts of these samples."""
@@ -59,8 +56,7 @@ class ModelOptions:
 
     device: torch device of the network.
     dtype: the network's dtype, one of DTYPES; float32 if not given. States and network times stay
-        in the sampler's dtype. float8 is of the weights: they are cast up to bfloat16 where they
-        are used (`models.float8`).
+        in the sampler's dtype. float8 is of the weights alone (`models.float8`).
     conditional: True to condition on classes or prompts; if not given, as the model was trained.
     guidance: scale of classifier-free guidance, 1 = none; for guidance-embedded (distilled) models,
         the embedded value. If not given, 1 (for guidance-embedded models 3.5).

@@ -85,7 +85,7 @@ def _as_in_rows(level: Any) -> Any:
 
 @dataclass(frozen=True)
 class Compared:
-    """What an ablation compares: its factors, the learned rows at their levels, and their scores.
+    """The factors of an ablation, the learned rows at their levels, and their scores.
 
     losses: of every fresh sample, by the key of a row.
     """
@@ -97,7 +97,7 @@ class Compared:
 
 
 def compared(sweep: SweepTables) -> Compared:
-    """What the ablation of a sweep compares; no rows without `ablate` and without scores.
+    """The rows and scores that an ablation compares; none without `ablate` or evaluations.
 
     Raises InputError as `factors_of`.
     """

@@ -1,4 +1,4 @@
-"""What an evaluation keeps of every sample, and the gain over the best hand-made grid from it.
+"""Values of every sample of an evaluation, and the gain over the best hand-made grid from them.
 
 All schedules of a cell are evaluated on the same noise, so that they compare sample by sample: in
 the distance to the teacher, and in what each sample adds to the Fréchet distance.
@@ -23,7 +23,7 @@ from .scored import evaluation_name
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of every sample of an evaluation, float32 [M].
+    """Values of every sample of an evaluation, float32 [M].
 
     losses: the distance to the teacher.
     frechet: what the sample adds to the Fréchet distance; None where that is not known.
@@ -67,7 +67,7 @@ def write_kept(
 
 
 def read_kept(storage: Storage, key: str, evaluation: str) -> Kept | None:
-    """What was kept of the samples of an evaluation; None if it is not there."""
+    """Read the values of the samples of an evaluation; None if they are not there."""
     records = read_records(storage, "losses", evaluation_name(key, evaluation))
     if not records:
         return None

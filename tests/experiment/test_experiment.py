@@ -162,7 +162,7 @@ BAD = [
     ("seed", -1, ["seed", "-1"]),
     ("name", "../elsewhere", ["name", "'../elsewhere'"]),
     ("models", [{"model": "digits", "guidance": -1}], ["models.0.guidance", "-1"]),
-    ("models", [{"model": "digits", "dtype": "float8"}], ["models.0.dtype", "'float8'", "float16"]),
+    ("models", [{"model": "digits", "dtype": "float4"}], ["models.0.dtype", "'float4'", "float16"]),
     ("models", [3], ["models.0"]),
     ("search", "tpe", ["search", "'tpe'"]),
 ]

@@ -115,7 +115,7 @@ def test_bad_names_say_what_to_do(spec: str, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"dtype": "float8"}, ["float8", "bfloat16"]),
+        ({"dtype": "float4"}, ["float4", "bfloat16"]),
         ({"device": "gpu"}, ["'gpu'"]),
         ({"device": "cuda:99"}, ["cuda:99", "visible"]),
         ({"guidance": -1.0}, ["guidance -1.0"]),

@@ -201,7 +201,7 @@ def no_work(*_: object, **__: object) -> None:
         ({"guidance": [3.0, -1.0]}, "guidance -1.0"),
         ({"sizes": [(64, 64)]}, r"size=\(64, 64\) does not apply"),
         ({"dtypes": ["float16"]}, "dtype='float16' does not apply"),
-        ({"dtypes": ["float8"]}, "unknown model dtype 'float8'"),
+        ({"dtypes": ["float4"]}, "unknown model dtype 'float4'"),
         ({"solvers": ["heun"]}, "heun needs 2 steps for 3 evaluations, the schedule has 3"),
         ({"solvers": ["ddmi"]}, "unknown solver"),
         ({"solvers": ["ddim", "ddim"]}, "ddim is given twice"),

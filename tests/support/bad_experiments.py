@@ -138,7 +138,7 @@ VALUES: list[tuple[str, Any, list[str]]] = [
     ("models", [{"model": "digits", "name": 3}], ["models.0.name = 3", "word"]),
     ("models", [{"model": "digits", "name": ["a"]}], ["models.0.name", "give one value"]),
     ("models", [{"model": "digits", "prompts": ["a cat"]}], ["models.0.prompts", "give one"]),
-    ("models", [{"model": "digits", "dtype": "float8"}], ["models.0.dtype", "'float8'", "float16"]),
+    ("models", [{"model": "digits", "dtype": "float4"}], ["models.0.dtype", "'float4'", "float16"]),
     ("models", [{"model": "digits", "dtype": "flaot32"}], ["models.0.dtype", "'float32'"]),
     ("models", [{"model": "digits", "dtype": 32}], ["models.0.dtype = 32"]),
     ("name", ["a"], ["name", "give one value"]),

@@ -1,4 +1,4 @@
-"""What a level does at each level of another factor: a table of ratios for two factors."""
+"""The effect of each level at each level of another factor: a table of ratios."""
 
 from __future__ import annotations
 
