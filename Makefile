@@ -32,7 +32,7 @@ test-slow: install
 	$(BIN)/python -m pytest -m slow
 
 # Sweeps skip what their folder has, scripts what their tables have.
-SWEEPS := radius theory_kl stress distances metrics flow_matching guidance
+SWEEPS := radius radius_pairs theory_kl stress distances metrics flow_matching guidance
 
 science: install
 	@for name in $(SWEEPS); do \

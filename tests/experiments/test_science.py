@@ -105,6 +105,7 @@ def test_the_optima_are_those_of_the_stored_grids() -> None:
         "correlations",
         "transfer",
         "flow",
+        "radius_pairs",
     ],
 )
 def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
@@ -126,6 +127,7 @@ def test_the_numbers_of_the_index_are_those_of_the_tables() -> None:
     for sentence in [
         *said,
         *science_sentences.radius(),
+        *science_sentences.radius_pairs()[4::4],
         *science_sentences.convergence()[:-1],
         *science_sentences.guidance(),
         *science_sentences.distances()[7::2],

@@ -57,6 +57,17 @@ def radius() -> list[str]:
     return [f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.2f})"]
 
 
+def radius_pairs() -> list[str]:
+    """The effect of a radius where there are few pairs and many, with and without network times."""
+    table = pd.read_csv(RESULTS / "radius_pairs/report/interactions.csv")
+    fresh = table[(table["factor"] == "gamma") & (table["score"] == "loss")]
+    return [
+        f"gamma {float(row['level']):g}, {row['other']} {float(row['other_level']):g}: "
+        f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+        for row in fresh.to_dict("records")
+    ]
+
+
 def stress() -> list[str]:
     table = pd.read_csv(RESULTS / "stress/stress.csv")
     cells = pd.read_csv(RESULTS / "stress/summary.csv")
@@ -204,7 +215,8 @@ def flow() -> list[str]:
 
 if __name__ == "__main__":
     for part in (
-        theory, radius, stress, convergence, transfer, guidance, distances, correlations, flow,
+        theory, radius, radius_pairs, stress, convergence, transfer, guidance, distances,
+        correlations, flow,
     ):  # fmt: skip
         try:
             print(part.__name__, *part(), sep="\n  ")
