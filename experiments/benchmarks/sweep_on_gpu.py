@@ -18,24 +18,32 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ld3_dist import load_results
+from ld3_dist.store.frames import of_kind, records
 
 SETTINGS = ["cell", "coefficients", "distance"]
 
 
-def trials(folder: str) -> pd.DataFrame:
+def trials(folder: str) -> dict[tuple[str, ...], dict[str, Any]]:
     """Best held-out loss, seconds and device of every trial of a sweep, by its settings."""
-    frame = load_results(folder)
-    learned = frame[(frame["kind"] == "learned") & (frame["status"] == "ok")]
-    return learned.groupby(SETTINGS).agg(
-        loss=("valid_loss", "min"), seconds=("seconds", "sum"), device=("device", "first"),
-        memory=("peak_memory", "max"), rows=("key", "size"),
-    )  # fmt: skip
+    learned = of_kind(load_results(folder), "learned", "ok")
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in records(learned):
+        trial = found.setdefault(
+            tuple(str(row[name]) for name in SETTINGS),
+            {"loss": math.inf, "seconds": 0.0, "memory": 0, "rows": 0, "device": row["device"]},
+        )
+        trial["loss"] = min(trial["loss"], row["valid_loss"])
+        trial["seconds"] += row["seconds"]
+        trial["memory"] = max(trial["memory"], row["peak_memory"])
+        trial["rows"] += 1
+    return found
 
 
 def main() -> None:
@@ -46,24 +54,26 @@ def main() -> None:
     parser.add_argument("--out", default="results/benchmarks/sweep_on_gpu.json", type=Path)
     given = parser.parse_args()
     first, second = trials(given.first), trials(given.second)
-    both = first.join(second, suffixes=("_first", "_second"), how="inner")
-    ratio = both["loss_second"] / both["loss_first"]
+    both = [name for name in first if name in second]
+    ratios = np.array([second[name]["loss"] / first[name]["loss"] for name in both])
     found = {
-        "devices": [str(one["device"].iloc[0]) for one in (first, second)],
-        "trials": len(both), "schedules": int(second["rows"].sum()),
+        "devices": [next(iter(one.values()))["device"] for one in (first, second)],
+        "trials": len(both), "schedules": sum(trial["rows"] for trial in second.values()),
         "loss_ratio": {
-            "geometric_mean": float(np.exp(np.log(ratio).mean())),
-            **{f"quantile_{q}": float(ratio.quantile(q)) for q in (0, 0.25, 0.5, 0.75, 1)},
+            "geometric_mean": float(np.exp(np.log(ratios).mean())),
+            **{f"quantile_{q}": float(np.quantile(ratios, q)) for q in (0, 0.25, 0.5, 0.75, 1)},
         },
-        "seconds_of_trials": [float(one["seconds"].sum()) for one in (first, second)],
-        "peak_memory_bytes": float(second["memory"].max()),
+        "seconds_of_trials": [
+            sum(trial["seconds"] for trial in one.values()) for one in (first, second)
+        ],
+        "peak_memory_bytes": float(max(trial["memory"] for trial in second.values())),
         "rows": [
             {
-                **dict(zip(SETTINGS, map(str, name), strict=True)),
-                "first": row["loss_first"], "second": row["loss_second"],
-                "seconds": [row["seconds_first"], row["seconds_second"]],
+                **dict(zip(SETTINGS, name, strict=True)),
+                "first": first[name]["loss"], "second": second[name]["loss"],
+                "seconds": [first[name]["seconds"], second[name]["seconds"]],
             }
-            for name, row in both.iterrows()
+            for name in sorted(both)
         ],
     }  # fmt: skip
     given.out.write_text(json.dumps(found, indent=1) + "\n")
