@@ -121,7 +121,7 @@ def score_columns(
         whole = len(known) == len(values)
         interval = interval_over_sets(known) if whole else NOTHING
         found[name] = interval.value if whole else None
-        if name == "fid" and len(known) == 1 and references[0]:
+        if name == "fid" and whole and len(sets) == 1 and references[0]:
             parts = frechet_parts(sets[0], references[0].moments)
             interval = interval if parts is None else interval_of_parts(parts)
         if name in WITH_INTERVAL and math.isfinite(interval.low):

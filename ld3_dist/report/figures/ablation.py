@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ LOOK = {LOSS: (LEARNED, "o", -0.1), "fid": (BASELINE, "s", 0.1)}
 
 
 FARTHEST = math.log(1.5)
-"""The ratio of the full colours of `_all_scores`, and its inverse."""
+"""The ratio of the full colours of `ratio_squares`, and its inverse."""
 
 
 def ablation_plots(data: FigureData) -> list[Plot]:
@@ -83,22 +84,13 @@ def _all_scores(data: FigureData, name: str, rows: pd.DataFrame) -> Plot:
     base = column(rows, "base").iloc[0]
     levels = ordered(list(column(rows, "level")))
     scores = [str(score) for score in dict.fromkeys(column(rows, "score"))]
-    worse = np.full((len(levels), len(scores)), np.nan)
-    decided = np.zeros(worse.shape, dtype=bool)
-    texts = [["–"] * len(scores) for _ in levels]
-    for row in records(rows):
-        y, x = place_of(levels, row["level"]), scores.index(row["score"])
-        worse[y, x] = math.log(row["ratio"]) * (1 if row["better"] == "lower" else -1)
-        decided[y, x] = verdict(row) in ("better", "worse")
-        ends = "" if missing(row["low"]) else f"\n{number(row['low'])}–{number(row['high'])}"
-        texts[y][x] = f"{number(row['ratio'])}{ends}"
     size = (min(WIDTH, 2 + 1.05 * len(scores)), 1 + 0.5 * len(levels))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    squares(axes, worse, texts, decided, FARTHEST)
+    columns = [scores.index(row["score"]) for row in records(rows)]
+    ratio_squares(axes, rows, levels, columns)
     heads = [plain(label_of(score)).replace(" ", "\n") for score in scores]
     axes.set_xticks(range(len(scores)), heads)
-    axes.set_yticks(range(len(levels)), [plain(level_text(level)) for level in levels])
     axes.set_ylabel(plain(name))
     told = ", ".join(
         f"{level_text(row['level'])} {label_of(row['score'])} {number(row['ratio'])}"
@@ -112,6 +104,28 @@ def _all_scores(data: FigureData, name: str, rows: pd.DataFrame) -> Plot:
     alt = f"Table of ratios to the base {level_text(base)} of {name}: {told}"
     place = data.name(f"ablation-{name}-scores")
     return Plot(place, f"Factor {name}, all scores", caption, alt, figure, GROUP)
+
+
+def ratio_squares(
+    axes: Axes, rows: pd.DataFrame, levels: list[Any], columns: Sequence[int]
+) -> None:
+    """Fill axes with the ratios of an ablation, a row per level, named at its left.
+
+    Args:
+        levels: those of all rows, from the top.
+        columns: the column of the square of each row.
+    """
+    worse = np.full((len(levels), max(columns) + 1), np.nan)
+    decided = np.zeros(worse.shape, dtype=bool)
+    texts = [["–"] * worse.shape[1] for _ in levels]
+    for row, x in zip(records(rows), columns, strict=True):
+        y = place_of(levels, row["level"])
+        worse[y, x] = math.log(row["ratio"]) * (1 if row["better"] == "lower" else -1)
+        decided[y, x] = verdict(row) in ("better", "worse")
+        ends = "" if missing(row["low"]) else f"\n{number(row['low'])}–{number(row['high'])}"
+        texts[y][x] = f"{number(row['ratio'])}{ends}"
+    squares(axes, worse, texts, decided, FARTHEST)
+    axes.set_yticks(range(len(levels)), [plain(level_text(level)) for level in levels])
 
 
 def _ratio_ticks(axis: Axes) -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ...store.frames import column, groups, records, where
-from ..ablation import LOSS, level_text, verdict
-from ..formats import missing, number
+from ..ablation import LOSS, level_text
+from ..formats import number
 from . import FigureData, Plot
-from .ablation import FARTHEST, GROUP, ordered, place_of
-from .squares import squares
+from .ablation import GROUP, ordered, place_of, ratio_squares
 from .style import WIDTH, plain
 
 
@@ -34,21 +30,12 @@ def _plot(data: FigureData, name: str, other: str, rows: pd.DataFrame) -> Plot:
     base = column(rows, "base").iloc[0]
     levels = ordered(list(column(rows, "level")))
     others = ordered(list(column(rows, "other_level")))
-    worse = np.full((len(levels), len(others)), np.nan)
-    decided = np.zeros(worse.shape, dtype=bool)
-    texts = [["–"] * len(others) for _ in levels]
-    for row in records(rows):
-        y, x = place_of(levels, row["level"]), place_of(others, row["other_level"])
-        worse[y, x] = math.log(row["ratio"])
-        decided[y, x] = verdict(row) in ("better", "worse")
-        ends = "" if missing(row["low"]) else f"\n{number(row['low'])}–{number(row['high'])}"
-        texts[y][x] = f"{number(row['ratio'])}{ends}"
     size = (min(WIDTH, 2 + 1.05 * len(others)), 1.2 + 0.5 * len(levels))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    squares(axes, worse, texts, decided, FARTHEST)
+    columns = [place_of(others, row["other_level"]) for row in records(rows)]
+    ratio_squares(axes, rows, levels, columns)
     axes.set_xticks(range(len(others)), [plain(level_text(level)) for level in others])
-    axes.set_yticks(range(len(levels)), [plain(level_text(level)) for level in levels])
     axes.set_xlabel(plain(other))
     axes.set_ylabel(plain(name))
     told = ", ".join(
