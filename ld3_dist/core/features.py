@@ -14,23 +14,23 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import InputError
 
 
 @dataclass(frozen=True)
-class TextSpace:
-    """The space of features that an extractor shares with texts.
+class Judge:
+    """A score of single images, by themselves or against their prompts.
 
-    embed: prompts [M] -> [M, F] of unit length, on the CPU.
-    scale: factor of a similarity where it is a preference.
-    head: features -> [M, 1], a score of the images alone; None where there is none.
+    hash: of everything that determines the scores, such as the network's weights.
+    score: images [B, C, H, W] in [-1, 1] and their prompts -> scores [B].
+    reads_prompts: False if images are scored by themselves; their prompts may be empty then.
     """
 
-    embed: Callable[[Sequence[str]], Tensor]
-    scale: float = 1.0
-    head: nn.Module | None = None
+    hash: str
+    score: Callable[[Tensor, Sequence[str]], Tensor]
+    reads_prompts: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ class Extractor:
     class_scores: features [B, F] -> logits [B, classes] of a classifier, for an Inception score.
     differentiable: False if the features have no gradient with respect to the images, for example
         because the extractor rounds them to bytes. Metrics can use it then; distances cannot.
-    text: the space that its features share with texts; None if they share none.
     """
 
     name: str
@@ -56,7 +55,6 @@ class Extractor:
     class_scores: Callable[[Tensor], Tensor] | None = None
     differentiable: bool = True
     layers: tuple[str, ...] = ()
-    text: TextSpace | None = None
 
     def __post_init__(self) -> None:
         for name in ("name", "hash"):

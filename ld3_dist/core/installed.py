@@ -36,19 +36,31 @@ def installed_file(package: str, name: str, what: str, extra: str) -> Path:
     return file
 
 
-def read_weights(file: Path, what: str, package: str) -> dict[str, Tensor]:
-    """Tensors by name in a file of PyTorch's; nothing in it is executed.
+def _safe_or_plain(file: Path) -> Any:
+    """The content of a *.safetensors, or of a file of PyTorch's that holds tensors alone."""
+    if file.suffix != ".safetensors":
+        return torch.load(file, map_location="cpu", weights_only=True)
+    from safetensors.torch import load_file
+
+    return load_file(file)
+
+
+def read_weights(file: Path, what: str, remedy: str, inside: str = "") -> dict[str, Tensor]:
+    """Tensors by name in a *.safetensors or a file of PyTorch's; nothing in it is executed.
 
     Args:
-        what, package: for the message.
+        what, remedy: for the message.
+        inside: key of the table of tensors, where the file may hold other things beside it.
 
     Raises InputError for a file that is damaged or holds anything else.
     """
     try:
-        weights: Any = torch.load(file, map_location="cpu", weights_only=True)
+        weights = _safe_or_plain(file)
     except Exception as error:  # a truncated or foreign file makes torch raise many kinds
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputError(f"{what}: cannot be read ({reason}); reinstall {package}") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{what}: cannot be read ({reason}); {remedy}") from error
+    if inside and isinstance(weights, dict):
+        weights = weights.get(inside, weights)
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise InputError(f"{what}: holds no table of tensors; reinstall {package}")
+        raise InputError(f"{what}: holds no table of tensors; {remedy}")
     return dict(weights)

@@ -124,7 +124,7 @@ class ShiftTolerantLPIPS(Distance):
         """Read trunk, heads and scaling; layers keep the numbers that they have in the file."""
         what = f"weights of {self.name} {file}"
         weights = {}
-        for name, value in read_weights(file, what, PACKAGE).items():
+        for name, value in read_weights(file, what, f"reinstall {PACKAGE}").items():
             kind, _, rest = name.partition(".")  # net.slice1.0.weight, lin0.model.1.weight, …
             if kind == "net":
                 weights["trunk." + rest.partition(".")[2]] = value

@@ -18,6 +18,7 @@ from ..experiment.plan import Plan
 from ..experiment.sections import ModelSettings
 from ..experiment.settings import Experiment
 from ..metrics.extractors import open_extractor, read_reference
+from ..metrics.judges import judge_name, open_judges
 from ..models import Model
 from ..models.edm.download import cached_path
 from ..models.weights import sha256_of
@@ -176,8 +177,24 @@ def _metrics(experiment: Experiment, opened: dict[str, Model]) -> Iterator[Check
     else:
         for label, model in opened.items():
             yield _extractor(asked.extractor, label, model)
+    for metric in asked.metrics or ():
+        if judge_name(metric) is not None:
+            yield _judge(metric)
     if asked.reference not in ("auto", "teacher"):
         yield _reference(asked.reference, size)
+
+
+def _judge(metric: str) -> Check:
+    """Check the weights of a metric of images and prompts."""
+    try:
+        found = open_judges([metric])
+    except InputError as error:
+        return Check("metrics", metric, "missing", str(error))
+    if not found:
+        remedy = f"name the folder of its weights: {metric}:DIR"
+        return Check("metrics", metric, "note", "is left empty: no weights are named", remedy)
+    (judge,) = found.values()
+    return Check("metrics", metric, "ok", f"sha256 {judge.hash[:12]}…")
 
 
 def _inception(name: str) -> Check:

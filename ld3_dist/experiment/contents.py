@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..core.user_code import FILE, PREFIX, content_in, label
+from ..metrics.judges import judge_name
 from .settings import Experiment
 
 
@@ -38,16 +40,32 @@ def contents_of(experiment: Experiment) -> dict[str, str]:
         if content is not None:
             found[name] = content
     for name in files_of(experiment):
-        with open(Path(_path(name)).expanduser(), "rb") as file:
-            found.setdefault(name, hashlib.file_digest(file, "sha256").hexdigest()[:16])
+        place = Path(_path(name)).expanduser()
+        files = [place] if place.is_file() else sorted(f for f in place.iterdir() if f.is_file())
+        digests = [(file.name, _hash_of(file, file.stat().st_mtime_ns)) for file in files]
+        found.setdefault(name, digests[0][1] if place.is_file() else digest(digests))
     return found
 
 
 def files_of(experiment: Experiment) -> list[str]:
-    """Names in the settings that stand for a file of weights or statistics, as they are written."""
+    """Names in the settings that stand for a file or a folder of weights or statistics."""
     evaluate = experiment.evaluate
     names = [experiment.lpips.trunk, evaluate.reference, evaluate.extractor]
-    return [name for name in names if name and Path(_path(name)).expanduser().is_file()]
+    names += [name for name in evaluate.metrics or () if judge_name(name) and ":" in name]
+    return [name for name in names if name and _is_there(name)]
+
+
+def _is_there(name: str) -> bool:
+    """Tell if a name stands for a file, or as "clip:DIR" for a folder."""
+    place = Path(_path(name)).expanduser()
+    return place.is_file() or (":" in name and place.is_dir())
+
+
+@lru_cache(maxsize=256)
+def _hash_of(file: Path, written: int) -> str:
+    """A short hash of a file, made once per process for each time that it was written."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
 
 
 def portable(value: Any, contents: dict[str, str]) -> Any:
@@ -83,7 +101,7 @@ def plain_numbers(value: Any) -> Any:
 def _path(name: str) -> str:
     """The path in "inception:FILE" or "FILE"."""
     kind, colon, rest = name.partition(":")
-    return rest if colon and kind.isalpha() and kind != PREFIX.rstrip(":") else name
+    return rest if colon and kind.isidentifier() and kind != PREFIX.rstrip(":") else name
 
 
 def _without_folder(name: str) -> str:

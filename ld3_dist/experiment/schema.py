@@ -22,6 +22,7 @@ from ..core.learning.procedure import procedures
 from ..core.solver import solvers
 from ..core.user_code import PREFIX
 from ..metrics.extractors import extractors
+from ..metrics.judges import judges
 from ..metrics.scores import metrics
 from ..models import families
 from ..schedule.starts import starts
@@ -91,7 +92,7 @@ def _names(kind: str) -> Schema:
         "distance": (distances, r"[+*:@]"),
         "model": (("digits", "digits-flow", "fashion"), f"^({'|'.join(families)}):"),
         "extractor": ((n for n in extractors if n != "inception"), f"^({'|'.join(extractors)}):."),
-        "metric": (metrics, _OWN),
+        "metric": ((*metrics, *judges), f"^({'|'.join(judges)}):."),
     }
     names, other = table[kind]
     rule: list[Schema] = [{"enum": list(names)}]

@@ -17,7 +17,7 @@ from ..core.learning.procedure import make_config, procedures
 from ..core.solver import make_solver
 from ..core.user_code import PREFIX, label
 from ..metrics.extractors import extractors
-from ..metrics.scores import metric_columns, metrics
+from ..metrics.scores import find_metric, metric_columns
 from .axes import (
     GRID_ONLY,
     INCOMPARABLE,
@@ -304,7 +304,7 @@ class Experiment(Strict):
         extractors.get(name if name.startswith(PREFIX) else name.partition(":")[0])
         names = self.evaluate.metrics or ()
         for metric in names:
-            metrics.get(metric)
+            find_metric(metric)
         unique("evaluate.metrics", tuple(c for metric in names for c in metric_columns(metric)))
 
     def _check_recompute(self) -> None:

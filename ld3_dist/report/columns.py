@@ -3,7 +3,7 @@
 A column is listed once in `COLUMNS`: what it is called, how its values are written, and where it
 is shown. `summary.py` fills the columns, everything else asks `shown`. A metric of a user's own,
 `metric.<name>` in the result tables, adds three columns: for the hand-made grid, the learned
-schedule and the teacher.
+schedule and the teacher. A judge's adds the difference of learned and hand-made.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from ..metrics.judges import judges
 from ..store.frames import column, varies
+from ..store.table_files import OVER_GRID
 from .formats import DASH, missing, number, ratio, visible
 
 Place = Literal["page", "markdown", "terminal", "readme"]
@@ -108,6 +110,17 @@ def _frechet_gain(value: Any, row: Row) -> str:
     low, high = row["fid_gain_low"], row["fid_gain_high"]
     ends = "" if missing(low) else f" ({number(low)}–{number(high)})"
     return f"{ratio(value)}{ends}"
+
+
+def _over_grid(name: str) -> Callable[[Any, Row], str]:
+    """How the difference of a judge's scores is written: with its sign and its interval."""
+
+    def written(value: Any, row: Row) -> str:
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        ends = "" if missing(low) else f" ({number(low)} to {number(high)})"
+        return f"{'+' if value > 0 else ''}{number(value)}{ends}"
+
+    return written
 
 
 def _whatever(value: Any, row: Row) -> str:
@@ -208,8 +221,29 @@ def with_metrics(metrics: Iterable[str]) -> list[Column]:
     return [*COLUMNS[:place], *added, *COLUMNS[place:]]
 
 
+def over_grid_names(metrics: Iterable[str]) -> list[str]:
+    """The columns that compare judges' scores with those of the best hand-made grid."""
+    judged = [f"{OVER_GRID}{name}" for m in metrics if (name := m.removeprefix(METRIC)) in judges]
+    return [f"{name}{end}" for name in judged for end in ("", "_low", "_high")]
+
+
 def _of_metric(metric: str) -> list[Column]:
     name = metric.removeprefix(METRIC)
+    difference, *ends = over_grid_names([metric]) or [""]
+    compared = [
+        Column(
+            difference,
+            f"{name} over hand-made",
+            name,
+            "over hand-made",
+            "float64",
+            _over_grid(difference),
+            places=_TABLES,
+            rank=23,
+            learned=True,
+        ),
+        *(_float(end) for end in ends),
+    ]
     return [
         Column(
             f"{prefix}{metric}",
@@ -226,7 +260,7 @@ def _of_metric(metric: str) -> list[Column]:
             ("", "learned", 0),
             ("teacher_", "teacher", 2),
         )
-    ]
+    ] + (compared if difference else [])
 
 
 def shown(table: pd.DataFrame, place: Place) -> list[Column]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ..metrics.judges import judges
 from ..store.frames import column
 from .columns import METRIC, metric_names
 
@@ -35,8 +36,8 @@ SCORES = (
     Score("density", "density", lower=False),
     Score("coverage", "coverage", lower=False),
 )
-HIGHER = ("authenticity", "clip_score", "preference", "aesthetic", "modes.recall")
-"""Metrics beyond the built-in ones that are better where they are higher."""
+HIGHER = ("authenticity", "modes.recall")
+"""Metrics beyond the built-in ones that are better where they are higher, as every judge's is."""
 
 NEITHER = ("tail_99", "tail_999")
 """Metrics that are best at 1."""
@@ -48,7 +49,7 @@ def measured(results: pd.DataFrame) -> list[Score]:
     for name in metric_names(results):
         label = name.removeprefix(METRIC)
         if label not in NEITHER and _numeric(results, name):
-            found.append(Score(name, label, lower=label not in HIGHER))
+            found.append(Score(name, label, lower=label not in (*HIGHER, *judges)))
     return found
 
 

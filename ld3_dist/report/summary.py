@@ -28,7 +28,7 @@ import pandas as pd
 
 from ..store.frames import Row, column, groups, numbers, of_kind, records, where
 from ..store.results import COMPARABLE
-from .columns import metric_names, with_metrics
+from .columns import metric_names, over_grid_names, with_metrics
 from .formats import missing
 
 SCORES = ("fid", "coverage", "inception_score")
@@ -143,6 +143,7 @@ def _learned(rows: pd.DataFrame, best: Row, scores: Sequence[str]) -> dict[str, 
     fresh = ("eval_gain", "eval_gain_low", "eval_gain_high", "decided", "eval_gain_median")
     fresh += ("eval_gain_iqm", "fid_low", "fid_high")
     fresh += ("fid_gain", "fid_gain_low", "fid_gain_high")
+    fresh += tuple(over_grid_names(scores))
     return {
         "loss": best["valid_loss"],
         "seed_mean": losses.mean(),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from ..core.comparison import Distance
 from ..core.errors import InputError
-from ..core.features import Extractor, Reference
+from ..core.features import Extractor, Judge, Reference
 from ..core.learning.pairs import Pairs
 from ..core.solver import Tableau
 from ..core.user_code import PREFIX
 from ..metrics.extractors import model_reference, open_extractor
+from ..metrics.judges import judge_name, open_judges
 from ..metrics.paired import NOTHING, interval_over_sets
 from ..metrics.resampling import statistic_of
 from ..metrics.scores import BUILT_IN, Samples, as_reference, score
@@ -40,10 +42,16 @@ WITH_INTERVAL = ("fid", "kid")
 
 @dataclass(frozen=True)
 class Measured:
-    """Distances to the teacher, float64 [M], and features [M, F] if there is an extractor."""
+    """Values of M samples, on the CPU.
+
+    losses: distances to the teacher, float64 [M].
+    features: [M, F], if there is an extractor.
+    judged: scores of judges by name, float64 [M] each.
+    """
 
     losses: Tensor
     features: Tensor | None = None
+    judged: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def measure(
@@ -52,6 +60,8 @@ def measure(
     pairs: Pairs,
     distance: Distance,
     extractor: Extractor | None = None,
+    judges: Mapping[str, Judge] | None = None,
+    prompts: Sequence[str] | None = None,
     *,
     space: str = "image",
     batch: int = BATCH,
@@ -60,6 +70,9 @@ def measure(
 
     Args:
         tableau: of the schedule; None measures the teacher's own samples, the targets.
+        judges: of single images, by name; those that read prompts are left out where there are no
+            prompts.
+        prompts: of every sample, if the model has any.
         space: of the pairs' targets, "image" or "latent".
     """
     made = pairs.target
@@ -69,11 +82,26 @@ def measure(
     with torch.no_grad():
         parts = torch.arange(len(made)).split(batch)
         losses = [distance(made[i], pairs.target[i]).cpu().double() for i in parts]
-        if extractor is None:
+        asked = {
+            name: judge
+            for name, judge in (judges or {}).items()
+            if prompts is not None or not judge.reads_prompts
+        }
+        if extractor is None and not asked:
             return Measured(torch.cat(losses))
         images = to_images(model, space, made, batch)
-        features = [extractor.features(part).float().cpu() for part in images.split(batch)]
-    return Measured(torch.cat(losses), torch.cat(features))
+        features = None if extractor is None else extractor.features_of(images, batch)
+        told = prompts or [""] * len(images)
+        judged = {
+            name: torch.cat(
+                [
+                    judge.score(images[i : i + batch], told[i : i + batch]).double().cpu()
+                    for i in range(0, len(images), batch)
+                ]
+            )
+            for name, judge in asked.items()
+        }
+    return Measured(torch.cat(losses), features, judged)
 
 
 def loss_columns(losses: Tensor) -> dict[str, Any]:
@@ -92,29 +120,50 @@ def loss_columns(losses: Tensor) -> dict[str, Any]:
 
 
 def score_columns(
+    sets: Sequence[Measured],
+    extractor: Extractor | None,
+    references: Sequence[Reference | None],
+    metrics: Sequence[str] = BUILT_IN,
+) -> dict[str, Any]:
+    """Scores of sets of samples by column: the mean over the sets, and intervals.
+
+    Args:
+        sets: disjoint sets of samples.
+        references: the reference of each set.
+
+    A score that could not be measured on some set is null, and `not_measured` says why, as JSON.
+    """
+    found: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    features = [one.features for one in sets if one.features is not None]
+    if extractor is not None and features:
+        names = [name for name in metrics if judge_name(name) is None]
+        found |= _feature_columns(features, extractor, references, names, reasons)
+    found |= _judge_columns(joined([one.judged for one in sets]), metrics, reasons)
+    return found | {"not_measured": json.dumps(reasons, sort_keys=True) if reasons else None}
+
+
+def joined(judged: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The scores of every judge over all sets, one after the other."""
+    return {name: torch.cat([one[name] for one in judged]) for name in judged[0]}
+
+
+def _feature_columns(
     sets: Sequence[Tensor],
     extractor: Extractor,
     references: Sequence[Reference | None],
-    metrics: Sequence[str] = BUILT_IN,
-    prompts: Sequence[Sequence[str] | None] | None = None,
+    metrics: Sequence[str],
+    reasons: dict[str, str],
 ) -> dict[str, Any]:
-    """Scores of sets of features by column: the mean over the sets, and intervals.
-
-    Args:
-        sets: features [M, F] of disjoint sets of samples.
-        references: the reference of each set.
-        prompts: the prompts of each set's samples, if there are any.
-
-    A score that could not be measured on some set is null.
-    """
+    """Scores from features [M, F] of each set; why one has no value is added to `reasons`."""
     found: dict[str, Any] = {"extractor": extractor.name, "extractor_hash": extractor.hash}
     found["reference"] = references[0].name if references[0] else None
     measured = []
-    texts = prompts or [None] * len(sets)
-    for features, reference, told in zip(sets, references, texts, strict=True):
+    for features, reference in zip(sets, references, strict=True):
         logits = None if extractor.class_scores is None else extractor.class_scores(features)
-        given = Samples(features, logits, text=extractor.text, prompts=told)
-        measured.append(score(given, reference, metrics).values)
+        scores = score(Samples(features, logits), reference, metrics)
+        measured.append(scores.values)
+        reasons |= scores.reasons
     for name in dict.fromkeys(name for values in measured for name in values):
         values = [one.get(name) for one in measured]
         known = [value for value in values if value is not None]
@@ -126,6 +175,24 @@ def score_columns(
             interval = interval if parts is None else interval_of_parts(parts)
         if name in WITH_INTERVAL and math.isfinite(interval.low):
             found |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return found
+
+
+def _judge_columns(
+    judged: Mapping[str, Tensor], metrics: Sequence[str], reasons: dict[str, str]
+) -> dict[str, Any]:
+    """The mean of the scores [M] of every judge; why one has none is added to `reasons`."""
+    found: dict[str, Any] = {}
+    for metric in metrics:
+        name = judge_name(metric)
+        if name is None:
+            continue
+        column, scores = f"metric.{name}", judged.get(name)
+        found[column] = None if scores is None else scores.mean().item()
+        if ":" not in metric:
+            reasons[column] = f"no weights are named; write {name}:DIR"
+        elif scores is None:
+            reasons[column] = "the model has no prompts"
     return found
 
 
@@ -182,24 +249,25 @@ def evaluate(
     opened = (
         open_distance(distance, model, home) if not isinstance(distance, Distance) else distance
     )
-    features = open_extractor(extractor, model, home)
+    features, judges = open_extractor(extractor, model, home), open_judges(metrics, home)
     ranges = [range(*eval_range(repeat, samples)) for repeat in range(repeats)]
     pairs = [teach(model, seed=seed, teacher=teacher, indices=indices) for indices in ranges]
-    own = [measure(model, None, one, opened, features) for one in pairs]
+    prompts = prompts_of(model, seed, ranges) or [None] * repeats
+
+    def measured(table: Tableau | None) -> list[Measured]:
+        sets = zip(pairs, prompts, strict=True)
+        return [measure(model, table, one, opened, features, judges, told) for one, told in sets]
+
+    own = measured(None)
     reference = None if features is None else model_reference(model, features)
     compared = [reference or as_reference(one.features) for one in own]
-    prompts = prompts_of(model, seed, ranges)
     records = []
     for label, table, column in [(("teacher", "", 0), None, {}), *tables]:
-        found = own
-        if table is not None:
-            found = [measure(model, table, one, opened, features) for one in pairs]
+        found = own if table is None else measured(table)
         record = {"key": label[0], "kind": "schedule" if table else "teacher"} | column
         record |= loss_columns(torch.cat([one.losses for one in found])) | {"repeats": repeats}
-        sets = [one.features for one in found if one.features is not None]
-        if features is not None and sets:
-            others = [reference] * repeats if table is None else compared
-            record |= score_columns(sets, features, others, metrics, prompts)
+        others = [reference] * repeats if table is None else compared
+        record |= score_columns(found, features, others, metrics)
         records.append(record)
     frame = frame_of("evaluations", records)
     labels = [("teacher", None, None), *(label for label, _, _ in tables)]

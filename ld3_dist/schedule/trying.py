@@ -20,7 +20,7 @@ from ..core.learning.pairs import Pairs
 from ..core.learning.procedure import Problem, procedures
 from ..core.sample import draw_noise
 from ..core.solver import make_solver
-from ..metrics.scores import NotMeasured, Samples, as_reference, metrics
+from ..metrics.scores import NotMeasured, Samples, as_reference, find_metric
 from ..models import Model
 from .baselines import hand_made
 from .sampling import device_of, draw_inputs
@@ -94,7 +94,7 @@ def try_metric(name: str, extractor: Extractor, model: Model) -> None:
     Raises InputError for a metric that fails, or returns anything but numbers. A value that is not
     finite, and one that says why it was not measured, are no mistakes.
     """
-    metric = metrics.get(name)
+    metric = find_metric(name)
     if built_in(metric):
         return
     images = draw_noise(0, range(2 * IMAGES), tuple(model.image_shape)).clamp(-1, 1)

@@ -27,6 +27,8 @@ FORMAT = 2
 # "element" is Parquet's own name, so that the schema is the same after reading a file
 _FLOATS = pa.list_(pa.field("element", pa.float64()))
 _SINGLES = pa.list_(pa.field("element", pa.float32()))
+_TEXTS = pa.list_(pa.field("element", pa.string()))
+_JUDGED = pa.map_(pa.string(), pa.field("value", _SINGLES))
 
 
 def _field(name: str, kind: pa.DataType, doc: str, required: bool = False) -> pa.Field:
@@ -252,6 +254,13 @@ EVALUATIONS = _schema(
         _field("density", pa.float64(), "mean number of reference balls around a sample, over k"),
         _field("coverage", pa.float64(), "fraction of reference balls that hold a sample"),
         _field("own_metrics", pa.string(), "values of metrics that are not built in, as JSON"),
+        _field(
+            "over_grid",
+            pa.string(),
+            "mean scores of judges over those of the grid in eval_gain_over, and their 95 % "
+            "intervals over prompts, as JSON",
+        ),
+        _field("not_measured", pa.string(), "why metrics have no value, as JSON by column"),
         _field("extractor", pa.string(), "feature extractor"),
         _field("extractor_hash", pa.string(), "hash of the extractor's weights"),
         _field("reference", pa.string(), "the reference set"),
@@ -294,6 +303,8 @@ LOSSES = _schema(
             _SINGLES,
             "what each of them adds to fid, of which it is the mean; null where fid_low would be",
         ),
+        _field("judged", _JUDGED, "their scores by judge, where there are judges"),
+        _field("prompts", _TEXTS, "their prompts, where there are scores by prompts"),
     ],
 )
 

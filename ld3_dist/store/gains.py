@@ -20,6 +20,7 @@ import pandas as pd
 
 from ..metrics.paired import ratios
 from .frames import column, of_kind, where
+from .table_files import OVER_GRID
 
 Losses = Callable[[Collection[str]], Mapping[str, np.ndarray]]
 """Row keys -> the kept losses [M] of those that have any."""
@@ -93,7 +94,8 @@ def _make_again(frame: pd.DataFrame, best: pd.Series, losses: Losses) -> None:
         return
     kept = losses({*stale["key"], *named})
     of_grid = {name: kept[key] for key, name in named.items() if key in kept}
-    frame.loc[stale.index, [*ENDS, *(name for name in OF_FRECHET if name in frame)]] = np.nan
+    others = [name for name in frame if name in OF_FRECHET or str(name).startswith(OVER_GRID)]
+    frame.loc[stale.index, [*ENDS, *others]] = np.nan
     for name, rows in stale.groupby("_now"):
         base = of_grid.get(str(name), np.empty(0))
         keys = dict(zip(rows.index, map(str, rows["key"]), strict=True))

@@ -27,6 +27,12 @@ RENAMED = {"preset": "procedure", "generation": "round"}
 OWN = "metric."
 """The beginning of the names of columns for metrics that are not built in."""
 
+OVER_GRID = "over_grid."
+"""The beginning of the names of columns that compare a judge's scores with those of a grid."""
+
+PACKED = {OWN: "own_metrics", OVER_GRID: "over_grid"}
+"""Columns that are kept as JSON: the beginning of their names, and the column of the JSON."""
+
 _LOSSES = ("train_loss", "valid_loss")
 
 
@@ -103,10 +109,11 @@ def decode(where: str, data: bytes, schema: pa.Schema) -> pa.Table | str:
 
 def _plain(folder: str, schema: pa.Schema, record: Mapping[str, Any]) -> dict[str, Any]:
     """The record with null for numbers that are not finite, and with a user's metrics as JSON."""
-    own = {key: _finite(value) for key, value in record.items() if key.startswith(OWN)}
-    if own:
-        record = {key: value for key, value in record.items() if key not in own}
-        record = {**record, "own_metrics": json.dumps(own, sort_keys=True)}
+    for start, column in PACKED.items():
+        own = {key: _finite(value) for key, value in record.items() if key.startswith(start)}
+        if own:
+            record = {key: value for key, value in record.items() if key not in own}
+            record = {**record, column: json.dumps(own, sort_keys=True)}
     extra = sorted(set(record) - set(schema.names))
     if extra:
         raise TypeError(
@@ -124,7 +131,7 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (float, np.floating)):
         return value if math.isfinite(value) else None
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return type(value)(_finite(item) for item in value)
     return value
 
 

@@ -21,7 +21,7 @@ from .columns import SCHEMAS
 from .opening import open_storage
 from .segments import MANIFEST, read_folder, read_small_file
 from .storage import Storage
-from .table_files import OWN, SUFFIX, encode_table
+from .table_files import OWN, PACKED, SUFFIX, encode_table
 from .table_files import format_of as format_of_bytes
 
 __all__ = [
@@ -127,10 +127,17 @@ def _with_own_metrics(frame: pd.DataFrame) -> pd.DataFrame:
     One that gives several numbers has no column of its own name, which holds only that it was not
     measured.
     """
-    if "own_metrics" not in frame:
+    for packed in PACKED.values():
+        frame = _unpacked(frame, packed)
+    return frame
+
+
+def _unpacked(frame: pd.DataFrame, packed: str) -> pd.DataFrame:
+    """The frame with columns in place of one that holds them as JSON."""
+    if packed not in frame:
         return frame
-    found = [json.loads(text) if isinstance(text, str) else {} for text in frame["own_metrics"]]
-    frame = frame.drop(columns="own_metrics")
+    found = [json.loads(text) if isinstance(text, str) else {} for text in frame[packed]]
+    frame = frame.drop(columns=packed)
     names = sorted({name for values in found for name in values})
     for name in names:
         column = [values.get(name) for values in found]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,10 +30,18 @@ from ..core.text import file_name
 from ..experiment.plan import Cell, Plan, digest
 from ..experiment.sections import ModelSettings
 from ..metrics.extractors import model_reference, read_reference
+from ..metrics.judges import judge_name
 from ..metrics.scores import BUILT_IN, as_reference
 from ..metrics.statistics import frechet_parts
 from ..models import Model
-from ..schedule.evaluating import loss_columns, measure, prompts_of, score_columns
+from ..schedule.evaluating import (
+    Measured,
+    joined,
+    loss_columns,
+    measure,
+    prompts_of,
+    score_columns,
+)
 from ..schedule.file import parse_schedule, read_schedule
 from ..schedule.provenance import provenance, where
 from ..schedule.sampling import make_samples, to_images
@@ -41,11 +49,13 @@ from ..store.sealed import seal, unseal
 from ..store.storage import Storage
 from ..store.tables import read_records, write_table
 from .kept_samples import Kept, gain_columns, read_kept, write_kept
-from .opened import distance_of, extractor_of, keep, model_of, pairs_of
+from .opened import distance_of, extractor_of, judges_of, keep, model_of, pairs_of
 from .schedules import metrics_of, schedule_name
 from .scored import evaluation_name, evaluation_of
 
 PART = 500
+JUDGED = "judged."
+"""The names of tensors of a part that hold a judge's scores begin with this."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +130,8 @@ def sample_part(
 
 def read_part(
     plan: Plan, item: Item, storage: Storage, start: int, stop: int, device: str | None = None
-) -> dict[str, Tensor]:
-    """The losses and features of the samples [start, stop) of an item.
+) -> Measured:
+    """The losses, features and scores of the samples [start, stop) of an item.
 
     They are read from their file, or made and written if the file is missing, damaged or another's.
     """
@@ -130,22 +140,39 @@ def read_part(
     extractor = extractor_of(plan, item.model, device)
     about = {"item": item.key, "start": start, "stop": stop, "table": _digest_of(table)}
     about |= {"extractor": extractor and extractor.hash, "distance": e.distance}
+    judges = {
+        name: plan.contents.get(name) for name in e.evaluate.metrics or () if judge_name(name)
+    }
+    if judges:
+        about |= {"judges": [[judge_name(name), content] for name, content in judges.items()]}
     with contextlib.suppress(FileNotFoundError, InputError):
-        return unseal(storage.read_bytes(name), about)[1]
+        return _unpacked(unseal(storage.read_bytes(name), about)[1])
+    prompts = prompts_of(model, e.seed, [range(start, stop)])
     found = measure(
         model,
         table,
         pairs_of(plan, item.model, storage, start, stop, device),
         distance_of(plan, e.distance, item.model, device),
         extractor,
+        judges_of(plan, device),
+        prompts[0] if prompts else None,
         space=e.loss_space,
         batch=e.resources.batch,
     )
-    tensors = {"loss": found.losses}
-    if found.features is not None:
-        tensors["features"] = found.features
-    storage.write_bytes(name, seal(tensors, about))
-    return tensors
+    storage.write_bytes(name, seal(_packed(found), about))
+    return found
+
+
+def _packed(found: Measured) -> dict[str, Tensor]:
+    """The tensors of a part's file."""
+    tensors = {"loss": found.losses} | {f"{JUDGED}{k}": v for k, v in found.judged.items()}
+    return tensors if found.features is None else tensors | {"features": found.features}
+
+
+def _unpacked(tensors: Mapping[str, Tensor]) -> Measured:
+    """The inverse of `_packed`."""
+    judged = {k.removeprefix(JUDGED): v for k, v in tensors.items() if k.startswith(JUDGED)}
+    return Measured(tensors["loss"], tensors.get("features"), judged)
 
 
 def _digest_of(table: Tableau | None) -> str | None:
@@ -179,26 +206,20 @@ def finish(
         assert extractor is not None
         features, reference = _data_halves(extractor, model)
         record |= {"samples": len(features), "repeats": 1}
-        record |= score_columns([features], extractor, [reference], metrics)
+        halves = Measured(torch.zeros(0), features)
+        record |= score_columns([halves], extractor, [reference], metrics)
     else:
         sets = read_sets(plan, item, storage, device)
-        losses = torch.cat([one["loss"] for one in sets])
-        record |= loss_columns(losses) | {"repeats": len(sets)}
-        frechet: list[Tensor | None] = [None] * len(sets)
-        if extractor is not None and "features" in sets[0]:
-            features = [one["features"] for one in sets]
+        losses = [one.losses for one in sets]
+        record |= loss_columns(torch.cat(losses)) | {"repeats": len(sets)}
+        references: list[Reference | None] = [None] * len(sets)
+        if extractor is not None:
             references = _references(plan, item, storage, extractor, model, device)
-            spans = [range(*span) for span in plan.eval_ranges]
-            prompts = prompts_of(model, plan.experiment.seed, spans)
-            record |= score_columns(features, extractor, references, metrics, prompts)
-            if record.get("fid") is not None:
-                both = zip(features, references, strict=True)
-                frechet = [frechet_parts(x, known.moments) if known else None for x, known in both]
-        kept = Kept.of([one["loss"] for one in sets], frechet)
-        starts = [span[0] for span in plan.eval_ranges]
-        write_kept(storage, item.key, evaluation, starts, [one["loss"] for one in sets], frechet)
+        record |= score_columns(sets, extractor, references, metrics)
+        kept = _kept(plan, model, sets, references if record.get("fid") is not None else [])
+        write_kept(storage, item.key, evaluation, [span[0] for span in plan.eval_ranges], kept)
         if item.kind == "learned":
-            record |= gain_columns(storage, item.rivals, evaluation, kept)
+            record |= gain_columns(storage, item.rivals, evaluation, Kept.joined(kept))
     record["seconds"] = seconds + time.perf_counter() - clock
     if item.kind == "learned":
         _complete_schedule(storage, item.key, record, others)
@@ -206,14 +227,36 @@ def finish(
     return {k: record.get(k) for k in ("key", "eval_loss", "fid")}
 
 
+def _kept(
+    plan: Plan, model: Model, sets: Sequence[Measured], references: Sequence[Reference | None]
+) -> list[Kept]:
+    """The values of single samples that are kept of each set.
+
+    Args:
+        references: of each set, for what its samples add to the Fréchet distance; or none.
+    """
+    found = []
+    for i, (span, one) in enumerate(zip(plan.eval_ranges, sets, strict=True)):
+        known = references[i] if references else None
+        frechet = None
+        if known is not None and one.features is not None:
+            frechet = frechet_parts(one.features, known.moments)
+        prompts = prompts_of(model, plan.experiment.seed, [range(*span)]) if one.judged else None
+        found.append(Kept(one.losses, frechet, one.judged, prompts[0] if prompts else None))
+    return found
+
+
 def read_sets(
     plan: Plan, item: Item, storage: Storage, device: str | None = None
-) -> list[dict[str, Tensor]]:
-    """The losses and features of every set of samples of an item, its parts joined."""
+) -> list[Measured]:
+    """The losses, features and scores of every set of samples of an item, its parts joined."""
     found = []
     for span in plan.eval_ranges:
         parts = [read_part(plan, item, storage, a, b, device) for a, b in _tiles(span)]
-        found.append({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        features = [part.features for part in parts if part.features is not None]
+        whole = torch.cat(features) if features else None
+        losses = torch.cat([part.losses for part in parts])
+        found.append(Measured(losses, whole, joined([part.judged for part in parts])))
     return found
 
 
@@ -226,6 +269,7 @@ def compare_again(plan: Plan, item: Item, storage: Storage) -> None:
     if not records or kept is None:
         return
     own = json.loads(records[0].pop("own_metrics") or "{}")
+    records[0].pop("over_grid", None)  # it is made again
     record = records[0] | own | gain_columns(storage, item.rivals, evaluation, kept)
     write_table(storage, "evaluations", name, [record])
 
@@ -298,7 +342,7 @@ def _references(
 
     def make() -> list[Reference | None]:
         sets = read_sets(plan, teacher_item(plan, item.model), storage, device)
-        made = [as_reference(one["features"]) for one in sets]
+        made = [as_reference(one.features) for one in sets]
         return [one and replace(one, name="teacher") for one in made]
 
     evaluation = evaluation_of(plan, item.model, device)

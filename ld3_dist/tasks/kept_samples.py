@@ -1,21 +1,24 @@
 """Values of every sample of an evaluation, and the gain over the best hand-made grid from them.
 
 All schedules of a cell are evaluated on the same noise, so that they compare sample by sample: in
-the distance to the teacher, and in what each sample adds to the Fréchet distance.
+the distance to the teacher, in what each sample adds to the Fréchet distance, and prompt by prompt
+in the scores of judges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..metrics.judges.prompted import difference
 from ..metrics.paired import NOTHING, improvement, ratios
 from ..metrics.statistics import ratio_of_parts
 from ..store.storage import Storage
+from ..store.table_files import OVER_GRID
 from ..store.tables import read_records, write_table
 from .opened import forget, keep
 from .scored import evaluation_name
@@ -23,46 +26,50 @@ from .scored import evaluation_name
 
 @dataclass(frozen=True)
 class Kept:
-    """Values of every sample of an evaluation, float32 [M].
+    """Values of M samples of an evaluation.
 
-    losses: the distance to the teacher.
-    frechet: what the sample adds to the Fréchet distance; None where that is not known.
+    losses: the distances to the teacher [M].
+    frechet: what each adds to the Fréchet distance [M]; None where that is not known.
+    judged: scores of judges by name, [M] each.
+    prompts: of each sample, where there are scores and the model has prompts.
     """
 
     losses: Tensor
     frechet: Tensor | None = None
+    judged: Mapping[str, Tensor] = field(default_factory=dict)
+    prompts: Sequence[str] | None = None
 
     @staticmethod
-    def of(losses: Sequence[Tensor], frechet: Sequence[Tensor | None]) -> Kept:
+    def joined(sets: Sequence[Kept]) -> Kept:
         """The sets of samples of an evaluation, one after the other."""
-        parts = [one.float() for one in frechet if one is not None]
-        whole = torch.cat(parts) if len(parts) == len(losses) else None
-        return Kept(torch.cat([one.float() for one in losses]), whole)
+        frechet = [one.frechet for one in sets if one.frechet is not None]
+        prompts = [one.prompts for one in sets if one.prompts is not None]
+        return Kept(
+            torch.cat([one.losses.float() for one in sets]),
+            torch.cat([x.float() for x in frechet]) if len(frechet) == len(sets) else None,
+            {name: torch.cat([one.judged[name] for one in sets]) for name in sets[0].judged},
+            [text for one in prompts for text in one] if len(prompts) == len(sets) else None,
+        )
 
 
 def write_kept(
-    storage: Storage,
-    key: str,
-    evaluation: str,
-    starts: Sequence[int],
-    losses: Sequence[Tensor],
-    frechet: Sequence[Tensor | None],
+    storage: Storage, key: str, evaluation: str, starts: Sequence[int], sets: Sequence[Kept]
 ) -> None:
     """Keep what is known of every sample, a row per set; written before the scores.
 
     Args:
         key: of the row that is scored.
         starts: index of the first sample of every set.
-        losses, frechet: of every set, [M], as in `Kept`.
     """
-    shared = {"key": key, "evaluation": evaluation}
-    sets = zip(starts, losses, frechet, strict=True)
-    records = [
-        shared
-        | {"repeat": i, "start": start, "losses": one.float().tolist()}
-        | {"frechet": None if parts is None else parts.float().tolist()}
-        for i, (start, one, parts) in enumerate(sets)
-    ]
+    records = []
+    for i, (start, one) in enumerate(zip(starts, sets, strict=True)):
+        record = {"key": key, "evaluation": evaluation, "repeat": i, "start": start}
+        record["losses"] = one.losses.float().tolist()
+        record["frechet"] = None if one.frechet is None else one.frechet.float().tolist()
+        if one.judged:
+            record["judged"] = [(name, x.float().tolist()) for name, x in one.judged.items()]
+            record["prompts"] = None if one.prompts is None else list(one.prompts)
+        records.append(record)
     write_table(storage, "losses", evaluation_name(key, evaluation), records)
 
 
@@ -71,12 +78,18 @@ def read_kept(storage: Storage, key: str, evaluation: str) -> Kept | None:
     records = read_records(storage, "losses", evaluation_name(key, evaluation))
     if not records:
         return None
-    ordered = sorted(records, key=lambda record: record["repeat"])
-    frechet = [record.get("frechet") for record in ordered]
-    return Kept.of(
-        [torch.tensor(record["losses"]) for record in ordered],
-        [None if parts is None else torch.tensor(parts) for parts in frechet],
-    )
+    sets = []
+    for record in sorted(records, key=lambda record: record["repeat"]):
+        frechet = record.get("frechet")
+        sets.append(
+            Kept(
+                torch.tensor(record["losses"]),
+                None if frechet is None else torch.tensor(frechet),
+                {name: torch.tensor(scores) for name, scores in record.get("judged") or ()},
+                record.get("prompts"),
+            )
+        )
+    return Kept.joined(sets)
 
 
 def gain_columns(
@@ -99,6 +112,11 @@ def gain_columns(
     _, (low,), (high,) = ratios(ours[None], grid)
     gain: dict[str, Any] = {"eval_gain_over": best, "eval_p_improvement": improvement(ours, grid)}
     gain |= {"eval_gain_low": 1 / high, "eval_gain_high": 1 / low}
+    for name, scores in mine.judged.items():
+        if name in known[best].judged:
+            found = difference(scores, known[best].judged[name], mine.prompts)
+            ends = {f"{OVER_GRID}{name}_low": found.low, f"{OVER_GRID}{name}_high": found.high}
+            gain |= {f"{OVER_GRID}{name}": found.value} | ends
     x, y = mine.frechet, known[best].frechet
     if x is not None and y is not None:
         found = ratio_of_parts(y.double(), x.double())

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ..core.distance import Distance
+from ..core.features import Judge
 from ..core.learning.pairs import Pairs
 from ..core.user_code import content_in
 from ..experiment.plan import Plan
 from ..experiment.sections import ModelSettings
 from ..metrics.extractors import Extractor, open_extractor
+from ..metrics.judges import open_judges
 from ..models import Model, ModelOptions, open_model
 from ..schedule.distances import open_distance
 from ..schedule.provenance import default_device
@@ -91,6 +93,13 @@ def distance_of(
     model, options = model_of(settings, device), plan.experiment.distance_options(name)
     key = f"distance {name} {content_in(name)} {options} {model.hash} {device}"
     return keep(key, lambda: open_distance(name, model, device or default_device(), **options))
+
+
+def judges_of(plan: Plan, device: str | None = None) -> dict[str, Judge]:
+    """The judges among the metrics of the evaluation, by name."""
+    metrics = plan.experiment.evaluate.metrics or ()
+    key = f"judges {metrics} {[plan.contents.get(name) for name in metrics]} {device}"
+    return keep(key, lambda: open_judges(metrics, device or default_device()))
 
 
 def extractor_of(

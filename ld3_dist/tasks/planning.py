@@ -15,7 +15,7 @@ from ..models import Model
 from ..schedule.noise import check_writable
 from ..schedule.sampling import in_loss_space
 from ..schedule.trying import try_metric, try_procedure, try_start
-from .opened import distance_of, extractor_of, model_of
+from .opened import distance_of, extractor_of, judges_of, model_of
 
 
 def make_plan(experiment: Experiment, source: str = "") -> Plan:
@@ -45,6 +45,8 @@ def make_plan(experiment: Experiment, source: str = "") -> Plan:
                 for name in experiment.evaluate.metrics or ():
                     try_metric(name, extractor, models[settings.label])
         _try_out(plan, settings, models[settings.label])
+    if experiment.evaluate.samples:
+        judges_of(plan, "cpu")
     reference = experiment.evaluate.reference
     if experiment.evaluate.samples and reference not in ("auto", "teacher"):
         read_reference(reference)
