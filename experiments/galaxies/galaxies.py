@@ -27,8 +27,7 @@ from galaxy_wheel import NAME, member
 from torch import Tensor, nn
 
 from ld3_dist.core.denoiser import NetworkDenoiser
-from ld3_dist.models import Model, ModelOptions
-from ld3_dist.models.loaded import conditional_on, no_pipeline, to_device
+from ld3_dist.models import Model, ModelOptions, conditional_on, no_pipeline, to_device
 
 SOFTENING, BLACK, WHITE = 0.25, -0.25, 8.0
 FILES = {"hsc32": ("hsc_ScoreNet32", 32), "hsc64": ("hsc_ScoreNet64", 64)}

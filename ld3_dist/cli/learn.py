@@ -118,7 +118,7 @@ def learn(
     ] = False,
     dtype: Annotated[
         str | None,
-        typer.Option(help="Of the network: float32, bfloat16, float16, float64, float8."),
+        typer.Option(help="Of the network: float32, bfloat16, float16, float64, float8, int8."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:

@@ -74,8 +74,8 @@ class ModelSettings(Strict):
     """Height and width of the images in pixels, for pipelines that make several sizes."""
     shift: Positive | None = None
     """Time shift of a flow model's grid; the model's own if not given."""
-    dtype: Literal["float64", "float32", "bfloat16", "float16", "float8"] | None = None
-    """Number type of the network; float8 is of its weights, the rest is bfloat16."""
+    dtype: Literal["float64", "float32", "bfloat16", "float16", "float8", "int8"] | None = None
+    """Number type of the network; float8 and int8 are of its weights, the rest is bfloat16."""
     variant: str | None = None
     """Variant of the weights of a diffusers folder, e.g. fp16."""
     channels_last: bool = False

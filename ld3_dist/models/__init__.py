@@ -24,9 +24,21 @@ from typing import Any
 
 from ..core.errors import InputError
 from ..core.registry import Registry
-from .loaded import Model, ModelOptions
+from .conditions import conditional_on, draw_class
+from .loaded import Model
+from .options import ModelOptions, no_pipeline, to_device
 
-__all__ = ["Model", "ModelOptions", "families", "load_model", "open_model"]
+__all__ = [
+    "Model",
+    "ModelOptions",
+    "conditional_on",
+    "draw_class",
+    "families",
+    "load_model",
+    "no_pipeline",
+    "open_model",
+    "to_device",
+]
 
 OpenModel = Callable[[str, ModelOptions], Model]
 """(the name after "family:", options) -> the model."""

@@ -1,144 +1,21 @@
-"""A model: a denoiser and all that belongs to it, its options, and its conditions.
-
-The condition of sample i is a pure function of (seed, i), like its noise, whatever the batch or the
-machine. A network is placed on its device by `to_device`.
-"""
+"""A model: a denoiser and all that belongs to it."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser
-from ..core.errors import InputError, unknown
+from ..core.denoiser import Denoiser, Guided, NetworkDenoiser
+from ..core.errors import InputError
 from ..core.features import Extractor, Reference
 from ..core.noise import NoiseSchedule
-from ..core.sample import sample_generator
-from ..core.text import read_lines
-from .compiling import compile_network
+from .conditions import DrawCondition, DrawPrompts, no_condition
 from .fingerprint import fingerprint
-from .fingerprint import weights_hash as weights_hash
-from .float8 import keep_in_float8
 from .probe import Probe, check_denoiser, decoded_shape, probe
-
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float8": torch.bfloat16,
-}
-"""What a network computes in, by the name of its dtype; float8 is of the weights alone."""
-
-PROMPTS_FILE = "a text file of prompts, one a line"
-CLASSES_FILE = "a text file of class numbers"
-
-LONGEST_LIST = 64_000_000
-"""The most bytes of a file of prompts or classes."""
-
-DrawCondition = Callable[[int, Sequence[int]], Condition]
-"""(seed, indices [M]) -> the condition of these samples, batch first, on the CPU; None for an
-unconditional model."""
-
-DrawPrompts = Callable[[int, Sequence[int]], list[str]]
-"""(seed, indices [M]) -> the prompts of these samples."""
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Options of a model. An option that a model does not have is refused when it is opened.
-
-    device: torch device of the network.
-    dtype: the network's dtype, one of DTYPES; float32 if not given. States and network times stay
-        in the sampler's dtype. float8 is of the weights alone (`models.float8`).
-    conditional: True to condition on classes or prompts; if not given, as the model was trained.
-    guidance: scale of classifier-free guidance, 1 = none; for guidance-embedded (distilled) models,
-        the embedded value. If not given, 1 (for guidance-embedded models 3.5).
-    prompts: text file, one prompt per line.
-    negative_prompt: the prompt that guidance moves away from.
-    classes: text file of class numbers, separated by white space; all of the model's classes if not
-        given.
-    size: (height, width) of the image in pixels; the model's own if not given.
-    shift: time shift of a flow model's default grid; the pipeline's own if not given.
-    channels_last, compile: memory format and torch.compile of the network, block by block where it
-        names repeated blocks, as the transformers of diffusers do.
-    variant: the set of weight files in a diffusers folder or hub id, such as "fp16"; if not given,
-        the plain set, or the only one there is.
-    """
-
-    device: str = "cpu"
-    dtype: str | None = None
-    conditional: bool | None = None
-    guidance: float | None = None
-    prompts: str | None = None
-    negative_prompt: str = ""
-    classes: str | None = None
-    size: tuple[int, int] | None = None
-    shift: float | None = None
-    channels_last: bool = False
-    compile: bool = False
-    variant: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise unknown("model dtype", self.dtype, tuple(DTYPES))
-        check_device(self.device)
-        if self.guidance is not None and not 0 <= self.guidance < float("inf"):
-            raise InputError(
-                f"model guidance {self.guidance}: must be a finite number >= 0 (1 = no guidance)"
-            )
-        if self.prompts and self.classes:
-            raise InputError(
-                f"model prompts {self.prompts!r} and classes {self.classes!r}: give one of the two"
-            )
-        if self.size is not None:
-            object.__setattr__(self, "size", tuple(self.size))  # YAML knows lists only
-            if len(self.size) != 2 or min(self.size) < 1:
-                raise InputError(f"model size {self.size}: give [height, width], each at least 1")
-        if self.shift is not None and not 0 < self.shift < float("inf"):
-            raise InputError(f"model shift {self.shift}: must be a positive number")
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype that the network computes in, and of its inputs."""
-        return DTYPES[self.dtype or "float32"]
-
-    @property
-    def guided(self) -> bool:
-        """True if classifier-free guidance changes the result."""
-        return self.guidance is not None and self.guidance != 1
-
-
-def check_device(name: str) -> None:
-    """Raise InputError for a device that this machine does not have."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"model device {name!r}: {str(error).splitlines()[0]}") from error
-    found = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= found:
-        raise InputError(f"model device {name!r}: {found} CUDA devices are visible here; use 'cpu'")
-    if device.type == "meta":
-        raise InputError(f"model device {name!r}: holds no numbers; use 'cpu' or 'cuda'")
-    if device.type not in ("cpu", "cuda"):
-        try:
-            torch.zeros(1, device=device)
-        except (RuntimeError, AssertionError, ImportError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise InputError(
-                f"model device {name!r}: is not there ({reason}); use 'cpu'"
-            ) from error
-
-
-def no_condition(seed: int, indices: Sequence[int]) -> Condition:
-    """The condition of an unconditional model."""
-    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,118 +123,6 @@ class Model:
         return self if self.probe is not None else replace(self, probe=probe(self, device))
 
 
-def needs_name(rest: str, family: str, what: str) -> None:
-    """Raise InputError if nothing follows the colon of `family:`."""
-    if not rest:
-        raise InputError(f"model '{family}:': {what} must follow the colon")
-
-
-def to_device(net: nn.Module, options: ModelOptions) -> nn.Module:
-    """The network on its device, in its dtype and memory format, compiled as asked; frozen."""
-    net = net.eval().requires_grad_(False).to(options.device, options.torch_dtype)
-    if options.dtype == "float8":
-        net = keep_in_float8(net)
-    if options.channels_last:
-        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if options.compile:
-        compile_network(net)
-    return net
-
-
-def draw_class(classes: Sequence[int]) -> DrawCondition:
-    """A function that draws one of `classes` for every sample: int64 [M].
-
-    The draw is uniform, and every sample has its own generator.
-    """
-    table = torch.tensor(list(classes), dtype=torch.int64)
-
-    def draw(seed: int, indices: Sequence[int]) -> Condition:
-        picks = [
-            torch.randint(len(table), (), generator=sample_generator(seed, i, "condition"))
-            for i in indices
-        ]
-        return table[torch.stack(picks)] if picks else table[:0]
-
-    return draw
-
-
-def without(names: Sequence[str], options: ModelOptions, model: str, why: str) -> None:
-    """Raise InputError if an option of these names is given to a model that has no use for it.
-
-    Args:
-        why: words on the models that have the option, for the message.
-    """
-    for name in names:
-        if (given := getattr(options, name)) not in (None, ""):
-            raise InputError(
-                f"model {model!r}: {name}={given!r} does not apply to it, {why}; remove it"
-            )
-
-
-OF_PIPELINES = ("size", "shift", "variant")
-"""Options that only diffusers pipelines have."""
-
-
-def no_pipeline(options: ModelOptions, model: str) -> None:
-    """Raise InputError for options that only diffusers pipelines have."""
-    without(OF_PIPELINES, options, model, "only to a diffusers pipeline")
-
-
-def conditional_on(trained: bool, options: ModelOptions, model: str) -> bool:
-    """True if a model is to be conditioned; InputError for options it was not trained for."""
-    if not trained:
-        without(["negative_prompt"], options, model, "only to a model of prompts")
-        for name in ("conditional", "guided", "prompts", "classes"):
-            if getattr(options, name):
-                key = "guidance" if name == "guided" else name
-                raise InputError(
-                    f"model {model!r} is unconditional: {key}={getattr(options, key)!r} does not "
-                    f"apply to it; remove it"
-                )
-        return False
-    wanted = options.conditional is not False
-    if not wanted and (options.guided or options.prompts or options.classes):
-        raise InputError(
-            f"model {model!r}: conditional=false contradicts guidance, prompts or classes; "
-            f"remove one"
-        )
-    return wanted
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """The conditioning of a model.
-
-    name: for the rows.
-    draw: the condition of each sample.
-    guidance: scale in use; None if there is nothing to guide by.
-    null: the condition that stands for none, batch of 1, if guidance needs it.
-    prompts: the prompt of each sample, if these are texts.
-    """
-
-    name: str
-    draw: DrawCondition
-    guidance: float | None = None
-    null: Condition = None
-    prompts: DrawPrompts | None = None
-
-
-def on_classes(count: int, options: ModelOptions, model: str) -> Conditioning:
-    """Conditioning of a network trained on `count` classes, 0 for an unconditional one.
-
-    Raises InputError for options that ask for what the model was not trained for, and for classes
-    it does not have."""
-    without(["negative_prompt"], options, model, "only to a model of prompts")
-    if not conditional_on(count > 0, options, model):
-        return Conditioning("none", no_condition)
-    guidance = 1.0 if options.guidance is None else options.guidance
-    return Conditioning(
-        conditioning_name("class", options),
-        draw_class(read_classes(options, count, model)),
-        guidance,
-    )
-
-
 def prediction_of(denoiser: Denoiser) -> str:
     """The prediction of the network inside, one of `core.denoiser.PREDICTIONS`.
 
@@ -365,36 +130,3 @@ def prediction_of(denoiser: Denoiser) -> str:
     """
     inner = denoiser.inner if isinstance(denoiser, Guided) else denoiser
     return inner.prediction if isinstance(inner, NetworkDenoiser) else "data"
-
-
-def conditioning_name(kind: str, options: ModelOptions) -> str:
-    """The name of a conditioning: "class" or "prompts", with name and hash of its file if any.
-
-    The hash is part of the name because other prompts are another experiment.
-    """
-    file = options.prompts or options.classes
-    if file is None:
-        return kind
-    lines = read_lines(file, PROMPTS_FILE if options.prompts else CLASSES_FILE, LONGEST_LIST)
-    if not options.prompts:
-        lines = " ".join(lines).split()
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    return f"{kind}:{Path(file).name}:{digest[:8]}"
-
-
-def read_classes(options: ModelOptions, count: int, model: str) -> list[int]:
-    """The classes to draw from: the list in options.classes, or all `count` of the model."""
-    if options.prompts:
-        raise InputError(
-            f"model {model!r} is conditioned on classes: prompts={options.prompts!r} does not "
-            f"apply to it"
-        )
-    if options.classes is None:
-        return list(range(count))
-    words = " ".join(read_lines(options.classes, CLASSES_FILE, LONGEST_LIST)).split()
-    for word in words:
-        if not (word.isdecimal() and int(word) < count):
-            raise InputError(
-                f"{options.classes}: class {word!r} is not a number from 0 to {count - 1}"
-            )
-    return [int(word) for word in words]

@@ -37,7 +37,7 @@ from ld3_dist.core.distance import check_distance, make_distance  # noqa: E402
 from ld3_dist.core.errors import InputError  # noqa: E402
 from ld3_dist.core.grid import Grid  # noqa: E402
 from ld3_dist.experiment import load_experiment  # noqa: E402
-from ld3_dist.models.loaded import ModelOptions  # noqa: E402
+from ld3_dist.models import ModelOptions  # noqa: E402
 from ld3_dist.schedule.noise import check_writable, noise_from_dict, noise_to_dict  # noqa: E402
 
 SIDE = 12

@@ -14,8 +14,16 @@ from torch import nn
 from ld3_dist.core.denoiser import Denoiser, NetworkDenoiser
 from ld3_dist.core.errors import InputError
 from ld3_dist.core.noise import EDM
-from ld3_dist.models import Model, ModelOptions, families, load_model, open_model
-from ld3_dist.models.loaded import draw_class, to_device, weights_hash
+from ld3_dist.models import (
+    Model,
+    ModelOptions,
+    draw_class,
+    families,
+    load_model,
+    open_model,
+    to_device,
+)
+from ld3_dist.models.fingerprint import weights_hash
 
 ANALYTIC = [
     "analytic:gaussian?shape=3x4x4&std=0.3&mean=0.1",
@@ -168,7 +176,7 @@ MODULE = """
 import torch
 from ld3_dist.core.denoiser import NetworkDenoiser
 from ld3_dist.core.noise import EDM
-from ld3_dist.models.loaded import Model, draw_class, to_device
+from ld3_dist.models import Model, draw_class, to_device
 
 class Net(torch.nn.Module):
     def __init__(self):

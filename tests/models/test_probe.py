@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from ld3_dist.core.denoiser import NetworkDenoiser
 from ld3_dist.core.errors import InputError
 from ld3_dist.core.noise import EDM, FlowMatching, VPCosine, VPDiscrete, VPLinear
-from ld3_dist.models import Model, open_model
-from ld3_dist.models.loaded import draw_class
+from ld3_dist.models import Model, draw_class, open_model
 from ld3_dist.models.probe import LARGE, Probe, probe
 
 

@@ -37,19 +37,10 @@ from ...core.errors import InputError, unknown
 from ...core.features import Extractor, FeatureMoments, Modes, Reference
 from ...core.noise import EDM, FlowMatching, NoiseSchedule, VPCosine, VPLinear, noise_schedules
 from ...core.user_code import PREFIX, content_in
-from ..loaded import (
-    Model,
-    ModelOptions,
-    conditional_on,
-    conditioning_name,
-    draw_class,
-    needs_name,
-    no_condition,
-    no_pipeline,
-    read_classes,
-    weights_hash,
-    without,
-)
+from ..conditions import conditional_on, conditioning_name, draw_class, no_condition, read_classes
+from ..fingerprint import weights_hash
+from ..loaded import Model
+from ..options import ModelOptions, needs_name, no_pipeline, without
 from . import hard
 from . import mixture as analytic
 

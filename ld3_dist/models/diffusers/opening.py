@@ -27,18 +27,10 @@ from torch import Tensor, nn
 
 from ...core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser
 from ...core.errors import InputError, unknown
-from ..loaded import (
-    Conditioning,
-    Model,
-    ModelOptions,
-    conditional_on,
-    conditioning_name,
-    draw_class,
-    needs_name,
-    on_classes,
-    to_device,
-    weights_hash,
-)
+from ..conditions import Conditioning, conditional_on, conditioning_name, draw_class, on_classes
+from ..fingerprint import weights_hash
+from ..loaded import Model
+from ..options import ModelOptions, needs_name, to_device
 from .latent_diffusion import CLASS_EMBEDDING, read_class_embedding
 from .networks import (
     ClassTransformer,

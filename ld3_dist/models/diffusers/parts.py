@@ -73,7 +73,7 @@ def check_not_quantised(told: Any, place: str) -> None:
         raise InputError(
             f"{place}: its weights are quantised (quantization_config, {method or 'no method'}), "
             f"and no gradients pass through such layers; give the full weights, with dtype: float8 "
-            f"if they do not fit the memory"
+            f"or int8 if they do not fit the memory"
         )
 
 

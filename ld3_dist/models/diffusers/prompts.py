@@ -15,7 +15,8 @@ from ...core.denoiser import Condition
 from ...core.errors import InputError
 from ...core.sample import sample_generator
 from ...core.text import read_lines
-from ..loaded import LONGEST_LIST, PROMPTS_FILE, ModelOptions
+from ..conditions import LONGEST_LIST, PROMPTS_FILE
+from ..options import ModelOptions
 
 
 class Prompts:

@@ -28,15 +28,10 @@ from torch.nn import functional
 from ...core.denoiser import Condition, Denoiser, Guided, NetworkDenoiser, map_condition
 from ...core.errors import InputError, unknown
 from ...core.noise import EDM, NoiseSchedule, VPLinear
-from ..loaded import (
-    Model,
-    ModelOptions,
-    needs_name,
-    no_pipeline,
-    on_classes,
-    to_device,
-    weights_hash,
-)
+from ..conditions import on_classes
+from ..fingerprint import weights_hash
+from ..loaded import Model
+from ..options import ModelOptions, needs_name, no_pipeline, to_device
 from ..weights import read_tensors, save_tensors
 from .download import fetch
 from .unet import DhariwalUNet, SongUNet, UNetConfig

@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from ...core.features import Reference
-from ..loaded import Model, ModelOptions, no_pipeline, on_classes, to_device
+from ..conditions import on_classes
+from ..loaded import Model
+from ..options import ModelOptions, no_pipeline, to_device
 from ..weights import sha256_of
 from .classifier import EmbeddedClassifier
 from .denoiser import EmbeddedNetwork

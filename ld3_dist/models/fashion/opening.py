@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..embedded.opening import open_embedded
-from ..loaded import Model, ModelOptions
+from ..loaded import Model
+from ..options import ModelOptions
 from .classifier import CLASSIFIER
 from .network import NETWORK
 from .reference import load_fashion_reference

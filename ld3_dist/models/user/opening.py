@@ -7,7 +7,7 @@ draw, a feature extractor, data, statistics of data, a version. For a network th
     import torch
     from ld3_dist.core.denoiser import NetworkDenoiser
     from ld3_dist.core.noise import VPDiscrete
-    from ld3_dist.models.loaded import to_device
+    from ld3_dist.models import to_device
     from my_network import MyUNet                          # a file beside this one
 
     class Net(torch.nn.Module):
@@ -40,8 +40,10 @@ from typing import cast
 from ...core.denoiser import Denoiser
 from ...core.errors import InputError
 from ...core.user_code import PREFIX, content_of, import_name, left_as_found, split
+from ..conditions import conditional_on
 from ..fingerprint import weights_hash
-from ..loaded import Model, ModelOptions, conditional_on
+from ..loaded import Model
+from ..options import ModelOptions
 from ..probe import check_denoiser
 
 
