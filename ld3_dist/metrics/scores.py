@@ -39,7 +39,7 @@ from ..core.features import FeatureMoments, Reference
 from ..core.registry import Registry
 from .inception import inception_score
 from .judges import judge_name
-from .kernel import kernel_distance
+from .kernel import Sums, kernel_distance
 from .manifold import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, Overlap, RealBalls, overlap
 from .statistics import FeatureStatistics, frechet_distance
 
@@ -83,6 +83,9 @@ Metric = Callable[[Samples, Reference | None], float | Mapping[str, float]]
 
 _BALLS: WeakKeyDictionary[Reference, RealBalls] = WeakKeyDictionary()
 """The balls of each reference that is in use: finding them costs more than comparing with them."""
+
+_SUMS: WeakKeyDictionary[Reference, Sums] = WeakKeyDictionary()
+"""Likewise the kernel's sums within each reference."""
 
 metrics: Registry[Metric] = Registry("metric", ("clip_score:DIR", "python:FILE.py:NAME"))
 
@@ -184,7 +187,9 @@ def _fid(samples: Samples, reference: Reference | None) -> float:
 @metrics.register("kid")
 def _kid(samples: Samples, reference: Reference | None) -> Mapping[str, float]:
     _finite(reference, 3, "the kernel is cubic")
-    found = kernel_distance(features_of(reference), samples.features, seed=samples.seed)
+    known = _SUMS.setdefault(_needed(reference), {})
+    features = features_of(reference)
+    found = kernel_distance(features, samples.features, seed=samples.seed, known=known)
     return {"kid": found.mean, "kid_std": found.std}
 
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ld3_dist.core.errors import InputError
 from ld3_dist.core.features import FeatureMoments
+from ld3_dist.metrics import kernel
 from ld3_dist.metrics.kernel import kernel_distance, squared_mmd
 from ld3_dist.metrics.manifold import neighbour_radii, overlap, squared_distances
-from ld3_dist.metrics.scores import SCORES, Samples, score
+from ld3_dist.metrics.scores import SCORES, Samples, as_reference, score
 from ld3_dist.metrics.statistics import (
     FeatureStatistics,
     frechet_distance,
@@ -168,6 +169,23 @@ class Identity(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1)
+
+
+def test_the_sums_within_a_reference_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    reference, *sets = (torch.randn(n, 4, generator=generator) for n in (300, 40, 40, 50))
+    expected = [kernel_distance(reference, x) for x in sets]
+    made = []
+    within = kernel._within
+    monkeypatch.setattr(kernel, "_within", lambda x, w: made.append(len(x)) or within(x, w))
+    known: kernel.Sums = {}
+    assert [kernel_distance(reference, x, known=known) for x in sets] == expected
+    assert made == [300, 40, 40, 300, 50]  # 50 samples have other subsets of the reference
+    made.clear()
+    whole = as_reference(reference)
+    scores = [score(x, whole, ["kid"]).values for x in sets[:2]]
+    assert [one["kid"] for one in scores] == [one.mean for one in expected[:2]]
+    assert made == [300, 40, 40]
 
 
 def test_frechet_and_kernel_equal_torchmetrics() -> None:
