@@ -29,7 +29,7 @@ test: install
 	  -m pytest -n 2 --dist loadgroup --durations=15
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadgroup --durations=15
 
 # Sweeps skip what their folder has, scripts what their tables have.
 SWEEPS := radius radius_pairs theory_kl stress distances metrics flow_matching guidance

@@ -82,26 +82,24 @@ def measure(
     with torch.no_grad():
         parts = torch.arange(len(made)).split(batch)
         losses = [distance(made[i], pairs.target[i]).cpu().double() for i in parts]
-        asked = {
-            name: judge
-            for name, judge in (judges or {}).items()
-            if prompts is not None or not judge.reads_prompts
-        }
-        if extractor is None and not asked:
+        if extractor is None and not judges:
             return Measured(torch.cat(losses))
         images = to_images(model, space, made, batch)
         features = None if extractor is None else extractor.features_of(images, batch)
-        told = prompts or [""] * len(images)
         judged = {
-            name: torch.cat(
-                [
-                    judge.score(images[i : i + batch], told[i : i + batch]).double().cpu()
-                    for i in range(0, len(images), batch)
-                ]
-            )
-            for name, judge in asked.items()
+            name: _scores_of(judge, images, prompts, batch)
+            for name, judge in (judges or {}).items()
+            if prompts is not None or not judge.reads_prompts
         }
     return Measured(torch.cat(losses), features, judged)
+
+
+def _scores_of(judge: Judge, images: Tensor, prompts: Sequence[str] | None, batch: int) -> Tensor:
+    """A judge's scores of images [M, C, H, W] -> float64 [M] on the CPU."""
+    told = prompts or [""] * len(images)
+    starts = range(0, len(images), batch)
+    parts = [judge.score(images[i : i + batch], told[i : i + batch]) for i in starts]
+    return torch.cat([part.double().cpu() for part in parts])
 
 
 def loss_columns(losses: Tensor) -> dict[str, Any]:

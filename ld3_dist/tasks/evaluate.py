@@ -207,7 +207,8 @@ def finish(
         features, reference = _data_halves(extractor, model)
         record |= {"samples": len(features), "repeats": 1}
         halves = Measured(torch.zeros(0), features)
-        record |= score_columns([halves], extractor, [reference], metrics)
+        of_features = [name for name in metrics if judge_name(name) is None]
+        record |= score_columns([halves], extractor, [reference], of_features)
     else:
         sets = read_sets(plan, item, storage, device)
         losses = [one.losses for one in sets]
