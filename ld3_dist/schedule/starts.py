@@ -34,6 +34,7 @@ from ..core.user_code import FILE, PREFIX
 from ..models import Model
 from ..training_free import ALONE, TRAINING_FREE, find_knots
 from .file import LIMIT, Schedule, check_same_noise, load_schedule
+from .followed import remembered
 from .imports.lists import is_schedule, knots_of, read_levels
 
 
@@ -128,7 +129,7 @@ def start_knots(
     problem = StartProblem(noise, solver, nfe, model.denoiser, x_T, condition)
     find = starts.get(name)
     try:
-        found = find(problem)
+        found = remembered(name, model, problem.steps, x_T, condition, lambda: find(problem))
     except InputError:
         raise
     except Exception as error:  # it may be somebody else's code: anything may come
