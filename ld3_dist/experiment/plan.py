@@ -57,6 +57,10 @@ class Plan:
         if self.contents is None:
             object.__setattr__(self, "contents", contents_of(self.experiment))
 
+    def content(self, name: str) -> str | None:
+        """The hash of the file or folder that a name in the settings stands for, if it is one."""
+        return (self.contents or {}).get(name)
+
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone; what is derived from them is made again elsewhere."""
         return {name: self.__dict__[name] for name in self.__dataclass_fields__}

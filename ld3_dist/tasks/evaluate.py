@@ -140,11 +140,9 @@ def read_part(
     extractor = extractor_of(plan, item.model, device)
     about = {"item": item.key, "start": start, "stop": stop, "table": _digest_of(table)}
     about |= {"extractor": extractor and extractor.hash, "distance": e.distance}
-    judges = {
-        name: plan.contents.get(name) for name in e.evaluate.metrics or () if judge_name(name)
-    }
+    judges = [name for name in e.evaluate.metrics or () if judge_name(name)]
     if judges:
-        about |= {"judges": [[judge_name(name), content] for name, content in judges.items()]}
+        about |= {"judges": [[judge_name(name), plan.content(name)] for name in judges]}
     with contextlib.suppress(FileNotFoundError, InputError):
         return _unpacked(unseal(storage.read_bytes(name), about)[1])
     prompts = prompts_of(model, e.seed, [range(start, stop)])

@@ -98,7 +98,7 @@ def distance_of(
 def judges_of(plan: Plan, device: str | None = None) -> dict[str, Judge]:
     """The judges among the metrics of the evaluation, by name."""
     metrics = plan.experiment.evaluate.metrics or ()
-    key = f"judges {metrics} {[plan.contents.get(name) for name in metrics]} {device}"
+    key = f"judges {metrics} {[plan.content(name) for name in metrics]} {device}"
     return keep(key, lambda: open_judges(metrics, device or default_device()))
 
 
