@@ -56,6 +56,8 @@ def merge(sources: Sequence[Storage], target: Storage) -> Iterator[str]:
                 lock.check()
                 added = Segments(target, folder).take_in(tables_in(storage, folder))
                 yield f"{folder}: {added} from {storage.url}"
+        for folder in IDENTITY:
+            Segments(target, folder).fold()  # segments that a killed merge left beside the others
         yield from _merge_lineage(sources, target, max(formats.values()))
         target.remove(MARK)
 
