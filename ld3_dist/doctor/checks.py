@@ -72,6 +72,10 @@ def _model(model: ModelSettings, opened: dict[str, Model]) -> Iterator[Check]:
         return
     opened[model.label] = replace(found, id=model.model)
     yield Check("models", model.label, "ok", _facts(found))
+    if model.dtype in ("float8", "int8"):
+        detail = f"kept in {model.dtype} and cast up where they are used: a quarter of the memory "
+        detail += "of float32, for more time; gradients pass, so that schedules can be learned"
+        yield Check("models", f"{model.label}, weights", "note", detail)
     yield from _probe(model.label, found)
 
 

@@ -35,6 +35,7 @@ SMALL: dict[str, Any] = {
     "evaluate": {"samples": 4},
 }
 DIGITS = SMALL | {"models": ["digits"]}
+EIGHT_BITS = {"model": "digits", "dtype": "int8"}
 
 
 def checks(settings: dict[str, Any], output: Path | None = None) -> list[Check]:
@@ -167,6 +168,19 @@ def test_weights_of_packages_are_an_extra(key: str, monkeypatch: pytest.MonkeyPa
     found = [check for check in checks(DIGITS | asked) if check.area == "extras"]
     assert [(check.name, check.status) for check in found] == [(package, "missing")]
     assert "ld3_dist[features]" in found[0].remedy
+
+
+def test_weights_of_judges_are_looked_for_and_those_in_eight_bits_said(tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    scores = {"samples": 4, "metrics": ["fid", "hpsv2", f"clip_score:{tmp_path / 'clip'}"]}
+    found = {c.name: c for c in checks(SMALL | {"evaluate": scores, "models": [EIGHT_BITS]})}
+    weights = found[f"clip_score:{tmp_path / 'clip'}"]
+    assert weights.status == "missing"
+    assert "has no *.safetensors" in weights.detail
+    assert found["hpsv2"].status == "note"
+    assert "hpsv2:DIR" in found["hpsv2"].remedy
+    assert "kept in int8" in found["digits, weights"].detail
+    assert "gradients pass" in found["digits, weights"].detail
 
 
 def test_whose_folder_it_is(tmp_path: Path) -> None:
