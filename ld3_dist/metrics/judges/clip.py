@@ -26,6 +26,7 @@ from ...core.features import Extractor, Judge
 from ...core.installed import read_weights
 from ...models.weights import sha256_of
 from .images import MEAN, STD, Fit, pixels
+from .layers import linear_layers
 from .open_clip import in_open_clip, renamed, sizes
 from .words import check_words
 
@@ -255,12 +256,4 @@ def _head(place: Path, what: str) -> tuple[nn.Module, str]:
             f"{what}: the folder has no {' or '.join(AESTHETIC)}; copy LAION's layers into it"
         )
     tensors = read_weights(file, f"{what}: {file.name}", "copy it again")
-    numbers = sorted({int(key.split(".")[-2]) for key in tensors if key.endswith(".weight")})
-    prefix = next(iter(tensors)).rsplit(".", 2)[0]
-    layers = []
-    for i in numbers:
-        weight, bias = (tensors[f"{prefix}.{i}.{name}"] for name in ("weight", "bias"))
-        layer = nn.Linear(weight.shape[1], weight.shape[0])
-        layer.load_state_dict({"weight": weight.float(), "bias": bias.float()})
-        layers.append(layer)
-    return nn.Sequential(*layers).requires_grad_(False), sha256_of(file)
+    return linear_layers(tensors), sha256_of(file)

@@ -27,6 +27,7 @@ from ...core.features import Judge
 from ...core.installed import read_weights
 from ...models.weights import sha256_of
 from .images import pixels
+from .layers import linear_layers
 from .words import check_words
 
 CENTRE, SPREAD = 0.16717362830052426, 1.0333394966054072
@@ -151,7 +152,7 @@ def _networks(weights: Mapping[str, Tensor]) -> tuple[Any, Any, nn.Module]:
     missing = sorted(set(dict(read.named_parameters())) - set(text))
     if missing:
         raise KeyError(f"{_TEXT}{missing[0]}")
-    return seen.eval().requires_grad_(False), read.eval().requires_grad_(False), _layers(top)
+    return seen.eval().requires_grad_(False), read.eval().requires_grad_(False), linear_layers(top)
 
 
 def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -171,15 +172,3 @@ def _renamed(image: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
     """The number of layers below a prefix."""
     return len({k.removeprefix(prefix).split(".")[0] for k in weights if k.startswith(prefix)})
-
-
-def _layers(top: Mapping[str, Tensor]) -> nn.Module:
-    """The linear layers of the head; nothing stands between them but dropout."""
-    numbers = sorted({int(name.split(".")[0]) for name in top})
-    layers = []
-    for i in numbers:
-        weight, bias = top[f"{i}.weight"], top[f"{i}.bias"]
-        layer = nn.Linear(weight.shape[1], weight.shape[0])
-        layer.load_state_dict({"weight": weight, "bias": bias})
-        layers.append(layer)
-    return nn.Sequential(*layers).requires_grad_(False)
