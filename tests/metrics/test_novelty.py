@@ -33,6 +33,16 @@ def test_every_sample_is_judged_as_defined() -> None:
     assert of(samples, real) == new / 30
 
 
+def test_sets_scored_one_after_the_other_do_not_touch_each_other() -> None:
+    real, sets = draw(60, 2), [draw(30, 2, seed) for seed in (1, 2)]
+    shared = as_reference(real)
+    found = [score(Samples(one), shared, ["authenticity"]).values for one in (*sets, *sets)]
+    alone = [{"metric.authenticity": of(one, real)} for one in sets]
+    assert found == alone * 2
+    other = score(Samples(sets[0]), as_reference(real[:20]), ["authenticity"]).values
+    assert other == {"metric.authenticity": of(sets[0], real[:20])}
+
+
 def test_copies_are_found_and_strangers_are_new() -> None:
     real = draw(3000, 2)
     assert of(real[:50], real) == 0
