@@ -151,6 +151,11 @@ def is_setting(procedure: str, key: str) -> bool:
     return key in procedures.get(procedure).Config.searchable()
 
 
+def lacks(procedure: str, axis: str) -> bool:
+    """True for an axis that is a setting of learning, but none of this procedure's."""
+    return axis not in OTHER_AXES and axis != "procedure" and not is_setting(procedure, axis)
+
+
 def is_number(procedure: str, key: str) -> bool:
     """True for a setting that a continuous axis can hold."""
     value = getattr(make_config(procedure), key, None)

@@ -2,7 +2,8 @@
 
     search.grid     the product of all axes
     ablate          the base, and the base with one factor changed to each of its levels;
-                    the product of all levels with `full: true`
+                    the product of all levels with `full: true`. A level of `procedure` leaves out
+                    the factors that its procedure does not have
 
 A point maps names of axes to values. Its cell, distance, teacher and settings of learning follow
 from it in `plan`. The order of the axes in the file changes nothing.
@@ -15,7 +16,7 @@ import math
 from typing import Any
 
 from ..core.learning.procedure import make_config
-from .axes import OTHER_AXES, check_value, is_setting
+from .axes import OTHER_AXES, check_value, is_setting, lacks
 from .sections import ModelSettings
 from .settings import Experiment
 
@@ -31,7 +32,7 @@ def points_of(e: Experiment) -> list[Point]:
         return _product(levels)
     base = {axis: values[0] for axis, values in levels.items()}
     varied = [base | {axis: value} for axis, found in levels.items() for value in found[1:]]
-    return [base, *varied]
+    return [base, *(_known_to_its_procedure(point) for point in varied)]
 
 
 def count_points(e: Experiment) -> int:
@@ -75,6 +76,14 @@ def model_at(model: ModelSettings, point: Point) -> ModelSettings:
     if other.label == model.label:  # guidance 1 has no suffix of its own
         other = other.model_copy(update={"name": model.label + suffix})
     return other
+
+
+def _known_to_its_procedure(point: Point) -> Point:
+    """The point with None for settings that its procedure does not have."""
+    procedure = point.get("procedure")
+    if procedure is None:
+        return point
+    return {axis: None if lacks(procedure, axis) else value for axis, value in point.items()}
 
 
 def _product(axes: Any) -> list[Point]:

@@ -29,6 +29,7 @@ from .axes import (
     check_value,
     is_number,
     is_setting,
+    lacks,
     unique,
 )
 from .limits import (
@@ -239,7 +240,15 @@ class Experiment(Strict):
             for key, value in self.learn.items():
                 _check(procedure, key, value, f"{met}learn.{key}")
             for key, (name, axis) in self._written_axes():
-                self._check_axis(procedure, key, f"{met}{name}", axis)
+                if self._meets(procedure, key):
+                    self._check_axis(procedure, key, f"{met}{name}", axis)
+
+    def _meets(self, procedure: str, key: str) -> bool:
+        """False for a factor of an ablation that this level of `procedure` leaves out."""
+        if self.ablate is None or self.ablate.full or key in self.search.optuna:
+            return True
+        base = str(self.ablate.base.get("procedure", self.learn.get("procedure", "default")))
+        return procedure == base or not lacks(procedure, key)
 
     def _written_axes(self) -> list[tuple[str, tuple[str, Axis]]]:
         """Every axis as it is written, with the base and the levels of an ablation apart."""

@@ -28,6 +28,7 @@ import pandas as pd
 
 from ..core.errors import InputError
 from ..core.user_code import label
+from ..experiment.axes import OTHER_AXES
 from ..experiment.points import levels_of
 from ..experiment.reading import parse_experiment
 from ..metrics.paired import NOTHING, Estimate, holm, interval_over_sets, over_seeds
@@ -106,9 +107,21 @@ def compared(sweep: SweepTables) -> Compared:
     rows = where(rows, column(rows, "eval_loss").notna()) if len(rows) else rows
     if not factors or rows.empty:
         return Compared([], pd.DataFrame(columns=["model"]), {}, [])
+    rows = _completed(rows, factors)
     rows = where(rows, [all(_is_level(row, factor) for factor in factors) for row in records(rows)])
     losses = sweep.losses({str(key) for key in column(rows, "key")})
     return Compared(factors, rows, losses, [s for s in measured(rows) if s not in LOSSES])
+
+
+def _completed(rows: pd.DataFrame, factors: Sequence[Factor]) -> pd.DataFrame:
+    """The rows with the base's level of every setting that their procedure does not have."""
+    rows = rows.copy()
+    for factor in factors:
+        without = column(rows, factor.column).isna()
+        if factor.name not in OTHER_AXES and without.any():
+            rows[factor.column] = column(rows, factor.column).astype(object)
+            rows.loc[without, factor.column] = factor.levels[0]
+    return rows
 
 
 def ablation_table(sweep: SweepTables) -> pd.DataFrame:

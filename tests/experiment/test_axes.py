@@ -44,6 +44,32 @@ def test_an_ablation_changes_one_factor_at_a_time() -> None:
     assert first in full.points()
 
 
+def test_another_procedure_leaves_out_factors_that_it_does_not_have() -> None:
+    """`paper` has no coefficients and `curve` neither; both have the base's gamma."""
+    vary = {"procedure": ["paper", "curve"], "coefficients": [True], "knots_only": [1]}
+    with pytest.raises(InputError, match=r"ablate\.vary\.knots_only: procedure default has no"):
+        plan_of(ablated(base={"gamma": 0.01}, vary=vary))
+    del vary["knots_only"]
+    plan = plan_of(ablated(base={"gamma": 0.01}, vary=vary))
+    trials = [plan.trial(plan.cells[0], point) for point in plan.points()]
+    found = [
+        (t.config.procedure, t.config.gamma, vars(t.config).get("coefficients")) for t in trials
+    ]
+    assert found == [
+        ("default", 0.01, False), ("default", 0.01, True),
+        ("paper", 0.01, None), ("curve", 0.01, None),
+    ]  # fmt: skip
+    assert count_points(plan.experiment) == 4
+    for refused in (
+        ablated(base={"gamma": 0.01}, vary=vary, full=True),
+        ablated(base={"gamma": 0.01}, vary={"procedure": ["paper"]})
+        | {"search": {"optuna": {"coefficients": [True, False]}}},
+        ablated(base={"procedure": "paper", "coefficients": True}, vary={"gamma": [0]}),
+    ):
+        with pytest.raises(InputError, match=r"procedure (paper|curve) has no such setting"):
+            plan_of(refused)
+
+
 def test_a_base_beside_its_levels_is_a_level_too() -> None:
     plan = plan_of(ablated(base={"gamma": 0.5}, vary={"gamma": [0, 0.01]}, full=True))
     assert sorted(point["gamma"] for point in plan.points()) == [0, 0.01, 0.5]

@@ -142,6 +142,30 @@ def test_factors_are_compared_at_the_base_of_the_others(tmp_path: Path) -> None:
     assert lines.at["start", "ratio"] == pytest.approx(np.exp(np.mean(logs)), rel=1e-5)
 
 
+def test_a_procedure_is_compared_though_it_lacks_another_factor(tmp_path: Path) -> None:
+    """Of two starts, one stands for `paper`, whose rows have no coefficients."""
+    vary = {"procedure": ["paper"], "coefficients": [True]}
+    ablate = {"base": {"procedure": "default", "coefficients": False}, "vary": vary}
+    place = with_settings(write_sweep(tmp_path, **KINDS), SETTINGS | {"ablate": ablate})
+    sweep, names = read_sweep_tables(place), ["procedure", "coefficients", "start"]
+    sweep.results.drop(index=sweep.results.query("gamma > 0").index, inplace=True)
+    rows = sweep.results
+    published = (rows["start"] == "log_snr") & (rows["kind"] == "learned")
+    rows[names[:2]] = rows[names[:2]].astype(object)
+    rows.loc[rows["kind"] == "learned", names] = ["default", False, "karras"]
+    rows.loc[published, names[:2]] = ["paper", None]
+    (line,) = ablation_table(sweep).query("score == 'loss'").to_dict("records")
+    assert (line["factor"], line["level"], line["base"]) == ("procedure", "paper", "default")
+    values = measured("eval_loss")
+    logs = [
+        np.log(values[cell, "log_snr", seed, 0.0] / values[cell, "karras", seed, 0.0])
+        for cell in {cell for cell, *_ in values}
+        for seed in KINDS["seeds"]
+    ]
+    assert (line["units"], line["seeds"]) == (2, 8)
+    assert line["ratio"] == pytest.approx(np.exp(np.mean(logs)), rel=1e-5)
+
+
 VARY = {"gamma": [0.0, 0.1], "start": ["karras", "log_snr"]}
 FULL = {"ablate": {"base": {"gamma": 0.0, "start": "karras"}, "vary": VARY, "full": True}}
 
