@@ -125,16 +125,16 @@ class GeneralizedSolver(nn.Module):
         a = lambda k: self.a[:, i, k, None]
         c = lambda k: self.c[:, i, k, None]
         y = (sigma[:, i + 1] / sigma[:, i])[:, None] * x[i] - (scale * phi + c(0)) * m[i]
-        if i >= 1:
-            r0 = (lam[:, i] - lam[:, i - 1])[:, None] / h
-            first = (m[i] - m[i - 1]) / r0
+        if i == 0:
+            return y + a(0) * x[0]
+        ratio = lambda k: (lam[:, i - k] - lam[:, i - k - 1])[:, None] / h
+        r0, first = ratio(0), (m[i] - m[i - 1]) / ratio(0)
         if i == 1:
             y = y - (0.5 * scale * phi + c(1)) * first
-        if i >= 2:
-            r1 = (lam[:, i - 1] - lam[:, i - 2])[:, None] / h
-            before = (m[i - 1] - m[i - 2]) / r1
-            d1 = first + r0 / (r0 + r1) * (first - before)
-            d2 = (first - before) / (r0 + r1)
+        else:
+            before = (m[i - 1] - m[i - 2]) / ratio(1)
+            wide = r0 + ratio(1)
+            d1, d2 = first + r0 / wide * (first - before), (first - before) / wide
             phi_2 = phi / h + 1
             y = y + (scale * phi_2 + c(1)) * d1 - (scale * (phi_2 / h - 0.5) + c(2)) * d2
         for k in range(3, i + 1):
@@ -156,17 +156,17 @@ def generalized(
 ) -> dict[str, Any]:
     """GS on one NFE, packed over starts and rates, for so many CPU seconds of learning."""
     noise = model.denoiser.noise
-    even = torch.linspace(
-        *(vp_time(torch.tensor(t, dtype=torch.float64)).item() for t in (noise.t_max, noise.t_min)),
-        nfe + 1, dtype=torch.float64,
-    )  # fmt: skip
+    first, last = (
+        vp_time(torch.tensor(t, dtype=torch.float64)).item() for t in (noise.t_max, noise.t_min)
+    )
+    even = torch.linspace(float(first), float(last), nfe + 1, dtype=torch.float64)
     starts = {"even in time": vp_sigma(even), "log_snr": discretize(noise, nfe, "log_snr").double()}
     members = [(name, rate) for name in starts for rate in rates]
     student = GeneralizedSolver(torch.stack([starts[name] for name, _ in members]))
     objective = Objective(model.denoiser, L2, "never")
     features = L2.features(pairs.target)
     mean = {n: p.detach().clone() for n, p in student.named_parameters()}
-    square, first = ({n: torch.zeros_like(p) for n, p in mean.items()} for _ in range(2))
+    square, momentum = ({n: torch.zeros_like(p) for n, p in mean.items()} for _ in range(2))
     generator = sample_generator(0, 0, "batches")
     curve: list[dict[str, Any]] = []
     spent, iteration, began = 0.0, 0, time.process_time()
@@ -179,7 +179,7 @@ def generalized(
             student.zero_grad()
             built.backward(leaf, torch.arange(len(members)))
             iteration += 1
-            adam(student, iteration, members, first, square, mean)
+            adam(student, iteration, members, momentum, square, mean)
             if iteration % LOOK:
                 continue
             spent += time.process_time() - began
