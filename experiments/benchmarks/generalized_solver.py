@@ -1,12 +1,12 @@
 """The Generalized Solver (GS, arXiv 2510.17699) against `coefficients: true`, on the same model.
 
     python experiments/benchmarks/generalized_solver.py [--nfe 4 6 8 10] [--pairs 1400]
-        [--rates 1e-2] [--seconds 800] [--out results/benchmarks/generalized_solver.json]
+        [--rates 1e-2] [--seconds 500] [--out results/benchmarks/generalized_solver.json]
 
-GS written anew from its paper: a DPM-Solver++(3M) on the variance-preserving schedule with betas
-from 0.1 to 20, with corrections a and c added to the weight of every earlier state and output,
-knots by stick-breaking in time, and a shift of every network time. With s = sigma_{i+1} / sigma_i,
-h = lambda_{i+1} - lambda_i, and D1, D2 the divided differences of the outputs m,
+GS written anew after its paper and code: a DPM-Solver++(3M) on the variance-preserving schedule
+with betas from 0.1 to 20, with corrections a and c added to the weight of every earlier state and
+output, knots by stick-breaking in time, and a shift of every network time. With s = sigma_{i+1} /
+sigma_i, h = lambda_{i+1} - lambda_i, and D1, D2 the divided differences of the outputs m,
 
     x_{i+1} = (s + a_0) x_i - (alpha (e^-h - 1) + c_0) m_i + (… + c_1) D1 - (… + c_2) D2
               + sum_{k>=1} a_k x_{i-k} + sum_{k>=3} c_k m_{i-k}
@@ -297,7 +297,7 @@ def main() -> None:
     parser.add_argument("--nfe", nargs="+", type=int, default=NFES)
     parser.add_argument("--pairs", type=int, default=1400)
     parser.add_argument("--rates", nargs="+", type=float, default=[1e-2])
-    parser.add_argument("--seconds", type=float, default=800.0)
+    parser.add_argument("--seconds", type=float, default=500.0)
     parser.add_argument(
         "--out", type=Path, default=Path("results/benchmarks/generalized_solver.json")
     )
@@ -318,7 +318,8 @@ def main() -> None:
                 count, held, settings = OURS[name]
                 cell[name] = ours(model, nfe, train[:count], valid[:held], fresh, settings)
             print(nfe, name, cell[name]["fresh"], flush=True)
-            body = {"summary": summary(cells), "pairs": asked.pairs, "cells": cells}
+            shared = {"pairs": asked.pairs, "rates": asked.rates, "seconds": asked.seconds}
+            body = {"summary": summary(cells)} | shared | {"cells": cells}
             asked.out.write_text(json.dumps(body, indent=1) + "\n")
     print(json.dumps(summary(cells), indent=1))
 
