@@ -34,21 +34,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from curve import fresh_loss
 from torch import Tensor, nn
 
 from ld3_dist.core.distance import make_distance
 from ld3_dist.core.grid import discretize
 from ld3_dist.core.learning.objective import Objective
 from ld3_dist.core.learning.pairs import Pairs
+from ld3_dist.core.noise import VPLinear
 from ld3_dist.core.sample import sample_generator
 from ld3_dist.core.solver import Tableau
 from ld3_dist.models import Model, open_model
 from ld3_dist.schedule.learning import learning
-from ld3_dist.schedule.sampling import make_samples
 from ld3_dist.schedule.teaching import teach
 
 NFES, FRESH, FIRST_FRESH = (4, 6, 8, 10), 2000, 100_000
-BETA_0, BETA_1 = 0.1, 20.0
+VP = VPLinear(beta_0=0.1, beta_1=20.0)
 BATCH, AVERAGE, LOOK, LOOKED_AT = 24, 0.999, 100, 1000
 L2 = make_distance("l2")
 
@@ -61,24 +62,13 @@ OURS: dict[str, tuple[int, int, dict[str, Any]]] = {
 """Pairs to train, pairs held out, settings beside `coefficients: true`."""
 
 
-def vp_time(sigma: Tensor) -> Tensor:
-    """The time of the variance-preserving schedule at which sigma / alpha is `sigma`."""
-    slope, twice = BETA_1 - BETA_0, 2 * sigma.square().log1p()
-    return ((BETA_0**2 + slope * twice).sqrt() - BETA_0) / slope
-
-
-def vp_sigma(t: Tensor) -> Tensor:
-    """sigma / alpha at a time of the variance-preserving schedule."""
-    return (BETA_0 * t + (BETA_1 - BETA_0) * t.square() / 2).expm1().sqrt()
-
-
 class GeneralizedSolver(nn.Module):
     """K members for an EDM model, from knots [K, N+1] in its sigma."""
 
     def __init__(self, knots: Tensor) -> None:
         super().__init__()
         K, N = len(knots), knots.shape[1] - 1
-        t = vp_time(knots).flip(1)
+        t = VP.inverse(-knots.log()).flip(1)
         self.low, self.high = t[:, :1], t[:, -1:]
         left = 1 - (t[:, 1:-1] - self.low) / (self.high - self.low)
         mu = left / torch.cat([torch.ones_like(left[:, :1]), left[:, :-1]], 1)
@@ -98,9 +88,8 @@ class GeneralizedSolver(nn.Module):
         t = self.times()
         N = t.shape[1] - 1
         at = torch.maximum(t[:, :-1] + self.shift, self.low).clamp_max(1.0)
-        ratio, near = vp_sigma(t), vp_sigma(at)
-        alpha, alpha_at = ((1 + r.square()).rsqrt() for r in (ratio, near))
-        lam, sigma = -ratio.log(), alpha * ratio
+        lam, alpha, sigma, alpha_at = VP.lam(t), VP.alpha(t), VP.sigma(t), VP.alpha(at)
+        ratio, near = (-lam).exp(), (-VP.lam(at)).exp()
         one = torch.eye(N + 1, dtype=t.dtype)
         states = [alpha[:, :1] * one[0]]  # [K, 1 + N] each
         made: list[Tensor] = []
@@ -144,23 +133,18 @@ class GeneralizedSolver(nn.Module):
         return y
 
 
-def judged(model: Model, table: Tableau, pairs: Pairs) -> dict[str, float]:
-    """Mean and median of the squared distance of one schedule's samples."""
-    with torch.no_grad():
-        losses = L2(make_samples(model, table, pairs.noise, pairs.condition), pairs.target).double()
-    return {"mean": losses.mean().item(), "median": losses.median().item()}
-
-
 def generalized(
     model: Model, nfe: int, pairs: Pairs, fresh: Pairs, rates: list[float], seconds: float
 ) -> dict[str, Any]:
     """GS on one NFE, packed over starts and rates, for so many CPU seconds of learning."""
     noise = model.denoiser.noise
-    first, last = (
-        vp_time(torch.tensor(t, dtype=torch.float64)).item() for t in (noise.t_max, noise.t_min)
-    )
-    even = torch.linspace(float(first), float(last), nfe + 1, dtype=torch.float64)
-    starts = {"even in time": vp_sigma(even), "log_snr": discretize(noise, nfe, "log_snr").double()}
+    ends = torch.tensor([noise.t_max, noise.t_min], dtype=torch.float64)
+    first, last = VP.inverse(-ends.log()).tolist()
+    even = torch.linspace(first, last, nfe + 1, dtype=torch.float64)
+    starts = {
+        "even in time": (-VP.lam(even)).exp(),
+        "log_snr": discretize(noise, nfe, "log_snr").double(),
+    }
     members = [(name, rate) for name in starts for rate in rates]
     student = GeneralizedSolver(torch.stack([starts[name] for name, _ in members]))
     objective = Objective(model.denoiser, L2, "never")
@@ -195,7 +179,7 @@ def generalized(
         if point is not best:
             del point["table"]
     return found | {
-        "fresh": judged(model, best["table"], fresh),
+        "fresh": fresh_loss(model, fresh, best["table"]),
         "iterations": iteration,
         "still falling": best is curve[-1],
         "curve": [[p["iteration"], round(p["seconds"], 1), p["mean"]] for p in curve],
@@ -242,7 +226,7 @@ def look(
             own = table.take(torch.tensor(k))
             found.append(
                 {"start": start, "rate": rate, "parameters": kind, "table": own}
-                | judged(model, own, fresh)
+                | fresh_loss(model, fresh, own)
             )
     student.load_state_dict(raw)
     finite = [one for one in found if math.isfinite(one["mean"])]
@@ -253,16 +237,12 @@ def ours(
     model: Model, nfe: int, pairs: Pairs, valid: Pairs, fresh: Pairs, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """The default procedure with coefficients, DPM-Solver++(3M), its own starts."""
-    began, progress = time.process_time(), None
-    for progress in learning(  # noqa: B007
-        model, "dpmpp-3", nfe, pairs, valid, coefficients=True, **settings
-    ):
-        pass
-    assert progress is not None
+    began = time.process_time()
+    *_, progress = learning(model, "dpmpp-3", nfe, pairs, valid, coefficients=True, **settings)
     seconds, k = time.process_time() - began, int(progress.best_valid.argmin())
     table = progress.tableau.take(torch.tensor(k))
     return {
-        "fresh": judged(model, table, fresh),
+        "fresh": fresh_loss(model, fresh, table),
         "valid": progress.best_valid[k].item(),
         "evaluations": progress.network_evals,
         "seconds": seconds,

@@ -177,13 +177,9 @@ class Search:
 
 def ratios(search: Search, model_id: str, optimum: float, settings: dict[str, Any]) -> list[float]:
     """Losses of the default procedure's members on the search's pairs, over the optimum."""
-    model, progress, noise = open_model(model_id), None, search.mixture.noise
+    model, noise = open_model(model_id), search.mixture.noise
     pairs = Pairs(search.pairs.noise.float(), search.pairs.target.float())
-    for progress in learning(  # noqa: B007
-        model, search.solver.name, search.nfe, pairs, pairs, **settings
-    ):
-        pass
-    assert progress is not None
+    *_, progress = learning(model, search.solver.name, search.nfe, pairs, pairs, **settings)
     with torch.no_grad():
         x_0 = sample(search.mixture, progress.tableau, noise.prior_scale * search.pairs.noise)
     losses = ((x_0 - search.pairs.target) ** 2).mean((1, 2))

@@ -50,7 +50,7 @@ def levels_of(e: Experiment) -> dict[str, list[Any]]:
     one without such a value (start, guidance) begins with None, which leaves it as it is.
     """
     assert e.ablate is not None
-    procedure = str(e.ablate.base.get("procedure", e.learn.get("procedure", "default")))
+    procedure = e.base_procedure
     found: dict[str, list[Any]] = {}
     for axis in sorted({*e.ablate.base, *e.ablate.vary}):
         given = e.ablate.base.get(axis)

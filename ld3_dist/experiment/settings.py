@@ -163,6 +163,12 @@ class Experiment(Strict):
         return self.evaluate.rows or ("best" if self.ablate is None else "all")
 
     @property
+    def base_procedure(self) -> str:
+        """The procedure of an ablation's base, and of an experiment that does not search it."""
+        base = {} if self.ablate is None else self.ablate.base
+        return str(base.get("procedure", self.learn.get("procedure", "default")))
+
+    @property
     def procedures(self) -> tuple[str, ...]:
         """Every procedure that a trial may use."""
         fixed = str(self.learn.get("procedure", "default"))
@@ -247,8 +253,7 @@ class Experiment(Strict):
         """False for a factor of an ablation that this level of `procedure` leaves out."""
         if self.ablate is None or self.ablate.full or key in self.search.optuna:
             return True
-        base = str(self.ablate.base.get("procedure", self.learn.get("procedure", "default")))
-        return procedure == base or not lacks(procedure, key)
+        return procedure == self.base_procedure or not lacks(procedure, key)
 
     def _written_axes(self) -> list[tuple[str, tuple[str, Axis]]]:
         """Every axis as it is written, with the base and the levels of an ablation apart."""
