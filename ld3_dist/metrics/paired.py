@@ -38,9 +38,11 @@ from .resampling import (
     Array,
     Statistic,
     difference_t,
+    exponential,
     over,
     paired_t,
     resampled,
+    standard_errors,
     statistic_of,
     sums,
     unpaired_t,
@@ -161,7 +163,8 @@ def ratios(
         value[good] = means[good] / mean
         t, error = paired_t(x[good] / means[good, None], y / mean, repeats, seed)
         half = _half(error, t)
-        low[good], high[good] = (value[good] * np.exp(sign * half) for sign in (-1, 1))
+        with np.errstate(over="ignore"):
+            low[good], high[good] = (value[good] * np.exp(sign * half) for sign in (-1, 1))
     return value, low, high
 
 
@@ -219,15 +222,15 @@ def over_seeds(
     between = float(by_seed.var(ddof=1)) / seeds if seeds > 1 else 0.0
     value, error = float(by_seed.mean()), math.sqrt(between + samples)
     if error <= TINY:
-        return _point(math.exp(value)), float(abs(value) <= TINY)
+        return _point(exponential(value)), float(abs(value) <= TINY)
     from scipy.special import stdtr, stdtrit
 
     n = pairs[0][0].shape[1]
-    spread = samples**2 / (n - 1) + (between**2 / (seeds - 1) if seeds > 1 else 0.0)
+    spread = sum(v**2 / (k - 1) for v, k in ((samples, n), (between, seeds)) if k > 1)
     freedom = (between + samples) ** 2 / spread
     half = float(stdtrit(freedom, 1 - OUTSIDE / 2)) * error
     p = 2 * float(stdtr(freedom, -abs(value) / error))
-    return Estimate(math.exp(value), math.exp(value - half), math.exp(value + half)), p
+    return Estimate(*(exponential(value + sign * half) for sign in (0, -1, 1))), p
 
 
 def average_ranks(scores: ArrayLike) -> Array:
@@ -303,7 +306,7 @@ def _mean(x: Array, repeats: int, seed: int) -> Estimate:
     if error <= TINY * abs(mean):
         return _point(mean)
     drawn = sums(np.stack([x, x * x], 1), repeats, seed)
-    errors = np.sqrt((drawn[:, 1] - drawn[:, 0] ** 2).clip(0) / n)
+    errors = standard_errors(drawn[:, 1] - drawn[:, 0] ** 2, drawn[:, 1], n)
     if x.min() < 0:
         t = over(drawn[:, 0] - mean, errors)
         low, high = _studentized(np.array(mean), np.array(error), t)
@@ -311,7 +314,7 @@ def _mean(x: Array, repeats: int, seed: int) -> Estimate:
     with np.errstate(divide="ignore", invalid="ignore"):
         t = over(np.log(drawn[:, 0] / mean), errors / drawn[:, 0])
     low, high = _studentized(np.log(mean), np.array(error / mean), t)
-    return Estimate(mean, math.exp(low), math.exp(high))
+    return Estimate(mean, exponential(low), exponential(high))
 
 
 def _means(
@@ -332,7 +335,7 @@ def _means(
     else:
         t, error = unpaired_t(x / mean_x, y / mean_y, repeats, seed)
     ratio = mean_x / mean_y
-    factor = math.exp(float(_half(np.array(error), t)))
+    factor = exponential(float(_half(np.array(error), t)))
     p = _p_value(math.log(ratio), error, t)
     return difference, Estimate(ratio, ratio / factor, ratio * factor), p
 

@@ -30,6 +30,9 @@ STATISTICS: tuple[Statistic, ...] = ("mean", "median", "iqm")
 TOGETHER = 2_500_000
 """Counts that are in memory at a time; up to so many are kept for the next comparison."""
 
+ROUNDING = 1e-13
+"""The share of its terms below which the variance of a resample is rounding."""
+
 FAR = 8.0
 """Standard deviations that no count is away from its mean: chances are 1e-15."""
 
@@ -99,11 +102,27 @@ def _middle(x: Array, counted: Array, statistic: Statistic) -> Array:
     return (ends - np.diff(near) @ ranks[:-1]) / (n - 2 * low)
 
 
+def standard_errors(variance: Array, terms: Array, n: int) -> Array:
+    """Standard errors of means of n, from variances that are differences of terms of this size.
+
+    A resample that draws one sample n times has the variance 0, not what rounding leaves of it.
+    """
+    return np.sqrt(np.where(variance > ROUNDING * terms, variance, 0.0) / n)
+
+
 def over(deviation: Array, error: Array) -> Array:
     """t* = deviation / error*; infinite where a resample has no spread of its own."""
     with np.errstate(divide="ignore", invalid="ignore"):
         t = deviation / error
     return np.where(np.isnan(t), 0.0, t)
+
+
+def exponential(x: float) -> float:
+    """e^x; infinite where it is more than a number can be, as intervals of two samples are."""
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf
 
 
 def difference_t(x: Array, y: Array, paired: bool, repeats: int, seed: int) -> tuple[Array, float]:
@@ -114,7 +133,8 @@ def difference_t(x: Array, y: Array, paired: bool, repeats: int, seed: int) -> t
         centred = part - part.mean()
         drawn = sums(np.stack([centred, centred**2], 1), repeats, seed + i)
         deviation += drawn[:, 0]
-        variance += (drawn[:, 1] - drawn[:, 0] ** 2).clip(0) / len(part)
+        square = drawn[:, 1]
+        variance += standard_errors(square - drawn[:, 0] ** 2, square, len(part)) ** 2
         found += float(centred.var()) / len(part)
     return over(deviation, np.sqrt(variance)), math.sqrt(found)
 
@@ -131,8 +151,9 @@ def paired_t(x: Array, y: Array, repeats: int, seed: int) -> tuple[Array, Array]
     drawn = sums(columns, repeats, seed)
     y1, y2 = drawn[:, :1], drawn[:, 1:2]
     e1, e2, ey = (drawn[:, 2 + i * count : 2 + (i + 1) * count] for i in range(3))
-    square = (e2 * y1**2 - 2 * ey * y1 * e1 + y2 * e1**2) / (y1 * (y1 + e1)) ** 2
-    t = over(np.log1p(e1 / y1), np.sqrt(square.clip(0) / n))
+    terms = e2 * y1**2 + y2 * e1**2
+    errors = standard_errors(terms - 2 * ey * y1 * e1, terms, n) / (y1 * (y1 + e1))
+    t = over(np.log1p(e1 / y1), errors)
     return t, np.sqrt((e * e).mean(0) / n)
 
 
@@ -142,6 +163,7 @@ def unpaired_t(x: Array, y: Array, repeats: int, seed: int) -> tuple[Array, floa
     for i, (z, sign) in enumerate(((x, 1), (y, -1))):
         drawn = sums(np.stack([z, z * z], 1), repeats, seed + i)
         deviation += sign * np.log(drawn[:, 0])
-        variance += (drawn[:, 1] / drawn[:, 0] ** 2 - 1).clip(0) / len(z)
+        square = drawn[:, 1] / drawn[:, 0] ** 2
+        variance += standard_errors(square - 1, square, len(z)) ** 2
         found += float(z.var()) / len(z)
     return over(deviation, np.sqrt(variance)), math.sqrt(found)

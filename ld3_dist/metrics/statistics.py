@@ -27,7 +27,6 @@ of the trace is in Bhatia, Jain and Lim 2019, section 4)."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -39,6 +38,7 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.features import FeatureMoments
 from .paired import NOTHING, Estimate
+from .resampling import exponential
 
 NORMAL = 1.96
 """Standard errors from the value to the ends of a 95 % interval."""
@@ -194,5 +194,5 @@ def ratio_of_parts(ours: Tensor, others: Tensor) -> Estimate:
         return NOTHING
     error = ((ours / x - others / y).square().mean() / len(ours)).sqrt().item()
     value = (x / y).item()
-    wide = math.exp(NORMAL * error)
+    wide = exponential(NORMAL * error)
     return Estimate(value, value / wide, value * wide)

@@ -32,7 +32,7 @@ from ..experiment.axes import OTHER_AXES
 from ..experiment.points import levels_of
 from ..experiment.reading import parse_experiment
 from ..metrics.paired import NOTHING, Estimate, holm, interval_over_sets, over_seeds
-from ..metrics.resampling import STATISTICS, statistic_of
+from ..metrics.resampling import STATISTICS, exponential, statistic_of
 from ..store.columns import axis_column
 from ..store.frames import column, groups, numbers, of_kind, records, varies, where
 from .formats import DASH, missing, number, ratio
@@ -238,13 +238,15 @@ def _of_loss(units: Sequence[Sequence[Pair]], losses: Mapping[str, np.ndarray]) 
         return {"ratio": None}
     line = _line(found, p) | {"samples": level[0].shape[1]}
     for statistic in STATISTICS[1:]:
-        logs = [
-            math.log(statistic_of(a, statistic) / statistic_of(b, statistic))
-            for x, y in zip(level, base, strict=True)
-            for a, b in zip(x, y, strict=True)
-        ]
-        line[f"ratio_{statistic}"] = math.exp(sum(logs) / len(logs))
+        line[f"ratio_{statistic}"] = _mean_ratio(
+            *([statistic_of(x, statistic) for unit in side for x in unit] for side in (level, base))
+        )
     return line
+
+
+def _mean_ratio(a: list[float], b: list[float]) -> float | None:
+    """The geometric mean of ratios; None unless all values are above 0."""
+    return float(np.exp((np.log(a) - np.log(b)).mean())) if min(a + b) > 0 else None
 
 
 def _of_score(units: Sequence[Sequence[Pair]], name: str) -> dict[str, Any]:
@@ -256,7 +258,7 @@ def _of_score(units: Sequence[Sequence[Pair]], name: str) -> dict[str, Any]:
     by_seed = (logs[..., 0] - logs[..., 1]).mean(0)
     found = interval_over_sets(by_seed)
     p = _t_test(by_seed)
-    return _line(Estimate(*(math.exp(value) for value in found)), p)
+    return _line(Estimate(*map(exponential, found)), p)
 
 
 def _t_test(values: np.ndarray) -> float:

@@ -25,6 +25,7 @@ import pandas as pd
 
 from ..core.errors import InputError, unknown
 from ..metrics.paired import compare as compare_losses
+from ..metrics.resampling import exponential
 from ..store.frames import column, records, where
 from ..store.lineage import current
 from ..store.opening import open_places
@@ -234,9 +235,7 @@ def together(rows: Sequence[Row]) -> Row:
         len(rows),
         float(np.exp(np.mean(np.log([row.loss_a for row in rows])))),
         float(np.exp(np.mean(np.log([row.loss_b for row in rows])))),
-        math.exp(middle),
-        math.exp(middle - half),
-        math.exp(middle + half),
+        *(exponential(middle + sign * half) for sign in (0, -1, 1)),
         float(np.mean([row.p_improvement for row in rows])),
         sum(row.samples for row in rows),
         ", ".join(dict.fromkeys(row.how for row in rows)),

@@ -142,6 +142,38 @@ def test_equal_and_zero_losses_have_no_width() -> None:
     assert math.isnan(compare(a, np.zeros(200)).ratio.value)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(1e-30, 1e3), min_size=1, max_size=5), st.integers(0, 99), st.booleans())
+def test_few_losses_of_any_size_have_an_interval(x: list[float], seed: int, paired: bool) -> None:
+    """Resamples that draw one sample again and again have no spread, whatever rounding leaves."""
+    a, b = np.array(x), np.exp(np.random.default_rng(seed).normal(0, 9, len(x)))
+    value, low, high = compare(a, b, paired=paired, repeats=200).ratio
+    assert 0 <= low <= value * (1 + 1e-9)
+    assert value <= high * (1 + 1e-9)
+    mean = summary(a, repeats=200).mean
+    assert 0 <= mean.low <= mean.high
+    found, _ = over_seeds([np.stack([a, b])], [np.stack([b, a])], repeats=200)
+    assert not math.isnan(found.low + found.high)
+
+
+def test_two_samples_say_nothing_of_their_mean_ratio() -> None:
+    """Half of the resamples draw one of them twice and have no spread: t is infinite."""
+    for seed in range(40):
+        a, b = np.exp(np.random.default_rng(seed).normal(0, 4, (2, 2)))
+        for paired in (True, False):
+            found = compare(a, b, paired=paired)
+            assert found.ratio[1:] == (0, math.inf)
+        assert [float(end[0]) for end in ratios(a[None], b)[1:]] == [0, math.inf]
+        assert summary(a).mean[1:] == (0, math.inf)
+
+
+def test_one_sample_of_several_seeds_has_the_spread_of_its_seeds() -> None:
+    level, base = np.array([[1.0], [2.0], [4.0]]), np.ones((3, 1))
+    found, _ = over_seeds([level], [base])
+    t = stats.ttest_1samp(np.log(level[:, 0]), 0).confidence_interval()
+    assert found == pytest.approx((2, math.exp(t.low), math.exp(t.high)))
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_that_of_its_definition(p: list[float]) -> None:
