@@ -250,8 +250,16 @@ GS = ("gs", *(f"ours, {how}" for how in (
 """Columns of the table of GS."""
 
 
-def against_gs() -> Numbers:
+def gs_cells() -> dict[str, dict[str, Any]]:
+    """The cells by NFE, `gs` being the variant with the smallest mean."""
     cells = benchmark("generalized_solver")["cells"]
+    ends = lambda cell: [found for name, found in cell.items() if name.startswith("gs")]
+    mean = lambda found: found["fresh"]["mean"]
+    return {nfe: cell | {"gs": min(ends(cell), key=mean)} for nfe, cell in cells.items()}
+
+
+def against_gs() -> Numbers:
+    cells = gs_cells()
     over = lambda name, kind: geometric(
         [cell[name]["fresh"][kind] / cell["gs"]["fresh"][kind] for cell in cells.values()]
     )
@@ -522,7 +530,7 @@ def test_the_table_of_the_curve_is_measured() -> None:
 
 def test_the_table_of_gs_is_measured() -> None:
     found = rows(BENCHMARKS, "| NFE: GS")
-    cells = benchmark("generalized_solver")["cells"]
+    cells = gs_cells()
     assert [row[0] for row in found] == ["4", "6", "8", "10"] == list(cells)
     for nfe, *values in found:
         for name, value in zip(GS, values, strict=True):
