@@ -76,11 +76,12 @@ LEAST = Recipe(10, 10, 1, 1)
 CHECKS = 3
 """Evaluations of the check whether activations fit into memory."""
 
-ROWS, RUNS = 10, 2
-"""Samples of a measurement of time, and calls of which the last ones count."""
+ROWS, RUNS, ENOUGH = 10, 6, 1.0
+"""Samples of a measurement of time; the most calls, of which the first does not count; and seconds
+after which there is no further call."""
 
 MEASURING = RUNS * ROWS * (1 + 3)
-"""Evaluations that measuring the pace takes; every plan counts them."""
+"""Evaluations that measuring the pace takes at most; every plan counts them."""
 
 SAFE = 0.9
 """The fraction of the minutes that is planned for: measured times vary."""
@@ -245,7 +246,8 @@ def plan_learning(
 def measure_pace(model: Model) -> Pace:
     """Measure the seconds of one evaluation on the model's device, without and with gradients.
 
-    The batch is as small as those of learning. Decoding a latent is timed with it.
+    The batch is as small as those of learning. Decoding a latent is timed with it. It is the median
+    of some calls: other programs can delay a single one many times over.
     """
     denoiser, home = model.denoiser, device_of(model)
     z, condition = draw_inputs(model, 0, range(ROWS))
@@ -262,11 +264,16 @@ def measure_pace(model: Model) -> Pace:
         with torch.no_grad():
             denoiser.decode(denoiser(x, t, given))
 
-    taken = []
-    for run in (forward, visit):
-        run()
-        taken.append(statistics.median(_timed(run, home) for _ in range(RUNS - 1)) / ROWS)
-    return Pace(*taken)
+    return Pace(*(_median_time(run, home) / ROWS for run in (forward, visit)))
+
+
+def _median_time(run: Callable[[], object], home: torch.device) -> float:
+    """The median seconds of a call, after one that does not count."""
+    run()
+    taken: list[float] = []
+    while not taken or (len(taken) < RUNS - 1 and sum(taken) < ENOUGH):
+        taken.append(_timed(run, home))
+    return statistics.median(taken)
 
 
 def _timed(run: Callable[[], object], home: torch.device) -> float:

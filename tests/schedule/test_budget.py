@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ import ld3_dist as ld3
 from ld3_dist import InputError
 from ld3_dist.core.learning.procedure import make_config
 from ld3_dist.core.solver import make_solver
+from ld3_dist.schedule import budget as fitting
 from ld3_dist.schedule.baselines import BASELINES
 from ld3_dist.schedule.budget import (
     MEASURING,
@@ -127,6 +129,27 @@ def test_measuring_counts_what_it_takes() -> None:
     assert pace.visit > 0
 
 
+def test_a_call_that_is_delayed_does_not_set_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, denoiser = counted()
+    calls, whole = itertools.count(), Counting.forward
+
+    def delayed(self: Counting, *given: object) -> Tensor:
+        time.sleep(0.5 if next(calls) in (1, 7) else 0.0)
+        return whole(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Counting, "forward", delayed)
+    pace = measure_pace(model)
+    assert denoiser.count == MEASURING
+    assert max(pace.forward, pace.visit) < 0.25 / fitting.ROWS
+
+
+def test_a_slow_network_is_measured_by_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, denoiser = counted()
+    monkeypatch.setattr(fitting, "ENOUGH", 0.0)  # as if a call took as long as that
+    measure_pace(model)
+    assert denoiser.count == 2 * MEASURING / fitting.RUNS
+
+
 def cell_of(**changes: object) -> Cell:
     model = ld3.load_model("analytic:mixture-2d")
     made = Cell(model, "unipc-3", 6, make_config(), "unipc-3/20/karras", BASELINES)
@@ -189,7 +212,7 @@ def test_minutes_are_evaluations_at_the_measured_pace() -> None:
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ({"budget": 500}, r"budget = 500: too small for one epoch .* the least is 1,023 network"),
+        ({"budget": 500}, r"budget = 500: too small for one epoch .* the least is 1,183 network"),
         ({"budget": 0}, "budget = 0"),
         ({"budget": 1.5}, "budget = 1.5"),
         ({"minutes": 0.0}, "minutes = 0.0"),
