@@ -86,6 +86,9 @@ VARIANTS = {
     "200 pairs, 20 epochs, 200 held out, average, robust 4": Variant(
         200, 200, settings={"epochs": 20}, every=5, average=0.1, robust=4.0
     ),
+    "batches of 5, 20 epochs": Variant(settings={"batch": 5, "epochs": 20}),
+    "batches of 5": Variant(settings={"batch": 5}),
+    "200 pairs, batches of 5, 8 epochs": Variant(200, 50, settings={"batch": 5, "epochs": 8}),
     "start time": Variant(settings={"start_time": True}),
     "200 pairs, 10 epochs, 200 held out, average, start time": Variant(
         200, 200, settings={"epochs": 10, "start_time": True}, every=3, average=0.1
