@@ -314,7 +314,7 @@ def _mean(x: Array, repeats: int, seed: int) -> Estimate:
     with np.errstate(divide="ignore", invalid="ignore"):
         t = over(np.log(drawn[:, 0] / mean), errors / drawn[:, 0])
     low, high = _studentized(np.log(mean), np.array(error / mean), t)
-    return Estimate(mean, exponential(low), exponential(high))
+    return Estimate(mean, exponential(float(low)), exponential(float(high)))
 
 
 def _means(
