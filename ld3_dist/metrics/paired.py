@@ -37,12 +37,12 @@ from .resampling import (
     STATISTICS,
     Array,
     Statistic,
+    above_rounding,
     difference_t,
     exponential,
     over,
     paired_t,
     resampled,
-    standard_errors,
     statistic_of,
     sums,
     unpaired_t,
@@ -306,7 +306,7 @@ def _mean(x: Array, repeats: int, seed: int) -> Estimate:
     if error <= TINY * abs(mean):
         return _point(mean)
     drawn = sums(np.stack([x, x * x], 1), repeats, seed)
-    errors = standard_errors(drawn[:, 1] - drawn[:, 0] ** 2, drawn[:, 1], n)
+    errors = np.sqrt(above_rounding(drawn[:, 1] - drawn[:, 0] ** 2, drawn[:, 1]) / n)
     if x.min() < 0:
         t = over(drawn[:, 0] - mean, errors)
         low, high = _studentized(np.array(mean), np.array(error), t)

@@ -102,12 +102,12 @@ def _middle(x: Array, counted: Array, statistic: Statistic) -> Array:
     return (ends - np.diff(near) @ ranks[:-1]) / (n - 2 * low)
 
 
-def standard_errors(variance: Array, terms: Array, n: int) -> Array:
-    """Standard errors of means of n, from variances that are differences of terms of this size.
+def above_rounding(variance: Array, terms: Array) -> Array:
+    """Variances that are differences of terms of this size; 0 where only rounding is left.
 
-    A resample that draws one sample n times has the variance 0, not what rounding leaves of it.
+    A resample that draws one sample n times has no spread.
     """
-    return np.sqrt(np.where(variance > ROUNDING * terms, variance, 0.0) / n)
+    return np.where(variance > ROUNDING * terms, variance, 0.0)
 
 
 def over(deviation: Array, error: Array) -> Array:
@@ -134,7 +134,7 @@ def difference_t(x: Array, y: Array, paired: bool, repeats: int, seed: int) -> t
         drawn = sums(np.stack([centred, centred**2], 1), repeats, seed + i)
         deviation += drawn[:, 0]
         square = drawn[:, 1]
-        variance += standard_errors(square - drawn[:, 0] ** 2, square, len(part)) ** 2
+        variance += above_rounding(square - drawn[:, 0] ** 2, square) / len(part)
         found += float(centred.var()) / len(part)
     return over(deviation, np.sqrt(variance)), math.sqrt(found)
 
@@ -152,8 +152,8 @@ def paired_t(x: Array, y: Array, repeats: int, seed: int) -> tuple[Array, Array]
     y1, y2 = drawn[:, :1], drawn[:, 1:2]
     e1, e2, ey = (drawn[:, 2 + i * count : 2 + (i + 1) * count] for i in range(3))
     terms = e2 * y1**2 + y2 * e1**2
-    errors = standard_errors(terms - 2 * ey * y1 * e1, terms, n) / (y1 * (y1 + e1))
-    t = over(np.log1p(e1 / y1), errors)
+    variance = above_rounding(terms - 2 * ey * y1 * e1, terms) / n
+    t = over(np.log1p(e1 / y1), np.sqrt(variance) / (y1 * (y1 + e1)))
     return t, np.sqrt((e * e).mean(0) / n)
 
 
@@ -164,6 +164,6 @@ def unpaired_t(x: Array, y: Array, repeats: int, seed: int) -> tuple[Array, floa
         drawn = sums(np.stack([z, z * z], 1), repeats, seed + i)
         deviation += sign * np.log(drawn[:, 0])
         square = drawn[:, 1] / drawn[:, 0] ** 2
-        variance += standard_errors(square - 1, square, len(z)) ** 2
+        variance += above_rounding(square - 1, square) / len(z)
         found += float(z.var()) / len(z)
     return over(deviation, np.sqrt(variance)), math.sqrt(found)

@@ -246,8 +246,8 @@ def plan_learning(
 def measure_pace(model: Model) -> Pace:
     """Measure the seconds of one evaluation on the model's device, without and with gradients.
 
-    The batch is as small as those of learning. Decoding a latent is timed with it. It is the median
-    of some calls: other programs can delay a single one many times over.
+    The batch is as small as those of learning. Decoding a latent is timed with it. The pace is the
+    median of some calls: other programs can delay a single one many times over.
     """
     denoiser, home = model.denoiser, device_of(model)
     z, condition = draw_inputs(model, 0, range(ROWS))

@@ -274,9 +274,14 @@ def against_gs() -> Numbers:
     }  # fmt: skip
 
 
+def generalisation() -> dict[tuple[str, str], Any]:
+    """Its runs by variant and cell."""
+    return {(run["variant"], run["cell"]): run for run in benchmark("generalisation")["runs"]}
+
+
 def at_lower_noise() -> Numbers:
     """The loss with a learned start over that of the default, by NFE."""
-    runs = {(run["variant"], run["cell"]): run for run in benchmark("generalisation")["runs"]}
+    runs = generalisation()
     cells = {cell for name, cell in runs if name == "start time"}
     over = lambda nfe, kind: [
         runs["start time", cell][kind] / runs["default", cell][kind]
@@ -310,14 +315,14 @@ PAIRS = {
 
 def of_pairs(variant: str) -> list[tuple[Any, Any]]:
     """Runs of a variant, and those of the default of the same cells."""
-    runs = {(run["variant"], run["cell"]): run for run in benchmark("generalisation")["runs"]}
+    runs = generalisation()
     tried = sorted(cell for name, cell in runs if name == "200 pairs, 10 epochs")
     return [(runs[variant, cell], runs["default", cell]) for cell in tried]
 
 
 def over_published() -> Numbers:
     """The default over the published procedure in the cells that both have."""
-    runs = {(run["variant"], run["cell"]): run for run in benchmark("generalisation")["runs"]}
+    runs = generalisation()
     cells = sorted(cell for name, cell in runs if name == "published")
     assert len(cells) == 16
     over = lambda kind: [
