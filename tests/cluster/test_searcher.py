@@ -198,6 +198,17 @@ def test_cells_wait_for_their_teacher() -> None:
     assert late[1]["cell"].startswith("analytic:mixture-1d")
 
 
+def test_trials_of_more_evaluations_go_first() -> None:
+    """Or all workers but one would wait at the end for a trial of 8 that began late."""
+    plan = plan_of("random", nfe=[3, 8, 5])
+    work = Work(plan)
+    asked = [work.suggest() for _ in plan.cells]  # each cell once, since they take turns
+    found = [given[1]["cell"] for given in asked if isinstance(given, tuple)]
+    assert sorted(found) == sorted(cell.id for cell in plan.cells)
+    numbers = [int(cell.rpartition("/")[2]) for cell in found]
+    assert numbers == [8, 8, 5, 5, 3, 3]
+
+
 def test_other_seeds_propose_other_values() -> None:
     keys = [set(by_key(Work(plan_of("random", seed=seed)).run())) for seed in (0, 1)]
     assert not keys[0] & keys[1]

@@ -1,6 +1,8 @@
 """Ray Tune's searcher: hands the trials of all cells to Tune, cells in turn.
 
-See `proposals` for what is asked, and why it never depends on the order in which trials end.
+Cells of more network evaluations go first: a search should not end with its longest trials, for
+which all other workers would have to wait. See `proposals` for what is asked, and why it never
+depends on the order in which trials end.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class CellSearcher(Searcher):
         self.learned = learned
         self.proposals = Proposals(plan, look)
         shares = points_by_cell(plan, part)
-        self.turns = deque(CellStudies(plan, cell, points) for cell, points in shares)
+        costly_first = sorted(shares, key=lambda share: -share[0].nfe)
+        self.turns = deque(CellStudies(plan, cell, points) for cell, points in costly_first)
         self.cells = {studies.cell.id: studies for studies in self.turns}
         self.live: dict[str, Proposal] = {}
         self.found = 0  # trials answered from rows
