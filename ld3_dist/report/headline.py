@@ -21,7 +21,7 @@ def headline(table: pd.DataFrame) -> str:
     if count(fresh.notna()):
         return _gains(table, "eval_gain", "on fresh samples") + _undecided(table) + _frechet(table)
     if not count(numbers(table, "gain").notna()):
-        asked = counted(len(table), _unit(table))
+        asked = counted(len(table), unit(table))
         return f"No schedule has been learned yet in any of {asked}."
     text = _gains(table, "gain", "on the held-out pairs, which also selected them,")
     return f"Nothing was evaluated on fresh samples. {text}{_frechet(table)}"
@@ -64,7 +64,7 @@ def _undecided(table: pd.DataFrame) -> str:
         return ""
     if count(decided.notna()) == 1:
         return " That is undecided: the interval holds 1."
-    found = counted(open_cells, _unit(table))
+    found = counted(open_cells, unit(table))
     return f" In {found} that is undecided: the interval of the gain holds 1."
 
 
@@ -75,10 +75,10 @@ def _frechet(table: pd.DataFrame) -> str:
     if not compared:
         return ""
     lower = count(learned < lowest)
-    return f" The Fréchet distance is lower in {lower} of {counted(compared, _unit(table))}."
+    return f" The Fréchet distance is lower in {lower} of {counted(compared, unit(table))}."
 
 
-def _unit(table: pd.DataFrame) -> str:
+def unit(table: pd.DataFrame) -> str:
     """What a row of the summary stands for: a cell, or a cell with one of several distances."""
     return "case" if varies(table, "distance") else "cell"
 
@@ -86,7 +86,7 @@ def _unit(table: pd.DataFrame) -> str:
 def _said(table: pd.DataFrame) -> str:
     """The same in the plural, explained where it is no cell."""
     explained = " (a cell and a distance that was learned in)"
-    return f"{_unit(table)}s{explained if _unit(table) == 'case' else ''}"
+    return f"{unit(table)}s{explained if unit(table) == 'case' else ''}"
 
 
 def _times(gain: float) -> str:

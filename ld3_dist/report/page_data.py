@@ -39,6 +39,7 @@ from ..schedule.file import Schedule, read_schedule
 from ..store.frames import column, groups, of_kind, records, where
 from .columns import Row
 from .formats import missing, visible
+from .headline import unit
 from .scores import measured
 from .summary import comparable, method, teacher_scores
 from .tables import SweepTables
@@ -70,7 +71,9 @@ def page_data(sweep: SweepTables, table: pd.DataFrame, sections: Mapping[int, in
         for i, (row, rows) in enumerate(zip(records(table), parts, strict=True))
     ]
     text = json.dumps(
-        {"metrics": metrics, "cells": cells}, ensure_ascii=False, separators=(",", ":")
+        {"metrics": metrics, "cells": cells, "unit": unit(table)},
+        ensure_ascii=False,
+        separators=(",", ":"),
     )
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

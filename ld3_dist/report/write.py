@@ -71,6 +71,9 @@ def write_report(
     table = summary_table(sweep.results, sweep.evaluations)
     ablation, interactions, told = _ablation(sweep)
     parts = groups(table, ["model", "distance"], sort=False, nulls=True)
+    models = list(dict.fromkeys(model for (model, _), _ in parts))
+    # of each model the experiment's own distance first
+    parts.sort(key=lambda part: (models.index(part[0][0]), part[0][1] != sweep.distance))
     first = {model: i for i, ((model, _), _) in reversed(list(enumerate(parts)))}
     sections = []
     for i, ((model, _), rows) in enumerate(parts):

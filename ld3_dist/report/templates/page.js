@@ -3,7 +3,7 @@
 // is in the address, and nothing is ever requested.
 (() => {
 "use strict";
-const { metrics, cells } = JSON.parse(document.getElementById("data").textContent);
+const { metrics, cells, unit } = JSON.parse(document.getElementById("data").textContent);
 if (!cells.length || !metrics.length) return;
 
 const { abs, floor, log10, max, min } = Math;
@@ -104,7 +104,9 @@ tool("metric", "metric", metrics.map(m => [m.id, m.label]));
 if (grids.length) tool("over", "gain over",
   [["", "the best hand-made grid"], ...grids.map(name => [name, name])]);
 tools.append(said);
-document.querySelector(".scroll").before(tools);
+// above everything that they filter
+const sections = all("main > section[id^=model-]");
+(sections.length > 1 ? sections[0] : document.querySelector(".scroll")).before(tools);
 
 const BUTTONS = [["σ", "copy sigmas"], ["t", "copy timesteps"], ["JSON", "copy JSON"],
   ["↓JSON", "download JSON"], ["↓CSV", "download CSV"]];
@@ -178,7 +180,7 @@ const drawTable = () => {
     // moving a line takes the focus from it
     if (sorted.some((line, i) => line !== body.rows[i])) body.append(...sorted);
   }
-  said.textContent = `${lines.filter(line => !line.hidden).length} of ${lines.length} cells`;
+  said.textContent = `${lines.filter(line => !line.hidden).length} of ${lines.length} ${unit}s`;
 };
 const drawGain = (line, { value, ends, undecided }, top) => {
   const main = line.querySelector("td.gain"), interval = line.querySelector("td.interval");
