@@ -201,6 +201,7 @@ def resolved(schema: Schema, rule: Schema) -> dict[str, Any]:
 def type_of(schema: Schema, rule: Schema) -> str:
     """The kind of value, in words."""
     target = rule.get("$ref", "").removeprefix("#/$defs/")
+    target = "start" if target == "member_start" else target
     if target in ("solver", "start", "distance", "model", "extractor", "metric"):
         return f"name of a {target}".replace("a extractor", "an extractor")
     rule = resolved(schema, rule)

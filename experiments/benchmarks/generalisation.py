@@ -33,10 +33,10 @@ from ld3_dist.core.learning.descent import Descent
 from ld3_dist.core.learning.learn import Pairs, Problem, Progress, learn, make_config
 from ld3_dist.core.learning.objective import Objective
 from ld3_dist.core.learning.procedure import procedures
-from ld3_dist.core.solver import Tableau, make_solver
+from ld3_dist.core.solver import make_solver
 from ld3_dist.models import Model, open_model
 from ld3_dist.schedule.sampling import make_samples
-from ld3_dist.schedule.starts import start_knots
+from ld3_dist.schedule.starts import grid_name, start_knots
 from ld3_dist.schedule.teaching import Teacher, teach
 
 SOLVERS, NFES = ("unipc-3", "dpmpp-3", "ipndm-3", "ddim"), (4, 6, 8, 10)
@@ -66,10 +66,17 @@ class Variant:
     race: int = 0
 
 
+FORMER = {"batch": 10, "epochs": 40}
+"""Settings of the former default; variants change them, but for those of PRESENT."""
+PRESENT = ("published", "default", "default, 100 pairs", "four starts")
+FOUR = ("log_snr", "optimal-steps", "later:log_snr", "later:optimal-steps")
 PAPER = Variant(starts=("log_snr",), procedure="paper")
 VARIANTS = {
     "published": PAPER,
-    "default": Variant(),
+    "default": Variant(starts=Descent.starts),
+    "default, 100 pairs": Variant(100, 50, starts=Descent.starts),
+    "four starts": Variant(starts=FOUR),
+    "former default": Variant(),
     "200 pairs, 10 epochs": Variant(200, 50, settings={"epochs": 10}),
     "200 pairs, 10 epochs, 200 held out, every 3": Variant(
         200, 200, settings={"epochs": 10}, every=3
@@ -88,6 +95,7 @@ VARIANTS = {
     ),
     "batches of 5, 20 epochs": Variant(settings={"batch": 5, "epochs": 20}),
     "batches of 5": Variant(settings={"batch": 5}),
+    "100 pairs, batches of 5, 20 epochs": Variant(100, 50, settings={"batch": 5, "epochs": 20}),
     "200 pairs, batches of 5, 8 epochs": Variant(200, 50, settings={"batch": 5, "epochs": 8}),
     "start time": Variant(settings={"start_time": True}),
     "200 pairs, 10 epochs, 200 held out, average, start time": Variant(
@@ -196,24 +204,39 @@ def measure(job: tuple[str, str, int, str, int, Path]) -> str:
     opened, train, valid, fresh = ground(model)
     v, student = VARIANTS[name], make_solver(solver)
     Tricks.variant = v
-    config = make_config(v.procedure, **v.settings)
+    config = make_config(v.procedure, **(v.settings if name in PRESENT else FORMER | v.settings))
     own = train[MOST * seed : MOST * seed + v.train]
-    knots = torch.stack([start_knots(s, opened, student, nfe, own) for s in v.starts])
+    grids = [start_knots(grid_name(s), opened, student, nfe, own) for s in v.starts]
+    later = [grid_name(s) != s for s in v.starts]
     began = time.process_time()
     problem = Problem(
-        opened.denoiser, student, knots, own, valid[: v.valid], L2, nfe, [seed] * len(knots)
+        opened.denoiser,
+        student,
+        torch.stack(grids),
+        own,
+        valid[: v.valid],
+        L2,
+        nfe,
+        [seed] * len(grids),
+        later=later,
     )
     *_, end = learn(problem, config)
     best = int(end.best_valid.argmin())
-    table = Tableau(end.tableau.evals[best], end.tableau.state[best], end.tableau.outputs[best])
-    made = make_samples(opened, table, fresh.noise, fresh.condition)
+    spent = time.process_time() - began
+    tables = [end.tableau.take(torch.tensor(k)) for k in range(len(grids))]
+    every = [
+        L2(make_samples(opened, table, fresh.noise, fresh.condition), fresh.target)
+        for table in tables
+    ]
+    table = tables[best]
     held = make_samples(opened, table, valid.noise, valid.condition)
     found = {
         "cell": f"{model}/{solver}/{nfe}", "seed": seed, "variant": name, "start": v.starts[best],
         "valid": float(end.best_valid[best]), "members": end.best_valid.tolist(),
-        "seconds": time.process_time() - began,
+        "members_fresh": [(loss.mean().item(), loss.median().item()) for loss in every],
+        "seconds": spent,
         "evaluations": end.network_evals + TEACHER_NFE * (v.train + v.valid),
-        "fresh": [float(f"{x:.6g}") for x in L2(made, fresh.target).tolist()],
+        "fresh": [float(f"{x:.6g}") for x in every[best].tolist()],
         "held": [float(f"{x:.6g}") for x in L2(held, valid.target).tolist()],
     }  # fmt: skip
     file.write_text(json.dumps(found) + "\n")
@@ -258,7 +281,8 @@ def table(out: Path) -> list[dict[str, Any]]:
     for file in sorted(out.glob("*.json")):
         row = json.loads(file.read_text())
         fresh = np.array(row.pop("fresh"))
-        del row["held"], row["members"]
+        for name in ("held", "members", "members_fresh"):
+            row.pop(name, None)
         rows.append(
             row | {"mean": fresh.mean(), "median": float(np.median(fresh)), "iqm": iqm(fresh)}
         )

@@ -1,6 +1,6 @@
 """The Generalized Solver (GS, arXiv 2510.17699) against `coefficients: true`, on the same model.
 
-    python experiments/benchmarks/generalized_solver.py [--nfe 4 6 8 10] [--gs gs …]
+    python experiments/benchmarks/generalized_solver.py [--nfe 4 6 8 10] [--gs gs …] [--ours …]
         [--out results/benchmarks/generalized_solver.json]
 
 GS written anew after its paper and code: a DPM-Solver++(3M) on the variance-preserving schedule
@@ -293,7 +293,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nfe", nargs="+", type=int, default=NFES)
-    parser.add_argument("--gs", nargs="+", choices=GS, default=tuple(GS), metavar="VARIANT")
+    parser.add_argument("--ours", nargs="*", choices=OURS, default=tuple(OURS), metavar="VARIANT")
+    parser.add_argument("--gs", nargs="*", choices=GS, default=tuple(GS), metavar="VARIANT")
     parser.add_argument(
         "--out", type=Path, default=Path("results/benchmarks/generalized_solver.json")
     )
@@ -304,7 +305,7 @@ def main() -> None:
     train, valid = teach(model, indices=range(1000, 1000 + most)), teach(model, 200)
     fresh = teach(model, indices=range(FIRST_FRESH, FIRST_FRESH + FRESH))
     for nfe in asked.nfe:
-        for name in (*OURS, *asked.gs):
+        for name in (*asked.ours, *asked.gs):
             if name in known(asked.out).get(str(nfe), {}):
                 continue
             if name in GS:

@@ -215,7 +215,7 @@ def _learn(
     from ..schedule.distances import open_distance
     from ..schedule.learning import check_before, learn, nfes_of
     from ..schedule.provenance import default_device
-    from ..schedule.starts import check_start, looks_at_pairs, start_knots
+    from ..schedule.starts import check_member, check_start, grid_name, looks_at_pairs, start_knots
     from ..schedule.teaching import Teacher, teach
     from ..store.outputs import write_output
 
@@ -229,14 +229,14 @@ def _learn(
         check_start(teacher.start)
     with option("--start"):
         for name in starts:
-            check_start(name)
+            check_member(name)
     options.setdefault("device", default_device())
     model = load_model(spec, **options)
     with option("--start"):
         for name in starts:
             if not looks_at_pairs(name):
                 for one in nfes:
-                    start_knots(name, model, student, one)
+                    start_knots(grid_name(name), model, student, one)
     name = how.get("distance", "l2")
     distance = open_distance(name, model, options["device"], **lpips)
     check_before(model, student.name, nfes, config, starts, distance)

@@ -14,7 +14,7 @@ from ..core.errors import unknown
 from ..core.learning.procedure import make_config, no_such_setting, procedures
 from ..core.solver import make_solver
 from ..core.user_code import PREFIX
-from ..schedule.starts import check_start
+from ..schedule.starts import check_member, check_start
 from .limits import Nfe, NotNegative, PairCount
 
 Value = bool | int | float | str
@@ -78,6 +78,8 @@ def _named(kind: str) -> WithJsonSchema:
 
 SolverName = Annotated[str, BeforeValidator(_solver_name), _named("solver")]
 StartName = Annotated[str, BeforeValidator(check_start), _named("start")]
+MemberStart = Annotated[str, BeforeValidator(check_member), _named("member_start")]
+"""A start of learning."""
 DistanceName = Annotated[str, BeforeValidator(_distance_name), _named("distance")]
 ModelName = Annotated[str, _named("model")]
 ExtractorName = Annotated[str, _named("extractor")]
@@ -91,7 +93,7 @@ def settings_of(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 _OWNERS: dict[str, TypeAdapter[Any]] = {
-    "start": TypeAdapter(StartName),
+    "start": TypeAdapter(MemberStart),
     "distance": TypeAdapter(DistanceName),
     "pairs.train": TypeAdapter(Annotated[PairCount, Field(ge=2)]),
     "teacher.solver": TypeAdapter(SolverName),

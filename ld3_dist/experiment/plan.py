@@ -17,7 +17,7 @@ from ..core.learning.procedure import make_config, procedures
 from ..core.solver import solvers
 from ..core.user_code import label
 from ..schedule import ranges
-from ..schedule.starts import looks_at_pairs
+from ..schedule.starts import grid_name, looks_at_pairs
 from ..schedule.starts import starts as start_table
 from ..schedule.teaching import Teacher
 from . import points as points_module
@@ -271,7 +271,7 @@ class Plan:
         learn = {key: value for key, value in others.items() if "." not in key}
         own = {"checkpointing": "always"} if cell.model.recompute else {}
         config = make_config(**{**e.learn, **learn, **own, "seed": e.seed})
-        names = e.search.members.starts or procedures.get(config.procedure).starts
+        names = e.search.members.starts or procedures.get(config.procedure).starts_for(config)
         chosen = list(names) if start is None else [start]
         settings = {
             "learn": asdict(config),
@@ -393,4 +393,5 @@ class Plan:
 
 def _start_version(name: str) -> str | None:
     """The version of a registered start, for keys; None of a name that has none."""
+    name = grid_name(name)
     return start_table.version(name) if name in start_table else None

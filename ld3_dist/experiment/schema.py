@@ -53,7 +53,8 @@ def experiment_schema() -> Schema:
     """The schema, with every name that is registered here: those of installed packages too."""
     made = Experiment.model_json_schema()
     defs: Schema = made.pop("$defs")
-    defs |= {kind: _names(kind) for kind in ("solver", "start", "distance", "model")}
+    kinds = ("solver", "start", "member_start", "distance", "model")
+    defs |= {kind: _names(kind) for kind in kinds}
     defs |= {kind: _names(kind) for kind in ("extractor", "metric")}
     made = _tidied(made)
     defs = {name: _tidied(rule) for name, rule in defs.items()}
@@ -89,6 +90,7 @@ def _names(kind: str) -> Schema:
     table: dict[str, tuple[Iterable[str], str]] = {
         "solver": (solvers, r"\?|-bh2$"),
         "start": (starts, r"^file:.|\.json$|^poly-[0-9.]+$"),
+        "member_start": (starts, r"^file:.|\.json$|^(later:)?poly-[0-9.]+$|^later:."),
         "distance": (distances, r"[+*:@]"),
         "model": (("digits", "digits-flow", "fashion"), f"^({'|'.join(families)}):"),
         "extractor": ((n for n in extractors if n != "inception"), f"^({'|'.join(extractors)}):."),
@@ -136,7 +138,7 @@ def _values() -> dict[str, Schema]:
     }
     whole: Schema = {"type": "integer", "minimum": 1}
     others: dict[str, Schema] = {
-        "start": {"$ref": "#/$defs/start"},
+        "start": {"$ref": "#/$defs/member_start"},
         "distance": {"$ref": "#/$defs/distance"},
         "pairs.train": {"type": "integer", "minimum": 2},
         "teacher.solver": {"$ref": "#/$defs/solver"},

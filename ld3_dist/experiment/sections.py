@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from ..core.user_code import label
 from .axes import (
     ExtractorName,
+    MemberStart,
     MetricName,
     ModelName,
     SolverName,
@@ -164,7 +165,7 @@ class Members(Strict):
 
     seeds: SeedCount = 3
     """Number of seeds; each trains on pairs of its own."""
-    starts: Annotated[tuple[StartName, ...], Field(min_length=1)] | None = None
+    starts: Annotated[tuple[MemberStart, ...], Field(min_length=1)] | None = None
     """Grids that learning begins from; the procedure's own if not given."""
 
     @field_validator("starts")

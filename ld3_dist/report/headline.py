@@ -79,7 +79,7 @@ def _frechet(table: pd.DataFrame) -> str:
 
 
 def unit(table: pd.DataFrame) -> str:
-    """What a row of the summary stands for: a cell, or a cell with one of several distances."""
+    """The word for a row of the summary: a cell, or a case where distances vary as well."""
     return "case" if varies(table, "distance") else "cell"
 
 

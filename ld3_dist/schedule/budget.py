@@ -35,7 +35,7 @@ from ..training_free import evaluations as search_evaluations
 from .file import Schedule
 from .ranges import SEED_STRIDE, train_range, valid_range
 from .sampling import device_of, draw_inputs
-from .starts import looks_at_pairs
+from .starts import grid_name, looks_at_pairs
 from .teaching import Teacher
 from .trying import FEW, built_in
 
@@ -56,15 +56,16 @@ RECIPES = (
     Recipe(10, 10, 10, 1),
     Recipe(25, 25, 15, 1),
     Recipe(50, 50, 20, 1),
-    Recipe(50, 50, 40, 2),
+    Recipe(50, 50, 20, 2),
 )
 """From cheap to dear; the last is what `ld3-dist learn` does without a budget.
 
 Epochs are those of the default procedure; another one has the same fraction of its own. What is
 left buys more pairs, up to GROWTH times as many, and any number after the last recipe. The source
-of this: in eight cells of digits, 200 pairs in 10 epochs had 0.93 of the mean loss of 50 pairs in
-40 epochs on 2,000 fresh pairs and 1.04 of its median, for 0.77 of the evaluations: neither better
-nor worse (experiments/benchmarks/generalisation.py).
+of this: in eight cells of digits, in batches of 10, 200 pairs in 10 epochs had 0.93 of the mean
+loss of 50 pairs in 40 epochs on 2,000 fresh pairs and 1.04 of its median, for 0.77 of the
+evaluations: neither better nor worse. Batches of 5 are as good after half of the epochs
+(experiments/benchmarks/generalisation.py).
 """
 
 GROWTH = 4
@@ -166,7 +167,7 @@ class Cell:
 
     def chosen(self, recipe: Recipe) -> tuple[Start, ...]:
         """The starts of a recipe."""
-        own = procedures.get(self.config.procedure).starts
+        own = procedures.get(self.config.procedure).starts_for(self.config)
         return tuple(self.starts) or own[: recipe.starts]
 
     def fixed(self, recipe: Recipe) -> Recipe:
@@ -327,8 +328,9 @@ def _check(cell: Cell, budget: int | None, minutes: float | None) -> None:
     if minutes is not None and not 0 < minutes < 10**6:
         raise InputError(f"minutes = {minutes!r}: give a positive number of minutes, e.g. 5")
     for name in (*cell.starts, *cell.baselines):
-        known = isinstance(name, Schedule) or name in TRAINING_FREE or not looks_at_pairs(name)
-        if not known:
+        if isinstance(name, Schedule):
+            continue
+        if grid_name(name) not in TRAINING_FREE and looks_at_pairs(name):
             raise InputError(
                 f"start {name}: nothing says how many evaluations it takes, so that it fits into "
                 "no budget; leave out the budget, or name another start"
@@ -352,8 +354,8 @@ def _too_small(cell: Cell, budget: int | None, minutes: float | None, total: Cos
 
 def _search(start: Start, steps: int, pairs: int) -> int:
     """Evaluations that a start takes; grids by name and schedules take none."""
-    named = isinstance(start, str) and start in TRAINING_FREE
-    return search_evaluations(str(start), steps, pairs) if named else 0
+    name = grid_name(start) if isinstance(start, str) else ""
+    return search_evaluations(name, steps, pairs) if name in TRAINING_FREE else 0
 
 
 def _seconds(parts: Mapping[str, int], cell: Cell, recipe: Recipe, pace: Pace) -> float:

@@ -50,6 +50,10 @@ RELATIVES = {
 """The samplers of other tools, by their usual names, that come nearest to ours."""
 
 
+LEVEL_MATTERS = 0.01
+"""A relative difference of noise levels that a user is told of."""
+
+
 def export_sigmas(schedule: Schedule) -> list[float]:
     """N + 1 decreasing noise levels at the knots.
 
@@ -98,7 +102,7 @@ def export_comfyui(schedule: Schedule) -> str:
 def lost(schedule: Schedule, form: str) -> list[str]:
     """Sentences that say how a tool that takes only this list will differ from the schedule."""
     solver = make_solver(schedule.solver)
-    found = [*_lost_times(schedule, form), *_lost_end(schedule, form)]
+    found = [*_lost_level(schedule), *_lost_times(schedule, form), *_lost_end(schedule, form)]
     if schedule.coefficients:
         found.append("learned coefficients are dropped: the tool uses those of its own sampler")
     relative = RELATIVES.get(schedule.solver)
@@ -118,6 +122,20 @@ def lost(schedule: Schedule, form: str) -> list[str]:
             "shift is contained in the numbers: set the tool's shift to 1, or it is applied again"
         )
     return found
+
+
+def _lost_level(schedule: Schedule) -> list[str]:
+    """A sentence where sampling begins from another level of noise than the first sigma.
+
+    That is the case with a learned start time far below t_max (`core.learning.learnable`).
+    """
+    ratio = schedule.prior_scale / _levels(schedule)[1][0]
+    if abs(ratio - 1) < LEVEL_MATTERS:
+        return []
+    return [
+        f"the level of the first noise is dropped: the schedule begins with {ratio:.3g} times the "
+        "first sigma; scale the noise by that where the tool allows it"
+    ]
 
 
 def _lost_times(schedule: Schedule, form: str) -> list[str]:

@@ -36,7 +36,14 @@ from .making import make_schedule
 from .noise import check_writable
 from .ranges import PAIRS, learning_indices
 from .sampling import device_of, in_loss_space
-from .starts import looks_at_pairs, schedule_knots, start_knots
+from .starts import (
+    begins_later,
+    check_members,
+    grid_name,
+    looks_at_pairs,
+    schedule_knots,
+    start_knots,
+)
 from .teaching import Diverged, Teacher, teach
 from .trying import try_procedure, try_start
 
@@ -82,7 +89,8 @@ def learning(
         valid: pairs held out for the selection; if not given, the first half of `pairs` is held
             out and the rest is trained on.
         starts: names of start grids, or schedules of this model with any number of evaluations; the
-            procedure's own if not given.
+            procedure's own if not given. With `later:log_snr` the time at which sampling begins is
+            learned too, from that grid.
         distance: name of a distance, or one that is open.
         config: settings from `make_config`; or name them here: procedure="paper", gamma=0.
         seeds: numbers of the members' seeds.
@@ -106,7 +114,8 @@ def learning(
     nfes = nfes_of(nfe, solver, config)
     student = make_solver(solver)
     train, valid = split(pairs, valid)
-    names = starts or procedures.get(config.procedure).starts
+    names = starts or procedures.get(config.procedure).starts_for(config)
+    check_members(names, config)
     if not isinstance(distance, Distance):
         distance = open_distance(distance, model, str(device_of(model)))
     followed = train if start_pairs is None else start_pairs
@@ -130,6 +139,7 @@ def learning(
         [SEEDS * config.seed + seeds[seed] for seed, _ in packed],
         chosen,
         family,
+        [begins_later(names[start]) for _, start in packed],
     )
     yield from learn_members(problem, config, resume=resume)
 
@@ -217,9 +227,10 @@ def learn(
     best = int(progress.best_valid.argmin())
     loss = progress.best_valid[best].item()
     if not math.isfinite(loss):
+        listed = ", ".join(map(str, nfes))
         raise Diverged(
             f"the held-out loss was {loss} from the start on: {model.id} does not give finite "
-            f"samples in {_listed(nfes)} evaluations of {solver}; nothing is written"
+            f"samples in {listed} evaluations of {solver}; nothing is written"
         )
     student = make_solver(solver)
     measured = {
@@ -242,10 +253,6 @@ def at_nfe(progress: Progress, nfe: int) -> Progress:
 
 def _losses(measured: Mapping[str, Baseline]) -> dict[str, float | None]:
     return {name: baseline.loss for name, baseline in measured.items()}
-
-
-def _listed(nfes: Sequence[int]) -> str:
-    return ", ".join(map(str, nfes))
 
 
 def _with_curve(
@@ -296,7 +303,8 @@ def check_before(
     """
     check_writable(model.noise)
     nfes, student = nfes_of(nfe, solver, config), make_solver(solver)
-    names = tuple(starts) or procedures.get(config.procedure).starts
+    names = tuple(starts) or procedures.get(config.procedure).starts_for(config)
+    check_members(names, config)
     for name in names:  # starts that need no pairs are made now, so that a bad one costs no work
         if isinstance(name, Schedule) or not looks_at_pairs(name):
             for one in nfes:
@@ -342,7 +350,7 @@ def knots_of(start: Start, model: Model, student: Solver, nfe: int, pairs: Pairs
     """Knots [N+1] of a start by name or of another schedule."""
     if isinstance(start, Schedule):
         return schedule_knots(start, model, student.steps(nfe), "the start")
-    return start_knots(start, model, student, nfe, pairs)
+    return start_knots(grid_name(start), model, student, nfe, pairs)
 
 
 def check_student(solver: str, nfe: int) -> Solver:

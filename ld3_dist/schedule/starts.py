@@ -9,13 +9,16 @@
 
 A start is a function of a `StartProblem` that returns knots [N+1] from t_max to t_min. Learning
 begins with a start. Starts are also baselines, and the teacher's grid.
+
+Learning may also begin with `later:NAME`: the grid of that name, from a time t_0 after t_max that
+is learned as well (`core.learning.learnable`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +27,8 @@ from torch import Tensor
 from ..core.denoiser import Condition, Denoiser
 from ..core.errors import InputError
 from ..core.grid import DISCRETIZATIONS, Grid, discretize, resample
+from ..core.learning.config import LearnConfig
+from ..core.learning.learnable import LATER
 from ..core.learning.pairs import Pairs
 from ..core.noise import NoiseSchedule
 from ..core.registry import Registry
@@ -99,8 +104,47 @@ def check_start(name: str) -> str:
     return name
 
 
+def check_member(name: str) -> str:
+    """As `check_start`, for a start of learning, which may begin later."""
+    grid = grid_name(name)
+    if grid != name and (not grid or _is_file(grid)):
+        raise InputError(
+            f"start {name!r}: write later:NAME with the name of a grid that is in no file, "
+            "or give the file itself and start_time: true"
+        )
+    check_start(grid)
+    return name
+
+
+def begins_later(start: object) -> bool:
+    """True for a start of learning whose time t_0 is learned as well."""
+    return isinstance(start, str) and start.startswith(LATER)
+
+
+def check_members(starts: Iterable[object], config: LearnConfig) -> None:
+    """Check the names among the starts of a run; schedules are left alone.
+
+    Raises InputError for a name that no start has, and for one that begins later with a procedure
+    that learns no start time.
+    """
+    for name in starts:
+        if isinstance(name, str):
+            check_member(name)
+        if begins_later(name) and "start_time" not in vars(config):
+            raise InputError(
+                f"start {name}: procedure {config.procedure} learns no start time; give "
+                f"{grid_name(str(name))}, or procedure: default"
+            )
+
+
+def grid_name(start: str) -> str:
+    """The name of the grid that a start of learning begins with, there or later."""
+    return start.removeprefix(LATER)
+
+
 def looks_at_pairs(name: str) -> bool:
     """True for a start that may follow the network's trajectories from the noise of pairs."""
+    name = grid_name(name)
     alone = (*DISCRETIZATIONS, *ALONE)
     return name not in alone and not _is_polynomial(name) and not _is_file(name)
 

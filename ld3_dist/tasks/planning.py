@@ -14,6 +14,7 @@ from ..metrics.extractors import read_reference
 from ..models import Model
 from ..schedule.noise import check_writable
 from ..schedule.sampling import in_loss_space
+from ..schedule.starts import check_members, grid_name
 from ..schedule.trying import try_metric, try_procedure, try_start
 from .opened import distance_of, extractor_of, judges_of, model_of
 
@@ -59,7 +60,8 @@ def _try_out(plan: Plan, settings: ModelSettings, model: Model) -> None:
     cells = [cell for cell in plan.cells if cell.model == settings]
     _, searched = e.axes.get("start", ("", ()))
     axis = () if isinstance(searched, Range) else map(str, searched)
-    given = (*e.baselines, *(e.search.members.starts or ()), *axis)
+    starts = (*(e.search.members.starts or ()), *axis)
+    given = (*e.baselines, *map(grid_name, starts))
     names = [name for name in given if _of_user(name)]
     for cell in {cell.solver: cell for cell in reversed(cells)}.values():
         for name in dict.fromkeys(["uniform", *names]):
@@ -70,6 +72,7 @@ def _try_out(plan: Plan, settings: ModelSettings, model: Model) -> None:
     first = cells[0]
     for config in {c.procedure: c for c in _configs(plan)}.values():
         distance = distance_of(plan, e.distance, settings, "cpu")
+        check_members(starts, config)
         try_procedure(config, viewed, first.solver, first.nfe, distance)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from ..core.errors import InputError
 from ..core.grid import Grid
-from ..core.learning.learnable import LearnableGrid
+from ..core.learning.learnable import LATER, LearnableGrid
 from ..core.learning.procedure import Progress, procedures
 from ..core.solver import Tableau, make_solver
 from ..core.user_code import PREFIX, label
@@ -110,7 +110,8 @@ def follows_from_row(spec: TrialSpec) -> bool:
     """True where a trial's tables follow from the knots and network times in its rows."""
     settings = vars(spec.config)
     learned = settings.get("coefficients", False) or settings.get("start_time", False)
-    return not learned and _plain_procedure(spec.config.procedure)
+    later = any(start.startswith(LATER) for _, start in spec.members)
+    return not learned and not later and _plain_procedure(spec.config.procedure)
 
 
 def restore(

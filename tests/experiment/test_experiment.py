@@ -417,7 +417,7 @@ def test_presets_searched_have_their_own_values() -> None:
         data | {"learn": {"epochs": 9}, "search": {"grid": {"procedure": ["default", "paper"]}}}
     )
     ours, paper = (plan.trial(plan.cells[0], point) for point in plan.points())
-    assert (ours.config.procedure, ours.config.batch, ours.config.lr) == ("default", 10, 0.2)
+    assert (ours.config.procedure, ours.config.batch, ours.config.lr) == ("default", 5, 0.2)
     assert (paper.config.procedure, paper.config.batch, paper.config.lr) == ("paper", 2, 0.005)
     assert ours.config.epochs == paper.config.epochs == 9  # said, so it holds for both
     assert paper.settings["learn"]["lr_noise"] == 12.0  # keys and rows are of resolved settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,17 +15,30 @@ from ld3_dist.store.opening import open_storage
 from ld3_dist.store.pairs import load_pairs, unpack_condition
 from ld3_dist.tasks.schedules import schedule_name
 
-SETTINGS = {
-    "learn": {"epochs": 4, "batch": 4, "start_time": True},
-    "search": {"rounds": 1, "grid": {}, "optuna": {}, "members": {"seeds": 1}},
-    "solvers": ["dpmpp-2"],
-    "nfe": [3],
-}
+
+def settings_of(start_time: bool, *starts: str) -> dict[str, Any]:
+    members = {"seeds": 1, **({"starts": starts} if starts else {})}
+    return {
+        "learn": {"epochs": 4, "batch": 4, "start_time": start_time},
+        "search": {"rounds": 1, "grid": {}, "optuna": {}, "members": members},
+        "solvers": ["dpmpp-2"],
+        "nfe": [3],
+    }
 
 
-def test_the_evaluation_samples_from_the_learned_start(tmp_path: Path) -> None:
+every_way = pytest.mark.parametrize(
+    "settings",
+    [settings_of(True), settings_of(False, "log_snr", "later:log_snr")],
+    ids=["all", "one of two members"],
+)
+
+
+@every_way
+def test_the_evaluation_samples_from_the_learned_start(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
     storage = open_storage(tmp_path / "out")
-    plan = sweep(storage, changed(**SETTINGS))
+    plan = sweep(storage, changed(**settings, evaluate={"rows": "all", "samples": 8}))
     frame = ld3.load_results(tmp_path / "out")
     model = ld3.load_model("analytic:mixture-2d")
     folder = storage.child(f"pairs/{plan.teacher_key(plan.models[0])}")
@@ -32,7 +46,9 @@ def test_the_evaluation_samples_from_the_learned_start(tmp_path: Path) -> None:
     moved = 0
     for row in frame[frame["kind"] == "learned"].to_dict("records"):
         schedule = ld3.load_schedule(tmp_path / "out" / schedule_name(row["key"]))
-        moved += schedule.knots[0] < model.noise.t_max
+        later = settings["learn"]["start_time"] or row["start"] == "later:log_snr"
+        assert (schedule.knots[0] < model.noise.t_max) == later
+        moved += later
         y = x_T = schedule.prior_scale * pairs["noise"]  # the loop of the README, without our own
         outputs: list[torch.Tensor] = []
         for i, t in enumerate(schedule.evals):
@@ -45,13 +61,14 @@ def test_the_evaluation_samples_from_the_learned_start(tmp_path: Path) -> None:
     assert moved
 
 
-def test_a_lost_schedule_is_learned_again(tmp_path: Path) -> None:
+@every_way
+def test_a_lost_schedule_is_learned_again(tmp_path: Path, settings: dict[str, Any]) -> None:
     storage = open_storage(tmp_path / "out")
-    sweep(storage, changed(**SETTINGS))
+    sweep(storage, changed(**settings))
     before = lasting(tmp_path / "out")
     for file in (tmp_path / "out" / "schedules").iterdir():
         file.unlink()
-    sweep(storage, changed(**SETTINGS))
+    sweep(storage, changed(**settings))
     again = lasting(tmp_path / "out")
     assert list(again["knots"].map(list)) == list(before["knots"].map(list))
     for key in again[again["kind"] == "learned"]["key"]:

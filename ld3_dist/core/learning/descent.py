@@ -29,7 +29,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .config import LearnConfig, setting
+from .config import MOST, LearnConfig, setting
+from .learnable import LATER
 from .objective import Objective, clipped
 from .procedure import Problem, Procedure, Settings
 
@@ -126,6 +127,8 @@ class Stepping(Procedure[Settings]):
 class DescentConfig(LearnConfig):
     """Settings of the default procedure."""
 
+    epochs: int = setting(20, "epochs of learning asked for", low=1, below=MOST)
+    batch: int = setting(5, "training pairs of one step", low=1, below=MOST)
     coefficients: bool = setting(False, "true if the solver's coefficients are learned too")
     lr_coefficients: float = setting(0.03, "learning rate of the corrections to the coefficients")
     start_time: bool = setting(
@@ -139,7 +142,7 @@ class Descent(Stepping[DescentConfig]):
 
     Config = DescentConfig
     version = 1
-    starts = ("log_snr", "optimal-steps")
+    starts = ("log_snr", "later:optimal-steps")
 
     def __init__(
         self, problem: Problem, config: DescentConfig, objective: Objective | None = None
@@ -155,6 +158,16 @@ class Descent(Stepping[DescentConfig]):
             },
             config.final_lr,
         )
+
+    @classmethod
+    def starts_for(cls, config: DescentConfig) -> tuple[str, ...]:
+        """The starts; with coefficients, or if all members learn a start time, the grids alone.
+
+        With coefficients the held-out loss likes a learned start time better than fresh samples do.
+        """
+        if config.coefficients or config.start_time:
+            return tuple(dict.fromkeys(name.removeprefix(LATER) for name in cls.starts))
+        return cls.starts
 
     def epoch(self, epoch: int) -> None:
         """One step on every batch, so that every active member sees each of its pairs once."""

@@ -31,6 +31,7 @@ and c_i change the sums and have the unit STIFF, b_ij only divides them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -51,6 +52,8 @@ RESOLUTION = 1e-9
 """The smallest gap that a start may have; float64 cannot keep closer knots apart."""
 SKIPPED = 0.05
 """The fraction of the coordinate's range before t_0, where the start time is learned, at first."""
+LATER = "later:"
+"""Begins the name of a start from which the start time is learned as well: `later:log_snr`."""
 STIFF = 0.1
 """The unit of the corrections a and c, which change how much the outputs or x_T count in all."""
 
@@ -59,7 +62,8 @@ class LearnableGrid(nn.Module):
     """K schedules of one solver as parameters.
 
     These are logits [K, N], offsets [K, E] and corrections [K, E, 1 + E]. With a learned start time
-    there are N + 1 logits, of which the first belongs to the gap before t_0.
+    there are N + 1 logits, of which the first belongs to the gap before t_0; it is minus infinity
+    for schedules that begin at t_max beside others.
 
     Args:
         knots: start grids, as times [K, N+1], from t_max to t_min.
@@ -68,8 +72,8 @@ class LearnableGrid(nn.Module):
         window: how far a network time may move towards the neighbouring knot, as a fraction in
             [0, 1); with 0 network times are coupled to the knots.
         coefficients: True if corrections to the coefficients are learned as well.
-        start_time: True if the time t_0 of the first knot is learned as well. It begins SKIPPED of
-            the coordinate's range after t_max.
+        start_time: True if the time t_0 of the first knot is learned as well, for all schedules or
+            for each [K]. It begins SKIPPED of the coordinate's range after t_max.
         device: device of the parameters and the grid; it must have float64.
 
     Raises:
@@ -88,7 +92,7 @@ class LearnableGrid(nn.Module):
         coefficients: bool = False,
         device: torch.device | str = "cpu",
         *,
-        start_time: bool = False,
+        start_time: bool | Sequence[bool] = False,
     ) -> None:
         super().__init__()
         if coordinate not in COORDINATES:
@@ -118,13 +122,18 @@ class LearnableGrid(nn.Module):
             )
         gaps = gaps / gaps.sum(-1, keepdim=True)
         floor = (gaps.amin(-1, keepdim=True) / 2).clamp_max(GAP_FLOOR[coordinate])
-        self.start_time = start_time
-        if start_time:
-            gaps = torch.cat([torch.full_like(floor, SKIPPED), (1 - SKIPPED) * gaps], 1)
-            floor = (1 - SKIPPED) * floor
+        spare = 1 - gaps.shape[1] * floor
+        later = torch.tensor(start_time).expand(len(knots))[:, None]
+        self.start_time = bool(later.any())
+        if self.start_time:
+            skipped = SKIPPED * later.double()
+            gaps = torch.cat([skipped, (1 - skipped) * gaps], 1)
+            floor = (1 - skipped) * floor
+            floor = torch.cat([later * floor, floor.expand(-1, gaps.shape[1] - 1)], 1)
+            spare = 1 - floor.sum(1, keepdim=True)
         self.logits = nn.Parameter((gaps - floor).log().to(device))
         self.variance = nn.Parameter(  # logit of v
-            torch.zeros_like(floor, device=device), requires_grad=start_time
+            torch.zeros_like(low, device=device), requires_grad=self.start_time
         )
         self.offsets = nn.Parameter(
             torch.zeros_like(start.evals, device=device), requires_grad=window > 0
@@ -135,22 +144,21 @@ class LearnableGrid(nn.Module):
             torch.tensor(knot, device=device) for knot in solver.brackets(nfe)
         )
         # no buffers, so that they stay float64 if the parameters do not
-        self.limits = tuple(limit.to(device) for limit in (floor, low, high))
+        self.limits = tuple(limit.to(device) for limit in (floor, spare, low, high))
+        self.later = later.to(device)
 
     def _time(self, u: Tensor) -> Tensor:
         return self.noise.inverse(u) if self.coordinate == "lambda" else -u
 
     def grid(self) -> Grid:
         """The K grids of the parameters, differentiable, float64 for parameters of any dtype."""
-        floor, low, high = self.limits
-        gaps = floor + (1 - self.logits.shape[1] * floor) * torch.softmax(self.logits.double(), -1)
+        floor, spare, low, high = self.limits
+        gaps = floor + spare * torch.softmax(self.logits.double(), -1)
         inner = low + (high - low) * gaps.cumsum(-1)[:, :-1]
-        last = torch.full_like(high, self.noise.t_min)
+        first, last = (torch.full_like(low, end) for end in (self.noise.t_max, self.noise.t_min))
         if self.start_time:
-            low, inner = inner[:, :1], inner[:, 1:]
-            first = self._time(low)
-        else:
-            first = torch.full_like(low, self.noise.t_max)
+            low, inner = self._where_later(inner[:, :1]), inner[:, 1:]
+            first = torch.where(self.later, self._time(low), first)
         knots = torch.cat([first, self._time(inner), last], -1)
         nominal = self.solver.nominal(self.noise, knots, self.nfe)
         if not self.offsets.requires_grad:
@@ -162,6 +170,13 @@ class LearnableGrid(nn.Module):
             evals = nominal + (evals - self._time(at))
         return Grid(knots, evals)
 
+    def _where_later(self, values: Tensor) -> Tensor:
+        """The values [K, 1] without a gradient where the start time is not learned.
+
+        At t_max a derivative may be infinite.
+        """
+        return torch.where(self.later, values, values.detach())
+
     def times(self, u: Tensor, at: Tensor) -> Tensor:
         """Network times [K, E] in the coordinate, from knots u [K, N+1] and nominal times `at`."""
         s = self.window * torch.tanh(self.offsets.double())
@@ -172,9 +187,10 @@ class LearnableGrid(nn.Module):
         grid = self.grid()
         tableau = self.solver.tableau(self.noise, grid)
         if self.start_time:
-            t, v = grid.knots[:, :1], torch.sigmoid(self.variance.double())
+            t, v = self._where_later(grid.knots[:, :1]), torch.sigmoid(self.variance.double())
             level = (self.noise.sigma(t).square() + v * self.noise.alpha(t).square()).sqrt()
-            tableau = replace(tableau, state=level / self.noise.prior_scale * tableau.state)
+            scale = torch.where(self.later, level / self.noise.prior_scale, torch.ones_like(level))
+            tableau = replace(tableau, state=scale * tableau.state)
         if self.corrections.requires_grad:
             tableau = corrected(tableau, self.corrections.double())
         return grid, tableau

@@ -71,6 +71,7 @@ class Problem:
         subsets: indices into train [K, M]; every member has all pairs if not given.
         family: start grids [K, N+1] of every NFE that is learned at once, by a procedure of
             families; of nfe alone if not given.
+        later: [K], true for the members whose start time is learned as well.
 
     Raises:
         InputError: fewer than two training pairs, no held-out pair, or sizes that do not fit.
@@ -86,6 +87,7 @@ class Problem:
     seeds: Sequence[int] = ()
     subsets: Tensor | None = None
     family: Mapping[int, Tensor] = field(default_factory=dict)
+    later: Sequence[bool] = ()
 
     def __post_init__(self) -> None:
         if len(self.train) < 2 or len(self.valid) < 1:
@@ -93,8 +95,9 @@ class Problem:
             raise InputError(f"learning needs at least 2 training and 1 held-out pair, got {found}")
         object.__setattr__(self, "knots", self.knots.reshape(-1, self.knots.shape[-1]))
         K, steps = len(self.knots), self.knots.shape[1] - 1
-        if self.seeds and len(self.seeds) != K:
-            raise InputError(f"{len(self.seeds)} seeds for {K} members: need one each")
+        for name, given in (("seeds", self.seeds), ("later", self.later)):
+            if given and len(given) != K:
+                raise InputError(f"{len(given)} {name} for {K} members: need one each")
         object.__setattr__(self, "nfe", self.nfe or self.solver.stages * steps)
         object.__setattr__(self, "family", dict(self.family) or {self.nfe: self.knots})
         pool, count = self.subsets, len(self.train)
@@ -116,7 +119,7 @@ class Procedure(Generic[Settings]):
 
         Config   the class of its settings, a LearnConfig
         version  a number that enters the keys of result rows: raise it when results change
-        starts   names of the start grids that are used if none are asked for
+        starts   names of all starts that are used if none are asked for (`starts_for`)
         Grid     the class of its parameters, a LearnableGrid
 
     Args:
@@ -175,8 +178,13 @@ class Procedure(Generic[Settings]):
             config.offset_window,
             self.learns_coefficients,
             device,
-            start_time=self.learns_start,
+            start_time=self.learns_start or problem.later or False,
         )
+
+    @classmethod
+    def starts_for(cls, config: Settings) -> tuple[str, ...]:
+        """The names of the starts that are used if none are asked for."""
+        return cls.starts
 
     @classmethod
     def make_objective(cls, problem: Problem, config: LearnConfig) -> Objective:
@@ -256,19 +264,13 @@ class Procedure(Generic[Settings]):
 
     def keep(self, epoch: int, valid: Tensor, grid: Grid, tableau: Tableau) -> Tensor:
         """Record the members with a new best held-out loss; returns booleans [K] that say which."""
-        now = {
-            "knots": grid.knots,
-            "evals": grid.evals,
-            "state": tableau.state,
-            "outputs": tableau.outputs,
-        }
+        now = {"knots": grid.knots, "evals": grid.evals}
+        now |= {"state": tableau.state, "outputs": tableau.outputs}
         now = {name: value.detach().cpu() for name, value in now.items()}
         if not self.best:
             self.best = {name: value.clone() for name, value in now.items()}
-            self.best |= {
-                "valid": valid.clone(),
-                "epoch": torch.zeros(len(valid), dtype=torch.long),
-            }
+            self.best["valid"] = valid.clone()
+            self.best["epoch"] = torch.zeros(len(valid), dtype=torch.long)
         better = valid < self.best["valid"]
         for name, value in now.items():
             self.best[name][better] = value[better]

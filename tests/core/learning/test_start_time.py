@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ld3_dist.core.noise import NoiseSchedule
 from ld3_dist.core.sample import sample
 from ld3_dist.core.solver import make_solver
 from ld3_dist.models.analytic.mixture import mixture_1d
+from ld3_dist.schedule.export import lost
 
 every_schedule = pytest.mark.parametrize("noise", SCHEDULES.values(), ids=SCHEDULES.keys())
 
@@ -140,6 +142,17 @@ def test_a_level_that_does_not_belong_to_the_first_knot_is_refused(
         ld3.load_schedule(tmp_path / "s.json").sample(model, n=1)
 
 
+def test_a_list_of_sigmas_says_that_it_has_no_level_of_its_own(
+    learned: tuple[ld3.Model, ld3.Schedule],
+) -> None:
+    _, schedule = learned
+    assert not any("level" in said for said in lost(schedule, "sigmas"))  # far above the data's
+    low = {"knots": (2.0, 1.0, 0.5, schedule.knots[-1]), "evals": (2.0, 1.0, 0.5)}
+    late = dataclasses.replace(schedule, **low, prior_scale=4.5**0.5)
+    (said,) = (said for said in lost(late, "sigmas") if "level" in said)
+    assert f"{4.5**0.5 / 2:.3g} times the first sigma" in said
+
+
 def test_it_can_be_the_start_of_another_learning(
     learned: tuple[ld3.Model, ld3.Schedule],
 ) -> None:
@@ -147,3 +160,96 @@ def test_it_can_be_the_start_of_another_learning(
     pairs = ld3.teach(model, n=8, teacher="unipc-3/10/karras")
     first = next(iter(ld3.learning(model, "ddim", 4, pairs, starts=[schedule], epochs=1)))
     assert first.best.knots[0, 0] == model.noise.t_max
+
+
+BOTH = ("log_snr", "later:log_snr")
+
+
+@pytest.mark.parametrize("coordinate", ["lambda", "time"])
+@every_schedule
+def test_schedules_that_begin_at_t_max_are_the_same_beside_others(
+    noise: NoiseSchedule, coordinate: str
+) -> None:
+    """Tables and gradients, also at an end of pure noise, where derivatives are infinite."""
+    solver = make_solver("dpmpp-2")
+    knots = discretize(noise, 4, "log_snr")[None]
+    grids = [
+        LearnableGrid(noise, solver, k, 4, coordinate, coefficients=True, start_time=later)
+        for k, later in ((knots, False), (knots, True), (knots.repeat(2, 1), [False, True]))
+    ]
+    z = torch.randn(5, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for made in grids:
+        loss = sample(mixture_1d(noise), made.tableau()[1], noise.prior_scale * z).square().sum()
+        loss.backward()
+    alone, later, both = (made.tableau()[1] for made in grids)
+    for k, one in enumerate((alone, later)):
+        torch.testing.assert_close(both.state[k], one.state[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(both.outputs[k], one.outputs[0], rtol=1e-10, atol=1e-12)
+    for name, p in grids[2].named_parameters():
+        assert p.grad is not None
+        assert bool(torch.isfinite(p.grad).all()), name
+        for k, one in enumerate(grids[:2]):
+            want = dict(one.named_parameters())[name].grad
+            if want is None:  # the variance, where every schedule begins at t_max
+                continue
+            got = p.grad[k, -want.shape[1] :] if name == "logits" else p.grad[k]
+            torch.testing.assert_close(got, want[0], rtol=1e-7, atol=1e-9)
+    logits, variance = (dict(grids[2].named_parameters())[n].grad for n in ("logits", "variance"))
+    assert logits[0, 0] == variance[0, 0] == 0
+
+
+def test_learning_with_and_without_a_learned_start_is_that_of_each_alone() -> None:
+    model = ld3.load_model("analytic:mixture-2d")
+    pairs = ld3.teach(model, n=24, teacher="unipc-3/10/karras")
+
+    def last(*starts: str, **settings: bool) -> list[float]:
+        *_, end = ld3.learning(model, "dpmpp-2", 3, pairs, starts=starts, epochs=4, **settings)
+        return end.best_valid.tolist()
+
+    alone = last("log_snr") + last("log_snr", start_time=True)
+    assert alone[0] != pytest.approx(alone[1], rel=0.01)
+    assert last(*BOTH) == pytest.approx(alone, rel=1e-4)
+    assert last(*BOTH, start_time=True) == pytest.approx([alone[1]] * 2, rel=1e-4)
+
+
+def test_a_run_of_both_goes_on_from_its_snapshot() -> None:
+    model = ld3.load_model("analytic:mixture-2d")
+    pairs = ld3.teach(model, n=24, teacher="unipc-3/10/karras")
+    settings = {"starts": BOTH, "epochs": 4}
+    whole = list(ld3.learning(model, "dpmpp-2", 3, pairs, **settings))
+    part = ld3.learning(model, "dpmpp-2", 3, pairs, **settings)
+    state = next(p.snapshot() for p in part if p.epoch == 2)
+    *_, end = ld3.learning(model, "dpmpp-2", 3, pairs, resume=(2, state), **settings)
+    assert torch.equal(end.best.knots, whole[-1].best.knots)
+
+
+@pytest.mark.parametrize(
+    ("start", "settings", "said"),
+    [
+        (
+            "later:log_snr",
+            {"procedure": "paper"},
+            "procedure paper learns no start time; give log_snr",
+        ),
+        ("later:log_snr", {"procedure": "curve"}, "learns no start time"),
+        ("later:nonsense", {}, "nonsense"),
+        ("later:", {}, "later:NAME"),
+        ("later:my.json", {}, "start_time: true"),
+        ("later:file:my.json", {}, "start_time: true"),
+        ("later:later:log_snr", {}, "later:log_snr"),
+    ],
+)
+def test_a_start_that_cannot_begin_later_is_refused_before_any_work(
+    start: str, settings: dict[str, str], said: str
+) -> None:
+    model = ld3.load_model("analytic:mixture-2d")
+    with pytest.raises(InputError, match=said):
+        ld3.learn(model, "dpmpp-2", 3, starts=[start], **settings)
+
+
+@pytest.mark.parametrize("place", ["baselines", "teacher"])
+def test_no_grid_of_another_use_begins_later(place: str) -> None:
+    grid = {"baselines": ["later:karras"], "teacher": "unipc-3/10/later:karras"}[place]
+    model = ld3.load_model("analytic:mixture-2d")
+    with pytest.raises(InputError, match="later:karras"):
+        ld3.learn(model, "dpmpp-2", 3, starts=["log_snr"], epochs=1, **{place: grid})
