@@ -14,7 +14,6 @@ from pathlib import Path
 from ..core.errors import InputError
 from ..core.lpips import MIN_SIDE, TRUNK_FILES, default_trunk
 from ..core.text import read_lines
-from ..experiment.plan import Plan
 from ..experiment.sections import ModelSettings
 from ..experiment.settings import Experiment
 from ..metrics.extractors import open_extractor, read_reference
@@ -24,6 +23,7 @@ from ..models.edm.download import cached_path
 from ..models.weights import sha256_of
 from ..schedule.noise import check_writable
 from ..tasks.opened import model_of
+from ..tasks.planning import plan_of
 from .check import Check
 from .machine import PACKAGED, extra_checks, machine_checks
 from .memory import memory_checks
@@ -42,7 +42,7 @@ def examine(experiment: Experiment, output: str | None = None) -> Iterator[Check
     whole = len(opened) == len(experiment.models)
     labels = [model.label for model in experiment.models]
     hashes = dict.fromkeys(labels, "unknown") | {n: model.hash for n, model in opened.items()}
-    plan = Plan(experiment, hashes, {n: model.conditioning for n, model in opened.items()})
+    plan = plan_of(experiment, hashes, opened)
     fingerprint = plan.fingerprint if whole else "unknown until every model is there"
     yield Check("models", "fingerprint of the experiment", "ok" if whole else "note", fingerprint)
     for name in experiment.distances:

@@ -17,8 +17,7 @@ from ..core.learning.procedure import make_config, procedures
 from ..core.solver import solvers
 from ..core.user_code import label
 from ..schedule import ranges
-from ..schedule.starts import grid_name, looks_at_pairs
-from ..schedule.starts import starts as start_table
+from ..schedule.starts import grid_name, looks_at_pairs, start_version
 from ..schedule.teaching import Teacher
 from . import points as points_module
 from .axes import check_value
@@ -46,12 +45,14 @@ class Plan:
     contents: a hash for every name `python:FILE.py:NAME` and every schedule file in the settings;
         keys hold it in the place of the path. It is made where the plan is made, and workers keep
         it, so that all agree about keys.
+    at_t_max: models whose sampling begins at t_max where no starts are named.
     """
 
     experiment: Experiment
     model_hashes: dict[str, str]
     conditionings: dict[str, str] = field(default_factory=dict)
     contents: dict[str, str] | None = None
+    at_t_max: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.contents is None:
@@ -271,7 +272,8 @@ class Plan:
         learn = {key: value for key, value in others.items() if "." not in key}
         own = {"checkpointing": "always"} if cell.model.recompute else {}
         config = make_config(**{**e.learn, **learn, **own, "seed": e.seed})
-        names = e.search.members.starts or procedures.get(config.procedure).starts_for(config)
+        procedure, later = procedures.get(config.procedure), cell.model.model not in self.at_t_max
+        names = e.search.members.starts or procedure.starts_for(config, later)
         chosen = list(names) if start is None else [start]
         settings = {
             "learn": asdict(config),
@@ -280,7 +282,7 @@ class Plan:
             "teacher": asdict(teacher),
             "pairs": {"train": train, "valid": e.pairs.valid},
         }
-        if procedures.get(config.procedure).family:
+        if procedure.family:
             settings[NFES] = sorted(e.nfe)
         return self.spec(cell, settings, list(itertools.product(self._seeds, chosen)))
 
@@ -303,7 +305,7 @@ class Plan:
         key = digest(shared | {"nfe": cell.nfe})
         found = tuple((int(seed), str(start)) for seed, start in members)
         named = lambda name: tuple(
-            digest([name, seed, self.portable(start), _start_version(start)])
+            digest([name, seed, self.portable(start), start_version(start)])
             for seed, start in found
         )
         if not nfes_of(settings):
@@ -333,7 +335,7 @@ class Plan:
                 "valid": e.pairs.valid,
                 "train": e.pairs.train if sees_pairs else None,
                 "teacher": self.teacher_key(cell.model, teacher),
-                "versions": {**self._solver_version(cell.solver), "start": _start_version(name)},
+                "versions": {**self._solver_version(cell.solver), "start": start_version(name)},
             }
         )
 
@@ -352,7 +354,8 @@ class Plan:
         e = self.experiment
         names: list[str] = list(e.search.members.starts or ())
         if not names:
-            names = [start for p in e.procedures for start in procedures.get(p).starts]
+            every = (start for p in e.procedures for start in procedures.get(p).starts)
+            names = [name for start in every for name in (start, grid_name(start))]
         names += [str(value) for value in self._axis_values("start") if value is not None]
         unique = dict.fromkeys(map(label, names))
         return [(seed, start) for seed in self._seeds for start in unique]
@@ -389,9 +392,3 @@ class Plan:
             evaluated = every if e.evaluated_rows == "all" else max(members)
             evaluate += nfe * (grids + evaluated) * fresh
         return {"teach": teach, "search": search, "evaluate": evaluate}
-
-
-def _start_version(name: str) -> str | None:
-    """The version of a registered start, for keys; None of a name that has none."""
-    name = grid_name(name)
-    return start_table.version(name) if name in start_table else None

@@ -57,6 +57,7 @@ from ..models.diffusers.network_outputs import (
     without_variance,
 )
 from ..models.diffusers.scheduler_options import BASE, LEARNED, OURS, base_scheduler, underlying
+from ..schedule.export import LEVEL_MATTERS
 from ..schedule.file import Schedule, load_schedule, parse_schedule
 from .base_scheduler import demand, made_for, named, read_process, scheduler_of
 
@@ -99,13 +100,13 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         if hasattr(base, "alphas_cumprod"):
             self.alphas_cumprod = base.alphas_cumprod  # some pipelines look at it
         self._begin_index: int | None = None
+        self._level_read = False
         self._restart(None)
 
     def _use(self, schedule: Schedule) -> None:
         """Run this schedule from now on: the one that was given, or its curve at another NFE."""
         self.schedule, process = schedule, self._process
         noise = schedule.noise_schedule
-        self.init_noise_sigma = schedule.prior_scale
         evals = torch.tensor(schedule.evals, dtype=torch.float64)
         self._to_data = data_coefficients(process.prediction, noise, evals)
         fits = difference(noise, process.noise, "") is None
@@ -114,6 +115,12 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
             if fits
             else network_times(noise, evals, process.steps)
         )
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """The level of the noise that a sample begins from; a pipeline scales unit noise by it."""
+        self._level_read = True
+        return self.schedule.prior_scale
 
     def _register(self, base: Any, schedule: dict[str, Any]) -> None:
         """Take over the configuration of the base, and add our three keys.
@@ -271,6 +278,7 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         self._check_call(under_way=True)
         wide = torch.promote_types(sample.dtype, torch.float32)
         if i == 0:
+            self._check_level()
             self._states = [sample.to(wide)]
         x_T, y = self._states[0], self._states[-1]
         out = without_variance(model_output, y).to(wide)
@@ -282,7 +290,7 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         self._states = [x_T, y]
         self._step_index = i + 1
         if i + 1 == self.schedule.nfe:  # nothing of a finished sample stays on the device
-            self._states, self._history = [], []
+            self._states, self._history, self._level_read = [], [], False
         y = y.to(sample.dtype)
         return SchedulerOutput(prev_sample=y) if return_dict else (y,)
 
@@ -350,6 +358,15 @@ class LD3Scheduler(SchedulerMixin, ConfigMixin):
         self._demand(
             good,
             f"{name} = {value:g}, but it was learned with {asked:g}; call with {name}={asked:g}",
+        )
+
+    def _check_level(self) -> None:
+        """Check the level of the first noise, which flow pipelines and some others leave at 1."""
+        level = self.schedule.prior_scale
+        self._demand(
+            self._level_read or abs(level - 1) < LEVEL_MATTERS,
+            f"it begins from noise of level {level:.3g}, but this pipeline does not read "
+            "init_noise_sigma and begins from 1; learn from starts at t_max (--start log_snr)",
         )
 
     def _check_turn(self, i: int, time: float, sample: Tensor, eta: float) -> None:

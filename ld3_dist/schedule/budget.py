@@ -35,7 +35,7 @@ from ..training_free import evaluations as search_evaluations
 from .file import Schedule
 from .ranges import SEED_STRIDE, train_range, valid_range
 from .sampling import device_of, draw_inputs
-from .starts import grid_name, looks_at_pairs
+from .starts import grid_name, looks_at_pairs, own_starts
 from .teaching import Teacher
 from .trying import FEW, built_in
 
@@ -167,7 +167,7 @@ class Cell:
 
     def chosen(self, recipe: Recipe) -> tuple[Start, ...]:
         """The starts of a recipe."""
-        own = procedures.get(self.config.procedure).starts_for(self.config)
+        own = own_starts(self.model.noise, self.config)
         return tuple(self.starts) or own[: recipe.starts]
 
     def fixed(self, recipe: Recipe) -> Recipe:

@@ -41,6 +41,7 @@ from .starts import (
     check_members,
     grid_name,
     looks_at_pairs,
+    own_starts,
     schedule_knots,
     start_knots,
 )
@@ -114,15 +115,12 @@ def learning(
     nfes = nfes_of(nfe, solver, config)
     student = make_solver(solver)
     train, valid = split(pairs, valid)
-    names = starts or procedures.get(config.procedure).starts_for(config)
+    names = starts or own_starts(model.noise, config)
     check_members(names, config)
     if not isinstance(distance, Distance):
         distance = open_distance(distance, model, str(device_of(model)))
-    followed = train if start_pairs is None else start_pairs
-    knots = {
-        one: torch.stack([knots_of(start, model, student, one, followed) for start in names])
-        for one in nfes
-    }
+    grid = lambda start, one: knots_of(start, model, student, one, start_pairs or train)
+    knots = {one: torch.stack([grid(start, one) for start in names]) for one in nfes}
     packed = members or [(seed, start) for seed in range(len(seeds)) for start in range(len(names))]
     chosen = None
     if subsets is not None:
@@ -303,7 +301,7 @@ def check_before(
     """
     check_writable(model.noise)
     nfes, student = nfes_of(nfe, solver, config), make_solver(solver)
-    names = tuple(starts) or procedures.get(config.procedure).starts_for(config)
+    names = tuple(starts) or own_starts(model.noise, config)
     check_members(names, config)
     for name in names:  # starts that need no pairs are made now, so that a bad one costs no work
         if isinstance(name, Schedule) or not looks_at_pairs(name):

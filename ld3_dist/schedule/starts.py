@@ -30,7 +30,8 @@ from ..core.grid import DISCRETIZATIONS, Grid, discretize, resample
 from ..core.learning.config import LearnConfig
 from ..core.learning.learnable import LATER
 from ..core.learning.pairs import Pairs
-from ..core.noise import NoiseSchedule
+from ..core.learning.procedure import procedures
+from ..core.noise import FlowMatching, NoiseSchedule
 from ..core.registry import Registry
 from ..core.sample import initial_state
 from ..core.solver import Solver, make_solver
@@ -116,6 +117,19 @@ def check_member(name: str) -> str:
     return name
 
 
+def may_begin_later(noise: NoiseSchedule) -> bool:
+    """False for flow matching, where sampling begins at t_max unless somebody asks for another.
+
+    Its pipelines begin from unit noise, whatever the level is at t_0.
+    """
+    return not isinstance(noise, FlowMatching)
+
+
+def own_starts(noise: NoiseSchedule, config: LearnConfig) -> tuple[str, ...]:
+    """The starts of a procedure for a model of a noise schedule, where none are asked for."""
+    return procedures.get(config.procedure).starts_for(config, may_begin_later(noise))
+
+
 def begins_later(start: object) -> bool:
     """True for a start of learning whose time t_0 is learned as well."""
     return isinstance(start, str) and start.startswith(LATER)
@@ -140,6 +154,12 @@ def check_members(starts: Iterable[object], config: LearnConfig) -> None:
 def grid_name(start: str) -> str:
     """The name of the grid that a start of learning begins with, there or later."""
     return start.removeprefix(LATER)
+
+
+def start_version(name: str) -> str | None:
+    """The version of a registered start, for keys; None of a name that has none."""
+    grid = grid_name(name)
+    return starts.version(grid) if grid in starts else None
 
 
 def looks_at_pairs(name: str) -> bool:

@@ -14,7 +14,7 @@ from ..metrics.extractors import read_reference
 from ..models import Model
 from ..schedule.noise import check_writable
 from ..schedule.sampling import in_loss_space
-from ..schedule.starts import check_members, grid_name
+from ..schedule.starts import check_members, grid_name, may_begin_later
 from ..schedule.trying import try_metric, try_procedure, try_start
 from .opened import distance_of, extractor_of, judges_of, model_of
 
@@ -108,4 +108,12 @@ def plan_as_far_as_known(experiment: Experiment) -> tuple[Plan, list[str]]:
 def _plan(experiment: Experiment, models: dict[str, Model]) -> Plan:
     labels = [settings.label for settings in experiment.models]
     hashes = {label: models[label].hash if label in models else "unknown" for label in labels}
-    return Plan(experiment, hashes, {label: model.conditioning for label, model in models.items()})
+    return plan_of(experiment, hashes, models)
+
+
+def plan_of(experiment: Experiment, hashes: dict[str, str], models: dict[str, Model]) -> Plan:
+    """The plan from the hashes of all models, and the models that were opened, by label."""
+    conditionings = {label: model.conditioning for label, model in models.items()}
+    known = {s.model: models[s.label] for s in experiment.models if s.label in models}
+    fixed = (name for name, model in known.items() if not may_begin_later(model.noise))
+    return Plan(experiment, hashes, conditionings, at_t_max=frozenset(fixed))

@@ -29,11 +29,23 @@ NFE = 5
 
 
 def learned(
-    noise: NoiseSchedule, solver_name: str = "ipndm-3", nfe: int = NFE, **more: Any
+    noise: NoiseSchedule,
+    solver_name: str = "ipndm-3",
+    nfe: int = NFE,
+    later: int = 0,
+    **more: Any,
 ) -> Schedule:
-    """A schedule with network times and coefficients of its own, as learning would leave them."""
+    """A schedule with network times and coefficients of its own, as learning would leave them.
+
+    Args:
+        later: knots of the grid that are left out; it begins from noise of the level of data with
+            variance 0.3 at the next one.
+    """
     solver, draw = make_solver(solver_name), torch.Generator().manual_seed(0)
-    knots = discretize(noise, solver.steps(nfe), "karras")
+    knots = discretize(noise, solver.steps(nfe) + later, "karras")[later:]
+    if later:
+        sigma, alpha = noise.sigma(knots[0]), noise.alpha(knots[0])
+        more["prior_scale"] = (sigma**2 + 0.3 * alpha**2).sqrt().item()
     evals = solver.nominal(noise, knots, nfe)
     move = 1 + 0.05 * (torch.rand(nfe, generator=draw, dtype=torch.float64) - 0.5)
     evals = (evals * move).clamp(float(knots[-1]), float(knots[0]))
@@ -109,6 +121,26 @@ def test_pixel(
     other = diffusers.DDPMPipeline(pipeline.unet, pipeline.scheduler)
     other.set_progress_bar_config(disable=True)
     assert (other(generator=torch.Generator().manual_seed(5), **call).images == images).all()
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_learned_start_scales_the_pipelines_noise(folders: dict[str, Path], kind: str) -> None:
+    model, schedule, noise, condition, lines = text_setting(kind, folders, 5.0, "deis-3", later=2)
+    assert schedule.knots[0] < model.noise.t_max
+    assert abs(schedule.prior_scale - 1) > 0.005
+    call = {"num_inference_steps": NFE, "latents": noise, "guidance_scale": 5.0}
+    sizes = {"height": 16, "width": 16} if kind == "sdxl" else {}
+    made = equipped(folders[kind], schedule)(lines, output_type="latent", **call, **sizes).images
+    close(made, expected(model, schedule, noise, condition))
+
+
+def test_a_pipeline_that_does_not_scale_its_noise_is_refused(folders: dict[str, Path]) -> None:
+    """Flow pipelines begin from unit noise, at any level that a schedule begins from."""
+    _, schedule, noise, _, lines = text_setting("sd3", folders, 4.0, "unipc-3", later=3)
+    pipeline = equipped(folders["sd3"], schedule)
+    call = {"num_inference_steps": NFE, "height": 16, "width": 16, "guidance_scale": 4.0}
+    with pytest.raises(InputError, match=r"does not read init_noise_sigma .*--start log_snr"):
+        pipeline(lines, latents=noise, output_type="latent", **call)
 
 
 def test_latent(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,8 +182,8 @@ class Procedure(Generic[Settings]):
         )
 
     @classmethod
-    def starts_for(cls, config: Settings) -> tuple[str, ...]:
-        """The names of the starts that are used if none are asked for."""
+    def starts_for(cls, config: Settings, later: bool = True) -> tuple[str, ...]:
+        """The starts that are used if none are asked for; not later: all of them at t_max."""
         return cls.starts
 
     @classmethod
