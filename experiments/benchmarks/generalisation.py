@@ -68,13 +68,13 @@ class Variant:
 
 FORMER = {"batch": 10, "epochs": 40}
 """Settings of the former default; variants change them, but for those of PRESENT."""
-PRESENT = ("published", "default", "default, 100 pairs", "four starts")
+PRESENT = ("published", "default", "default, 50 pairs", "four starts")
 FOUR = ("log_snr", "optimal-steps", "later:log_snr", "later:optimal-steps")
 PAPER = Variant(starts=("log_snr",), procedure="paper")
 VARIANTS = {
     "published": PAPER,
-    "default": Variant(starts=Descent.starts),
-    "default, 100 pairs": Variant(100, 50, starts=Descent.starts),
+    "default": Variant(100, 50, starts=Descent.starts),
+    "default, 50 pairs": Variant(starts=Descent.starts),
     "four starts": Variant(starts=FOUR),
     "former default": Variant(),
     "200 pairs, 10 epochs": Variant(200, 50, settings={"epochs": 10}),

@@ -35,11 +35,11 @@ def fitted(
     """
     from ..schedule.baselines import BASELINES
     from ..schedule.budget import Cell, Plan, fit
-    from ..schedule.ranges import PAIRS
+    from ..schedule.ranges import HELD, PAIRS
 
     if not limit:
-        pairs = PAIRS if count is None else count
-        return Plan(pairs, pairs, config.epochs, starts, {}, float("nan"))
+        train, valid = (PAIRS, HELD) if count is None else (count, count)
+        return Plan(train, valid, config.epochs, starts, {}, float("nan"))
     asked = Cell(
         model,
         cell.get("solver", "ipndm-3"),

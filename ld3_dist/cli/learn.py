@@ -48,7 +48,8 @@ def learn(
     pairs: Annotated[
         int | None,
         typer.Option(
-            help="Teacher pairs to learn from; as many again are held out. 50 if not given."
+            help="Teacher pairs to learn from; as many again are held out. 100, and "
+            "50 held out, if not given."
         ),
     ] = None,
     budget: Annotated[

@@ -132,7 +132,7 @@ class Lpips(Strict):
 class PairCounts(Strict):
     """Numbers of teacher pairs: each member trains on `train` of its own, all share `valid`."""
 
-    train: Annotated[PairCount, Field(ge=2)] = 50
+    train: Annotated[PairCount, Field(ge=2)] = 100
     """Pairs that each seed trains on."""
     valid: PairCount = 50
     """Held-out pairs, which select the best epoch, start and trial."""

@@ -57,6 +57,7 @@ RECIPES = (
     Recipe(25, 25, 15, 1),
     Recipe(50, 50, 20, 1),
     Recipe(50, 50, 20, 2),
+    Recipe(100, 50, 20, 2),
 )
 """From cheap to dear; the last is what `ld3-dist learn` does without a budget.
 

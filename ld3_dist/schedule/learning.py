@@ -34,7 +34,7 @@ from .distances import open_distance
 from .file import Schedule
 from .making import make_schedule
 from .noise import check_writable
-from .ranges import PAIRS, learning_indices
+from .ranges import HELD, PAIRS, learning_indices
 from .sampling import device_of, in_loss_space
 from .starts import (
     begins_later,
@@ -167,7 +167,7 @@ def learn(
     Args:
         nfe: network evaluations of a sample; several with procedure="curve", whose Schedule gives
             the grid of any NFE, also of others: schedule.at(7).
-        pairs, valid: as for `learning`; 100 teacher pairs of `seed` are made if not given.
+        pairs, valid: as for `learning`; if not given, 150 pairs of `seed` are made, 50 held out.
         teacher: solver/NFE/grid, written into the schedule's provenance. If no pairs are given,
             they are made with it.
         space: "image" or "latent", the space of the pairs' targets.
@@ -196,7 +196,7 @@ def learn(
     viewed = in_loss_space(model, space)
     names = check_before(viewed, solver, nfes, config, starts, opened)
     taught = None if pairs is None else split(pairs, valid)
-    indices, held = learning_indices(PAIRS), PAIRS
+    indices, held = learning_indices(PAIRS, HELD), HELD
     if budget is not None or minutes is not None:
         plan = fit(
             Cell(

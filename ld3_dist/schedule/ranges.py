@@ -21,8 +21,8 @@ SET_STRIDE = 10**7
 MOST_SEEDS = 999
 """Seeds of a trial, so that the training ranges end where the evaluation begins."""
 
-PAIRS = 50
-"""Teacher pairs to train on, and as many held out, where nothing is said and there is no sweep."""
+PAIRS, HELD = 100, 50
+"""Teacher pairs to train on, and those held out, where nothing is said and there is no sweep."""
 
 Range = tuple[int, int]
 """A half-open range [start, stop) of indices."""
@@ -51,9 +51,9 @@ def tiles(span: Range, size: int) -> list[Range]:
     return [(i, min(i + size, stop)) for i in range(start, stop, size)]
 
 
-def learning_indices(count: int) -> list[int]:
-    """Samples to learn from without a sweep: `count` held out, then as many to train on.
+def learning_indices(train: int, valid: int) -> list[int]:
+    """Samples to learn from without a sweep: those held out, then those to train on.
 
     They are those of a sweep with one seed, so that both learn the same.
     """
-    return [*range(*valid_range(count)), *range(*train_range(0, count))]
+    return [*range(*valid_range(valid)), *range(*train_range(0, train))]
