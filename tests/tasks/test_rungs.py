@@ -254,7 +254,7 @@ def test_off_unless_asked_for_and_then_another_experiment() -> None:
         ({}, {"procedure": "paper", "epochs": 7}, {}, "at most 7 epochs"),
         ({"grace": 9}, {"epochs": None}, {"epochs": [3, 9]}, "at most 9 epochs"),
         ({"grace": 9}, {"epochs": None}, {"epochs": {"low": 2, "high": 8}}, "at most 8 epochs"),
-        ({"grace": 40}, {"epochs": None}, {"procedure": ["default", "paper"]}, "at most 40 epochs"),
+        ({"grace": 40}, {"epochs": None}, {"procedure": ["default", "paper"]}, "at most 20 epochs"),
         ({"grace": 0}, {}, {}, "grace"),
         ({"reduction": 1}, {}, {}, "reduction"),
         ({"reduction": 2.5}, {}, {}, "reduction"),
