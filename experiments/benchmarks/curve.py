@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import former
 import torch
 
 from ld3_dist.core.distance import make_distance
@@ -49,9 +50,12 @@ def fresh_loss(model: Model, fresh: Pairs, tableau: Tableau) -> dict[str, float]
 
 
 def single(model: Model, pairs: Pairs, fresh: Pairs, solver: str, nfe: int) -> dict[str, Any]:
-    """A schedule for one NFE alone: the best member of the default procedure."""
+    """A schedule for one NFE alone: the best member of the former default procedure."""
     began, progress = time.process_time(), None
-    for progress in learning(model, solver, nfe, pairs[COUNT:], pairs[:COUNT]):  # noqa: B007
+    settings = former.SETTINGS | {"starts": former.STARTS}
+    for progress in learning(  # noqa: B007
+        model, solver, nfe, pairs[COUNT:], pairs[:COUNT], **settings
+    ):
         pass
     assert progress is not None
     seconds, k = time.process_time() - began, int(progress.best_valid.argmin())

@@ -30,6 +30,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import former
 import torch
 from torch import Tensor
 
@@ -64,7 +65,7 @@ GROUNDS = {
     ),
     "digits": Ground(("digits",), 20, (0,), ("log_snr",)),
 }
-BASE: dict[str, Any] = {"lr": 0.1, "final_lr": 0.02}
+BASE: dict[str, Any] = former.SETTINGS | {"lr": 0.1, "final_lr": 0.02}
 """What a variant changes: the default as it was; "lr 0.2, final_lr 0.1" is what it became by this.
 """
 VARIANTS: dict[str, dict[str, Any]] = {

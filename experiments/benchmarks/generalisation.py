@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import former
 import numpy as np
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ from ld3_dist.core.learning.procedure import procedures
 from ld3_dist.core.solver import make_solver
 from ld3_dist.models import Model, open_model
 from ld3_dist.schedule.sampling import make_samples
-from ld3_dist.schedule.starts import grid_name, start_knots
+from ld3_dist.schedule.starts import begins_later, grid_name, start_knots
 from ld3_dist.schedule.teaching import Teacher, teach
 
 SOLVERS, NFES = ("unipc-3", "dpmpp-3", "ipndm-3", "ddim"), (4, 6, 8, 10)
@@ -48,6 +49,7 @@ L2 = make_distance("l2")
 class Variant:
     """How pairs are used: `train` and `valid` of them, settings of learning, tricks.
 
+    base: settings that it changes; of the former default, or none for the present one.
     robust: scale of the logarithm that tames a batch's large losses, in units of the batch's
         geometric mean; 0: none.
     average: the parameters that are judged are running means over some 1 / average steps; 0: none.
@@ -57,25 +59,23 @@ class Variant:
 
     train: int = 50
     valid: int = 50
-    starts: tuple[str, ...] = ("log_snr", "optimal-steps")
+    starts: tuple[str, ...] = former.STARTS
     procedure: str = "tricks"
     settings: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, Any] = field(default_factory=lambda: former.SETTINGS)
     robust: float = 0.0
     average: float = 0.0
     every: int = 1
     race: int = 0
 
 
-FORMER = {"batch": 10, "epochs": 40}
-"""Settings of the former default; variants change them, but for those of PRESENT."""
-PRESENT = ("published", "default", "default, 50 pairs", "four starts")
 FOUR = ("log_snr", "optimal-steps", "later:log_snr", "later:optimal-steps")
-PAPER = Variant(starts=("log_snr",), procedure="paper")
+PAPER = Variant(starts=("log_snr",), procedure="paper", base={})
 VARIANTS = {
     "published": PAPER,
-    "default": Variant(100, 50, starts=Descent.starts),
-    "default, 50 pairs": Variant(starts=Descent.starts),
-    "four starts": Variant(starts=FOUR),
+    "default": Variant(100, 50, starts=Descent.starts, base={}),
+    "default, 50 pairs": Variant(starts=Descent.starts, base={}),
+    "four starts": Variant(starts=FOUR, base={}),
     "former default": Variant(),
     "200 pairs, 10 epochs": Variant(200, 50, settings={"epochs": 10}),
     "200 pairs, 10 epochs, 200 held out, every 3": Variant(
@@ -204,10 +204,10 @@ def measure(job: tuple[str, str, int, str, int, Path]) -> str:
     opened, train, valid, fresh = ground(model)
     v, student = VARIANTS[name], make_solver(solver)
     Tricks.variant = v
-    config = make_config(v.procedure, **(v.settings if name in PRESENT else FORMER | v.settings))
+    config = make_config(v.procedure, **(v.base | v.settings))
     own = train[MOST * seed : MOST * seed + v.train]
     grids = [start_knots(grid_name(s), opened, student, nfe, own) for s in v.starts]
-    later = [grid_name(s) != s for s in v.starts]
+    later = [begins_later(s) for s in v.starts]
     began = time.process_time()
     problem = Problem(
         opened.denoiser,

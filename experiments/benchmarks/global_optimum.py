@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import former
 import numpy as np
 import torch
 from scipy.optimize import differential_evolution, minimize
@@ -67,6 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "160 epochs": {"epochs": 160, "patience": 160},
     "four starts": {"starts": ["log_snr", "optimal-steps", "tors", "dmn"]},
 }
+FORMER = former.SETTINGS | {"starts": former.STARTS}
 STARTS = ("log_snr", "karras", "quadratic", "poly-3", "poly-5", "cosine", "beta", "ays-sd15")
 
 
@@ -176,9 +178,10 @@ class Search:
 
 
 def ratios(search: Search, model_id: str, optimum: float, settings: dict[str, Any]) -> list[float]:
-    """Losses of the default procedure's members on the search's pairs, over the optimum."""
+    """Losses of the former default procedure's members on the search's pairs, over the optimum."""
     model, noise = open_model(model_id), search.mixture.noise
     pairs = Pairs(search.pairs.noise.float(), search.pairs.target.float())
+    settings = FORMER | settings
     *_, progress = learning(model, search.solver.name, search.nfe, pairs, pairs, **settings)
     with torch.no_grad():
         x_0 = sample(search.mixture, progress.tableau, noise.prior_scale * search.pairs.noise)

@@ -34,6 +34,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import former
 import pandas
 import torch
 from torch import Tensor
@@ -56,12 +57,12 @@ from ld3_dist.schedule.teaching import Teacher, teach
 
 SOLVERS, NFES, SEEDS = ("unipc-3", "ipndm-3", "dpmpp-3", "ddim"), (4, 6, 8, 10), (0, 1, 2)
 HAND_MADE = ("log_snr", "karras")
-UNLEARNED = {"hand-made": HAND_MADE, "start": Descent.starts}
+UNLEARNED = {"hand-made": HAND_MADE, "start": former.STARTS}
 FRECHET = ("FID", "FID to teacher")
 COUNT, FRESH, SCORED, TEACHER_NFE = 50, 2_000, 10_000, 20
 DEFAULT, COEFFICIENTS, PAPER = (
-    make_config(),
-    make_config(coefficients=True),
+    make_config(**former.SETTINGS),
+    make_config(coefficients=True, **former.SETTINGS),
     make_config("paper"),
 )
 L2 = make_distance("l2")

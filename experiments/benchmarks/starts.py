@@ -20,6 +20,7 @@ import multiprocessing
 from dataclasses import asdict
 from pathlib import Path
 
+import former
 import torch
 from defaults import COUNT, GROUNDS, L2, NFES, SOLVERS, Ground, lines, pairs_by_use
 from torch import Tensor
@@ -66,7 +67,7 @@ def cells(job: tuple[Ground, str, str, tuple[str, ...]]) -> list[dict]:
                 seeds=[s for s, _ in members],
                 subsets=torch.stack([torch.arange(COUNT) + COUNT * s for s, _ in members]),
             ),
-            make_config(),
+            make_config(**former.SETTINGS),
         )
         first, *_, end = run
         previous = end.best.knots[int(end.best_valid.argmin())]
@@ -161,7 +162,7 @@ def main() -> None:
             kept
             | {
                 given.ground: {
-                    "default is": asdict(make_config()),
+                    "default is": asdict(make_config(**former.SETTINGS)),
                     "relative loss": found,
                     "rows": rows,
                 }

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..core.user_code import label
+from ..schedule.ranges import HELD, PAIRS
 from .axes import (
     ExtractorName,
     MemberStart,
@@ -132,9 +133,9 @@ class Lpips(Strict):
 class PairCounts(Strict):
     """Numbers of teacher pairs: each member trains on `train` of its own, all share `valid`."""
 
-    train: Annotated[PairCount, Field(ge=2)] = 100
+    train: Annotated[PairCount, Field(ge=2)] = PAIRS
     """Pairs that each seed trains on."""
-    valid: PairCount = 50
+    valid: PairCount = HELD
     """Held-out pairs, which select the best epoch, start and trial."""
 
 

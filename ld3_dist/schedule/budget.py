@@ -33,7 +33,7 @@ from ..models import Model
 from ..training_free import TRAINING_FREE
 from ..training_free import evaluations as search_evaluations
 from .file import Schedule
-from .ranges import SEED_STRIDE, train_range, valid_range
+from .ranges import SEED_STRIDE, learning_indices
 from .sampling import device_of, draw_inputs
 from .starts import grid_name, looks_at_pairs, own_starts
 from .teaching import Teacher
@@ -124,7 +124,7 @@ class Plan:
     @property
     def indices(self) -> list[int]:
         """Samples to teach: those held out, then those to train on."""
-        return [*range(*valid_range(self.valid)), *range(*train_range(0, self.train))]
+        return learning_indices(self.train, self.valid)
 
     def __str__(self) -> str:
         names = ", ".join(

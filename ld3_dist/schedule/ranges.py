@@ -22,7 +22,7 @@ MOST_SEEDS = 999
 """Seeds of a trial, so that the training ranges end where the evaluation begins."""
 
 PAIRS, HELD = 100, 50
-"""Teacher pairs to train on, and those held out, where nothing is said and there is no sweep."""
+"""Teacher pairs to train on, and those held out, where nothing is said."""
 
 Range = tuple[int, int]
 """A half-open range [start, stop) of indices."""

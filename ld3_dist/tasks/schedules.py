@@ -17,7 +17,7 @@ import torch
 
 from ..core.errors import InputError
 from ..core.grid import Grid
-from ..core.learning.learnable import LATER, LearnableGrid
+from ..core.learning.learnable import LearnableGrid
 from ..core.learning.procedure import Progress, procedures
 from ..core.solver import Tableau, make_solver
 from ..core.user_code import PREFIX, label
@@ -25,6 +25,7 @@ from ..experiment.plan import Plan, TrialSpec
 from ..models import Model
 from ..schedule.file import Schedule, read_schedule
 from ..schedule.making import make_schedule
+from ..schedule.starts import begins_later
 from ..store.storage import Storage
 from ..store.tables import OWN, read_records
 from .baselines import losses_for
@@ -110,7 +111,7 @@ def follows_from_row(spec: TrialSpec) -> bool:
     """True where a trial's tables follow from the knots and network times in its rows."""
     settings = vars(spec.config)
     learned = settings.get("coefficients", False) or settings.get("start_time", False)
-    later = any(start.startswith(LATER) for _, start in spec.members)
+    later = any(begins_later(start) for _, start in spec.members)
     return not learned and not later and _plain_procedure(spec.config.procedure)
 
 

@@ -470,7 +470,8 @@ SETTINGS = {
         "2,000 fresh samples", "50 pairs hold little",
         "visits 50 pairs for 40 epochs and selects on 50",
         "in batches of 10 for 40 epochs", "in batches of 5 for 20 epochs", "one of its two starts",
-        "on 100 pairs", "after 250 s a member", "some 900 s", "In batches of 5", "50 pairs have",
+        "on 100 pairs", "4, 6 and 8 evaluations it learned for 900 s", "10 for 250 s",
+        "at 4 and 6 that was", "In batches of 5", "50 pairs have",
         "with 50 pairs it has", "UniPC-3 at 4 and 6", "of kind bh1 at 5",
     ),
 }  # fmt: skip

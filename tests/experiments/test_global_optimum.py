@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ STORED = json.loads(
 @pytest.fixture(scope="module")
 def benchmark() -> object:
     file = Path(__file__).parents[2] / "experiments/benchmarks/global_optimum.py"
+    sys.path.append(str(file.parent))  # for its neighbour
     spec = importlib.util.spec_from_file_location("global_optimum", file)
     assert spec is not None
     assert spec.loader is not None
