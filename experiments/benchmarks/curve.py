@@ -52,7 +52,7 @@ def fresh_loss(model: Model, fresh: Pairs, tableau: Tableau) -> dict[str, float]
 def single(model: Model, pairs: Pairs, fresh: Pairs, solver: str, nfe: int) -> dict[str, Any]:
     """A schedule for one NFE alone: the best member of the former default procedure."""
     began, progress = time.process_time(), None
-    settings = former.SETTINGS | {"starts": former.STARTS}
+    settings: dict[str, Any] = former.SETTINGS | {"starts": former.STARTS}
     for progress in learning(  # noqa: B007
         model, solver, nfe, pairs[COUNT:], pairs[:COUNT], **settings
     ):

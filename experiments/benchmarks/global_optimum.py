@@ -68,7 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "160 epochs": {"epochs": 160, "patience": 160},
     "four starts": {"starts": ["log_snr", "optimal-steps", "tors", "dmn"]},
 }
-FORMER = former.SETTINGS | {"starts": former.STARTS}
+FORMER: dict[str, Any] = former.SETTINGS | {"starts": former.STARTS}
 STARTS = ("log_snr", "karras", "quadratic", "poly-3", "poly-5", "cosine", "beta", "ays-sd15")
 
 
