@@ -108,6 +108,13 @@ VARIANTS = {
         200, 200, settings={"epochs": 10}, every=2, average=0.1, robust=4.0, race=2
     ),
     "coefficients": Variant(settings={"coefficients": True}),
+    "default, coefficients": Variant(100, 50, settings={"coefficients": True}, base={}),
+    "default, coefficients, 400 pairs, 5 epochs": Variant(
+        400, 200, settings={"coefficients": True, "epochs": 5}, base={}
+    ),
+    "default, coefficients, 400 pairs, 5 epochs, a later start": Variant(
+        400, 200, starts=Descent.starts, settings={"coefficients": True, "epochs": 5}, base={}
+    ),
     "coefficients, 200 pairs, 40 epochs": Variant(
         200, 200, settings={"coefficients": True, "epochs": 40}, every=5, average=0.1
     ),

@@ -62,6 +62,7 @@ OURS: dict[str, tuple[int, int, dict[str, Any]]] = {
     "ours, 50 pairs, learned start": (50, 50, former.SETTINGS | {"start_time": True}),
     "ours, 200 pairs": (200, 200, former.SETTINGS | {"epochs": 20}),
     "ours, 800 pairs": (800, 200, former.SETTINGS | {"epochs": 10}),
+    "ours, 800 pairs, batches of 5": (800, 200, {"epochs": 10}),
 }
 """Pairs to train, pairs held out, settings beside `coefficients: true`."""
 

@@ -45,7 +45,7 @@ def examine(experiment: Experiment, output: str | None = None) -> Iterator[Check
     plan = plan_of(experiment, hashes, opened)
     fingerprint = plan.fingerprint if whole else "unknown until every model is there"
     yield Check("models", "fingerprint of the experiment", "ok" if whole else "note", fingerprint)
-    for name in experiment.distances:
+    for name in experiment.every_distance:
         yield from _distance(name, experiment, opened)
     yield from _metrics(experiment, opened)
     yield from memory_checks(plan, opened, output)

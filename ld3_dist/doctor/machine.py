@@ -29,9 +29,9 @@ def extra_checks(experiment: Experiment) -> Iterator[Check]:
     kinds = {model.model.partition(":")[0] for model in experiment.models}
     if "diffusers" in kinds:
         wanted |= dict.fromkeys(("diffusers", "transformers", "accelerate"), "ld3_dist[diffusers]")
-    if any(name.startswith("lpips") for name in experiment.distances):
+    if any(name.startswith("lpips") for name in experiment.every_distance):
         wanted |= {"lpips": "lpips", "torchvision": "torchvision"}
-    named = " ".join([*experiment.distances, experiment.evaluate.extractor])
+    named = " ".join([*experiment.every_distance, experiment.evaluate.extractor])
     for name, package in PACKAGED.items():
         if name in named:
             wanted[package] = "ld3_dist[features]"

@@ -23,6 +23,7 @@ from ..core.solver import solvers
 from ..core.user_code import PREFIX
 from ..metrics.extractors import extractors
 from ..metrics.judges import judges
+from ..metrics.of_samples import DISTANCE
 from ..metrics.scores import metrics
 from ..models import families
 from ..schedule.starts import starts
@@ -94,7 +95,7 @@ def _names(kind: str) -> Schema:
         "distance": (distances, r"[+*:@]"),
         "model": (("digits", "digits-flow", "fashion"), f"^({'|'.join(families)}):"),
         "extractor": ((n for n in extractors if n != "inception"), f"^({'|'.join(extractors)}):."),
-        "metric": ((*metrics, *judges), f"^({'|'.join(judges)}):."),
+        "metric": ((*metrics, *judges), f"^({'|'.join((*judges, DISTANCE))}):."),
     }
     names, other = table[kind]
     rule: list[Schema] = [{"enum": list(names)}]

@@ -243,7 +243,8 @@ class Evaluate(Strict):
     """Features to compare with: auto (the model's data if it has any, else the teacher's samples),
     teacher, or a statistics file."""
     metrics: tuple[MetricName, ...] | None = None
-    """Scores from features; all that are registered if not given."""
+    """Scores from features, of judges (clip_score:DIR, …), and further distances to the teacher
+    (distance:NAME); the built-in scores from features if not given."""
     pictures: Annotated[CountOrZero, Field(le=64)] = 8
     """Samples that are kept as pictures."""
 

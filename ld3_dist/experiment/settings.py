@@ -17,6 +17,7 @@ from ..core.learning.procedure import make_config, procedures
 from ..core.solver import make_solver
 from ..core.user_code import PREFIX, label
 from ..metrics.extractors import extractors
+from ..metrics.of_samples import distances_among
 from ..metrics.scores import find_metric, metric_columns
 from .axes import (
     GRID_ONLY,
@@ -298,7 +299,7 @@ class Experiment(Strict):
                     "comparable, so that Optuna would follow their scales; move it to "
                     f"search.grid.{key}, or use the sampler 'random' or 'qmc'"
                 )
-        entries = {name: distance_entry(name) for name in self.distances}
+        entries = {name: distance_entry(name) for name in self.every_distance}
         for name, entry in entries.items():
             if self.loss_space == "latent" and entry.space == "image":
                 raise ValueError(
@@ -352,6 +353,12 @@ class Experiment(Strict):
         _, axis = self.axes.get("distance", ("", ()))
         searched = () if isinstance(axis, Range) else map(str, axis)
         return tuple(dict.fromkeys([self.distance, *searched]))
+
+    @property
+    def every_distance(self) -> tuple[str, ...]:
+        """The distances of trials, and those that fresh samples are measured by beside them."""
+        measured = distances_among(self.evaluate.metrics or ())
+        return tuple(dict.fromkeys([*self.distances, *measured]))
 
     def distance_options(self, name: str) -> dict[str, Any]:
         """The options that a distance depends on, for `make_distance` and for keys."""

@@ -7,6 +7,7 @@
     inception_score     from the extractor's class scores; needs no reference
     clip_score:DIR, pick_score:DIR, hpsv2:DIR, image_reward:DIR, aesthetic:DIR
                         images and their prompts (`judges`); columns metric.clip_score, …
+    distance:NAME       another distance to the teacher (`of_samples`); column metric.distance.NAME
     modes, tail_99, tail_999, mmd
                         lost modes and tails of a known distribution (`modes_and_tails`); they are
                         not measured unless they are asked for
@@ -38,9 +39,9 @@ from ..core.errors import InputError
 from ..core.features import FeatureMoments, Reference
 from ..core.registry import Registry
 from .inception import inception_score
-from .judges import judge_name
 from .kernel import Sums, kernel_distance
 from .manifold import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, Overlap, RealBalls, overlap
+from .of_samples import sample_metric
 from .statistics import FeatureStatistics, frechet_distance
 
 log = logging.getLogger("ld3_dist")
@@ -127,18 +128,18 @@ def as_reference(reference: Reference | FeatureMoments | Tensor | None) -> Refer
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of a name, a judge's among them.
+    """The metric of a name, those that are means over samples among them.
 
     Raises InputError for an unknown name.
     """
-    return metrics.get(name) if judge_name(name) is None else _judged
+    return metrics.get(name) if sample_metric(name) is None else _of_samples
 
 
 def metric_columns(name: str) -> tuple[str, ...]:
     """The columns of a built-in metric; for a user's own, the one that a single number goes to."""
     if name == "kid":
         return ("kid", "kid_std")
-    return (name,) if name in BUILT_IN else (f"metric.{judge_name(name) or _short(name)}",)
+    return (name,) if name in BUILT_IN else (f"metric.{sample_metric(name) or _short(name)}",)
 
 
 def _measure(
@@ -162,9 +163,9 @@ def _measure(
         return dict.fromkeys(columns), reason
 
 
-def _judged(samples: Samples, reference: Reference | None) -> float:
-    """The metric of a judge, which has no value from features."""
-    raise NotMeasured("it looks at the images themselves, with weights from a folder: NAME:DIR")
+def _of_samples(samples: Samples, reference: Reference | None) -> float:
+    """A metric that is a mean over samples, and has no value from their features."""
+    raise NotMeasured("it looks at the samples themselves; a judge needs its weights: NAME:DIR")
 
 
 def _short(name: str) -> str:

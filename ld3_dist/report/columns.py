@@ -3,7 +3,8 @@
 A column is listed once in `COLUMNS`: what it is called, how its values are written, and where it
 is shown. `summary.py` fills the columns, everything else asks `shown`. A metric of a user's own,
 `metric.<name>` in the result tables, adds three columns: for the hand-made grid, the learned
-schedule and the teacher. A judge's adds the difference of learned and hand-made.
+schedule and the teacher. Where its values are kept sample by sample, those of judges and of
+further distances, there is the difference of learned and hand-made too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from ..metrics.judges import judges
+from ..metrics.of_samples import DISTANCE
 from ..store.frames import column, varies
 from ..store.table_files import OVER_GRID
 from .formats import DASH, missing, number, ratio, visible
@@ -113,7 +115,7 @@ def _frechet_gain(value: Any, row: Row) -> str:
 
 
 def _over_grid(name: str) -> Callable[[Any, Row], str]:
-    """How the difference of a judge's scores is written: with its sign and its interval."""
+    """How the difference of a metric of samples is written: with its sign and its interval."""
 
     def written(value: Any, row: Row) -> str:
         low, high = row[f"{name}_low"], row[f"{name}_high"]
@@ -222,9 +224,10 @@ def with_metrics(metrics: Iterable[str]) -> list[Column]:
 
 
 def over_grid_names(metrics: Iterable[str]) -> list[str]:
-    """The columns that compare judges' scores with those of the best hand-made grid."""
-    judged = [f"{OVER_GRID}{name}" for m in metrics if (name := m.removeprefix(METRIC)) in judges]
-    return [f"{name}{end}" for name in judged for end in ("", "_low", "_high")]
+    """The columns that compare metrics of single samples with those of the best hand-made grid."""
+    names = [metric.removeprefix(METRIC) for metric in metrics]
+    kept = [name for name in names if name in judges or name.startswith(f"{DISTANCE}.")]
+    return [f"{OVER_GRID}{name}{end}" for name in kept for end in ("", "_low", "_high")]
 
 
 def _of_metric(metric: str) -> list[Column]:

@@ -19,6 +19,7 @@ from ..core.solver import Tableau
 from ..core.user_code import PREFIX
 from ..metrics.extractors import model_reference, open_extractor
 from ..metrics.judges import judge_name, open_judges
+from ..metrics.of_samples import distance_label, distances_among, sample_metric
 from ..metrics.paired import NOTHING, interval_over_sets
 from ..metrics.resampling import statistic_of
 from ..metrics.scores import BUILT_IN, Samples, as_reference, score
@@ -46,7 +47,7 @@ class Measured:
 
     losses: distances to the teacher, float64 [M].
     features: [M, F], if there is an extractor.
-    judged: scores of judges by name, float64 [M] each.
+    judged: scores of judges and further distances by name, float64 [M] each.
     """
 
     losses: Tensor
@@ -63,6 +64,7 @@ def measure(
     judges: Mapping[str, Judge] | None = None,
     prompts: Sequence[str] | None = None,
     *,
+    further: Mapping[str, Distance] | None = None,
     space: str = "image",
     batch: int = BATCH,
 ) -> Measured:
@@ -73,6 +75,7 @@ def measure(
         judges: of single images, by name; those that read prompts are left out where there are no
             prompts.
         prompts: of every sample, if the model has any.
+        further: more distances to the teacher, by name.
         space: of the pairs' targets, "image" or "latent".
     """
     made = pairs.target
@@ -81,17 +84,22 @@ def measure(
         made = make_samples(viewed, tableau, pairs.noise, pairs.condition, batch)
     with torch.no_grad():
         parts = torch.arange(len(made)).split(batch)
-        losses = [distance(made[i], pairs.target[i]).cpu().double() for i in parts]
+
+        def away(distance: Distance) -> Tensor:
+            return torch.cat([distance(made[i], pairs.target[i]).cpu().double() for i in parts])
+
+        losses = away(distance)
+        judged = {distance_label(name): away(other) for name, other in (further or {}).items()}
         if extractor is None and not judges:
-            return Measured(torch.cat(losses))
+            return Measured(losses, None, judged)
         images = to_images(model, space, made, batch)
         features = None if extractor is None else extractor.features_of(images, batch)
-        judged = {
+        judged |= {
             name: _scores_of(judge, images, prompts, batch)
             for name, judge in (judges or {}).items()
             if prompts is not None or not judge.reads_prompts
         }
-    return Measured(torch.cat(losses), features, judged)
+    return Measured(losses, features, judged)
 
 
 def _scores_of(judge: Judge, images: Tensor, prompts: Sequence[str] | None, batch: int) -> Tensor:
@@ -135,14 +143,14 @@ def score_columns(
     reasons: dict[str, str] = {}
     features = [one.features for one in sets if one.features is not None]
     if extractor is not None and features:
-        names = [name for name in metrics if judge_name(name) is None]
+        names = [name for name in metrics if sample_metric(name) is None]
         found |= _feature_columns(features, extractor, references, names, reasons)
-    found |= _judge_columns(joined([one.judged for one in sets]), metrics, reasons)
+    found |= _sample_columns(joined([one.judged for one in sets]), metrics, reasons)
     return found | {"not_measured": json.dumps(reasons, sort_keys=True) if reasons else None}
 
 
 def joined(judged: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The scores of every judge over all sets, one after the other."""
+    """The values of every metric of single samples over all sets, one after the other."""
     return {name: torch.cat([one[name] for one in judged]) for name in judged[0]}
 
 
@@ -176,18 +184,18 @@ def _feature_columns(
     return found
 
 
-def _judge_columns(
+def _sample_columns(
     judged: Mapping[str, Tensor], metrics: Sequence[str], reasons: dict[str, str]
 ) -> dict[str, Any]:
-    """The mean of the scores [M] of every judge; why one has none is added to `reasons`."""
+    """The mean of every metric of single samples [M]; why one has none is added to `reasons`."""
     found: dict[str, Any] = {}
     for metric in metrics:
-        name = judge_name(metric)
+        name = sample_metric(metric)
         if name is None:
             continue
         column, scores = f"metric.{name}", judged.get(name)
         found[column] = None if scores is None else scores.mean().item()
-        if ":" not in metric:
+        if judge_name(metric) and ":" not in metric:
             reasons[column] = f"no weights are named; write {name}:DIR"
         elif scores is None:
             reasons[column] = "the model has no prompts"
@@ -248,13 +256,17 @@ def evaluate(
         open_distance(distance, model, home) if not isinstance(distance, Distance) else distance
     )
     features, judges = open_extractor(extractor, model, home), open_judges(metrics, home)
+    further = {name: open_distance(name, model, home) for name in distances_among(metrics)}
     ranges = [range(*eval_range(repeat, samples)) for repeat in range(repeats)]
     pairs = [teach(model, seed=seed, teacher=teacher, indices=indices) for indices in ranges]
     prompts = prompts_of(model, seed, ranges) or [None] * repeats
 
     def measured(table: Tableau | None) -> list[Measured]:
         sets = zip(pairs, prompts, strict=True)
-        return [measure(model, table, one, opened, features, judges, told) for one, told in sets]
+        return [
+            measure(model, table, one, opened, features, judges, told, further=further)
+            for one, told in sets
+        ]
 
     own = measured(None)
     reference = None if features is None else model_reference(model, features)

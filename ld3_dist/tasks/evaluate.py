@@ -31,6 +31,7 @@ from ..experiment.plan import Cell, Plan, digest
 from ..experiment.sections import ModelSettings
 from ..metrics.extractors import model_reference, read_reference
 from ..metrics.judges import judge_name
+from ..metrics.of_samples import distances_among, sample_metric
 from ..metrics.scores import BUILT_IN, as_reference
 from ..metrics.statistics import frechet_parts
 from ..models import Model
@@ -55,7 +56,7 @@ from .scored import evaluation_name, evaluation_of
 
 PART = 500
 JUDGED = "judged."
-"""The names of tensors of a part that hold a judge's scores begin with this."""
+"""The names of tensors of a part that hold a metric of single samples begin with this."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,10 @@ def read_part(
     judges = [name for name in e.evaluate.metrics or () if judge_name(name)]
     if judges:
         about |= {"judges": [[judge_name(name), plan.content(name)] for name in judges]}
+    further = distances_among(e.evaluate.metrics or ())
+    if further:
+        known = [[plan.portable(name), e.distance_options(name)] for name in further]
+        about |= {"distances": known}
     with contextlib.suppress(FileNotFoundError, InputError):
         return _unpacked(unseal(storage.read_bytes(name), about)[1])
     prompts = prompts_of(model, e.seed, [range(start, stop)])
@@ -154,6 +159,7 @@ def read_part(
         extractor,
         judges_of(plan, device),
         prompts[0] if prompts else None,
+        further={name: distance_of(plan, name, item.model, device) for name in further},
         space=e.loss_space,
         batch=e.resources.batch,
     )
@@ -205,7 +211,7 @@ def finish(
         features, reference = _data_halves(extractor, model)
         record |= {"samples": len(features), "repeats": 1}
         halves = Measured(torch.zeros(0), features)
-        of_features = [name for name in metrics if judge_name(name) is None]
+        of_features = [name for name in metrics if sample_metric(name) is None]
         record |= score_columns([halves], extractor, [reference], of_features)
     else:
         sets = read_sets(plan, item, storage, device)

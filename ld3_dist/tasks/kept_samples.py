@@ -1,8 +1,8 @@
 """Values of every sample of an evaluation, and the gain over the best hand-made grid from them.
 
 All schedules of a cell are evaluated on the same noise, so that they compare sample by sample: in
-the distance to the teacher, in what each sample adds to the Fréchet distance, and prompt by prompt
-in the scores of judges.
+distances to the teacher, in what each sample adds to the Fréchet distance, and prompt by prompt in
+the scores of judges.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Kept:
 
     losses: the distances to the teacher [M].
     frechet: what each adds to the Fréchet distance [M]; None where that is not known.
-    judged: scores of judges by name, [M] each.
+    judged: scores of judges and further distances by name, [M] each.
     prompts: of each sample, where there are scores and the model has prompts.
     """
 

@@ -38,7 +38,7 @@ def make_plan(experiment: Experiment, source: str = "") -> Plan:
             with blamed_on(source, plan.experiment.axes["guidance"][0]):
                 models[settings.label] = model_of(settings, "cpu")
         check_writable(models[settings.label].noise)
-        for name in experiment.distances:
+        for name in experiment.every_distance:
             distance_of(plan, name, settings, "cpu")
         if experiment.evaluate.samples:
             extractor = extractor_of(plan, settings, "cpu")
