@@ -5,7 +5,7 @@ else agrees: cell, start and the levels of all other factors. Such a place is ca
 
     loss   mean distance to the teacher on fresh samples. The ratio is a geometric mean over the
            units, paired over seeds and samples; its interval holds the spread of both
-           (`metrics.paired.over_seeds`)
+           (`metrics.paired.over_seeds`). A further distance, distance.NAME, likewise
     fid, kid, precision, …
            every other score that was measured. The ratio is paired over seeds; its interval is
            Student's over the seeds' mean log ratios. All seeds share their samples, whose spread
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,10 +31,12 @@ from ..core.user_code import label
 from ..experiment.axes import OTHER_AXES
 from ..experiment.points import levels_of
 from ..experiment.reading import parse_experiment
+from ..metrics.of_samples import DISTANCE
 from ..metrics.paired import NOTHING, Estimate, holm, interval_over_sets, over_seeds
 from ..metrics.resampling import STATISTICS, exponential, statistic_of
 from ..store.columns import axis_column
 from ..store.frames import column, groups, numbers, of_kind, records, varies, where
+from .columns import METRIC
 from .formats import DASH, missing, number, ratio
 from .scores import LOSSES, Score, label_of, measured
 from .tables import SweepTables
@@ -89,12 +91,14 @@ class Compared:
     """The factors of an ablation, the learned rows at their levels, and their scores.
 
     losses: of every fresh sample, by the key of a row.
+    further: the same in further distances, by the column of their mean.
     """
 
     factors: Sequence[Factor]
     rows: pd.DataFrame
     losses: Mapping[str, np.ndarray]
     scores: Sequence[Score]
+    further: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
 
 def compared(sweep: SweepTables) -> Compared:
@@ -109,8 +113,14 @@ def compared(sweep: SweepTables) -> Compared:
         return Compared([], pd.DataFrame(columns=["model"]), {}, [])
     rows = _completed(rows, factors)
     rows = where(rows, [all(_is_level(row, factor) for factor in factors) for row in records(rows)])
-    losses = sweep.losses({str(key) for key in column(rows, "key")})
-    return Compared(factors, rows, losses, [s for s in measured(rows) if s not in LOSSES])
+    keys = {str(key) for key in column(rows, "key")}
+    scores = [score for score in measured(rows) if score not in LOSSES]
+    further = {
+        score.name: sweep.losses(keys, score.name.removeprefix(METRIC))
+        for score in scores
+        if score.name.startswith(f"{METRIC}{DISTANCE}.")
+    }
+    return Compared(factors, rows, sweep.losses(keys), scores, further)
 
 
 def _completed(rows: pd.DataFrame, factors: Sequence[Factor]) -> pd.DataFrame:
@@ -157,14 +167,15 @@ def level_lines(
     units = [unit for unit in pairs if set(seeds) <= set(unit)]
     both = [[unit[seed] for seed in seeds] for unit in units]
     lines = []
-    if units and factor.name != "guidance":  # another guidance has another teacher
+    same_teacher = factor.name != "guidance"
+    if units and same_teacher:
         lines.append({"score": LOSS, "better": "lower"} | _of_loss(both, known.losses))
-    if units:
-        lines += [
-            {"score": score.name, "better": "lower" if score.lower else "higher"}
-            | _of_score(both, score.name)
-            for score in known.scores
-        ]
+    for score in known.scores if units else ():
+        line = {"score": score.name, "better": "lower" if score.lower else "higher"}
+        if score.name not in known.further:
+            lines.append(line | _of_score(both, score.name))
+        elif same_teacher:
+            lines.append(line | _of_loss(both, known.further[score.name]))
     return [
         shared | line | {"units": len(units), "seeds": len(seeds)}
         for line in lines

@@ -47,9 +47,13 @@ class SweepTables:
     failures: pd.DataFrame
     experiment: Mapping[str, Any]
 
-    def losses(self, keys: Collection[str]) -> Mapping[str, np.ndarray]:
-        """The distances to the teacher of rows, sample by sample, by row key."""
-        return losses_in([self.storage], self.results)(keys)
+    def losses(self, keys: Collection[str], further: str | None = None) -> Mapping[str, np.ndarray]:
+        """The distances to the teacher of rows, sample by sample, by row key.
+
+        Args:
+            further: name of another distance than the experiment's own, as in "distance.l1".
+        """
+        return losses_in([self.storage], self.results, further)(keys)
 
     @property
     def importance(self) -> pd.DataFrame:

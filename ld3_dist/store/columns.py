@@ -303,7 +303,7 @@ LOSSES = _schema(
             _SINGLES,
             "what each of them adds to fid, of which it is the mean; null where fid_low would be",
         ),
-        _field("judged", _JUDGED, "their scores by judge, where there are judges"),
+        _field("judged", _JUDGED, "their scores by judge, and further distances, by name"),
         _field("prompts", _TEXTS, "their prompts, where there are scores by prompts"),
     ],
 )

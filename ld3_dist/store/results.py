@@ -146,8 +146,15 @@ def _derive(frame: pd.DataFrame, storages: Sequence[Storage]) -> pd.DataFrame:
     return frame
 
 
-def losses_in(storages: Sequence[Storage], frame: pd.DataFrame) -> Losses:
-    """Read the kept losses of some rows of a frame, in the order of their samples."""
+def losses_in(
+    storages: Sequence[Storage], frame: pd.DataFrame, further: str | None = None
+) -> Losses:
+    """Read the kept losses of some rows of a frame, in the order of their samples.
+
+    Args:
+        further: name of another distance that was measured, as in "distance.l1"; rows without it
+            are left out. By default the experiment's own.
+    """
 
     def losses(keys: Collection[str]) -> dict[str, np.ndarray]:
         chosen = where(frame.loc[:, ["key", "evaluation"]], frame["key"].isin(list(keys)))
@@ -155,6 +162,9 @@ def losses_in(storages: Sequence[Storage], frame: pd.DataFrame) -> Losses:
         for storage in storages:
             table = read_table(storage, "losses").merge(chosen, on=["key", "evaluation"])
             table = table.sort_values(["repeat", "start"], kind="stable")
+            if further is not None:
+                values = [dict(kept or ()).get(further) for kept in table["judged"]]
+                table = table.assign(losses=values).dropna(subset=["losses"])
             groups = table.groupby("key", sort=False)["losses"]
             found |= {str(key): np.concatenate(list(sets)) for key, sets in groups}
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from plain_sweep import sweep
 
@@ -15,12 +16,14 @@ from ld3_dist.core.sample import draw_noise, sample
 from ld3_dist.core.solver import make_solver
 from ld3_dist.experiment import Plan
 from ld3_dist.experiment.reading import parse_experiment
+from ld3_dist.metrics.paired import over_seeds
 from ld3_dist.report import read_sweep_tables, summary_table
 from ld3_dist.report.ablation import ablation_table
 from ld3_dist.report.columns import shown
 from ld3_dist.report.write import write_report
 from ld3_dist.schedule.ranges import eval_range
 from ld3_dist.store.opening import open_storage
+from ld3_dist.tasks.kept_samples import read_kept
 from ld3_dist.tasks.planning import make_plan
 from ld3_dist.tasks.scored import evaluation_of
 
@@ -97,7 +100,21 @@ def test_what_was_learned_is_judged_by_all_of_them(out: Path) -> None:
     learned = frame[frame["kind"] == "learned"].set_index(["seed", "distance"])
     values = learned["metric.distance.l1"].unstack()
     expected = (values["l1"] / values["l2"]).prod() ** (1 / len(values))
-    assert rows["ratio"].tolist() == pytest.approx([expected], rel=1e-6)
+    assert rows["ratio"].tolist() == pytest.approx([expected], rel=1e-5)
+    assert rows["samples"].tolist() == [40]
+    storage = open_storage(out)
+    by_key = learned.reset_index().set_index(["distance", "seed"])
+    kept = {
+        at: read_kept(storage, row["key"], row["evaluation"])
+        for at, row in by_key.to_dict("index").items()
+    }
+    sides = [
+        np.stack([kept[name, seed].judged["distance.l1"].double().numpy() for seed in (0, 1)])
+        for name in ("l1", "l2")
+    ]
+    found, p = over_seeds([sides[0]], [sides[1]])
+    assert rows[["low", "high"]].to_numpy()[0].tolist() == pytest.approx([found.low, found.high])
+    assert rows["p_value"].tolist() == pytest.approx([p])
     known = {column.name for column in shown(summary_table(tables.results, tables.evaluations),
                                              "page")}  # fmt: skip
     assert {"metric.distance.l1", "over_grid.distance.l1"} <= known
