@@ -109,6 +109,9 @@ VARIANTS = {
     ),
     "coefficients": Variant(settings={"coefficients": True}),
     "default, coefficients": Variant(100, 50, settings={"coefficients": True}, base={}),
+    "default, coefficients, a later start": Variant(
+        100, 50, starts=Descent.starts, settings={"coefficients": True}, base={}
+    ),
     "default, coefficients, 400 pairs, 5 epochs": Variant(
         400, 200, settings={"coefficients": True, "epochs": 5}, base={}
     ),

@@ -161,11 +161,8 @@ class Descent(Stepping[DescentConfig]):
 
     @classmethod
     def starts_for(cls, config: DescentConfig, later: bool = True) -> tuple[str, ...]:
-        """The starts; with coefficients, or if all members learn a start time, the grids alone.
-
-        With coefficients the held-out loss likes a learned start time better than fresh samples do.
-        """
-        if not later or config.coefficients or config.start_time:
+        """The starts; the grids alone if all members learn a start time, or if none shall."""
+        if not later or config.start_time:
             return tuple(dict.fromkeys(name.removeprefix(LATER) for name in cls.starts))
         return cls.starts
 
