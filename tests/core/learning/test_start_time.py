@@ -267,7 +267,7 @@ DEFAULT = ("log_snr", "later:optimal-steps")
         ("analytic:mixture-2d", {}, DEFAULT),
         ("analytic:mixture-2d?noise=vp-linear", {}, DEFAULT),
         ("analytic:mixture-2d?noise=flow", {}, ("log_snr", "optimal-steps")),
-        ("analytic:mixture-2d", {"coefficients": True}, ("log_snr", "optimal-steps")),
+        ("analytic:mixture-2d", {"coefficients": True}, DEFAULT),
         ("analytic:mixture-2d", {"start_time": True}, ("log_snr", "optimal-steps")),
         ("analytic:mixture-2d", {"procedure": "paper"}, ("log_snr",)),
     ],
