@@ -60,6 +60,7 @@ STARTS = {"starts": list(former.STARTS)}
 FORMER = former.SETTINGS | STARTS
 OURS: dict[str, tuple[int, int, dict[str, Any]]] = {
     "ours": (100, 50, {}),
+    "ours, from t_max": (100, 50, STARTS),
     "ours, 50 pairs": (50, 50, FORMER),
     "ours, 50 pairs, batches of 5": (50, 50, STARTS),
     "ours, 50 pairs, learned start": (50, 50, FORMER | {"start_time": True}),
