@@ -483,7 +483,7 @@ SETTINGS = {
         "visits 50 pairs for 40 epochs and selects on 50",
         "in batches of 10 for 40 epochs", "in batches of 5 for 20 epochs", "one of its two starts",
         "on 100 pairs", "learned for 900 s", "at 4 and 6 evaluations that was",
-        "100 pairs, one of two starts", "with 50 and 800 pairs from", "batches of 10, on `digits`",
+        "100 pairs, one of two starts", "with 50 and 800 pairs from", "batches of 10, on",
         "with 50 pairs it has", "DPM++(3M) and UniPC-3 at 4, 6, 8 and 10",
         "At 8 and 10 evaluations it", "UniPC-3 at 4 and 6", "of kind bh1 at 5",
     ),
