@@ -432,8 +432,8 @@ CLAIMS: list[tuple[Path, str, Callable[[], Numbers]]] = [
     (BENCHMARKS, "and `dmn` as well {near[starts]}, and {worst[starts]:.2f} times", optimum),
     (BENCHMARKS, "within {exact:.5f} % of the optimum in", optimum),
     (BENCHMARKS, "ends at {present_median:.2f} times that optimum in the median, within 10 % of it "
-     "or below in {near[present]}, and at {worst[present]:.2f} times at worst; four times the epochs "
-     "bring {near[present_longer]}, and {worst[present_longer]:.2f} times", optimum),
+     "or below in {near[present]}, and at {worst[present]:.2f} times at worst; four times the "
+     "epochs bring {near[present_longer]}, and {worst[present_longer]:.2f} times", optimum),
     (BENCHMARKS, "{alone:.2f} from `log_snr` alone, {optimal:.2f} with `optimal-steps`, "
      "{neighbour:.2f} with a neighbour's solution, {six:.2f} from six starts", starts),
     (BENCHMARKS, "On `digits` ({digits} cells, measured at half of today's rate) starts hardly "
