@@ -357,8 +357,12 @@ class Experiment(Strict):
     @property
     def every_distance(self) -> tuple[str, ...]:
         """The distances of trials, and those that fresh samples are measured by beside them."""
-        measured = distances_among(self.evaluate.metrics or ())
-        return tuple(dict.fromkeys([*self.distances, *measured]))
+        return tuple(dict.fromkeys([*self.distances, *self.further_distances]))
+
+    @property
+    def further_distances(self) -> list[str]:
+        """The distances that fresh samples are measured by beside the experiment's own."""
+        return distances_among(self.evaluate.metrics or ())
 
     def distance_options(self, name: str) -> dict[str, Any]:
         """The options that a distance depends on, for `make_distance` and for keys."""

@@ -44,6 +44,11 @@ def distance_label(name: str) -> str:
     return f"{DISTANCE}.{label(name)}"
 
 
+def is_distance(name: str) -> bool:
+    """True for a name that `distance_label` gave."""
+    return name.startswith(f"{DISTANCE}.")
+
+
 def sample_metric(metric: str) -> str | None:
     """The name that a metric's values are kept by: "clip_score" of "clip_score:DIR".
 

@@ -31,7 +31,7 @@ from ..core.user_code import label
 from ..experiment.axes import OTHER_AXES
 from ..experiment.points import levels_of
 from ..experiment.reading import parse_experiment
-from ..metrics.of_samples import DISTANCE
+from ..metrics.of_samples import is_distance
 from ..metrics.paired import NOTHING, Estimate, holm, interval_over_sets, over_seeds
 from ..metrics.resampling import STATISTICS, exponential, statistic_of
 from ..store.columns import axis_column
@@ -116,9 +116,9 @@ def compared(sweep: SweepTables) -> Compared:
     keys = {str(key) for key in column(rows, "key")}
     scores = [score for score in measured(rows) if score not in LOSSES]
     further = {
-        score.name: sweep.losses(keys, score.name.removeprefix(METRIC))
+        score.name: sweep.losses(keys, name)
         for score in scores
-        if score.name.startswith(f"{METRIC}{DISTANCE}.")
+        if is_distance(name := score.name.removeprefix(METRIC))
     }
     return Compared(factors, rows, sweep.losses(keys), scores, further)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from ..metrics.judges import judges
-from ..metrics.of_samples import DISTANCE
+from ..metrics.of_samples import is_distance
 from ..store.frames import column, varies
 from ..store.table_files import OVER_GRID
 from .formats import DASH, missing, number, ratio, visible
@@ -226,7 +226,7 @@ def with_metrics(metrics: Iterable[str]) -> list[Column]:
 def over_grid_names(metrics: Iterable[str]) -> list[str]:
     """The columns that compare metrics of single samples with those of the best hand-made grid."""
     names = [metric.removeprefix(METRIC) for metric in metrics]
-    kept = [name for name in names if name in judges or name.startswith(f"{DISTANCE}.")]
+    kept = [name for name in names if name in judges or is_distance(name)]
     return [f"{OVER_GRID}{name}{end}" for name in kept for end in ("", "_low", "_high")]
 
 

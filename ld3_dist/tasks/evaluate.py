@@ -31,7 +31,7 @@ from ..experiment.plan import Cell, Plan, digest
 from ..experiment.sections import ModelSettings
 from ..metrics.extractors import model_reference, read_reference
 from ..metrics.judges import judge_name
-from ..metrics.of_samples import distances_among, sample_metric
+from ..metrics.of_samples import sample_metric
 from ..metrics.scores import BUILT_IN, as_reference
 from ..metrics.statistics import frechet_parts
 from ..models import Model
@@ -144,10 +144,9 @@ def read_part(
     judges = [name for name in e.evaluate.metrics or () if judge_name(name)]
     if judges:
         about |= {"judges": [[judge_name(name), plan.content(name)] for name in judges]}
-    further = distances_among(e.evaluate.metrics or ())
+    further = [[plan.portable(name), e.distance_options(name)] for name in e.further_distances]
     if further:
-        known = [[plan.portable(name), e.distance_options(name)] for name in further]
-        about |= {"distances": known}
+        about |= {"distances": further}
     with contextlib.suppress(FileNotFoundError, InputError):
         return _unpacked(unseal(storage.read_bytes(name), about)[1])
     prompts = prompts_of(model, e.seed, [range(start, stop)])
@@ -159,7 +158,7 @@ def read_part(
         extractor,
         judges_of(plan, device),
         prompts[0] if prompts else None,
-        further={name: distance_of(plan, name, item.model, device) for name in further},
+        further={name: distance_of(plan, name, item.model, device) for name in e.further_distances},
         space=e.loss_space,
         batch=e.resources.batch,
     )

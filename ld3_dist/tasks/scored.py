@@ -18,7 +18,6 @@ from typing import Any, Literal
 from ..core.text import file_name
 from ..experiment.plan import Plan, digest
 from ..experiment.sections import BestPer, ModelSettings
-from ..metrics.of_samples import distances_among
 from ..store.columns import axis_column
 from ..store.results import COMPARABLE
 from .opened import extractor_of, keep
@@ -86,8 +85,8 @@ def evaluation_of(plan: Plan, model: ModelSettings, device: str | None = None) -
             settings.pop(name, None)
         settings["extractor"] = extractor and [extractor.name, extractor.hash]
         settings["distance"] = [plan.identity["distance"], e.distance_options(e.distance)]
-        further = distances_among(e.evaluate.metrics or ())
-        if options := {name: known for name in further if (known := e.distance_options(name))}:
+        options = {name: e.distance_options(name) for name in e.further_distances}
+        if options := {name: known for name, known in options.items() if known}:
             settings["further_distances"] = plan.portable(options)
         return digest(settings | {"teacher": plan.teacher_key(model)})
 
