@@ -23,7 +23,9 @@ of a matrix: geometric means over seeds with 95 % intervals), transfer.png.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import multiprocessing
+from collections.abc import Iterator
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,10 @@ import pandas as pd
 import torch
 
 import ld3_dist as ld3
+from ld3_dist.core.learning.pairs import Pairs
 from ld3_dist.core.sample import sample
 from ld3_dist.metrics.paired import interval_over_sets
+from ld3_dist.models import Model
 from ld3_dist.schedule.export import export_sigmas
 from ld3_dist.schedule.imports import import_schedule
 
@@ -48,13 +52,38 @@ FRESH = 10**6
 
 
 class Work:
-    """What is learned and scored, kept in a folder."""
+    """What is learned and scored, kept in a folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.model = ld3.load_model("digits")
-        self.pairs = [ld3.teach(self.model, PAIRS, seed=seed) for seed in range(SEEDS)]
+    sweep: folder of the sweep of guidance.yaml.
+    """
+
+    def __init__(self, folder: Path, sweep: Path) -> None:
+        self.folder, self.sweep = folder, sweep
         (folder / "schedules").mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def model(self) -> Model:
+        """Digits."""
+        return ld3.load_model("digits")
+
+    @cached_property
+    def pairs(self) -> list[Pairs]:
+        """Pairs of every seed."""
+        return [ld3.teach(self.model, PAIRS, seed=seed) for seed in range(SEEDS)]
+
+    @cached_property
+    def swept(self) -> pd.DataFrame:
+        """The learned rows of the sweep, with the models' names free of their scales."""
+        rows = ld3.load_results(self.sweep).query("kind == 'learned'")
+        return rows.assign(model=rows["model"].str.replace(r"-w[\d.]+$", "", regex=True))
+
+    def rows(self, part: str) -> list[dict[str, Any]]:
+        """The rows of a part: digits, models, or guidance-MODEL."""
+        if part == "digits":
+            return [*self.solver(), *self.nfe(), *self.of_pairs()]
+        if part == "models":
+            return list(self.models())
+        return list(self.guidance(part.removeprefix("guidance-")))
 
     def learned(self, solver: str, nfe: int, seed: int) -> Path:
         """The file of a schedule; it is learned if it is not there."""
@@ -119,13 +148,13 @@ class Work:
             score = {"eval_loss": loss, "eval_gain": np.nan}
             yield entry("pairs", "digits", NFE, str(seed), str(other), seed, score)
 
-    def guidance(self, sweep: pd.DataFrame, place: Path) -> Iterator[dict[str, Any]]:
+    def guidance(self, model: str) -> Iterator[dict[str, Any]]:
         """Every scale's schedules at every scale."""
-        for (model, nfe), rows in sweep.groupby(["model", "nfe"]):
-            files = {row["key"]: place / f"schedules/{row['key']}.json" for row in records(rows)}
+        for nfe, rows in self.swept.query("model == @model").groupby("nfe"):
+            files = {key: self.sweep / f"schedules/{key}.json" for key in rows["key"]}
             scales = sorted(set(rows["guidance"]))
             found = self.scored(
-                f"guidance-{model}-{nfe}", list(files.values()), str(model), FEWER[str(model)],
+                f"guidance-{model}-{nfe}", list(files.values()), model, FEWER[model],
                 conditional=True, guidance=scales,
             )  # fmt: skip
             for row in records(rows):
@@ -133,10 +162,10 @@ class Work:
                     scale, other = (f"{value:g}" for value in (row["guidance"], score["guidance"]))
                     yield entry("guidance", model, nfe, scale, other, row["seed"], score)
 
-    def models(self, sweep: pd.DataFrame, place: Path) -> Iterator[dict[str, Any]]:
+    def models(self) -> Iterator[dict[str, Any]]:
         """The schedules without guidance of both models at both models."""
-        rows = sweep[sweep["guidance"] == 1]
-        files = [place / f"schedules/{key}.json" for key in rows["key"]]
+        rows = self.swept[self.swept["guidance"] == 1]
+        files = [self.sweep / f"schedules/{key}.json" for key in rows["key"]]
         for model in sorted(set(rows["model"])):
             found = self.scored(f"model-{model}", files, model, FEWER[model], conditional=True)
             for row in records(rows):
@@ -228,15 +257,15 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--output", type=Path, default=Path("results/transfer"))
+    parser.add_argument("--workers", type=int, default=2, help="processes")
     given = parser.parse_args()
-    sweep = ld3.load_results(given.guidance).query("kind == 'learned'")
-    sweep = sweep.assign(model=sweep["model"].str.replace(r"-w[\d.]+$", "", regex=True))
-    work = Work(given.work)
-    parts: list[Callable[[], Iterator[dict[str, Any]]]] = [
-        work.solver, work.nfe, work.of_pairs, lambda: work.models(sweep, given.guidance),
-        lambda: work.guidance(sweep[sweep["model"].isin(given.models)], given.guidance),
-    ]  # fmt: skip
-    table = with_own(pd.DataFrame([row for part in parts for row in part()]))
+    work = Work(given.work, given.guidance)
+    parts = ["digits", "models", *(f"guidance-{model}" for model in given.models)]
+    with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
+        # the last one takes longest, so it begins first
+        made = [pool.apply_async(work.rows, [part]) for part in reversed(parts)]
+        rows = [row for one in reversed(made) for row in one.get()]
+    table = with_own(pd.DataFrame(rows))
     given.output.mkdir(parents=True, exist_ok=True)
     table.to_csv(given.output / "transfer.csv", index=False, float_format="%.6g")
     found = summary(table)
