@@ -47,12 +47,12 @@ class Measured:
 
     losses: distances to the teacher, float64 [M].
     features: [M, F], if there is an extractor.
-    judged: scores of judges and further distances by name, float64 [M] each.
+    scores: of judges and of further distances by name, float64 [M] each.
     """
 
     losses: Tensor
     features: Tensor | None = None
-    judged: Mapping[str, Tensor] = field(default_factory=dict)
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def measure(
@@ -89,17 +89,17 @@ def measure(
             return torch.cat([distance(made[i], pairs.target[i]).cpu().double() for i in parts])
 
         losses = away(distance)
-        judged = {distance_label(name): away(other) for name, other in (further or {}).items()}
+        scores = {distance_label(name): away(other) for name, other in (further or {}).items()}
         if extractor is None and not judges:
-            return Measured(losses, None, judged)
+            return Measured(losses, None, scores)
         images = to_images(model, space, made, batch)
         features = None if extractor is None else extractor.features_of(images, batch)
-        judged |= {
+        scores |= {
             name: _scores_of(judge, images, prompts, batch)
             for name, judge in (judges or {}).items()
             if prompts is not None or not judge.reads_prompts
         }
-    return Measured(losses, features, judged)
+    return Measured(losses, features, scores)
 
 
 def _scores_of(judge: Judge, images: Tensor, prompts: Sequence[str] | None, batch: int) -> Tensor:
@@ -145,13 +145,13 @@ def score_columns(
     if extractor is not None and features:
         names = [name for name in metrics if sample_metric(name) is None]
         found |= _feature_columns(features, extractor, references, names, reasons)
-    found |= _sample_columns(joined([one.judged for one in sets]), metrics, reasons)
+    found |= _sample_columns(joined([one.scores for one in sets]), metrics, reasons)
     return found | {"not_measured": json.dumps(reasons, sort_keys=True) if reasons else None}
 
 
-def joined(judged: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def joined(scores: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The values of every metric of single samples over all sets, one after the other."""
-    return {name: torch.cat([one[name] for one in judged]) for name in judged[0]}
+    return {name: torch.cat([one[name] for one in scores]) for name in scores[0]}
 
 
 def _feature_columns(
@@ -185,7 +185,7 @@ def _feature_columns(
 
 
 def _sample_columns(
-    judged: Mapping[str, Tensor], metrics: Sequence[str], reasons: dict[str, str]
+    scores: Mapping[str, Tensor], metrics: Sequence[str], reasons: dict[str, str]
 ) -> dict[str, Any]:
     """The mean of every metric of single samples [M]; why one has none is added to `reasons`."""
     found: dict[str, Any] = {}
@@ -193,11 +193,11 @@ def _sample_columns(
         name = sample_metric(metric)
         if name is None:
             continue
-        column, scores = f"metric.{name}", judged.get(name)
-        found[column] = None if scores is None else scores.mean().item()
+        column, values = f"metric.{name}", scores.get(name)
+        found[column] = None if values is None else values.mean().item()
         if judge_name(metric) and ":" not in metric:
             reasons[column] = f"no weights are named; write {name}:DIR"
-        elif scores is None:
+        elif values is None:
             reasons[column] = "the model has no prompts"
     return found
 

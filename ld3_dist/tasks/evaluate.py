@@ -55,7 +55,7 @@ from .schedules import metrics_of, schedule_name
 from .scored import evaluation_name, evaluation_of
 
 PART = 500
-JUDGED = "judged."
+SCORE = "judged."
 """The names of tensors of a part that hold a metric of single samples begin with this."""
 
 
@@ -168,14 +168,14 @@ def read_part(
 
 def _packed(found: Measured) -> dict[str, Tensor]:
     """The tensors of a part's file."""
-    tensors = {"loss": found.losses} | {f"{JUDGED}{k}": v for k, v in found.judged.items()}
+    tensors = {"loss": found.losses} | {f"{SCORE}{k}": v for k, v in found.scores.items()}
     return tensors if found.features is None else tensors | {"features": found.features}
 
 
 def _unpacked(tensors: Mapping[str, Tensor]) -> Measured:
     """The inverse of `_packed`."""
-    judged = {k.removeprefix(JUDGED): v for k, v in tensors.items() if k.startswith(JUDGED)}
-    return Measured(tensors["loss"], tensors.get("features"), judged)
+    scores = {k.removeprefix(SCORE): v for k, v in tensors.items() if k.startswith(SCORE)}
+    return Measured(tensors["loss"], tensors.get("features"), scores)
 
 
 def _digest_of(table: Tableau | None) -> str | None:
@@ -245,8 +245,8 @@ def _kept(
         frechet = None
         if known is not None and one.features is not None:
             frechet = frechet_parts(one.features, known.moments)
-        prompts = prompts_of(model, plan.experiment.seed, [range(*span)]) if one.judged else None
-        found.append(Kept(one.losses, frechet, one.judged, prompts[0] if prompts else None))
+        prompts = prompts_of(model, plan.experiment.seed, [range(*span)]) if one.scores else None
+        found.append(Kept(one.losses, frechet, one.scores, prompts[0] if prompts else None))
     return found
 
 
@@ -260,7 +260,7 @@ def read_sets(
         features = [part.features for part in parts if part.features is not None]
         whole = torch.cat(features) if features else None
         losses = torch.cat([part.losses for part in parts])
-        found.append(Measured(losses, whole, joined([part.judged for part in parts])))
+        found.append(Measured(losses, whole, joined([part.scores for part in parts])))
     return found
 
 

@@ -30,13 +30,13 @@ class Kept:
 
     losses: the distances to the teacher [M].
     frechet: what each adds to the Fréchet distance [M]; None where that is not known.
-    judged: scores of judges and further distances by name, [M] each.
+    scores: of judges and of further distances by name, [M] each.
     prompts: of each sample, where there are scores and the model has prompts.
     """
 
     losses: Tensor
     frechet: Tensor | None = None
-    judged: Mapping[str, Tensor] = field(default_factory=dict)
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
     prompts: Sequence[str] | None = None
 
     @staticmethod
@@ -47,7 +47,7 @@ class Kept:
         return Kept(
             torch.cat([one.losses.float() for one in sets]),
             torch.cat([x.float() for x in frechet]) if len(frechet) == len(sets) else None,
-            {name: torch.cat([one.judged[name] for one in sets]) for name in sets[0].judged},
+            {name: torch.cat([one.scores[name] for one in sets]) for name in sets[0].scores},
             [text for one in prompts for text in one] if len(prompts) == len(sets) else None,
         )
 
@@ -66,8 +66,8 @@ def write_kept(
         record = {"key": key, "evaluation": evaluation, "repeat": i, "start": start}
         record["losses"] = one.losses.float().tolist()
         record["frechet"] = None if one.frechet is None else one.frechet.float().tolist()
-        if one.judged:
-            record["judged"] = [(name, x.float().tolist()) for name, x in one.judged.items()]
+        if one.scores:
+            record["judged"] = [(name, x.float().tolist()) for name, x in one.scores.items()]
             record["prompts"] = None if one.prompts is None else list(one.prompts)
         records.append(record)
     write_table(storage, "losses", evaluation_name(key, evaluation), records)
@@ -112,9 +112,9 @@ def gain_columns(
     _, (low,), (high,) = ratios(ours[None], grid)
     gain: dict[str, Any] = {"eval_gain_over": best, "eval_p_improvement": improvement(ours, grid)}
     gain |= {"eval_gain_low": 1 / high, "eval_gain_high": 1 / low}
-    for name, scores in mine.judged.items():
-        if name in known[best].judged:
-            found = difference(scores, known[best].judged[name], mine.prompts)
+    for name, scores in mine.scores.items():
+        if name in known[best].scores:
+            found = difference(scores, known[best].scores[name], mine.prompts)
             ends = {f"{OVER_GRID}{name}_low": found.low, f"{OVER_GRID}{name}_high": found.high}
             gain |= {f"{OVER_GRID}{name}": found.value} | ends
     x, y = mine.frechet, known[best].frechet

@@ -109,7 +109,7 @@ def test_what_was_learned_is_judged_by_all_of_them(out: Path) -> None:
         for at, row in by_key.to_dict("index").items()
     }
     sides = [
-        np.stack([kept[name, seed].judged["distance.l1"].double().numpy() for seed in (0, 1)])
+        np.stack([kept[name, seed].scores["distance.l1"].double().numpy() for seed in (0, 1)])
         for name in ("l1", "l2")
     ]
     found, p = over_seeds([sides[0]], [sides[1]])

@@ -70,7 +70,7 @@ def test_every_row_has_the_mean_of_its_samples(out: Path) -> None:
         assert kept.prompts is not None
         assert set(kept.prompts) <= {"a cat", "two dogs", "red"}
         for name in NAMES:
-            scores = kept.judged[name]
+            scores = kept.scores[name]
             assert len(scores) == len(kept.prompts) == 10
             assert row[f"metric.{name}"] == pytest.approx(scores.mean().item(), rel=1e-5)
     assert frame["metric.hpsv2"].nunique() == len(frame)
@@ -86,7 +86,7 @@ def test_a_learned_row_is_compared_prompt_by_prompt(out: Path) -> None:
     assert theirs is not None
     assert mine.prompts == theirs.prompts
     assert mine.prompts is not None
-    differences = pd.Series((mine.judged["hpsv2"] - theirs.judged["hpsv2"]).numpy())
+    differences = pd.Series((mine.scores["hpsv2"] - theirs.scores["hpsv2"]).numpy())
     mean = differences.mean()
     assert learned["over_grid.hpsv2"] == pytest.approx(mean, rel=1e-4)
     totals = (differences - mean).groupby(list(mine.prompts)).sum()
