@@ -76,7 +76,7 @@ GS: dict[str, tuple[int, tuple[float, ...], tuple[str, ...], float]] = {
     "gs": (1400, (1e-2,), BOTH, 500.0),
     "gs, longer": (1400, (1e-2,), BOTH[1:], 900.0),
     "gs, slower": (1400, (1e-3, 3e-3), BOTH[1:], 800.0),
-    "gs, 50 pairs": (50, (1e-3, 3e-3, 1e-2), BOTH[1:], 800.0),
+    "gs, 50 pairs": (50, (1e-3, 3e-3, 1e-2), BOTH[1:], 400.0),
 }
 """Pairs, rates, starts, CPU seconds."""
 
