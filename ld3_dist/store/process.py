@@ -8,6 +8,7 @@ living one is working on."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import socket
@@ -46,6 +47,24 @@ class Process:
         known.
         """
         return _start_of(self.pid) == self.start if self.here else None
+
+
+def working_folder() -> str:
+    """The working folder of this process; "" if it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
+def work_in(folder: str) -> None:
+    """Enter the working folder of another process, if this machine has it.
+
+    Relative paths mean what they mean to the command that a user gave: a worker of Ray begins in
+    the folder in which Ray was started.
+    """
+    with contextlib.suppress(OSError):
+        os.chdir(folder)
 
 
 def this_process() -> Process:

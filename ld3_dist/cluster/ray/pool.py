@@ -48,7 +48,7 @@ from ray.exceptions import (
 )
 
 from ...core.errors import InputError
-from ...store.process import node_name, set_node_address
+from ...store.process import node_name, set_node_address, work_in, working_folder
 from .. import logs
 from ..logs import Logged
 from .liveness import ClusterLost, room_in_words
@@ -122,10 +122,15 @@ class Worker:
     """Runs tasks one after the other; models and pairs stay in its process between them.
 
     PyTorch is loaded by a call of its own. From a cold or shared disk that may take a minute, which
-    is no lack of room and not the first task's time."""
+    is no lack of room and not the first task's time.
 
-    def __init__(self, threads: int) -> None:
+    Args:
+        folder: to work in, the driver's.
+    """
+
+    def __init__(self, threads: int, folder: str) -> None:
         self.threads = threads
+        work_in(folder)
 
     def where(self) -> tuple[str, int]:
         """Host name with address, and pid, for failure records."""
@@ -239,7 +244,7 @@ class Pool:
     def _fill(self) -> None:
         wanted = min(self.count, len(self.waiting) + self.running)
         while len(self.slots) < wanted:
-            actor = _ACTOR.options(**self.options).remote(self.threads)
+            actor = _ACTOR.options(**self.options).remote(self.threads, working_folder())
             self.slots.append(_Slot(actor, actor.where.remote()))
         started = [slot for slot in self.slots if slot.loaded]
         for _ in range(IN_FLIGHT):  # one each before anyone gets a second

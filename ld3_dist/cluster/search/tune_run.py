@@ -25,6 +25,7 @@ from ray.tune import (
 
 from ...experiment.plan import Plan
 from ...store.part import Part
+from ...store.process import working_folder
 from ...store.storage import Storage
 from ...store.tables import write_table
 from ...tasks.index import RowIndex
@@ -228,7 +229,7 @@ class SearchRun:
         e = self.plan.experiment
         function = tune.with_parameters(
             trainable, plan=self.plan, storage=self.storage, threads=int(self.sizes["cpu"]),
-            every=max(REPORT_EVERY, self.limit / REPORTS),
+            every=max(REPORT_EVERY, self.limit / REPORTS), folder=working_folder(),
         )  # fmt: skip
         return Tuner(
             tune.with_resources(function, {k: v for k, v in self.sizes.items() if v}),

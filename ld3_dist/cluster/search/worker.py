@@ -13,7 +13,7 @@ from ray import tune
 
 from ...core.learning.learn import Progress
 from ...experiment.plan import Plan, TrialSpec
-from ...store.process import node_name
+from ...store.process import node_name, work_in
 from ...store.storage import Storage
 from ...tasks.trial import Outcome, restored_outcome, run_trial
 from ..failures import record_failure
@@ -43,16 +43,19 @@ def spec_of(plan: Plan, config: dict[str, Any]) -> TrialSpec:
 
 
 def trainable(
-    config: dict[str, Any], plan: Plan, storage: Storage, threads: int, every: float
+    config: dict[str, Any], plan: Plan, storage: Storage, threads: int, every: float, folder: str
 ) -> None:
     """A turn: trials one after the other, each of which writes its rows itself.
 
-    every: seconds between reports. Raises the error of a trial after which this process had better
-    be replaced; it is reported before.
+    every: seconds between reports.  folder: to work in, the driver's.
+
+    Raises the error of a trial after which this process had better be replaced; it is reported
+    before.
     """
     global _in_a_row
     import torch
 
+    work_in(folder)
     torch.set_num_threads(max(threads, 1))
     reporter = Reporter(every, worker_log(storage))
     for given in json.loads(config["batch"]):
