@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .file import Schedule
 
 PARAMETERS = ("logits", "tilt", "offsets", "drift")
+START = ("begin", "delay", "variance")
+"""Keys of a curve whose start time was learned; a file has all of them or none."""
 MOST_POINTS = 64
 """Control points of a curve; the least of its gaps leave room for so many."""
 
@@ -35,6 +37,7 @@ def curve_body(
     """
     curve = progress.curve
     values = {name: value[member].tolist() for name, value in curve.values().items()}
+    start = {name: values.pop(name)[0] for name in START}
     losses = progress.each_best[:, member].tolist()
     return {
         "coordinate": curve.coordinate,
@@ -42,6 +45,7 @@ def curve_body(
         "window": curve.window,
         "nfes": list(curve.nfes),
         **values,
+        **(start if bool(curve.later[member]) else {}),
         "losses": {str(n): loss for n, loss in zip(curve.nfes, losses, strict=True)},
         "baselines": {str(n): dict(found) for n, found in baselines.items()},
     }
@@ -55,6 +59,9 @@ def check_curve(body: Mapping[str, Any]) -> None:
             raise InputError(
                 f"curve.{name} holds {len(body[name])} numbers, need {size}: curve.logits holds {P}"
             )
+    if (there := [name for name in START if name in body]) and len(there) < len(START):
+        missing = ", ".join(f"curve.{name}" for name in START if name not in body)
+        raise InputError(f"{missing} is missing: curve.{there[0]} says that the start was learned")
     if P > MOST_POINTS:
         raise InputError(f"curve.logits holds {P} numbers, at most {MOST_POINTS} are allowed")
     if len(body["ends"]) != 2 or not body["ends"][0] < body["ends"][1]:
@@ -82,8 +89,10 @@ def read_curve(schedule: Schedule, solver: Solver) -> Curve:
         body["coordinate"],
         body["window"],
         len(body["logits"]),
+        later=START[0] in body,
     )
-    return made.set({name: row(name) for name in PARAMETERS}).requires_grad_(False)
+    start = {name: torch.tensor([[body.get(name, 0.0)]], dtype=torch.float64) for name in START}
+    return made.set({name: row(name) for name in PARAMETERS} | start).requires_grad_(False)
 
 
 def schedule_at(schedule: Schedule, nfe: int, solver: Solver | None = None) -> Schedule:
@@ -109,14 +118,15 @@ def schedule_at(schedule: Schedule, nfe: int, solver: Solver | None = None) -> S
     grid, table = read_curve(schedule, student).tableau(nfe)
     known, others = body["losses"].get(str(nfe)), body["baselines"].get(str(nfe), {})
     told = ", ".join(map(str, body["nfes"]))
-    same = nfe == schedule.nfe
+    same, scale = nfe == schedule.nfe, table.state[0, 0]
     return replace(
         schedule,
         knots=tuple(grid.knots[0].tolist()),
         evals=tuple(grid.evals[0].tolist()),
-        state=tuple(table.state[0].tolist()),
+        state=tuple((table.state[0] / scale).tolist()),
         outputs=tuple(map(tuple, table.outputs[0].tolist())),
         noise={key: value for key, value in schedule.noise.items() if key not in LEVELS},
+        prior_scale=schedule.noise_schedule.prior_scale * scale.item(),
         nfe=nfe,
         losses=schedule.losses if same else {} if known is None else {"valid_loss": known},
         metrics=schedule.metrics if same else {},

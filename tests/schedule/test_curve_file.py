@@ -16,7 +16,7 @@ import ld3_dist as ld3
 from ld3_dist.core.learning.learn import make_config
 from ld3_dist.core.solver import make_solver
 from ld3_dist.schedule.baselines import hand_made
-from ld3_dist.schedule.curves import check_curve
+from ld3_dist.schedule.curves import check_curve, read_curve
 from ld3_dist.schedule.file import Schedule, parse_schedule
 from ld3_dist.schedule.starts import start_knots
 
@@ -40,6 +40,16 @@ def curve(model: ld3.Model, pairs: Any) -> Schedule:
     )
 
 
+@pytest.fixture(scope="module")
+def later(model: ld3.Model, pairs: Any) -> tuple[ld3.Model, Schedule]:
+    """A curve whose start time was learned."""
+    learned = ld3.learn(
+        model, "dpmpp-2", range(3, 6), pairs, procedure="curve", starts=["later:log_snr"],
+        epochs=2, batch=3, points=4,
+    )  # fmt: skip
+    return model, learned
+
+
 def test_the_file_gives_back_the_curve(curve: Schedule, tmp_path: Path) -> None:
     curve.save(tmp_path / "any.json")
     read = ld3.load_schedule(tmp_path / "any.json")
@@ -52,6 +62,32 @@ def test_the_file_gives_back_the_curve(curve: Schedule, tmp_path: Path) -> None:
     torch.testing.assert_close(own.tableau.outputs, curve.tableau.outputs, rtol=1e-12, atol=0)
     assert own.curve is None
     assert own.at(5) is own
+
+
+@pytest.mark.parametrize("nfe", [1, 3, 5, 7])
+def test_a_learned_start_is_in_the_file(
+    later: tuple[ld3.Model, Schedule], tmp_path: Path, nfe: int
+) -> None:
+    """Every NFE begins below t_max, with less noise than there; its file samples alike."""
+    model, curve = later
+    curve.save(tmp_path / "any.json")
+    own = ld3.load_schedule(tmp_path / "any.json").at(nfe)
+    assert parse_schedule(own.to_json()) == own
+    assert own.knots[0] < model.noise.t_max
+    assert own.state[0] == 1
+    assert own.prior_scale < curve.noise_schedule.prior_scale
+    noise = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        made = ld3_sample(model, own.table_for(model), noise)
+        learned = read_curve(curve, make_solver("dpmpp-2")).tableau(nfe)[1].take(torch.tensor(0))
+        torch.testing.assert_close(made, ld3_sample(model, learned, noise), rtol=1e-9, atol=1e-9)
+
+
+def test_half_a_learned_start_is_refused(later: tuple[ld3.Model, Schedule]) -> None:
+    body = json.loads(later[1].to_json())
+    del body["curve"]["delay"]
+    with pytest.raises(ld3.InputError, match=r"curve\.delay is missing: curve\.begin"):
+        parse_schedule(json.dumps(body))
 
 
 @pytest.mark.parametrize("nfe", [1, 3, 4, 7, 30])
@@ -248,6 +284,20 @@ def test_the_scheduler_takes_any_number_of_steps(
     again = LD3Scheduler.from_config(scheduler.config)
     again.set_timesteps(6)
     assert len(again.timesteps) == 6
+
+
+def test_the_scheduler_begins_where_the_curve_does(later: tuple[ld3.Model, Schedule]) -> None:
+    """Noise at the level of the start of each number of steps."""
+    pytest.importorskip("diffusers")
+    from ld3_dist.integrations.diffusers import LD3Scheduler
+
+    curve = replace(later[1], prediction="velocity")
+    scheduler = LD3Scheduler(json.loads(curve.to_json()))
+    for count in (3, 7):
+        scheduler.set_timesteps(count)
+        own = curve.at(count)
+        assert scheduler.init_noise_sigma == pytest.approx(own.prior_scale, rel=1e-9)
+        assert scheduler.init_noise_sigma < curve.noise_schedule.prior_scale
 
 
 def ld3_sample(model: ld3.Model, table: Any, noise: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,12 @@ A second spline moves the network times, as a fraction of the way to a neighbour
 
 so that the first and the last of the E evaluations, of which every solver makes something special,
 stand at s = 0 and s = 1 for every NFE.
+
+The start time can be learned, too: low is then replaced by
+
+    low + (high - low) MOST_SKIPPED sigmoid(begin + x delay)
+
+and the path starts there as that of a `LearnableGrid` does, with one v for every NFE.
 """
 
 from __future__ import annotations
@@ -35,7 +41,7 @@ from ..errors import InputError, unknown
 from ..grid import Grid, lam_range
 from ..noise import NoiseSchedule
 from ..solver import Solver, Tableau
-from .learnable import COORDINATES, GAP_FLOOR, times_between
+from .learnable import COORDINATES, GAP_FLOOR, SKIPPED, begun, times_between
 
 DEGREE = 3
 """Degree of the splines, if there are more control points than that."""
@@ -45,11 +51,17 @@ EXACT = 1e-20
 """Mean squared error of the logarithms of gaps that needs no better fit."""
 SMALL = 1e-6
 """Weight of the parameters themselves in the fit."""
-PARAMETERS = ("logits", "tilt", "offsets", "drift")
+MOST_SKIPPED = 0.9
+"""The largest fraction of the coordinate's range that may lie before a learned start."""
+START = ("begin", "delay", "variance")
+"""The parameters of a learned start."""
+PARAMETERS = ("logits", "tilt", "offsets", "drift", *START)
 
 
 class Curve(nn.Module):
-    """K curves of one solver as parameters [K, P] or [K, P + 1]; all zero at first.
+    """K curves of one solver as parameters [K, P], [K, P + 1] or [K, 1]; all zero at first.
+
+    Except `begin`, where a start that is learned skips SKIPPED of the coordinate's range at first.
 
     Args:
         nfes: the NFEs that it is learned on; `middle` is their geometric mean.
@@ -59,6 +71,8 @@ class Curve(nn.Module):
             [0, 1); with 0 network times are coupled to the knots.
         points: the number P of gaps between control points.
         device: device of the parameters and the grids; it must have float64.
+        later: True if the time t_0 of the first knot is learned as well, for all curves or for
+            each [K].
 
     Raises:
         InputError: unknown coordinate, window outside [0, 1), an NFE that the solver cannot spend.
@@ -74,6 +88,8 @@ class Curve(nn.Module):
         window: float = 0.5,
         points: int = 8,
         device: torch.device | str = "cpu",
+        *,
+        later: bool | Sequence[bool] = False,
     ) -> None:
         super().__init__()
         if coordinate not in COORDINATES:
@@ -90,6 +106,13 @@ class Curve(nn.Module):
         self.logits, self.tilt = zeros(points, True), zeros(points, drifts)
         self.offsets = zeros(points + 1, window > 0)
         self.drift = zeros(points + 1, window > 0 and drifts)
+        starts = torch.tensor(later).expand(len(ends))[:, None]
+        self.start_time = bool(starts.any())
+        self.begin, self.variance = zeros(1, self.start_time), zeros(1, self.start_time)
+        self.delay = zeros(1, self.start_time and drifts)
+        with torch.no_grad():
+            self.begin.fill_(math.log(SKIPPED / (MOST_SKIPPED - SKIPPED)))
+        self.later = starts.to(device)
         lam = noise.lam(torch.tensor([noise.t_max, noise.t_min], dtype=torch.float64))
         # as in LearnableGrid: finite ends stand for an infinite lam
         self.softened = coordinate == "lambda" and bool((lam.abs() > 15).any())
@@ -106,6 +129,8 @@ class Curve(nn.Module):
         window: float = 0.5,
         points: int = 8,
         device: torch.device | str = "cpu",
+        *,
+        later: bool | Sequence[bool] = False,
     ) -> Curve:
         """The curves nearest to start grids, which are given for every NFE, as times [K, N+1].
 
@@ -122,7 +147,7 @@ class Curve(nn.Module):
         ends = _ends(noise, coordinate, list(inner.values()), len(next(iter(grids.values()))))
         made = cls(noise, solver, sorted(starts), ends, coordinate, window, points)
         made.fit(inner)
-        moved = cls(noise, solver, made.nfes, ends, coordinate, window, points, device)
+        moved = cls(noise, solver, made.nfes, ends, coordinate, window, points, device, later=later)
         return moved.set(made.values())
 
     def octaves(self, nfe: int) -> float:
@@ -152,8 +177,11 @@ class Curve(nn.Module):
         Raises InputError for an NFE that the solver cannot spend.
         """
         low, high = self.ends[:, :1], self.ends[:, 1:]
-        u = low + (high - low) * self.shape(nfe)
         first, last = (torch.full_like(low, t) for t in (self.noise.t_max, self.noise.t_min))
+        if self.start_time:
+            low = torch.where(self.later, low + (high - low) * self.skipped(nfe), low)
+            first = torch.where(self.later, self._time(low), first)
+        u = low + (high - low) * self.shape(nfe)
         knots = torch.cat([first, self._time(u[:, 1:-1]), last], -1)
         nominal = self.solver.nominal(self.noise, knots, nfe)
         if not self.window:
@@ -166,6 +194,11 @@ class Curve(nn.Module):
             evals = nominal + (evals - self._time(at))
         return Grid(knots, evals)
 
+    def skipped(self, nfe: int) -> Tensor:
+        """The fraction of the coordinate's range before a learned start, [K, 1]."""
+        x = self.octaves(nfe)
+        return MOST_SKIPPED * torch.sigmoid(self.begin.double() + x * self.delay.double())
+
     def moves(self, nfe: int) -> Tensor:
         """The moves of the network times [K, E], as signed fractions of their room."""
         places = tuple(j / max(nfe - 1, 1) for j in range(nfe))
@@ -176,13 +209,18 @@ class Curve(nn.Module):
     def tableau(self, nfe: int) -> tuple[Grid, Tableau]:
         """The grids of an NFE and their coefficients."""
         grid = self.grid(nfe)
-        return grid, self.solver.tableau(self.noise, grid)
+        tableau = self.solver.tableau(self.noise, grid)
+        if self.start_time:
+            t, v = grid.knots[:, :1], torch.sigmoid(self.variance.double())
+            t = torch.where(self.later, t, t.detach())  # at t_max a derivative may be infinite
+            tableau = begun(tableau, self.noise, t, v, self.later)
+        return grid, tableau
 
     def copy(self) -> Curve:
         """Curves of the same kind, with parameters of their own, on the CPU; nothing is learned."""
         made = Curve(
             self.noise, self.solver, self.nfes, self.ends.cpu(), self.coordinate, self.window,
-            self.points,
+            self.points, later=self.later[:, 0].tolist(),
         )  # fmt: skip
         return made.set(self.values()).requires_grad_(False)
 

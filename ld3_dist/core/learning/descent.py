@@ -48,6 +48,13 @@ class Stepping(Procedure[Settings]):
     memory: ClassVar[float] = MEMORY
     """The fraction of their past that the running means keep."""
 
+    @classmethod
+    def starts_for(cls, config: Settings, later: bool = True) -> tuple[str, ...]:
+        """The starts; the grids alone if all members learn a start time, or if none shall."""
+        if not later or vars(config).get("start_time", False):
+            return tuple(dict.fromkeys(name.removeprefix(LATER) for name in cls.starts))
+        return cls.starts
+
     def prepare(self, rates: Mapping[str, float], final_lr: float) -> None:
         """Begin with means of zero; `rates` are those of the parameters, by name."""
         self.final_lr = final_lr
@@ -158,13 +165,6 @@ class Descent(Stepping[DescentConfig]):
             },
             config.final_lr,
         )
-
-    @classmethod
-    def starts_for(cls, config: DescentConfig, later: bool = True) -> tuple[str, ...]:
-        """The starts; the grids alone if all members learn a start time, or if none shall."""
-        if not later or config.start_time:
-            return tuple(dict.fromkeys(name.removeprefix(LATER) for name in cls.starts))
-        return cls.starts
 
     def epoch(self, epoch: int) -> None:
         """One step on every batch, so that every active member sees each of its pairs once."""

@@ -38,6 +38,9 @@ class CurveConfig(LearnConfig):
     )
     clip: float = setting(1.0, "largest norm of a gradient", low=1e-300)
     points: int = setting(8, "control points of the curves", low=1, below=65)
+    start_time: bool = setting(
+        False, "true if sampling starts at a learned, lower noise level instead of t_max"
+    )
     final_lr: float = setting(0.1, "fraction that the rates decay to")
 
 
@@ -106,6 +109,9 @@ class CurveDescent(Stepping[CurveConfig]):
                 "tilt": config.lr,
                 "offsets": config.lr_times,
                 "drift": config.lr_times,
+                "begin": config.lr,
+                "delay": config.lr,
+                "variance": config.lr,
             },
             config.final_lr,
         )
@@ -122,6 +128,7 @@ class CurveDescent(Stepping[CurveConfig]):
             config.offset_window,
             config.points,
             device,
+            later=config.start_time or problem.later or False,
         )
 
     def epoch(self, epoch: int) -> None:

@@ -188,12 +188,23 @@ class LearnableGrid(nn.Module):
         tableau = self.solver.tableau(self.noise, grid)
         if self.start_time:
             t, v = self._where_later(grid.knots[:, :1]), torch.sigmoid(self.variance.double())
-            level = (self.noise.sigma(t).square() + v * self.noise.alpha(t).square()).sqrt()
-            scale = torch.where(self.later, level / self.noise.prior_scale, torch.ones_like(level))
-            tableau = replace(tableau, state=scale * tableau.state)
+            tableau = begun(tableau, self.noise, t, v, self.later)
         if self.corrections.requires_grad:
             tableau = corrected(tableau, self.corrections.double())
         return grid, tableau
+
+
+def begun(tableau: Tableau, noise: NoiseSchedule, t: Tensor, v: Tensor, later: Tensor) -> Tableau:
+    """A tableau of paths from the same noise at the level of t_0, see the top of this file.
+
+    Args:
+        t: t_0 [K, 1].
+        v: the variance of Gaussian data whose exact path passes there [K, 1].
+        later: [K, 1], false for schedules that stay as they are.
+    """
+    level = (noise.sigma(t).square() + v * noise.alpha(t).square()).sqrt()
+    scale = torch.where(later, level / noise.prior_scale, torch.ones_like(level))
+    return replace(tableau, state=scale * tableau.state)
 
 
 def times_between(at: Tensor, s: Tensor, before: Tensor, after: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ld3_dist.core.errors import InputError
 from ld3_dist.core.grid import DISCRETIZATIONS, discretize
 from ld3_dist.core.learning.curve import PARAMETERS, Curve, spline, spline_knots, spline_rises
+from ld3_dist.core.learning.learnable import LearnableGrid
 from ld3_dist.core.noise import EDM, FlowMatching, NoiseSchedule
 from ld3_dist.core.solver import make_solver
 
@@ -97,13 +98,13 @@ def test_hand_made_starts_are_fitted_well() -> None:
 def test_any_parameters_make_valid_grids(
     noise: NoiseSchedule, coordinate: str, solver: str
 ) -> None:
-    """Knots decrease strictly from t_max to t_min, and network times stay between their
-    neighbours: `Grid` refuses anything else. Also far from zero.
+    """Knots decrease strictly from t_max, or a learned start, to t_min, and network times stay
+    between their neighbours: `Grid` refuses anything else. Also far from zero.
     """
-    student = make_solver(solver)
+    student, later = make_solver(solver), [False, True] * 6
     curve = Curve(
         noise, student, NFES, made(noise, solver, coordinate=coordinate).ends.repeat(12, 1),
-        coordinate, window=0.9,
+        coordinate, window=0.9, later=later,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(1)
     scale = torch.logspace(-1, 2, 12, dtype=torch.float64)[:, None]
@@ -112,7 +113,8 @@ def test_any_parameters_make_valid_grids(
     for nfe in (student.stages, 3, 4, 7, 10, 40):
         grid = curve.grid(nfe).within(noise)
         knots, evals = grid.knots.detach(), grid.evals.detach()
-        assert knots[:, 0].eq(noise.t_max).all()
+        assert knots[::2, 0].eq(noise.t_max).all()
+        assert knots[1::2, 0].le(noise.t_max).all()
         assert knots[:, -1].eq(noise.t_min).all()
         before, after = student.brackets(nfe)
         slack = 1e-9 * noise.t_max
@@ -120,11 +122,12 @@ def test_any_parameters_make_valid_grids(
         assert (evals >= knots[:, after] - slack).all()
 
 
+@pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize("noise", [EDM(), FlowMatching(t_min=0.0)], ids=["edm", "flow"])
-def test_gradients_of_the_table_are_exact(noise: NoiseSchedule) -> None:
+def test_gradients_of_the_table_are_exact(noise: NoiseSchedule, later: bool) -> None:
     """With respect to all parameters, at an NFE that the curve was learned on and at another."""
     student = make_solver("unipc-2")
-    curve = Curve(noise, student, (4, 6), made(noise).ends, points=4)
+    curve = Curve(noise, student, (4, 6), made(noise).ends, points=4, later=later)
     generator = torch.Generator().manual_seed(2)
     sizes = {name: value.shape for name, value in curve.values().items()}
     given = [
@@ -156,6 +159,32 @@ class Calls(torch.nn.Module):
         return [table.evals, table.state, table.outputs]
 
 
+def test_a_learned_start_is_that_of_a_single_grid() -> None:
+    """At first, from log_snr: the same knots, and the same noise at their first level."""
+    for noise in (EDM(), FlowMatching()):
+        student = make_solver("unipc-3")
+        curve = made(noise, "unipc-3", "log_snr", "log_snr", later=[False, True])
+        for nfe in NFES:
+            knots = discretize(noise, nfe, "log_snr").repeat(2, 1)
+            single = LearnableGrid(noise, student, knots, nfe, start_time=[False, True])
+            (grid, table), (expected, wanted) = curve.tableau(nfe), single.tableau()
+            torch.testing.assert_close(grid.knots, expected.knots, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(table.state, wanted.state, rtol=1e-9, atol=1e-9)
+            assert grid.knots[0, 0] == noise.t_max > grid.knots[1, 0]
+
+
+def test_a_start_moves_with_the_number_of_evaluations() -> None:
+    """As the logit of the skipped range says, which `delay` changes for every doubling."""
+    curve = made(EDM(), later=True)
+    curve.set(curve.values() | {"delay": torch.tensor([[-1.5]], dtype=torch.float64)})
+    low, high = curve.ends[0].tolist()
+    for nfe in NFES:
+        logit = math.log(0.05 / 0.85) - 1.5 * math.log2(nfe / curve.middle)
+        begin = low + (high - low) * 0.9 / (1 + math.exp(-logit))
+        lam = EDM().lam(curve.grid(nfe).knots[0, 0]).item()
+        assert lam == pytest.approx(begin, rel=1e-12)
+
+
 def test_beyond_the_nfes_learned_on_the_shape_stays() -> None:
     curve = made(EDM())
     assert curve.octaves(10) == curve.octaves(200) == math.log2(10 / curve.middle)
@@ -165,7 +194,8 @@ def test_beyond_the_nfes_learned_on_the_shape_stays() -> None:
 
 def test_one_member_is_the_same_alone() -> None:
     """To the last bit: a file holds one of the members that were learned side by side."""
-    both, alone = made(EDM(), "unipc-3", "karras", "log_snr"), made(EDM(), "unipc-3", "log_snr")
+    both = made(EDM(), "unipc-3", "karras", "log_snr", later=[False, True])
+    alone = made(EDM(), "unipc-3", "log_snr", later=True)
     values = {name: value[1:] for name, value in both.values().items()}
     alone.set(values)
     for nfe in NFES:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ld3_dist.core.distance import Elementwise
 from ld3_dist.core.grid import discretize
+from ld3_dist.core.learning.curve import Curve
 from ld3_dist.core.learning.family import (
     CurveConfig,
     CurveDescent,
@@ -104,9 +105,10 @@ def test_every_nfe_counts_alike() -> None:
     assert sum(found.at(n).network_evals for n in NFES) == found.network_evals
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.05])
-def test_a_resumed_run_ends_as_the_first_would_have(gamma: float) -> None:
-    config, given = replace(CONFIG, gamma=gamma), problem("log_snr", "karras")
+@pytest.mark.parametrize(("gamma", "start"), [(0.0, False), (0.05, False), (0.0, True)])
+def test_a_resumed_run_ends_as_the_first_would_have(gamma: float, start: bool) -> None:
+    config = replace(CONFIG, gamma=gamma, start_time=start)
+    given = problem("log_snr", "karras")
     whole, snapshot = None, {}
     for whole in learn(given, config):
         if whole.epoch == 1:
@@ -123,6 +125,20 @@ def test_members_learn_together_as_they_do_alone() -> None:
     both = last(learn(problem("log_snr", "karras"), CONFIG))
     alone = last(learn(problem("log_snr"), CONFIG))
     torch.testing.assert_close(both.each_best[:, :1], alone.each_best, rtol=1e-6, atol=0)
+
+
+def test_members_that_begin_later_learn_together_with_others() -> None:
+    """A start time beside members that begin at t_max changes nothing for them, and is learned."""
+    given = problem("log_snr", "log_snr")
+    both = last(learn(replace(given, later=(False, True)), CONFIG))
+    for k, config in enumerate((CONFIG, replace(CONFIG, start_time=True))):
+        alone = last(learn(replace(problem("log_snr"), seeds=(k,)), config))
+        torch.testing.assert_close(both.each_best[:, k : k + 1], alone.each_best, rtol=1e-6, atol=0)
+    grids = [both.curve.grid(nfe).knots[:, 0] for nfe in NFES]
+    first = [Curve.like(EDM(), SOLVER, problem("log_snr").family, points=5, later=True)
+             .grid(nfe).knots[0, 0] for nfe in NFES]  # fmt: skip
+    assert all(knots[0] == EDM().t_max for knots in grids)
+    assert all(knots[1] != begun for knots, begun in zip(grids, first, strict=True))
 
 
 def test_noise_moves_within_the_ball_of_each_nfe() -> None:

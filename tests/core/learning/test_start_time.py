@@ -234,7 +234,6 @@ def test_a_run_of_both_goes_on_from_its_snapshot() -> None:
             {"procedure": "paper"},
             "procedure paper learns no start time; give log_snr",
         ),
-        ("later:log_snr", {"procedure": "curve"}, "learns no start time"),
         ("later:nonsense", {}, "nonsense"),
         ("later:", {}, "later:NAME"),
         ("later:my.json", {}, "start_time: true"),
