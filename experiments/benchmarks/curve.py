@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/curve.py [--cells FOLDER] [--out FILE] [--solvers unipc-3 …]
 
-Digits model, teacher UniPC-3 with 20 evaluations on the Karras grid, squared distance, 50 pairs to
+Digits model, teacher UniPC-3 with 20 evaluations on the Karras grid, squared distance, 100 pairs to
 learn from and 50 held out, seed 0, one thread, CPU seconds. For each solver:
 
     single   procedure default with its default starts, for one NFE from 4 to 10 alone
@@ -24,7 +24,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import former
 import torch
 
 from ld3_dist.core.distance import make_distance
@@ -37,8 +36,7 @@ from ld3_dist.schedule.sampling import make_samples
 from ld3_dist.schedule.teaching import teach
 
 NFES, EVEN = tuple(range(4, 11)), (4, 6, 8, 10)
-COUNT, FRESH, FIRST_FRESH = 50, 2000, 100_000
-LEARNING = Path(__file__).parents[2] / "results" / "benchmarks" / "learning.json"
+TRAIN, HELD, FRESH, FIRST_FRESH = 100, 50, 2000, 100_000
 L2 = make_distance("l2")
 
 
@@ -50,12 +48,9 @@ def fresh_loss(model: Model, fresh: Pairs, tableau: Tableau) -> dict[str, float]
 
 
 def single(model: Model, pairs: Pairs, fresh: Pairs, solver: str, nfe: int) -> dict[str, Any]:
-    """A schedule for one NFE alone: the best member of the former default procedure."""
+    """A schedule for one NFE alone: the best member of the default procedure."""
     began, progress = time.process_time(), None
-    settings: dict[str, Any] = former.SETTINGS | {"starts": former.STARTS}
-    for progress in learning(  # noqa: B007
-        model, solver, nfe, pairs[COUNT:], pairs[:COUNT], **settings
-    ):
+    for progress in learning(model, solver, nfe, pairs[HELD:], pairs[:HELD]):  # noqa: B007
         pass
     assert progress is not None
     seconds, k = time.process_time() - began, int(progress.best_valid.argmin())
@@ -80,7 +75,7 @@ def curve(
     began, progress = time.process_time(), None
     options: dict[str, Any] = {"procedure": "curve"} | settings
     for progress in learning(  # noqa: B007
-        model, solver, nfes, pairs[COUNT:], pairs[:COUNT], **options
+        model, solver, nfes, pairs[HELD:], pairs[:HELD], **options
     ):
         pass
     assert isinstance(progress, FamilyProgress)
@@ -115,11 +110,7 @@ def mean_log(values: list[float]) -> float:
 
 
 def summary(cells: dict[str, dict[str, Any]], solver: str, name: str) -> dict[str, Any]:
-    """The curve over the single schedules, at the NFEs that the figure is about and that are there.
-
-    The means over those of the default procedure in learning.json (the same pairs, seed 0 of three)
-    stand beside them.
-    """
+    """The curve over the single schedules, at those NFEs of the figure that are there."""
     own = cells[f"{name}-{solver}"]
     singles = {n: cells[f"single-{solver}-{n}"] for n in NFES if f"single-{solver}-{n}" in cells}
     asked = NFES if name == "all" else [n for n in NFES if n not in EVEN]
@@ -127,10 +118,6 @@ def summary(cells: dict[str, dict[str, Any]], solver: str, name: str) -> dict[st
     for kind in ("mean", "median"):
         ratios = {n: own[str(n)][kind] / singles[n][kind] for n in asked if n in singles}
         found |= shown(kind, ratios)
-    known = json.loads(LEARNING.read_text())["cells"]
-    means = {c["nfe"]: c["fresh"]["default"]["loss"] for c in known if c["solver"] == solver}
-    ratios = {n: own[str(n)]["mean"] / means[n] for n in asked if n in means}
-    found |= shown("mean over learning.json", ratios)
     if len(singles) == len(NFES):
         seconds = sum(one["seconds"] for one in singles.values())
         found["time in single schedules"] = round(own["seconds"] * len(NFES) / seconds, 2)
@@ -170,7 +157,7 @@ def main() -> None:
     options.cells.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     model = open_model("digits")
-    pairs = teach(model, 2 * COUNT)
+    pairs = teach(model, HELD + TRAIN)
     fresh = teach(model, indices=range(FIRST_FRESH, FIRST_FRESH + FRESH))
     cells: dict[str, dict[str, Any]] = {}
     for solver in options.solvers:

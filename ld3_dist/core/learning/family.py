@@ -32,12 +32,12 @@ class CurveConfig(LearnConfig):
     gamma: float = setting(
         0.0, "radius of the noise ball as r = gamma d / NFE^2; 0 is hard teacher forcing"
     )
-    epochs: int = setting(12, "passes over the pairs with every NFE", low=1, below=MOST)
+    epochs: int = setting(10, "passes over the pairs with every NFE", low=1, below=MOST)
     patience: int = setting(
-        12, "epochs without a better held-out loss after which a member stops", low=1, below=MOST
+        10, "epochs without a better held-out loss after which a member stops", low=1, below=MOST
     )
     clip: float = setting(1.0, "largest norm of a gradient", low=1e-300)
-    points: int = setting(8, "control points of the curves", low=1, below=65)
+    points: int = setting(14, "control points of the curves", low=1, below=65)
     start_time: bool = setting(
         False, "true if sampling starts at a learned, lower noise level instead of t_max"
     )
@@ -89,8 +89,8 @@ class CurveDescent(Stepping[CurveConfig]):
     """The procedure of the curve, see the top of this file."""
 
     Config = CurveConfig
-    version = 1
-    starts = ("log_snr",)
+    version = 2
+    starts = ("later:log_snr",)
     family = True
 
     def __init__(

@@ -269,9 +269,12 @@ DEFAULT = ("log_snr", "later:optimal-steps")
         ("analytic:mixture-2d", {"coefficients": True}, DEFAULT),
         ("analytic:mixture-2d", {"start_time": True}, ("log_snr", "optimal-steps")),
         ("analytic:mixture-2d", {"procedure": "paper"}, ("log_snr",)),
+        ("analytic:mixture-2d", {"procedure": "curve"}, ("later:log_snr",)),
+        ("analytic:mixture-2d", {"procedure": "curve", "start_time": True}, ("log_snr",)),
+        ("analytic:mixture-2d?noise=flow", {"procedure": "curve"}, ("log_snr",)),
     ],
 )
-def test_one_of_the_two_default_starts_begins_later(
+def test_one_of_the_default_starts_begins_later(
     model: str, settings: dict[str, Any], starts: tuple[str, ...]
 ) -> None:
     """In a sweep as here; never with flow matching, whose pipelines begin from unit noise."""
