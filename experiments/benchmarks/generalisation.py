@@ -8,13 +8,15 @@ cell, variant and seed there is one file with the members' tables, the per-sampl
 chosen one on 2,000 fresh pairs, and the evaluations that teaching and learning took; files that are
 there are not made again. The summary gives, relative to the variant `published`, geometric means
 over cells and seeds of the fresh loss's mean, median and interquartile mean, the worst cell, and
-the evaluations that were spent; `--table` keeps these figures of every run. Teacher UniPC-3 with 20
+the evaluations that were spent; `--table` keeps these figures of every run, and for variants with
+several seeds the ratio of means with its interval over seeds and samples. Teacher UniPC-3 with 20
 evaluations on the Karras grid.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
@@ -35,6 +37,7 @@ from ld3_dist.core.learning.learn import Pairs, Problem, Progress, learn, make_c
 from ld3_dist.core.learning.objective import Objective
 from ld3_dist.core.learning.procedure import procedures
 from ld3_dist.core.solver import make_solver
+from ld3_dist.metrics.paired import over_seeds
 from ld3_dist.models import Model, open_model
 from ld3_dist.schedule.sampling import make_samples
 from ld3_dist.schedule.starts import begins_later, grid_name, start_knots
@@ -70,11 +73,14 @@ class Variant:
 
 
 FOUR = ("log_snr", "optimal-steps", "later:log_snr", "later:optimal-steps")
+ONE = ("log_snr", "later:log_snr", "later:optimal-steps")
 PAPER = Variant(starts=("log_snr",), procedure="paper", base={})
 VARIANTS = {
     "published": PAPER,
     "default": Variant(100, 50, starts=Descent.starts, base={}),
     "default, 50 pairs": Variant(starts=Descent.starts, base={}),
+    **{f"25 pairs, 15 epochs, {start}": Variant(25, 25, starts=(start,), settings={"epochs": 15},
+                                                base={}) for start in ONE},
     "four starts": Variant(starts=FOUR, base={}),
     "former default": Variant(),
     "200 pairs, 10 epochs": Variant(200, 50, settings={"epochs": 10}),
@@ -299,6 +305,29 @@ def table(out: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def comparisons(out: Path, model: str = "digits") -> list[dict[str, Any]]:
+    """Ratios of mean fresh losses of two variants, over the cells that both have for most seeds."""
+    seeds: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for file in sorted(out.glob(f"{model}-*.json")):
+        run = json.loads(file.read_text())
+        runs = seeds.setdefault(run["variant"], {}).setdefault(run["cell"], {})
+        runs[run["seed"]] = run["fresh"]
+    found = []
+    for own, base in itertools.permutations(seeds, 2):
+        both = {c: sorted(seeds[own][c].keys() & seeds[base][c].keys())
+                for c in (f"{model}/{s}/{n}" for s in SOLVERS for n in NFES)
+                if c in seeds[own] and c in seeds[base]}  # fmt: skip
+        common = max(both.values(), key=len, default=[])
+        cells = [c for c, has in both.items() if has == common]
+        if len(common) < 2 or own == "published" or base not in ("published", "default"):
+            continue
+        mine, theirs = ([[seeds[of][c][k] for k in common] for c in cells] for of in (own, base))
+        ratio, _ = over_seeds(mine, theirs)
+        found.append({"variant": own, "over": base, "cells": len(cells), "seeds": common}
+                     | ratio._asdict())  # fmt: skip
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -325,8 +354,11 @@ def main() -> None:
             print(line, flush=True)
     print(summary(asked.out, asked.base))
     if asked.table:
-        lines = ",\n".join(json.dumps(row) for row in table(asked.out))
-        asked.table.write_text(f'{{"fresh": {FRESH}, "runs": [\n{lines}\n]}}\n')
+        lines = [",\n".join(map(json.dumps, rows)) for rows in
+                 (comparisons(asked.out), table(asked.out))]  # fmt: skip
+        asked.table.write_text(
+            f'{{"fresh": {FRESH}, "comparisons": [\n{lines[0]}\n],\n"runs": [\n{lines[1]}\n]}}\n'
+        )
 
 
 if __name__ == "__main__":
