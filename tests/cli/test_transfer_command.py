@@ -103,7 +103,8 @@ def test_learn_for_a_budget_says_its_plan_first(
     asked = (*LEARN, "--teacher", "ddim/10/karras", "--out", "mine.json")
     code, out, _ = call(monkeypatch, capsys, *asked, "--budget", 3000)
     assert code in (0, 1)
-    plan = re.search(r"Plan: (\d+) \+ \d+ pairs, (\d+) epochs from log_snr: at most ([\d,]+)", out)
+    told = r"Plan: (\d+) \+ \d+ pairs, (\d+) epochs from later:log_snr: at most ([\d,]+)"
+    plan = re.search(told, out)
     assert plan is not None
     assert 2000 < int(plan[3].replace(",", "")) <= 3000
     assert out.index("Plan:") < out.index("held-out")

@@ -169,6 +169,22 @@ def test_a_larger_budget_buys_more_of_everything() -> None:
     assert plans[-1].evaluations > 0.99 * 10**6
 
 
+@pytest.mark.parametrize(
+    ("model", "settings", "start"),
+    [
+        ("analytic:mixture-2d", {}, "later:log_snr"),
+        ("analytic:mixture-2d", {"start_time": True}, "log_snr"),
+        ("analytic:mixture-2d?noise=flow", {}, "log_snr"),
+        ("analytic:mixture-2d", {"procedure": "paper"}, "log_snr"),
+    ],
+)
+def test_a_single_start_begins_later_where_one_of_the_procedures_does(
+    model: str, settings: dict, start: str
+) -> None:
+    cell = cell_of(model=ld3.load_model(model), config=make_config(**settings))
+    assert fit(cell, 3_000).starts == (start,)
+
+
 def test_what_is_given_is_kept() -> None:
     plan = plan_learning(cell_of(counts=(30, 70), epochs=5, starts=("karras",)), 30_000)
     assert (plan.train, plan.valid, plan.epochs, plan.starts) == (30, 70, 5, ("karras",))
