@@ -211,9 +211,7 @@ class Curve(nn.Module):
         grid = self.grid(nfe)
         tableau = self.solver.tableau(self.noise, grid)
         if self.start_time:
-            t, v = grid.knots[:, :1], torch.sigmoid(self.variance.double())
-            t = torch.where(self.later, t, t.detach())  # at t_max a derivative may be infinite
-            tableau = begun(tableau, self.noise, t, v, self.later)
+            tableau = begun(tableau, self.noise, grid.knots[:, :1], self.variance, self.later)
         return grid, tableau
 
     def copy(self) -> Curve:

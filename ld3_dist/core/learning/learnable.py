@@ -187,21 +187,24 @@ class LearnableGrid(nn.Module):
         grid = self.grid()
         tableau = self.solver.tableau(self.noise, grid)
         if self.start_time:
-            t, v = self._where_later(grid.knots[:, :1]), torch.sigmoid(self.variance.double())
-            tableau = begun(tableau, self.noise, t, v, self.later)
+            tableau = begun(tableau, self.noise, grid.knots[:, :1], self.variance, self.later)
         if self.corrections.requires_grad:
             tableau = corrected(tableau, self.corrections.double())
         return grid, tableau
 
 
-def begun(tableau: Tableau, noise: NoiseSchedule, t: Tensor, v: Tensor, later: Tensor) -> Tableau:
+def begun(
+    tableau: Tableau, noise: NoiseSchedule, t: Tensor, variance: Tensor, later: Tensor
+) -> Tableau:
     """A tableau of paths from the same noise at the level of t_0, see the top of this file.
 
     Args:
         t: t_0 [K, 1].
-        v: the variance of Gaussian data whose exact path passes there [K, 1].
+        variance: the logit of v [K, 1].
         later: [K, 1], false for schedules that stay as they are.
     """
+    t = torch.where(later, t, t.detach())  # at t_max a derivative may be infinite
+    v = torch.sigmoid(variance.double())
     level = (noise.sigma(t).square() + v * noise.alpha(t).square()).sqrt()
     scale = torch.where(later, level / noise.prior_scale, torch.ones_like(level))
     return replace(tableau, state=scale * tableau.state)
