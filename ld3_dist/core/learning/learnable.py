@@ -103,33 +103,13 @@ class LearnableGrid(nn.Module):
         start = Grid(knots, solver.nominal(noise, knots, nfe)).within(noise)
         self.noise, self.solver, self.nfe = noise, solver, nfe
         self.coordinate, self.window = coordinate, window
-        lam = noise.lam(start.knots)
-        # at an end of pure noise or pure data, finite numbers stand for an infinite lam; `grid`
-        # puts the exact ends back
-        self.softened = coordinate == "lambda" and bool((lam[0, [0, -1]].abs() > 15).any())
-        ends = lam_range(noise) if coordinate == "lambda" else (-noise.t_max, -noise.t_min)
-        low, high = (torch.full_like(lam[:, :1], end) for end in ends)
-        if self.softened:  # within the schedule, but beyond every inner knot of the start
-            low = torch.cat([low, lam[:, 1:-1] - 1], 1).amin(1, keepdim=True).maximum(lam[:, :1])
-            high = torch.cat([high, lam[:, 1:-1] + 1], 1).amax(1, keepdim=True).minimum(lam[:, -1:])
-        u = lam.clamp(low, high) if coordinate == "lambda" else -start.knots
-        gaps = u.diff(dim=1) / (high - low)
-        if bool((gaps < RESOLUTION).any()):
-            k, i = (gaps < RESOLUTION).nonzero()[0].tolist()
-            knot = float(start.knots[k, i + 1])
-            raise InputError(
-                f"knots[{k}, {i + 1}] = {knot!r} cannot be told from its neighbour in {coordinate}"
-            )
-        gaps = gaps / gaps.sum(-1, keepdim=True)
+        gaps, low, high, self.softened = fractions(noise, start.knots, coordinate)
         floor = (gaps.amin(-1, keepdim=True) / 2).clamp_max(GAP_FLOOR[coordinate])
         spare = 1 - gaps.shape[1] * floor
         later = torch.tensor(start_time).expand(len(knots))[:, None]
         self.start_time = bool(later.any())
         if self.start_time:
-            skipped = SKIPPED * later.double()
-            gaps = torch.cat([skipped, (1 - skipped) * gaps], 1)
-            floor = (1 - skipped) * floor
-            floor = torch.cat([later * floor, floor.expand(-1, gaps.shape[1] - 1)], 1)
+            gaps, floor = with_first_gap(gaps, floor, later)
             spare = 1 - floor.sum(1, keepdim=True)
         self.logits = nn.Parameter((gaps - floor).log().to(device))
         self.variance = nn.Parameter(  # logit of v
@@ -191,6 +171,47 @@ class LearnableGrid(nn.Module):
         if self.corrections.requires_grad:
             tableau = corrected(tableau, self.corrections.double())
         return grid, tableau
+
+
+def fractions(
+    noise: NoiseSchedule, knots: Tensor, coordinate: str
+) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """Gaps [K, N] of knots [K, N+1] as fractions of the coordinate's range, whose sum is 1.
+
+    Returns:
+        The gaps, the ends [K, 1] of the range, and whether the ends are softened: at an end of pure
+        noise or pure data, finite numbers stand for an infinite lam; `LearnableGrid.grid` puts the
+        exact ends back.
+
+    Raises InputError for knots that cannot be told apart in the coordinate.
+    """
+    lam = noise.lam(knots)
+    softened = coordinate == "lambda" and bool((lam[0, [0, -1]].abs() > 15).any())
+    ends = lam_range(noise) if coordinate == "lambda" else (-noise.t_max, -noise.t_min)
+    low, high = (torch.full_like(lam[:, :1], end) for end in ends)
+    if softened:  # within the schedule, but beyond every inner knot
+        low = torch.cat([low, lam[:, 1:-1] - 1], 1).amin(1, keepdim=True).maximum(lam[:, :1])
+        high = torch.cat([high, lam[:, 1:-1] + 1], 1).amax(1, keepdim=True).minimum(lam[:, -1:])
+    u = lam.clamp(low, high) if coordinate == "lambda" else -knots
+    gaps = u.diff(dim=1) / (high - low)
+    if bool((gaps < RESOLUTION).any()):
+        k, i = (gaps < RESOLUTION).nonzero()[0].tolist()
+        raise InputError(
+            f"knots[{k}, {i + 1}] = {float(knots[k, i + 1])!r} cannot be told from its neighbour "
+            f"in {coordinate}"
+        )
+    return gaps / gaps.sum(-1, keepdim=True), low, high, softened
+
+
+def with_first_gap(gaps: Tensor, floor: Tensor, later: Tensor) -> tuple[Tensor, Tensor]:
+    """Gaps [K, N] and their floor [K, 1] with a gap from t_max to t_0 before them, [K, N+1] each.
+
+    Where `later` [K, 1] is false, this gap and its floor are 0.
+    """
+    skipped = SKIPPED * later.double()
+    gaps = torch.cat([skipped, (1 - skipped) * gaps], 1)
+    floor = (1 - skipped) * floor
+    return gaps, torch.cat([later * floor, floor.expand(-1, gaps.shape[1] - 1)], 1)
 
 
 def begun(
