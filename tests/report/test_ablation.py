@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from synthetic_sweep import records, write_sweep
 
 from ld3_dist.metrics.paired import holm
 from ld3_dist.report import read_sweep_tables, write_report
 from ld3_dist.report.ablation import ablation_table, factors_of, verdict
 from ld3_dist.report.figures import FigureData, figures
+from ld3_dist.report.figures.ablation import ratio_squares
+from ld3_dist.report.figures.style import stacked
 from ld3_dist.report.interactions import interaction_table
+from ld3_dist.report.scores import label_of
 
 KINDS: dict[str, Any] = {
     "solvers": ("unipc-3", "dpmpp-3"), "nfes": (4,), "seeds": tuple(range(8)), "broken": False,
@@ -215,6 +221,38 @@ def test_the_report_has_table_figures_and_csv(folder: Path, tmp_path: Path) -> N
     assert '<section id="ablation">' in page
     names = ["digits-ablation-gamma", "digits-ablation-gamma-scores"]
     assert [Path(name).stem for name in paths.figures] == names
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("fresh loss", ["fresh loss"]),
+        ("interquartile fresh loss", ["interquartile", "fresh loss"]),
+        ("distance.efficientnet-lite0", ["distance.", "efficientnet-", "lite0"]),
+        ("l2+0.1*feature", ["l2+", "0.1*feature"]),
+        ("unipc-3-bh1-predictor", ["unipc-3-bh1-", "predictor"]),
+        ("a_name_that_is_one_long_word", ["a_name_that_is_one_long_word"]),
+        ("cost in $, or more", ["cost in \\$, or", "more"]),
+        ("", [""]),
+    ],
+)
+def test_a_long_name_is_broken_where_a_reader_would(name: str, lines: list[str]) -> None:
+    assert stacked(name).split("\n") == lines
+
+
+def test_long_names_of_columns_do_not_touch(table: pd.DataFrame) -> None:
+    rows = table[table["factor"] == "gamma"]
+    rows = rows[rows["level"] == rows["level"].iloc[0]].head(4).copy()
+    names = ("efficientnet-lite0", "feature", "l2+0.1*feature", "st-lpips-alex")
+    rows["score"] = [f"metric.distance.{name}" for name in names]
+    heads = [stacked(label_of(score)) for score in rows["score"]]
+    figure = Figure(figsize=(2 + 1.05 * len(heads), 1.5), layout="constrained")
+    axes = figure.subplots()
+    ratio_squares(axes, rows, [rows["level"].iloc[0]], range(len(heads)))
+    axes.set_xticks(range(len(heads)), heads)
+    FigureCanvasAgg(figure).draw()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_without_an_ablation_there_is_none(tmp_path: Path) -> None:

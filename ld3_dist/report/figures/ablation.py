@@ -18,7 +18,7 @@ from ..formats import missing, number
 from ..scores import label_of
 from . import FigureData, Plot, PlotGroup
 from .squares import squares
-from .style import BASELINE, INK, LEARNED, MUTED, WIDTH, panels, plain
+from .style import BASELINE, INK, LEARNED, MUTED, WIDTH, panels, plain, stacked
 
 GROUP = PlotGroup(
     "Ablation",
@@ -67,7 +67,7 @@ def _factor(data: FigureData, name: str, rows: pd.DataFrame) -> Plot:
         texts.append(f"{label_of(str(score))}: {told}")
     axis.axhline(1, color=MUTED, lw=1)
     axis.plot([place_of(levels, base)], [1], "D", color=INK, ms=5)
-    axis.set_xticks(range(len(levels)), [plain(level_text(level)) for level in levels])
+    axis.set_xticks(range(len(levels)), [stacked(level_text(level)) for level in levels])
     axis.set_xlim(-0.5, len(levels) - 0.5)
     axis.set_yscale("log")
     _ratio_ticks(axis)
@@ -89,8 +89,7 @@ def _all_scores(data: FigureData, name: str, rows: pd.DataFrame) -> Plot:
     axes = figure.subplots()
     columns = [scores.index(row["score"]) for row in records(rows)]
     ratio_squares(axes, rows, levels, columns)
-    heads = [plain(label_of(score)).replace(" ", "\n") for score in scores]
-    axes.set_xticks(range(len(scores)), heads)
+    axes.set_xticks(range(len(scores)), [stacked(label_of(score)) for score in scores])
     axes.set_ylabel(plain(name))
     told = ", ".join(
         f"{level_text(row['level'])} {label_of(row['score'])} {number(row['ratio'])}"

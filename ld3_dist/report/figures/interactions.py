@@ -10,7 +10,7 @@ from ..ablation import LOSS, level_text
 from ..formats import number
 from . import FigureData, Plot
 from .ablation import GROUP, ordered, place_of, ratio_squares
-from .style import WIDTH, plain
+from .style import WIDTH, plain, stacked
 
 
 def interaction_plots(data: FigureData) -> list[Plot]:
@@ -35,7 +35,7 @@ def _plot(data: FigureData, name: str, other: str, rows: pd.DataFrame) -> Plot:
     axes = figure.subplots()
     columns = [place_of(others, row["other_level"]) for row in records(rows)]
     ratio_squares(axes, rows, levels, columns)
-    axes.set_xticks(range(len(others)), [plain(level_text(level)) for level in others])
+    axes.set_xticks(range(len(others)), [stacked(level_text(level)) for level in others])
     axes.set_xlabel(plain(other))
     axes.set_ylabel(plain(name))
     told = ", ".join(

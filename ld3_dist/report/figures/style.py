@@ -103,6 +103,20 @@ def plain(text: str) -> str:
     return visible(text).replace("$", r"\$")
 
 
+def stacked(text: str, most: int = 13) -> str:
+    """A name as `plain` has it, on lines of at most `most` letters where it can be broken.
+
+    A line may end after a space, a comma, a plus sign or a slash, and after a full stop or a hyphen
+    that no digit follows.
+    """
+    lines = [""]
+    for piece in re.findall(r".*?(?:[ ,+/]|[.-](?!\d))|.+", visible(text)):
+        if lines[-1] and len((lines[-1] + piece).rstrip()) > most:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(plain(line.rstrip()) for line in lines)
+
+
 def label_ends(axes: Axes, labels: list[tuple[float, str, str]], gap: float = 0.075) -> None:
     """Write each (y, text, colour) beside the right edge at height y.
 
