@@ -9,13 +9,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from report_pages import Tags
 from slowly import few
 from synthetic_sweep import write_sweep
 
 from ld3_dist.core.errors import InputError
-from ld3_dist.report import write_report
+from ld3_dist.report import read_sweep_tables, write_report
 from ld3_dist.report.figures import FigureData, Plot, figures
 from ld3_dist.store.opening import open_storage
 
@@ -152,7 +153,23 @@ CHOICES = [{}, {"settings": None}, {"settings": {"report": None}}]
 @pytest.mark.siblings(1)
 def test_without_a_choice_all_figures_are_drawn(sweep: Path, settings: dict) -> None:
     open_storage(sweep).write_bytes("experiment.json", json.dumps(settings).encode())
-    assert len(write_report(sweep).figures) == 5
+    names = [Path(figure).stem for figure in write_report(sweep).figures]
+    assert names == [f"digits-{name}" for name in ("distance", "frechet", "grids", "convergence")]
+
+
+@pytest.mark.parametrize("name", ["gamma", "importance"])
+def test_a_single_level_is_no_comparison_and_not_drawn(tmp_path: Path, name: str) -> None:
+    def drawn(gammas: tuple[float, ...]) -> bool:
+        folder = write_sweep(tmp_path / str(len(gammas)), **(TINY | {"gammas": gammas}))
+        frame = read_sweep_tables(folder).results
+        axes = ("lr", "gamma")[: len(gammas)]
+        found = pd.DataFrame([(frame["cell"].iloc[0], axis, 0.5) for axis in axes],
+                             columns=["cell", "axis", "importance"])  # fmt: skip
+        data = FigureData("digits", frame, {}, None, "d", lambda cell: {}, importance=found)
+        return figures.get(name)(data) is not None
+
+    assert drawn((0.0, 0.01))
+    assert not drawn((0.0,))
 
 
 def test_registered_figures_are_drawn_last_in_their_order(registered: str) -> None:

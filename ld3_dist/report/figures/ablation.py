@@ -157,7 +157,10 @@ def ordered(levels: list[Any]) -> list[Any]:
 
 
 def importance_plot(data: FigureData) -> Plot | None:
-    """The importance of each axis of the search, as the mean over the cells of the model."""
+    """The importance of each axis of the search, as the mean over the cells of the model.
+
+    None where fewer than two axes were searched: a single one has all of it.
+    """
     table = data.importance
     if table.empty:
         return None
@@ -165,6 +168,8 @@ def importance_plot(data: FigureData) -> Plot | None:
     if table.empty:
         return None
     means = {str(axis): numbers(rows, "importance") for axis, rows in groups(table, "axis")}
+    if len(means) < 2:
+        return None
     order = sorted(means, key=lambda axis: float(means[axis].mean()))
     figure, (axis,) = panels(1, height=0.8 + 0.3 * len(order))
     values = [float(means[name].mean()) for name in order]

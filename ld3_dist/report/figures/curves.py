@@ -93,13 +93,16 @@ def _curve(row: Mapping[str, Any] | None, name: str) -> tuple[np.ndarray, np.nda
 
 
 def gamma_plot(data: FigureData) -> Plot | None:
-    """Gain against gamma, one panel per solver, a line per NFE, the range over seeds as a band."""
+    """Gain against gamma, one panel per solver, a line per NFE, the range over seeds as a band.
+
+    None where fewer than two gammas were tried.
+    """
     learned = of_kind(data.frame, "learned", "ok")
     learned = where(learned, column(learned, "gain").notna() & column(learned, "gamma").notna())
-    if learned.empty:
+    gammas = sorted(set(numbers(learned, "gamma")))
+    if len(gammas) < 2:
         return None
     shown, note = legible(families(learned), "solvers")
-    gammas = sorted(set(numbers(learned, "gamma")))
     figure, axes = panels(len(shown), height=2.7)
     for axis, (label, rows) in zip(axes, shown, strict=True):
         axis.set_title(plain(label))
@@ -124,7 +127,7 @@ def _gamma_caption(gammas: int) -> str:
         )
     else:
         text += " Every learned schedule is a dot; darker means more NFE."
-    return text + (" This sweep tried a single γ." if gammas == 1 else "")
+    return text
 
 
 def _lines(axis: Axes, rows: pd.DataFrame, gammas: Sequence[float]) -> None:
