@@ -79,6 +79,10 @@ VARIANTS = {
     "published": PAPER,
     "default": Variant(100, 50, starts=Descent.starts, base={}),
     "default, 50 pairs": Variant(starts=Descent.starts, base={}),
+    "default, 340 pairs": Variant(340, 170, starts=Descent.starts, base={}),
+    "default, 750 pairs, 8 epochs": Variant(
+        750, 170, starts=Descent.starts, settings={"epochs": 8}, base={}
+    ),
     **{f"25 pairs, 15 epochs, {start}": Variant(25, 25, starts=(start,), settings={"epochs": 15},
                                                 base={}) for start in ONE},
     "four starts": Variant(starts=FOUR, base={}),
