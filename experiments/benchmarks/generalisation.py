@@ -215,35 +215,33 @@ def ground(model: str) -> tuple[Model, Pairs, Pairs, Pairs]:
     return opened, train, valid, fresh
 
 
+def problem_of(model: str, solver: str, nfe: int, seed: int, v: Variant) -> Problem:
+    """What a variant learns in a cell, with the pairs of a seed."""
+    opened, train, valid, _ = ground(model)
+    student, own = make_solver(solver), train[MOST * seed : MOST * seed + v.train]
+    grids = [start_knots(grid_name(s), opened, student, nfe, own) for s in v.starts]
+    return Problem(
+        opened.denoiser, student, torch.stack(grids), own, valid[: v.valid], L2, nfe,
+        [seed] * len(grids), later=[begins_later(s) for s in v.starts],
+    )  # fmt: skip
+
+
 def measure(job: tuple[str, str, int, str, int, Path]) -> str:
     """Learn one cell with one variant and seed, and write what came out."""
     model, solver, nfe, name, seed, out = job
     file = out / f"{model}-{solver}-{nfe}-{seed}-{name.replace(' ', '_')}.json"
     if file.exists():
         return f"{file.name}: there"
-    opened, train, valid, fresh = ground(model)
-    v, student = VARIANTS[name], make_solver(solver)
+    opened, _, valid, fresh = ground(model)
+    v = VARIANTS[name]
     Tricks.variant = v
     config = make_config(v.procedure, **(v.base | v.settings))
-    own = train[MOST * seed : MOST * seed + v.train]
-    grids = [start_knots(grid_name(s), opened, student, nfe, own) for s in v.starts]
-    later = [begins_later(s) for s in v.starts]
+    problem = problem_of(model, solver, nfe, seed, v)
     began = time.process_time()
-    problem = Problem(
-        opened.denoiser,
-        student,
-        torch.stack(grids),
-        own,
-        valid[: v.valid],
-        L2,
-        nfe,
-        [seed] * len(grids),
-        later=later,
-    )
     *_, end = learn(problem, config)
     best = int(end.best_valid.argmin())
     spent = time.process_time() - began
-    tables = [end.tableau.take(torch.tensor(k)) for k in range(len(grids))]
+    tables = [end.tableau.take(torch.tensor(k)) for k in range(len(v.starts))]
     every = [
         L2(make_samples(opened, table, fresh.noise, fresh.condition), fresh.target)
         for table in tables

@@ -31,13 +31,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from generalisation import L2, MOST, NFES, SOLVERS, VARIANTS, Variant, ground
+from generalisation import L2, NFES, SOLVERS, VARIANTS, Variant, ground, problem_of
 
-from ld3_dist.core.learning.learn import Problem, Progress, learn, make_config
-from ld3_dist.core.solver import Tableau, make_solver
+from ld3_dist.core.learning.learn import Progress, learn, make_config
+from ld3_dist.core.solver import Tableau
 from ld3_dist.schedule.sampling import make_samples
-from ld3_dist.schedule.starts import begins_later, grid_name, start_knots
 from ld3_dist.schedule.teaching import Teacher
 
 HAND_MADE = ("log_snr", "karras")
@@ -50,14 +48,8 @@ FASTER = {
 
 def progress_of(cell: str, seed: int, v: Variant) -> Iterator[Progress]:
     """Learn a cell of digits with a variant's pairs, starts and settings."""
-    opened, train, valid, _ = ground("digits")
     name, _, nfe = cell.rpartition("/")
-    student, own = make_solver(name), train[MOST * seed : MOST * seed + v.train]
-    grids = [start_knots(grid_name(s), opened, student, int(nfe), own) for s in v.starts]
-    problem = Problem(
-        opened.denoiser, student, torch.stack(grids), own, valid[: v.valid], L2, int(nfe),
-        [seed] * len(grids), later=[begins_later(s) for s in v.starts],
-    )  # fmt: skip
+    problem = problem_of("digits", name, int(nfe), seed, v)
     procedure = "default" if v.procedure == "tricks" else v.procedure
     yield from learn(problem, make_config(procedure, **(v.base | v.settings)))
 

@@ -101,8 +101,7 @@ def held_out() -> Numbers:
 def speed() -> Numbers:
     found = benchmark("learning")["summary"]
     return {
-        short: found[name] | {"share": 1 / found[name]["times faster"],
-                              "over": found[name]["fresh loss over paper's"]}
+        short: found[name] | {"over": found[name]["fresh loss over paper's"]}
         for short, name in (("two", "default"), ("one", "one start"),
                             ("few", "one start, 50 pairs"))
     }  # fmt: skip
