@@ -44,9 +44,14 @@ def theory() -> list[str]:
     hard = interval_over_sets(line[line["gamma"] == 0]["kl"].to_numpy())
     grids = line[line["kind"] == "baseline"]["kl"].min()
     said.append(f"{hard.value:.2f} ({hard.low:.2f} to {hard.high:.2f}) against {grids:.2f}")
-    for nfe in sorted(known["nfe"].unique()):
-        part = known[known["nfe"] == nfe]
-        said.append(f"gamma 1 over gamma 0 at {nfe} evaluations: {factor(part, 1.0, 0.0, 'kl')}")
+    for gamma in (0.1, 1.0):
+        for nfe in sorted(known["nfe"].unique()):
+            ratio = factor(known[known["nfe"] == nfe], gamma, 0.0, "kl")
+            said.append(f"gamma {gamma:g} over gamma 0 at {nfe} evaluations: {ratio}")
+    for gamma, dim, words in ((0.1, 8, "eight"), (1.0, 2, "two")):
+        ratio = factor(known[(known["dim"] == dim) & (known["nfe"] == 4)], gamma, 0.0, "kl")
+        where = f"in {words} dimensions at 4 evaluations"
+        said.append(f"{where}: gamma {gamma:g} over gamma 0 is {ratio}")
     return said
 
 
