@@ -17,7 +17,7 @@ def table(
     ],
     form: Annotated[str, typer.Option("--format", help="latex, csv or markdown.")] = "markdown",
     rows: Annotated[
-        str, typer.Option(help="Column that names the rows; `method` sets grids beside learned.")
+        str, typer.Option(help="Columns that name the rows; `method` sets grids beside learned.")
     ] = "solver",
     columns: Annotated[str, typer.Option(help="Columns that name the columns, e.g. nfe.")] = "nfe",
     value: Annotated[str, typer.Option(help="The score, e.g. fid, eval_loss, gain.")] = "fid",
@@ -25,6 +25,9 @@ def table(
         str,
         typer.Option(help="best (schedules of their cells), learned (all of them) or all."),
     ] = "best",
+    mean: Annotated[
+        str, typer.Option(help="arithmetic or geometric: of the results in a cell of the table.")
+    ] = "arithmetic",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to write; stdout if not given.")
     ] = None,
@@ -38,28 +41,35 @@ def table(
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:
     """Print a score as a table: best in bold, interval or spread beside it, and mean ranks."""
-    from ..report.crosstab import chosen, crosstab, differences, write_table
+    from ..report.crosstab import chosen, crosstab, differences, joined, write_table
     from ..store.outputs import check_output, write_output
     from ..store.results import load_results
 
-    heads = [name.strip() for name in columns.split(",") if name.strip()]
-    if not heads:
-        raise InputError("--columns is empty; name a column of the results, e.g. nfe")
+    heads, names = _listed("--columns", columns, "nfe"), _listed("--rows", rows, "solver")
     if out is not None:
         check_output(out, "file", force, option="--out")
     if figure is not None:
         _check_figure(figure, force)
     results = load_results(*folders, all=everything)
-    text = write_table(crosstab(results, rows, heads, value, which), form)
+    text = write_table(crosstab(results, names, heads, value, which, mean), form)
     if figure is not None:
         from ..report.figures.differences import draw_differences
 
-        found = differences(chosen(results, rows, heads, value, which), rows, value)
-        say(f"Figure: {draw_differences(found, figure, f'{value} by {rows}')}")
+        named = joined(names)
+        found = differences(chosen(results, names, heads, value, which), named, value)
+        say(f"Figure: {draw_differences(found, figure, f'{value} by {named}')}")
     if out is None:
         typer.echo(text, nl=False)
     else:
         say(f"Written: {write_output(out, text)}")
+
+
+def _listed(option: str, given: str, example: str) -> list[str]:
+    """Names between commas. Raises InputError where there is none."""
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"{option} is empty; name a column of the results, e.g. {example}")
+    return names
 
 
 def _check_figure(figure: Path, force: bool) -> None:

@@ -1,15 +1,19 @@
 """A score of many schedules as a table for a paper: rows and columns by columns of results.
 
-A cell of the table is the mean over the results that fall into it. Beside it stands the interval of
-a single result that has one, else the standard deviation over several. The best mean of a column is
-marked, and every row has its mean rank over the columns that all rows have.
+A cell of the table is the mean over the results that fall into it, arithmetic or geometric. Beside
+it stands the interval of a single result that has one, else the standard deviation over several: of
+the values, or as a factor, exp of that of their logarithms. The best mean of a column is marked,
+and every row has its mean rank over the columns that all rows have.
 
     which = best    learned schedules that are best in their cell, and the best hand-made grid
             learned every learned schedule
             all     every result
 
 The derived column `method` is "learned" or the name of a hand-made grid, so that `rows="method"`
-sets learned schedules beside grids.
+sets learned schedules beside grids. Rows of several columns are named by those values that say
+something: texts as they are, numbers with the name of their column, True as that name, and nothing
+for False or a missing value. So `method, procedure, coefficients` has the rows "learned, default",
+"learned, default, coefficients" and "karras".
 """
 
 from __future__ import annotations
@@ -33,6 +37,9 @@ from .formats import missing, number
 Which = Literal["best", "learned", "all"]
 WHICH: tuple[Which, ...] = ("best", "learned", "all")
 
+Mean = Literal["arithmetic", "geometric"]
+MEANS: tuple[Mean, ...] = ("arithmetic", "geometric")
+
 MORE_IS_BETTER = (
     "gain",
     "eval_gain",
@@ -50,7 +57,10 @@ MORE_IS_BETTER = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell of the table: a mean over `count` results; NaN bounds where there are none."""
+    """One cell of the table: a mean over `count` results; NaN bounds where there are none.
+
+    spread: a standard deviation, or a factor where the mean is geometric.
+    """
 
     mean: float
     low: float = math.nan
@@ -65,6 +75,7 @@ class Crosstab:
     """A table: names of its rows and columns, and an entry for each pair that has results.
 
     ranks: mean rank of each row, 1 is best; NaN where no column has all rows.
+    geometric: the means are geometric.
     """
 
     rows: str
@@ -74,42 +85,59 @@ class Crosstab:
     column_names: Sequence[tuple[Any, ...]]
     entries: dict[tuple[Any, tuple[Any, ...]], Entry]
     ranks: Sequence[float]
+    geometric: bool = False
 
 
 def crosstab(
     results: pd.DataFrame,
-    rows: str = "solver",
+    rows: str | Sequence[str] = "solver",
     columns: Sequence[str] = ("nfe",),
     value: str = "fid",
     which: str = "best",
+    mean: str = "arithmetic",
 ) -> Crosstab:
     """The table of a score.
 
     Args:
         results: from `load_results`.
-        rows, columns: names of columns of results, or "method".
+        rows: name of a column of results, or "method", or several of them.
+        columns: as `rows`; every combination of their values is a column of the table.
         value: a measured column.
-        which: see the top of this file.
+        which, mean: see the top of this file.
 
-    Raises InputError for unknown names, with the nearest, and where nothing was measured.
+    Raises InputError for unknown names, with the nearest, where nothing was measured, and for a
+    geometric mean of values that are not all positive.
     """
     frame = chosen(results, rows, columns, value, which)
-    names = [rows, *columns]
+    _check_mean(frame, value, mean)
+    rows = joined(rows)
     entries: dict[tuple[Any, tuple[Any, ...]], Entry] = {}
-    for key, part in frame.groupby(names, sort=True, dropna=False):
+    for key, part in frame.groupby([rows, *columns], sort=True, dropna=False):
         group = tuple(_plain(item) for item in key) if isinstance(key, tuple) else (_plain(key),)
-        entries[group[0], group[1:]] = _entry(part, value)
+        entries[group[0], group[1:]] = _entry(part, value, mean)
     row_names = list(dict.fromkeys(name for name, _ in entries))
     column_names = sorted({name for _, name in entries}, key=_order)
     _mark_best(entries, column_names, value)
     ranks = _ranks(entries, row_names, column_names, value)
-    return Crosstab(rows, columns, value, row_names, column_names, entries, ranks)
+    return Crosstab(
+        rows, columns, value, row_names, column_names, entries, ranks, mean == "geometric"
+    )
+
+
+def joined(rows: str | Sequence[str]) -> str:
+    """The name of the column that names the rows: of one column its own."""
+    return rows if isinstance(rows, str) else ", ".join(rows)
 
 
 def chosen(
-    results: pd.DataFrame, rows: str, columns: Sequence[str], value: str, which: str
+    results: pd.DataFrame,
+    rows: str | Sequence[str],
+    columns: Sequence[str],
+    value: str,
+    which: str,
 ) -> pd.DataFrame:
-    """The results that a table is made of, with the column `method`."""
+    """The results that a table is made of, with the columns `method` and `joined(rows)`."""
+    rows = [rows] if isinstance(rows, str) else list(rows)
     if which not in WHICH:
         raise unknown("value of --which:", which, WHICH)
     method = column(results, "start").where(column(results, "kind") == "baseline", "learned")
@@ -117,7 +145,8 @@ def chosen(
     scores = metrics_in(results)
     if value not in scores:
         raise unknown("value of --value:", value, scores)
-    for option, name in [("--rows", rows), *(("--columns", name) for name in columns)]:
+    options = [("--rows", name) for name in rows] + [("--columns", name) for name in columns]
+    for option, name in options:
         known = [str(n) for n in frame.columns if n not in scores and _is_name(frame, str(n))]
         if name not in known:
             raise unknown(f"column in {option}:", name, known)
@@ -126,10 +155,32 @@ def chosen(
     if which == "learned":
         frame = of_kind(frame, "learned")
     if which == "best":
-        frame = _best(frame, {rows, *columns})
+        frame = _best(frame, {*rows, *columns})
     if frame.empty:
         raise InputError(f"--value {value}: was not measured for any of these results")
+    if len(rows) > 1:
+        parts = [[_said(name, item) for item in column(frame, name)] for name in rows]
+        named = [", ".join(filter(None, said)) or "–" for said in zip(*parts, strict=True)]
+        frame = frame.assign(**{joined(rows): named})
     return frame
+
+
+def _said(name: str, value: Any) -> str:
+    """What a value of a column adds to the name of a row."""
+    if missing(value) or value is False or value is np.False_:
+        return ""
+    if value is True or value is np.True_:
+        return name
+    return value if isinstance(value, str) else f"{name} {value:g}"
+
+
+def _check_mean(frame: pd.DataFrame, value: str, mean: str) -> None:
+    if mean not in MEANS:
+        raise unknown("value of --mean:", mean, MEANS)
+    if mean == "geometric" and not (column(frame, value).astype("float64") > 0).all():
+        raise InputError(
+            f"--mean geometric: needs positive values, and {value} has others; use arithmetic"
+        )
 
 
 def _best(frame: pd.DataFrame, names: set[str]) -> pd.DataFrame:
@@ -147,8 +198,12 @@ def _is_name(frame: pd.DataFrame, name: str) -> bool:
     return not len(values) or np.ndim(values.iloc[0]) == 0
 
 
-def _entry(part: pd.DataFrame, value: str) -> Entry:
+def _entry(part: pd.DataFrame, value: str, mean: str) -> Entry:
     values = column(part, value).astype("float64").to_numpy()
+    if len(values) > 1 and mean == "geometric":
+        logs = np.log(values)
+        factor = float(np.exp(logs.std(ddof=1)))
+        return Entry(float(np.exp(logs.mean())), spread=factor, count=len(values))
     if len(values) > 1:
         return Entry(float(values.mean()), spread=float(values.std(ddof=1)), count=len(values))
     ends = []
@@ -242,11 +297,11 @@ def write_table(table: Crosstab, form: str) -> str:
     return forms[form](table)
 
 
-def _beside(entry: Entry, plus_minus: str) -> str:
-    """The text beside a mean."""
+def _beside(entry: Entry, sign: str) -> str:
+    """The text beside a mean; `sign` stands before a spread."""
     if not math.isnan(entry.low) and not math.isnan(entry.high):
         return f" [{number(entry.low)}, {number(entry.high)}]"
-    return "" if math.isnan(entry.spread) else f" {plus_minus} {number(entry.spread, 2)}"
+    return "" if math.isnan(entry.spread) else f" {sign} {number(entry.spread, 2)}"
 
 
 def _heads(table: Crosstab) -> list[str]:
@@ -261,6 +316,7 @@ def _heads(table: Crosstab) -> list[str]:
 
 def _latex(table: Crosstab) -> str:
     ranked = not all(map(math.isnan, table.ranks))
+    sign = r"$\times\!/\!\div$" if table.geometric else r"$\pm$"
     lines = [
         r"\begin{tabular}{l" + "r" * (len(table.column_names) + ranked) + "}",
         r"\toprule",
@@ -273,7 +329,7 @@ def _latex(table: Crosstab) -> str:
             entry = table.entries.get((name, head))
             text = "--" if entry is None else number(entry.mean)
             if entry is not None:
-                text = (rf"\textbf{{{text}}}" if entry.best else text) + _beside(entry, r"$\pm$")
+                text = (rf"\textbf{{{text}}}" if entry.best else text) + _beside(entry, sign)
             cells.append(text)
         cells += [f"{rank:.2f}"] * ranked
         lines.append(" & ".join(cells) + r" \\")
@@ -296,7 +352,9 @@ def _markdown(table: Crosstab) -> str:
             entry = table.entries.get((name, head))
             text = "–" if entry is None else number(entry.mean)
             if entry is not None:
-                text = (f"**{text}**" if entry.best else text) + _beside(entry, "±")
+                text = (f"**{text}**" if entry.best else text) + _beside(
+                    entry, "×/÷" if table.geometric else "±"
+                )
             cells.append(text)
         lines.append(_bar([*cells, *([f"{rank:.2f}"] * ranked)]))
     return "\n".join(lines) + "\n"

@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lineage_folders import baseline, learned, tailed, write_folder
-from scipy.stats import rankdata
+from scipy.stats import gmean, gstd, rankdata
 from synthetic_sweep import write_sweep
 from typer.testing import CliRunner
 
 import ld3_dist as ld3
 from ld3_dist import InputError
 from ld3_dist.cli.app import app
-from ld3_dist.report.crosstab import crosstab, differences, write_table
+from ld3_dist.report.crosstab import chosen, crosstab, differences, write_table
 from ld3_dist.report.figures.differences import cliques, draw_differences
+from ld3_dist.report.formats import number
 
 SOLVERS = ("ddim", "dpmpp-3", "unipc-3")
 
@@ -65,6 +66,45 @@ def test_grids_stand_beside_learned_schedules(out: Path) -> None:
     assert len(table.column_names) == 9
 
 
+def test_rows_of_several_columns_say_what_was_set(out: Path) -> None:
+    frame = ld3.load_results(out)
+    learned_rows = frame["kind"] == "learned"
+    frame["coefficients"] = np.where(learned_rows, frame["gamma"] == 0.001, None)
+    frame["epochs"] = np.where(learned_rows, 5, np.nan)
+    names = ["method", "gamma", "coefficients", "epochs"]
+    table = crosstab(frame, names, ["nfe"], "valid_loss", "all")
+    assert table.rows == "method, gamma, coefficients, epochs"
+    gammas = sorted(frame["gamma"].dropna().unique())
+    said = {
+        f"learned, gamma {gamma:g}{', coefficients' if gamma == 0.001 else ''}, epochs 5"
+        for gamma in gammas
+    }
+    assert said | {"karras", "log_snr", "uniform"} == set(table.row_names)
+    ok = frame[learned_rows & (frame["status"] == "ok") & (frame["nfe"] == 5)]
+    here = table.entries["learned, gamma 0.001, coefficients, epochs 5", (5,)]
+    assert here.mean == pytest.approx(ok[ok["gamma"] == 0.001]["valid_loss"].mean())
+    found = differences(
+        chosen(frame, names, ["nfe"], "valid_loss", "all"), table.rows, "valid_loss"
+    )
+    assert set(found.names) == set(table.row_names)
+
+
+def test_geometric_means(out: Path) -> None:
+    frame = ld3.load_results(out)
+    table = crosstab(frame, "solver", ["nfe"], "valid_loss", "learned", "geometric")
+    rows = (frame["kind"] == "learned") & (frame["status"] == "ok") & (frame["nfe"] == 5)
+    values = frame[rows & (frame["solver"] == "ddim")]["valid_loss"].to_numpy()
+    entry = table.entries["ddim", (5,)]
+    assert entry.mean == pytest.approx(gmean(values))
+    assert entry.spread == pytest.approx(gstd(values))
+    assert f"×/÷ {number(entry.spread, 2)}" in write_table(table, "markdown")
+    assert r"$\times\!/\!\div$" in write_table(table, "latex")
+    frame.loc[frame.index[-1], "valid_loss"] = 0.0
+    frame["status"] = "ok"
+    with pytest.raises(InputError, match="needs positive values, and valid_loss has others"):
+        crosstab(frame, "solver", ["nfe"], "valid_loss", "all", "geometric")
+
+
 def test_formats(tmp_path: Path) -> None:
     rows = [learned("a", "1", 0, 1.0, solver="x_1&"), learned("b", "2", 0, 2.0, solver="y")]
     rows[1] |= {"cell": "m/c/y/4"}
@@ -91,6 +131,7 @@ def test_formats(tmp_path: Path) -> None:
         ({"columns": ["nef"]}, "column in --columns: 'nef': did you mean 'nfe'"),
         ({"value": "fdi"}, "value of --value: 'fdi': did you mean 'fid'"),
         ({"which": "bset"}, "value of --which: 'bset': did you mean 'best'"),
+        ({"mean": "geometrc"}, "value of --mean: 'geometrc': did you mean 'geometric'"),
         ({"value": "kid_std"}, "unknown value of --value"),
         ({"value": "inception_score"}, "--value inception_score: was not measured"),
         ({"rows": "knots"}, "unknown column in --rows"),
@@ -112,8 +153,6 @@ def test_ranks_across_cells(out: Path) -> None:
 
 
 def crosstab_frame(out: Path):  # type: ignore[no-untyped-def]
-    from ld3_dist.report.crosstab import chosen
-
     return chosen(ld3.load_results(out), "method", ["nfe"], "valid_loss", "best")
 
 
@@ -143,6 +182,11 @@ def test_the_command(out: Path, tmp_path: Path) -> None:
     again = call(app, ["table", str(out), "--out", str(target)])
     assert isinstance(again.exception, InputError)
     assert "exists already" in str(again.exception)
+    several = ["--rows", "method,gamma", "--mean", "geometric", "--which", "all"]
+    shown = call(app, ["table", str(out), "--value", "valid_loss", *several])
+    assert "| learned, gamma 0.001 |" in shown.output
+    empty = call(app, ["table", str(out), "--rows", ","])
+    assert "--rows is empty; name a column" in str(empty.exception)
     bad = call(app, ["table", str(out), "--figure", str(tmp_path / "x.doc")])
     assert "end its name with" in str(bad.exception)
     one = call(app, ["table", str(out), "--rows", "model", "--figure", str(tmp_path / "y.png")])

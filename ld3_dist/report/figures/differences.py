@@ -35,35 +35,47 @@ def draw_differences(found: Differences, path: str | os.PathLike[str], title: st
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    order = np.argsort(found.ranks, kind="stable")
+    order = [int(i) for i in np.argsort(found.ranks, kind="stable")]
+    better, worse = order[: (len(order) + 1) // 2], order[(len(order) + 1) // 2 :]
     bars = cliques(list(found.ranks), found.critical)
-    height = 1.3 + 0.22 * len(order) + 0.12 * len(bars)
+    low, high, base = 1.0, float(len(order)), -0.45 - 0.2 * len(bars)
+    height = 0.9 + 0.24 * len(better) + 0.16 * len(bars)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.5, height), layout="constrained")
+        figure = Figure(figsize=(8, height), layout="constrained")
         axes = figure.add_subplot()
         axes.set_axis_off()
-        low, high = 1.0, float(len(order))
         axes.plot([low, high], [0, 0], color=INK, lw=1)
         for tick in range(1, len(order) + 1):
             axes.plot([tick, tick], [0, 0.12], color=INK, lw=1)
             axes.text(tick, 0.2, str(tick), ha="center", va="bottom", color=MUTED)
         for i, (a, b) in enumerate(bars):
-            y = -0.2 - 0.18 * i
-            axes.plot([a - 0.03, b + 0.03], [y, y], color=LEARNED, lw=3, solid_capstyle="round")
-        base = -0.35 - 0.18 * len(bars)
-        for i, index in enumerate(order):
-            rank, y = found.ranks[index], base - 0.3 * i
-            axes.plot([rank, rank], [0, y], color=MUTED, lw=0.7)
-            text = f" {found.names[index]}  {rank:.2f}"
-            axes.text(rank, y, text, ha="left", va="center")
-        p = "" if math.isnan(found.p_value) else f", Friedman p = {found.p_value:.2g}"
-        axes.set_title(
-            f"{title}: mean rank over {found.blocks} cells, critical difference "
-            f"{found.critical:.2f}{p}"
-        )
+            y = -0.25 - 0.2 * i
+            axes.plot([a, b], [y, y], color=LEARNED, lw=3, solid_capstyle="round")
+        # the better half is named on the left, the worse on the right, the ends at the top, so that
+        # no line crosses a name
+        room = 0.02 * (high - low)
+        for side, end, rows in (("right", low - room, better), ("left", high + room, worse[::-1])):
+            for i, index in enumerate(rows):
+                rank, y = found.ranks[index], base - 0.3 * i
+                axes.plot([rank, rank, end], [0, y, y], color=MUTED, lw=0.7)
+                text = f" {found.names[index]}  {rank:.2f} "
+                axes.text(end, y, text, ha=side, va="center")
+        axes.set_ylim(base - 0.3 * len(better), 0.7)
+        figure.suptitle(f"{title}: mean rank over {found.blocks} cells, 1 is best", fontsize=10)
+        axes.set_title(_meaning(found), fontsize=8, color=MUTED, fontweight="normal")
         target = Path(path)
-        figure.savefig(target, dpi=200, metadata=_undated(target.suffix))
+        figure.savefig(target, dpi=200, metadata=_undated(target.suffix), bbox_inches="tight")
     return target
+
+
+def _meaning(found: Differences) -> str:
+    """What the bars join, in words."""
+    p = found.p_value
+    less = "" if math.isnan(p) else "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+    return (
+        f"a bar joins ranks that differ by no more than {found.critical:.2f} (Nemenyi, 95 %)"
+        f"{less and f'; test that all are equal: {less} (Friedman)'}"
+    )
 
 
 def _undated(ending: str) -> dict[str, None]:
