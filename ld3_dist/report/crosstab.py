@@ -32,7 +32,7 @@ from ..core.errors import InputError, unknown
 from ..metrics.paired import average_ranks, critical_difference, friedman
 from ..store.frames import column, of_kind, where
 from ..store.views import metrics_in
-from .formats import missing, number
+from .formats import missing, number, setting
 
 Which = Literal["best", "learned", "all"]
 WHICH: tuple[Which, ...] = ("best", "learned", "all")
@@ -159,19 +159,10 @@ def chosen(
     if frame.empty:
         raise InputError(f"--value {value}: was not measured for any of these results")
     if len(rows) > 1:
-        parts = [[_said(name, item) for item in column(frame, name)] for name in rows]
+        parts = [[setting(name, item) for item in column(frame, name)] for name in rows]
         named = [", ".join(filter(None, said)) or "–" for said in zip(*parts, strict=True)]
         frame = frame.assign(**{joined(rows): named})
     return frame
-
-
-def _said(name: str, value: Any) -> str:
-    """What a value of a column adds to the name of a row."""
-    if missing(value) or value is False or value is np.False_:
-        return ""
-    if value is True or value is np.True_:
-        return name
-    return value if isinstance(value, str) else f"{name} {value:g}"
 
 
 def _check_mean(frame: pd.DataFrame, value: str, mean: str) -> None:

@@ -36,6 +36,19 @@ def ratio(value: Any) -> str:
     return DASH if missing(value) else f"{number(value)}×"
 
 
+def setting(name: str, value: Any) -> str:
+    """The words that a setting adds to the name of a kind of schedule.
+
+    A text is itself, a number has the name of its setting before it, True is that name, and False
+    and a missing value add nothing.
+    """
+    if missing(value):
+        return ""
+    if pd.api.types.is_bool(value):
+        return name if value else ""
+    return value if isinstance(value, str) else f"{name} {value:g}"
+
+
 def counted(count: int, noun: str) -> str:
     """'1 cell', '4 cells'."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -170,6 +171,35 @@ def test_a_single_level_is_no_comparison_and_not_drawn(tmp_path: Path, name: str
 
     assert drawn((0.0, 0.01))
     assert not drawn((0.0,))
+
+
+def test_a_gamma_that_differs_between_procedures_alone_is_not_drawn(tmp_path: Path) -> None:
+    frame = read_sweep_tables(write_sweep(tmp_path, **(TINY | {"gammas": (0.0, 0.01)}))).results
+    names = frame["gamma"].map(lambda gamma: "default" if gamma else "paper")
+    data = FigureData("digits", frame.assign(procedure=names), {}, None, "d", lambda cell: {})
+    assert figures.get("gamma")(data) is None
+    both = pd.concat(
+        [frame.assign(procedure="default"), frame.assign(gamma=0.5, procedure="paper")]
+    )
+    drawn = figures.get("gamma")(replace(data, frame=both))
+    assert isinstance(drawn, Plot)
+    assert "gamma (0, 0.01)" in drawn.alt
+
+
+def test_the_cost_figure_tells_ways_of_learning_apart(tmp_path: Path) -> None:
+    frame = read_sweep_tables(write_sweep(tmp_path, **(TINY | {"gammas": (0.0, 0.01)}))).results
+    frame = frame.drop(columns="eval_loss")
+    learned = frame["kind"] == "learned"
+    frame["device_seconds"] = range(1, len(frame) + 1)
+    data = FigureData("digits", frame, {}, None, "d", lambda cell: {})
+    plain = figures.get("cost")(data)
+    assert isinstance(plain, Plot)
+    assert not plain.figure.legends
+    frame["coefficients"] = (learned & (frame["gamma"] == 0.01)).where(learned, None)
+    drawn = figures.get("cost")(replace(data, frame=frame.assign(procedure="default")))
+    assert isinstance(drawn, Plot)
+    (legend,) = drawn.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["default", "default, coefficients"]
 
 
 def test_registered_figures_are_drawn_last_in_their_order(registered: str) -> None:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
-from ...store.frames import column, groups, numbers, of_kind, where
+from ...store.frames import (
+    column,
+    distinct,
+    groups,
+    numbers,
+    of_kind,
+    records,
+    varies,
+    where,
+)
+from ..formats import setting
 from . import FigureData, Plot
 from .cells import families, legible
 from .quality import plain_log
-from .style import SHADES, columns_of, panels, plain
+from .style import MARKERS, MUTED, SHADES, columns_of, panels, plain
 
 COSTS = (
     ("device_seconds", "device seconds of learning"),
@@ -21,6 +34,12 @@ LOSSES = (
     ("eval_loss", "loss on fresh samples"),
     ("valid_loss", "held-out loss"),
 )
+
+WAYS = ("procedure", "coefficients", "start_time")
+"""Columns that say how a schedule was learned."""
+
+WAY = "_way"
+LOOK = {"ms": 3.5, "alpha": 0.7, "mec": "none", "ls": ""}
 
 
 def cost_plot(data: FigureData) -> Plot | None:
@@ -36,17 +55,31 @@ def cost_plot(data: FigureData) -> Plot | None:
     rows = where(rows, numbers(rows, cost[0]).gt(0) & numbers(rows, loss[0]).gt(0))
     if numbers(rows, cost[0]).nunique() < 2:
         return None
+    rows = rows.assign(**{WAY: _ways(rows)})
+    ways = distinct(rows, WAY)
     shown, note = legible(families(rows), "solvers")
     figure, axes = panels(len(shown), height=2.7)
     for axis, (label, inside) in zip(axes, shown, strict=True):
         axis.set_title(plain(label))
-        _dots(axis, inside, cost[0], loss[0])
+        _dots(axis, inside, cost[0], loss[0], ways)
         axis.set_xlabel(cost[1])
     for axis in axes[:: columns_of(len(shown))]:
         axis.set_ylabel(loss[1])
+    if len(ways) > 1:
+        shapes = [
+            Line2D([], [], color=MUTED, marker=MARKERS[i % len(MARKERS)], label=way, **LOOK)
+            for i, way in enumerate(ways)
+        ]
+        figure.legend(
+            handles=shapes,
+            loc="outside lower center",
+            ncols=len(shapes),
+            fontsize=7.5,
+            frameon=False,
+        )
     caption = (
-        "Every learned schedule that was measured is a dot; darker means more evaluations per "
-        f"sample.{note}"
+        "Every learned schedule that was measured is a mark; darker means more evaluations per "
+        f"sample{', and its shape says how it was learned' if len(ways) > 1 else ''}.{note}"
     )
     alt = f"{loss[1]} against {cost[1]} for {', '.join(label for label, _ in shown)}"
     return Plot(data.name("cost"), "Loss against the cost of learning", caption, alt, figure)
@@ -58,13 +91,27 @@ def _first(rows: pd.DataFrame, named: tuple[tuple[str, str], ...]) -> tuple[str,
     return known[0] if known else None
 
 
-def _dots(axis: Axes, rows: pd.DataFrame, cost: str, loss: str) -> None:
+def _ways(rows: pd.DataFrame) -> pd.Series:
+    """How each schedule was learned, by the columns WAYS; "" where none of them differs."""
+    if not any(varies(rows, name) for name in WAYS):
+        return pd.Series("", index=rows.index)
+    found = [
+        ", ".join(filter(None, (setting(name, row[name]) for name in WAYS)))
+        for row in records(rows)
+    ]
+    return pd.Series(found, index=rows.index, dtype="object")
+
+
+def _dots(axis: Axes, rows: pd.DataFrame, cost: str, loss: str, ways: Sequence[str]) -> None:
     by_nfe = groups(rows, "nfe")
     for i, (nfe, inside) in enumerate(by_nfe):
         colour = SHADES[round(i * (len(SHADES) - 1) / max(len(by_nfe) - 1, 1))]
-        x, y = numbers(inside, cost), numbers(inside, loss)
-        axis.plot(x, y, "o", color=colour, ms=3.5, alpha=0.7, mec="none", label=f"{nfe} NFE")
+        axis.plot([], [], "o", color=colour, label=f"{nfe} NFE", **LOOK)
+        for way, part in groups(inside, WAY):
+            marker = MARKERS[ways.index(way) % len(MARKERS)]
+            axis.plot(numbers(part, cost), numbers(part, loss), marker, color=colour, **LOOK)
     axis.set_xscale("log")
     axis.set_yscale("log")
+    plain_log(axis, "x")
     plain_log(axis)
     axis.legend(frameon=False, fontsize=7.5)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ...store.frames import column, groups, numbers, of_kind, records, where
+from ...store.frames import column, groups, numbers, of_kind, records, varies, where
 from ..formats import missing
 from ..summary import best_row
 from . import FigureData, Plot
@@ -95,13 +95,16 @@ def _curve(row: Mapping[str, Any] | None, name: str) -> tuple[np.ndarray, np.nda
 def gamma_plot(data: FigureData) -> Plot | None:
     """Gain against gamma, one panel per solver, a line per NFE, the range over seeds as a band.
 
-    None where fewer than two gammas were tried.
+    None where no procedure was tried with two gammas or more.
     """
     learned = of_kind(data.frame, "learned", "ok")
     learned = where(learned, column(learned, "gain").notna() & column(learned, "gamma").notna())
-    gammas = sorted(set(numbers(learned, "gamma")))
-    if len(gammas) < 2:
+    # between procedures more differs than gamma
+    parts = [rows for _, rows in groups(learned, "procedure") if varies(rows, "gamma")]
+    if not parts:
         return None
+    learned = pd.concat(parts)
+    gammas = sorted(set(numbers(learned, "gamma")))
     shown, note = legible(families(learned), "solvers")
     figure, axes = panels(len(shown), height=2.7)
     for axis, (label, rows) in zip(axes, shown, strict=True):

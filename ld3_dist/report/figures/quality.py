@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -153,14 +153,14 @@ def _scales(axis: Axes, nfes: list[int]) -> None:
     axis.set_xlabel("network evaluations (NFE)")
 
 
-def plain_log(axis: Axes) -> None:
-    """Ticks of a logarithmic y axis as plain numbers, at 1, 2 and 5 on a short axis."""
-    low, high = axis.get_ylim()
+def plain_log(axis: Axes, which: Literal["x", "y"] = "y") -> None:
+    """Ticks of a logarithmic axis as plain numbers, at 1, 2 and 5 on a short one."""
+    low, high = axis.get_xlim() if which == "x" else axis.get_ylim()
+    ticks = axis.xaxis if which == "x" else axis.yaxis
     if high / low < 40:
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+        ticks.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ticks.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
+    ticks.set_minor_formatter(NullFormatter())
 
 
 def _alt(shown: Named, measure: Measure) -> str:
