@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from .pace import Pace, duration
+from .console import duration
 
 if TYPE_CHECKING:
     from ..cluster.events import Event
@@ -43,13 +43,13 @@ MOST_IMPORTANT = 1
 """Columns of the summary up to this rank are shown on the narrowest terminal."""
 
 
-def describe(event: Event, left: float | None = None) -> str:
-    """The state of a stage in words; `left` is the time that it still takes, in seconds."""
+def describe(event: Event) -> str:
+    """The state of a stage in words."""
     inside = f" ({event.inside / event.running:.0%} through)" if event.running else ""
     parts = [f"{event.running} running{inside if event.inside else ''}"] if event.running else []
     parts += [f"{event.failed} failed"] if event.failed else []
     parts += [f"best held-out gain {event.gain:.1f}x"] if event.gain else []
-    parts += [f"about {duration(left)} left"] if left else []
+    parts += [f"about {duration(event.left)} left"] if event.left else []
     return ", ".join(parts)
 
 
@@ -77,7 +77,6 @@ def _bars(events: Iterable[Event], console: Console) -> None:
         TimeElapsedColumn(),
         TextColumn("[dim]{task.fields[state]}"),
     )
-    pace = Pace()
     with Progress(*columns, console=console) as progress:
         bars = {}
         for event in events:
@@ -86,7 +85,7 @@ def _bars(events: Iterable[Event], console: Console) -> None:
                     STAGES[event.stage], total=event.total, state=""
                 )
             finished = event.done + event.failed >= event.total
-            state = describe(event, pace.left(event))
+            state = describe(event)
             if event.gain is None and not finished:
                 state = state or "starting workers" if event.done == 0 else state
             work = event.done + event.inside
@@ -102,14 +101,12 @@ def _bars(events: Iterable[Event], console: Console) -> None:
 
 def _lines(events: Iterable[Event], console: Console) -> None:
     last: dict[str, float] = {}
-    pace = Pace()
     for event in events:
-        left = pace.left(event)
         finished = event.done + event.failed >= event.total
         if event.message or finished or time.monotonic() - last.get(event.stage, 0.0) > EVERY:
             last[event.stage] = time.monotonic()
             tail = f"  {message_of(event)}" if event.message else ""
-            words = describe(event, left)
+            words = describe(event)
             state = f" ({words})" if words else ""
             console.print(
                 f"{STAGES[event.stage]}: {event.done}/{event.total}{state}{tail}",

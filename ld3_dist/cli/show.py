@@ -90,6 +90,7 @@ def print_plan(plan: Plan, absent: list[str]) -> None:
     """Print settings, cells, learning and cost."""
     import yaml
 
+    from ..experiment.cost import cost_of
     from .display import print_learning
 
     settings = plan.experiment
@@ -106,7 +107,7 @@ def print_plan(plan: Plan, absent: list[str]) -> None:
     print_learning(plan, console)
     for reason in absent:
         warn("Not there yet", reason)
-    cost = plan.cost()
+    cost = cost_of(plan)
     parts = ", ".join(f"{stage} {count:,}" for stage, count in cost.items())
     say(f"Network evaluations (of one sample): {parts}; all {sum(cost.values()):,}")
 
@@ -132,6 +133,7 @@ def cells_of(plan: Plan) -> list[dict[str, Any]]:
 
 def shown_as_json(plan: Plan, absent: list[str], output: str | None) -> Shown:
     """Everything that `show` prints, for programs."""
+    from ..experiment.cost import cost_of
     from .display import growth_in
 
     growth = None
@@ -146,7 +148,7 @@ def shown_as_json(plan: Plan, absent: list[str], output: str | None) -> Shown:
         "fingerprint": None if absent else plan.fingerprint,
         "settings": plan.experiment.model_dump(mode="json", exclude_none=True),
         "cells": cells_of(plan),
-        "cost": plan.cost(),
+        "cost": cost_of(plan),
         "absent": absent,
         "growth": growth,
     }

@@ -10,8 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .console import console, say
-from .pace import duration
+from .console import console, duration, say
 
 if TYPE_CHECKING:
     from ..tasks.status import Driver, Gain, Status
@@ -105,10 +104,8 @@ def print_status(found: Status) -> None:
 
 def pace(found: Status) -> str:
     """The rate and the time left, in words."""
-    if found.rate is None:
-        return "no rate yet"
-    rate = f"{found.rate:,.0f} trials an hour"
-    if found.rate >= 7200:
+    rate = "no rate yet" if found.rate is None else f"{found.rate:,.0f} trials an hour"
+    if found.rate is not None and found.rate >= 7200:
         rate = f"{found.rate / 3600:,.1f} trials a second"
     if found.seconds_left is None:
         return rate

@@ -11,7 +11,9 @@ class Event:
 
     The counts are of the stage's tasks; `gain` is the largest so far over a hand-made grid.
     `inside` is what the running tasks have done of themselves, in tasks: 1.5 of three that are half
-    done."""
+    done. `work` and `work_total` are what is done, with what is inside, and the whole, in network
+    evaluations of one sample; both are 0 where tasks are alike. `left` is a guess of the seconds
+    until the stage ends."""
 
     stage: str
     done: int
@@ -21,3 +23,6 @@ class Event:
     gain: float | None = None
     message: str = ""
     inside: float = 0.0
+    work: float = 0.0
+    work_total: float = 0.0
+    left: float | None = None

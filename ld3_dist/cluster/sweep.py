@@ -34,6 +34,7 @@ from .evaluate_stage import Evaluation
 from .events import Event
 from .failures import record_failure
 from .output_folder import Lineage, check_claim, claim, scratch, with_names_of
+from .pace import Pace
 from .ray.connect import Sizes, connect, sizes_of
 from .ray.liveness import HeadWatch, room_for, room_in_words
 from .ray.nodes import check_nodes, versions
@@ -121,11 +122,14 @@ class Sweep:
             self._disconnect()  # no worker outlives the lock
 
     def _noted(self, events: Iterator[Event]) -> Iterator[Event]:
-        """The events, each of which the lock's next heartbeat tells to those who watch."""
-        for event in events:
+        """The events with the time left; the next heartbeat tells both to those who watch."""
+        pace = Pace()
+        for given in events:
+            event = replace(given, left=pace.left(given))
             if self.lock is not None:
                 state = {"done": event.done, "total": event.total, "running": event.running}
                 state |= {"failed": event.failed, "inside": round(event.inside, 3)}
+                state |= {"left": None if event.left is None else round(event.left, 1)}
                 stages = self.lock.note.get("stages", {}) | {event.stage: state}
                 self.lock.note = {"since": self.since, "stages": stages}
             yield event

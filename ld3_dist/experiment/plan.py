@@ -1,4 +1,4 @@
-"""Everything that follows from an experiment: cells, trials, keys, sample ranges, cost.
+"""Everything that follows from an experiment: cells, trials, keys, sample ranges.
 
 Keys are hashes of resolved settings, so the same work has the same name on every machine and in
 every run. A trial key names one point of a cell. A row key adds the member's seed and start, so
@@ -363,32 +363,3 @@ class Plan:
     def _axis_values(self, axis: str) -> list[Any]:
         _, values = self.experiment.axes.get(axis, ("", ()))
         return list(values) if isinstance(values, tuple) else []
-
-    def cost(self) -> dict[str, int]:
-        """Estimate the cost in network evaluations of one sample, a backward pass counted as two.
-
-        No member is assumed to stop early. The estimate is of a sweep in an empty folder, with the
-        best trial of each cell evaluated, or every one where `evaluate.rows` asks for that.
-        """
-        e = self.experiment
-        teach = 0
-        for teacher in self.teachers:
-            samples = sum(stop - start for start, stop in self.sample_ranges(teacher))
-            teach += len(self.models) * teacher.nfe * samples
-        search = evaluate = 0
-        grids = len(e.baselines)
-        fresh = e.evaluate.samples * e.evaluate.repeats
-        for model in self.models:
-            cells = [cell for cell in self.cells if cell.model == model]
-            nfe = sum(cell.nfe for cell in cells)
-            learned, members = 0, []
-            for point in self.points_of(cells[0]):
-                trial = self.trial(cells[0], point)
-                samples = trial.config.samples(trial.train, e.pairs.valid)
-                learned += e.search.rounds * len(trial.members) * samples
-                members.append(len(trial.members))
-            search += nfe * (learned + grids * len(self.teachers) * e.pairs.valid)
-            every = sum(members) * e.search.rounds
-            evaluated = every if e.evaluated_rows == "all" else max(members)
-            evaluate += nfe * (grids + evaluated) * fresh
-        return {"teach": teach, "search": search, "evaluate": evaluate}

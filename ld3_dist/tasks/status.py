@@ -8,7 +8,8 @@ what it is doing.
     done, failed, left    trials: every member has a row; one of them failed; neither
     running               trials at work, as the living drivers say
     rate                  trials per hour over the last WINDOW seconds of the present or last run
-    seconds_left          left / rate, while a driver is alive
+    seconds_left          as long as the slowest of the living drivers guesses that its trials take;
+                          left / rate where none of them can tell yet
 """
 
 from __future__ import annotations
@@ -120,7 +121,6 @@ def status_of(storage: Storage) -> Status:
     left = None if total is None else max(total - done - failed, 0)
     rate = _rate(_ends(learned), time.time(), bool(drivers))
     names, failures = _failures(storage)
-    known = bool(drivers) and rate and left is not None
     return Status(
         name=str(experiment.get("name", "")),
         folder=storage.url,
@@ -130,7 +130,7 @@ def status_of(storage: Storage) -> Status:
         running=sum(int(d.stages.get("search", {}).get("running", 0)) for d in drivers),
         left=left,
         rate=rate,
-        seconds_left=3600.0 * left / rate if known and rate and left is not None else None,
+        seconds_left=_seconds_left(drivers, left, rate),
         scored=int(frame["eval_loss"].notna().sum()),
         statuses={str(name): int(n) for name, n in learned["status"].value_counts().items()},
         drivers=drivers,
@@ -182,6 +182,15 @@ def _rate(ends: np.ndarray, now: float, alive: bool) -> float | None:
     whole = len(recent) < len(ends) and recent[0] - ends[-len(recent) - 1] < WINDOW
     count, span = (len(recent), WINDOW) if whole else (len(recent) - 1, last - recent[0])
     return 3600.0 * count / span if span > 0 else None
+
+
+def _seconds_left(drivers: list[Driver], left: int | None, rate: float | None) -> float | None:
+    """Seconds until the trials are done; None without a driver and while nothing is known."""
+    guesses = [driver.stages.get("search", {}).get("left") for driver in drivers]
+    known = [float(guess) for guess in guesses if isinstance(guess, int | float)]
+    if known:
+        return max(known)
+    return 3600.0 * left / rate if drivers and rate and left is not None else None
 
 
 def _gains(frame: Any) -> list[Gain]:

@@ -12,7 +12,15 @@ import pytest
 from ray.tune.search import Searcher
 
 from ld3_dist.cluster.search import batches
-from ld3_dist.cluster.search.batches import FINISHED, LEAVES, Batches, Item, TrialEvent
+from ld3_dist.cluster.search.batches import (
+    EPOCH,
+    EPOCHS,
+    FINISHED,
+    LEAVES,
+    Batches,
+    Item,
+    TrialEvent,
+)
 from ld3_dist.tasks.trial import Outcome
 
 TEACHER = {"solver": "unipc-3", "nfe": 20, "start": "karras"}
@@ -149,6 +157,23 @@ def test_a_death_is_charged_to_the_trial_that_was_at_work(monkeypatch: pytest.Mo
     world.die(again)
     (left,) = [item["key"] for item in items if item["key"] != first]
     assert world.recorded[-1][0] == left
+
+
+def test_the_share_that_is_done_is_of_the_trial_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, 20, 1, workers=1)
+    turn, items = tuple_of(world.turn())
+    world.report(turn, [world.learn(items[0]["key"], 0.01)])
+    world.turns.on_trial_complete(turn)
+    turn, items = tuple_of(world.turn())
+    assert len(items) > 2
+    ids = {key: name for name, key in world.inner.live.items()}
+    assert world.turns.shares == {ids[items[0]["key"]]: 0.0}
+    world.report(turn, [], **{EPOCH: 3, EPOCHS: 4})
+    assert world.turns.shares == {ids[items[0]["key"]]: 0.75}
+    world.report(turn, [world.learn(items[0]["key"], 0.01)])
+    assert world.turns.shares == {ids[items[1]["key"]]: 0.0}  # it is at its beginning
+    world.turns.on_trial_complete(turn)
+    assert world.turns.shares == {}
 
 
 def tuple_of(found: Any) -> tuple[str, list[dict[str, Any]]]:

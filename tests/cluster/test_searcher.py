@@ -93,6 +93,33 @@ def test_proposals_do_not_depend_on_who_finishes_first(sampler: str) -> None:
         assert work.told == first.told
 
 
+def test_work_is_counted_in_network_evaluations() -> None:
+    """By hand: two solvers and points, three rounds, NFE 3 and 5; a backward pass counts as two."""
+    plan = plan_of("random", rounds=3, nfe=[3, 5])
+    config = plan.trial(plan.cells[0], plan.points()[0]).config
+    pairs = plan.experiment.pairs
+    per_member = config.epochs * (3 * pairs.train + pairs.valid) + pairs.valid
+    members = len(plan.member_labels())
+    work = Work(plan, limit=2)
+    assert work.searcher.work_total == 2 * 2 * 3 * members * (3 + 5) * per_member
+    first, second = work.suggest(), work.suggest()
+    assert isinstance(first, tuple)
+    assert isinstance(second, tuple)
+    assert work.searcher.work == 0
+    nfe = json.loads(first[1]["cell"].rpartition("/")[2])
+    half = {first[0]: 0.5, "gone": 1.0}
+    assert work.searcher.work_inside(half) == 0.5 * nfe * members * per_member
+    work.finish(*first)
+    assert work.searcher.work == nfe * members * per_member
+    work.finish(*second)
+    work.run()
+    assert work.searcher.work == work.searcher.work_total
+    again = Work(plan)
+    again.rows = work.rows
+    assert again.run() == []
+    assert again.searcher.work == again.searcher.work_total
+
+
 def test_every_point_of_every_cell_has_a_study_of_its_own() -> None:
     """What the sampler proposes for one point says nothing about another, and grids may grow."""
     work = Work(plan_of("random"))

@@ -13,6 +13,7 @@ import yaml
 
 from ld3_dist.core.errors import InputError
 from ld3_dist.experiment import Experiment, Plan, load_experiment, parse_experiment
+from ld3_dist.experiment.cost import cost_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -435,7 +436,7 @@ def test_cost_of_the_published_procedure_by_hand() -> None:
     data = {k: v for k, v in TINY.items() if k != "search"} | {
         "learn": {"procedure": "paper", "epochs": 3}
     }
-    cost = plan_of(data | {"search": {"members": {"seeds": 1}}}).cost()
+    cost = cost_of(plan_of(data | {"search": {"members": {"seeds": 1}}}))
     assert cost["search"] == (3 + 4 + 3 + 4) * (3 * (8 * 4 + 4 * 6) + 6 + 3 * 6)
 
 
@@ -475,7 +476,7 @@ def test_cost_by_hand() -> None:
     with 4 members of 2 epochs; an epoch trains on 8 pairs (forward 1, backward 2; the noise's moves
     cost nothing) and validates on 6, as the start is; 3 baselines on 6 pairs. 40 samples of 3
     baselines and 4 members."""
-    cost = plan_of(TINY).cost()
+    cost = cost_of(plan_of(TINY))
     assert cost["teach"] == 62 * 12
     member = 2 * 8 * 3 + 3 * 6
     assert cost["search"] == (3 + 4 + 3 + 4) * (3 * 2 * 4 * 2 * member + 3 * 6)

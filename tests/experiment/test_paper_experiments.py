@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from ld3_dist.cli.app import app
 from ld3_dist.experiment import Plan, load_experiment, parse_experiment
+from ld3_dist.experiment.cost import cost_of
 from ld3_dist.models import open_model
 from ld3_dist.store.opening import open_storage
 from ld3_dist.store.pairs import load_pairs
@@ -35,7 +36,7 @@ def test_settings_as_published(name: str) -> None:
     e = load_experiment(FILES[name])
     text = FILES[name].read_text()
     plan = Plan(e, {m.label: "unknown" for m in e.models})
-    cost = sum(plan.cost().values()) / 1e6
+    cost = sum(cost_of(plan).values()) / 1e6
     assert (
         f"about {cost:.1f} M evaluations" in text
     )  # the cost beside the command is that of `show`

@@ -21,6 +21,7 @@ from ld3_dist.core.grid import Grid
 from ld3_dist.core.sample import sample
 from ld3_dist.core.solver import make_solver
 from ld3_dist.experiment import Plan, load_experiment
+from ld3_dist.experiment.cost import cost_of
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -51,7 +52,7 @@ def test_experiments_open_and_say_their_cost(name: str) -> None:
     plan = Plan(experiment, {model.label: "unknown" for model in experiment.models})
     assert experiment.name == name
     if name in COSTED:
-        cost = sum(plan.cost().values()) / 1e6
+        cost = sum(cost_of(plan).values()) / 1e6
         assert f"about {cost:.1f} M evaluations" in file.read_text()
 
 

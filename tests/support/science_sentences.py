@@ -9,6 +9,7 @@ import pandas as pd
 
 from ld3_dist import load_results
 from ld3_dist.metrics.paired import interval_over_sets
+from ld3_dist.report.crosstab import chosen, differences, joined
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -218,10 +219,37 @@ def flow() -> list[str]:
     ]
 
 
+WAYS = ("method", "procedure", "coefficients", "start_time")
+"""Columns that tell the rows of the benchmark apart."""
+
+
+def benchmark() -> list[str]:
+    """A line of the table per way, best first: rank, loss by NFE, loss over the default's, …"""
+    frame = load_results(str(RESULTS / "benchmark"))
+    rows = chosen(frame, WAYS, ["nfe"], "eval_loss", "all")
+    named = rows[joined(WAYS)]
+    logs = np.log(rows[["eval_loss", "fid", "seconds"]].astype(float)).assign(
+        way=named, cell=rows["cell"], seed=rows["seed"], nfe=rows["nfe"]
+    )
+    base = logs[named == "learned, default"].set_index(["cell", "seed"])["eval_loss"]
+    found = differences(rows, joined(WAYS), "eval_loss")
+    lines = []
+    for i in np.argsort(found.ranks, kind="stable"):
+        mine = logs[logs["way"] == found.names[i]]
+        seeds = ["seed"] if mine["seed"].notna().all() else []
+        away = (base * -1).add(mine.set_index(["cell", *seeds])["eval_loss"])
+        losses = [f"{np.exp(value):.2g}" for value in mine.groupby("nfe")["eval_loss"].mean()]
+        ends = [f"{np.exp(mine[name].mean()):.3g}" for name in ("fid", "seconds")]
+        over = "1" if found.names[i] == "learned, default" else spread(away)
+        cells = [found.names[i].removeprefix("learned, "), f"{found.ranks[i]:.1f}", *losses, over]
+        lines.append(f"| {' | '.join([*cells, *ends])} |")
+    return lines
+
+
 if __name__ == "__main__":
     for part in (
         theory, radius, radius_pairs, stress, convergence, transfer, guidance, distances,
-        correlations, flow,
+        correlations, flow, benchmark,
     ):  # fmt: skip
         try:
             print(part.__name__, *part(), sep="\n  ")

@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 
 from ld3_dist import load_results
 from ld3_dist.cli.app import app
-from ld3_dist.cli.pace import Pace, duration
+from ld3_dist.cli.console import duration
 from ld3_dist.cli.status import say_unfinished
 from ld3_dist.cluster.events import Event
 from ld3_dist.cluster.failures import attempts_so_far, record_failure
+from ld3_dist.cluster.pace import Pace
 from ld3_dist.core.errors import InputError
 from ld3_dist.store import lock as locks
 from ld3_dist.store.opening import open_storage
@@ -122,6 +123,21 @@ def test_drivers_and_what_they_do(finished: Path, tmp_path: Path) -> None:
         assert "shard 2/2: starting" in shown.output
 
 
+def test_the_time_left_is_the_slowest_drivers_guess(finished: Path, tmp_path: Path) -> None:
+    """A guess by the drivers' own count of work; a driver without one does not hide another's."""
+    storage = copy(finished, tmp_path)
+    storage.remove(next(name for name in storage.list("rows") if "baseline" not in name))
+    with locks.acquire(storage, part=Part(1, 2)) as lock, locks.acquire(storage, part=Part(2, 2)):
+        assert status_of(storage).seconds_left != 70.0
+        for guess in (None, 70.0):
+            lock.note = {"stages": {"search": {"done": 3, "total": 8, "left": guess}}}
+            lock._beat_once()
+            assert (status_of(storage).seconds_left == 70.0) == (guess == 70.0)
+        shown = CliRunner().invoke(app, ["status", str(tmp_path)])
+        assert "about 1 min 10 s left" in shown.output
+    assert status_of(storage).seconds_left is None
+
+
 def test_the_command_and_its_json(finished: Path) -> None:
     shown = CliRunner().invoke(app, ["status", str(finished)])
     assert shown.exit_code == 0
@@ -189,7 +205,7 @@ def test_the_rate_forgets_earlier_runs() -> None:
 def test_the_time_left_of_a_running_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks of 30 s, two at once, with what is done inside of them; those found do not count."""
     clock = [0.0]
-    monkeypatch.setattr("ld3_dist.cli.pace.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("ld3_dist.cluster.pace.time.monotonic", lambda: clock[0])
     pace = Pace()
     assert pace.left(Event("search", 50, 100, 2)) is None
     for second in range(1, 600):
@@ -199,6 +215,19 @@ def test_the_time_left_of_a_running_stage(monkeypatch: pytest.MonkeyPatch) -> No
         if second >= 10:
             assert left == pytest.approx(50 * 15 - second, rel=1e-6)
     assert pace.left(Event("teach", 1, 3)) is None
+
+
+def test_the_time_left_counts_work_where_tasks_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty tasks of one evaluation come first, a second each, then twenty of ten."""
+    clock = [0.0]
+    monkeypatch.setattr("ld3_dist.cluster.pace.time.monotonic", lambda: clock[0])
+    pace = Pace()
+    for second in range(221):
+        clock[0] = float(second)
+        done = min(second, 20) + max(second - 20, 0) // 10
+        left = pace.left(Event("search", done, 40, 1, work=second, work_total=220))
+        if second >= 10:
+            assert left == pytest.approx(220 - second)
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,12 @@ class Batches(Searcher):
         """Trials at work."""
         return len(self.out)
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """By the id of each trial at work, the share of it that is done."""
+        first = [(turn, list(items.values())[:1]) for turn, items in list(self.out.items())]
+        return {item.id: self.inside.get(turn, 0.0) for turn, items in first for item in items}
+
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the next turn, None while there is none to give, FINISHED at the end."""
         if len(self.out) >= self.workers:
@@ -202,6 +208,7 @@ class Batches(Searcher):
             item = self.out.get(trial_id, {}).pop(record["key"], None)
             if item is None:
                 continue
+            self.inside.pop(trial_id, None)  # the next one of the turn is at its beginning
             if "failed" in record:
                 self._failed(item, record["failed"], record.get("unrecorded"))
             else:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from ray.tune.search import Searcher
 
+from ...experiment.cost import Efforts
 from ...experiment.plan import Plan, TrialSpec
 from ...store.part import Part
 from ...tasks.trial import Outcome
@@ -61,9 +62,15 @@ class CellSearcher(Searcher):
         self.found = 0  # trials answered from rows
         self.failed: list[Proposal] = []
         self.hopeless: set[str] = set()  # models that will never be ready
-        points = sum(len(points) for _, points in shares)
-        self.total = points * plan.experiment.search.rounds
+        rounds = plan.experiment.search.rounds
+        self.total = rounds * sum(len(points) for _, points in shares)
         """Trials of the whole search."""
+        self.efforts = Efforts(plan)
+        once = sum(self.efforts.of(cell, point) for cell, points in shares for point in points)
+        self.work_total = rounds * once
+        """Network evaluations of one sample that they take."""
+        self.work = 0
+        """Those of the trials that have ended."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the next trial, None while there is none to give, FINISHED at the end."""
@@ -103,6 +110,7 @@ class CellSearcher(Searcher):
                 return proposal
             else:
                 self.found += 1
+                self.work += self.effort(proposal)
                 self.mirror(proposal, False)
                 self._tell(studies, proposal.study, proposal)
         return None
@@ -156,11 +164,21 @@ class CellSearcher(Searcher):
             proposal.outcome = Outcome(task, objective, (), status)
             if not good:
                 self.failed.append(proposal)
+        self.work += self.effort(proposal)
         studies = self.cells[proposal.spec.cell.id]
         studies.out -= 1
         self._tell(studies, proposal.study, proposal)
         if error or there:  # not one that was stopped half-way
             self.mirror(proposal, True)
+
+    def effort(self, proposal: Proposal) -> int:
+        """Network evaluations of one sample that a trial takes."""
+        return self.efforts.of(proposal.study.cell, proposal.study.point)
+
+    def work_inside(self, shares: Mapping[str, float]) -> float:
+        """The part of the work inside of trials, by their ids and the shares that are done."""
+        live = {trial_id: self.live.get(trial_id) for trial_id in shares}
+        return sum(shares[name] * self.effort(found) for name, found in live.items() if found)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: a study is rebuilt from the rows."""

@@ -185,17 +185,20 @@ class SearchRun:
 
     def state(self, message: str = "") -> Event:
         """The state of the search as an event."""
-        done, batches = self.done + self.searcher.found, self.batches
-        left = self.searcher.total - done - self.failed
+        done, searcher = self.done + self.searcher.found, self.searcher
+        left = searcher.total - done - self.failed
+        shares = self.batches.shares if self.batches else {}
         return Event(
             "search",
             done,
-            self.searcher.total,
-            min(batches.running, left) if batches else 0,
+            searcher.total,
+            min(self.batches.running, left) if self.batches else 0,
             self.failed,
             self.best.value,
             message,
-            sum(list(batches.inside.values())) if batches else 0.0,
+            inside=sum(shares.values()),
+            work=searcher.work + searcher.work_inside(shares),
+            work_total=searcher.work_total,
         )
 
     def drain(self, timeout: float) -> Iterator[TrialEvent]:
