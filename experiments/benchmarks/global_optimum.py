@@ -19,7 +19,7 @@ below 1e-6 (an error of 0.001) is as good as solved. What the file has is not me
 
     python experiments/benchmarks/global_optimum.py --default          some fifteen minutes
 
-Both write results/benchmarks/global_optimum.json, and keep the other's part of it.
+Both write results/benchmarks/global_optimum.json, cell by cell, and keep the other's part of it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,9 +193,8 @@ def ratios(search: Search, model_id: str, optimum: float, settings: dict[str, An
     return [float(loss) / optimum for loss in losses]
 
 
-def defaults(known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def defaults(known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Every cell with every variant of the default procedure, a row each; `known` has some."""
-    rows: list[dict[str, Any]] = []
     there = {(row["model"], row["solver"], row["nfe"]): row for row in known}
     for model_id in MIXTURES:
         for name in SOLVERS:
@@ -210,18 +210,20 @@ def defaults(known: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 for variant, settings in VARIANTS.items():
                     if variant not in row:
                         row[variant] = ratios(search, model_id, min(row["restarts"]), settings)
-                rows.append(row)
                 print(row, flush=True)
+                yield row
+
+
+def told(rows: list[dict[str, Any]]) -> None:
+    """Print how near each variant comes over all cells."""
     for variant in VARIANTS:
         best = np.array([min(row[variant]) for row in rows])
         print(f"{variant}: within 10 % {(best < 1.1).mean():.0%}, median {np.median(best):.3f}, "
               f"worst {best.max():.2f}")  # fmt: skip
-    return rows
 
 
-def searched(restarts: int, solvers: tuple[str, ...]) -> list[dict[str, Any]]:
+def searched(restarts: int, solvers: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """The cells of these solvers, learned with small steps from many starts."""
-    rows = []
     for name, nfe in CELLS:
         if name not in solvers:
             continue
@@ -231,38 +233,42 @@ def searched(restarts: int, solvers: tuple[str, ...]) -> list[dict[str, Any]]:
         between = time.perf_counter()
         loss, _ = learned(solver, nfe)
         grid = search.grid(torch.as_tensor(ends[0][1])[None]).member(0)
-        rows.append(
-            {
-                "solver": name,
-                "nfe": nfe,
-                "optimum": ends[0][0],
-                "restarts": [value for value, _ in ends],
-                "learned": float(loss.min()),
-                "ratio": float(loss.min()) / ends[0][0],
-                "members": len(loss),
-                "members_within_1_percent": int((loss < 1.01 * ends[0][0]).sum()),
-                "knots": grid.knots.tolist(),
-                "evals": grid.evals.tolist(),
-                "seconds_search": round(between - began, 1),
-                "seconds_learn": round(time.perf_counter() - between, 1),
-            }
-        )
-        print({k: v for k, v in rows[-1].items() if k not in ("knots", "evals")}, flush=True)
-    return rows
+        row = {
+            "solver": name,
+            "nfe": nfe,
+            "optimum": ends[0][0],
+            "restarts": [value for value, _ in ends],
+            "learned": float(loss.min()),
+            "ratio": float(loss.min()) / ends[0][0],
+            "members": len(loss),
+            "members_within_1_percent": int((loss < 1.01 * ends[0][0]).sum()),
+            "knots": grid.knots.tolist(),
+            "evals": grid.evals.tolist(),
+            "seconds_search": round(between - began, 1),
+            "seconds_learn": round(time.perf_counter() - between, 1),
+        }
+        print({k: v for k, v in row.items() if k not in ("knots", "evals")}, flush=True)
+        yield row
 
 
 def main(asked: list[str]) -> None:
     torch.set_num_threads(1)  # tensors this small gain nothing from a second one
     file = Path(__file__).parents[2] / "results" / "benchmarks" / "global_optimum.json"
-    body = json.loads(file.read_text()) if file.exists() else {"cells": []}
-    if asked == ["--default"]:
-        body["default"] = defaults(body.get("default", []))
-    else:
-        solvers = tuple(asked) or ("dpmpp-2", "ipndm-2")
-        body["cells"] = [row for row in body["cells"] if row["solver"] not in solvers]
-        body["cells"] += searched(3, solvers)
-    body = {"window": WINDOW, "pairs": PAIRS} | body
-    file.write_text(json.dumps(body, indent=1) + "\n")
+    body = {"window": WINDOW, "pairs": PAIRS, "cells": [], "default": []}
+    body |= json.loads(file.read_text()) if file.exists() else {}
+    default = asked == ["--default"]
+    solvers = tuple(asked) or ("dpmpp-2", "ipndm-2")
+    part, found = ("default", defaults(body["default"])) if default else (
+        "cells", searched(3, solvers)
+    )  # fmt: skip
+    names = ("model", "solver", "nfe")
+    for row in found:
+        cell = [row.get(name) for name in names]
+        others = [old for old in body[part] if [old.get(name) for name in names] != cell]
+        body[part] = [*others, row]
+        file.write_text(json.dumps(body, indent=1) + "\n")
+    if default:
+        told(body["default"])
 
 
 if __name__ == "__main__":
