@@ -49,7 +49,8 @@ def compare(
         interval = "" if math.isnan(row.low) else f"{row.low:.3g} … {row.high:.3g}"
         better = "" if math.isnan(row.p_improvement) else f"{row.p_improvement:.0%}"
         cells = [*map(str, row.group.values()), str(row.cells), f"{row.loss_a:.3g}"]
-        cells += [f"{row.loss_b:.3g}", f"{row.ratio:.3g}", interval, better, row.how]
+        ratio = "" if math.isnan(row.ratio) else f"{row.ratio:.3g}"
+        cells += [f"{row.loss_b:.3g}", ratio, interval, better, row.how]
         table.add_row(*map(Text, cells))
     console.print(table)
     for why in dict.fromkeys(row.why for row in found.rows if row.why):

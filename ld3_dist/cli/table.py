@@ -41,7 +41,7 @@ def table(
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:
     """Print a score as a table: best in bold, interval or spread beside it, and mean ranks."""
-    from ..report.crosstab import chosen, crosstab, differences, joined, write_table
+    from ..report.crosstab import chosen, crosstab, joined, write_table
     from ..store.outputs import check_output, write_output
     from ..store.results import load_results
 
@@ -54,6 +54,7 @@ def table(
     text = write_table(crosstab(results, names, heads, value, which, mean), form)
     if figure is not None:
         from ..report.figures.differences import draw_differences
+        from ..report.ranks import differences
 
         named = joined(names)
         found = differences(chosen(results, names, heads, value, which), named, value)

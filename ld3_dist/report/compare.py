@@ -8,6 +8,7 @@ of the other, with all seeds of the best one's start. Losses are on fresh sample
     unpaired    losses are kept, but of other samples
     values      no losses are kept: two means without an interval; on held-out pairs where nothing
                 was evaluated
+    none        the sweeps measure in different distances or spaces, which do not compare: no ratio
 
 A ratio below 1 says that the second sweep is better. Over several cells it is their geometric mean,
 with the standard errors of its logarithms added in squares.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from ..core.errors import InputError, unknown
 from ..metrics.paired import compare as compare_losses
 from ..metrics.resampling import exponential
 from ..store.frames import column, records, where
-from ..store.lineage import current
+from ..store.lineage import current, own_distance
 from ..store.opening import open_places
 from ..store.results import load_results
 from ..store.storage import Storage
@@ -35,6 +36,9 @@ from ..store.views import load_samples
 
 SAME_NOISE = ("seed", "teacher", "distance", "loss_space")
 """Settings of an experiment that fresh samples and their losses depend on, besides the model."""
+
+MEASURE = ("distance", "loss_space")
+"""Those without which two losses say nothing about each other."""
 
 Z = 1.959963984540054
 """Half the width of a 95 % interval in standard errors."""
@@ -44,7 +48,7 @@ Z = 1.959963984540054
 class Row:
     """The comparison of one group of cells; `ratio` is the second's loss over the first's.
 
-    how: paired, unpaired or values; several, if cells of the group differ.
+    how: paired, unpaired, values or none; several, if cells of the group differ.
     """
 
     group: Mapping[str, Any]
@@ -87,14 +91,15 @@ def compare_sweeps(a: Any, b: Any, by: Sequence[str] = ("cell",)) -> SweepCompar
         known = [str(n) for n in frames[0].columns.intersection(frames[1].columns)]
         if name not in known:
             raise unknown("column in --by:", name, known)
-    best = [_best_of_cells(frame) for frame in frames]
+    about = [current(storage) for storage in storages]
+    best = [_best_of_cells(f, own_distance(a)) for f, a in zip(frames, about, strict=True)]
     cells = [name for name in best[0] if name in best[1]]
     if not cells:
         raise InputError(
             f"{storages[0].url} and {storages[1].url} have no cell with learned schedules in "
             f"common: {_listed(best[0])} there, {_listed(best[1])} here"
         )
-    settings = [current(storage).get("settings") or {} for storage in storages]
+    settings = [found.get("settings") or {} for found in about]
     samples = [_Samples(storage) for storage in storages]
     parts = [_cell(best[0][cell], best[1][cell], by, samples, settings) for cell in cells]
     grouped: dict[tuple[str, ...], list[Row]] = {}
@@ -134,11 +139,16 @@ def _listed(best: Mapping[str, Any]) -> str:
     return ", ".join(names[:4]) + more if names else "none"
 
 
-def _best_of_cells(frame: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
-    """For each cell, the members of the best trial: all seeds of the best one's start."""
+def _best_of_cells(frame: pd.DataFrame, distance: str) -> dict[str, list[dict[str, Any]]]:
+    """For each cell, the members of the best trial: all seeds of the best one's start.
+
+    Trials in the experiment's own distance go first; held-out losses in others do not compare.
+    """
     found = {}
     ok = where(frame, (frame["kind"] == "learned") & (frame["status"] == "ok"))
-    leaders = where(ok, ok["best"]).sort_values("valid_loss", kind="stable")
+    leaders = where(ok, ok["best"])
+    leaders = leaders.assign(_other=column(leaders, "distance") != distance)
+    leaders = leaders.sort_values(["_other", "valid_loss"], kind="stable")
     for leader in records(leaders.drop_duplicates("cell").sort_values("cell")):
         trial = where(ok, (ok["cell"] == leader["cell"]) & (ok["start"] == leader["start"]))
         same = where(trial, trial["trial"] == leader["trial"])
@@ -168,6 +178,9 @@ def _cell(
     settings: Sequence[Mapping[str, Any]],
 ) -> Row:
     group = {name: a[0][name] for name in by}
+    if apart := [s for s in MEASURE if settings[0].get(s) != settings[1].get(s)]:
+        why = f"{', '.join(apart)} differs, so that losses do not compare"
+        return replace(_values(group, a, b, why), ratio=math.nan, how="none")
     x, y = samples[0].of(a), samples[1].of(b)
     if not len(x) or not len(y):
         return _values(group, a, b, "no losses of single samples are kept")

@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import InputError, unknown
-from ..metrics.paired import average_ranks, critical_difference, friedman
+from ..metrics.paired import average_ranks
 from ..store.frames import column, of_kind, where
 from ..store.views import metrics_in
 from .formats import missing, number, setting
@@ -53,6 +53,12 @@ MORE_IS_BETTER = (
     "coverage",
 )
 """Scores of which the largest is best; of all others it is the smallest."""
+
+HELD_OUT = ("valid_loss", "train_loss", "start_loss")
+MEASURED_BY = ("distance", "teacher_solver", "teacher_nfe", "teacher_start")
+"""Columns of results that say against what, and how, held-out losses were measured."""
+
+FRESH = ("eval_loss", "eval_loss_median", "eval_loss_iqm")
 
 
 @dataclass(frozen=True)
@@ -158,11 +164,32 @@ def chosen(
         frame = _best(frame, {*rows, *columns})
     if frame.empty:
         raise InputError(f"--value {value}: was not measured for any of these results")
+    _check_comparable(frame, columns, value)
     if len(rows) > 1:
         parts = [[setting(name, item) for item in column(frame, name)] for name in rows]
         named = [", ".join(filter(None, said)) or "–" for said in zip(*parts, strict=True)]
         frame = frame.assign(**{joined(rows): named})
     return frame
+
+
+def _check_comparable(frame: pd.DataFrame, columns: Sequence[str], value: str) -> None:
+    """Raises InputError where a column of the table would hold losses that do not compare."""
+    if value in HELD_OUT:
+        found, mixing = frame, MEASURED_BY
+    elif value in FRESH:  # all rows of a sweep are in its own distance, which one of several hides
+        alone = frame.groupby("source")["distance"].transform("nunique") == 1
+        found, mixing = where(frame, alone), ("distance",)
+    else:
+        return
+    for _, part in found.groupby([*columns], dropna=False):
+        for name in mixing:
+            levels = sorted({str(level) for level in column(part, name).dropna()})
+            if len(levels) > 1:
+                raise InputError(
+                    f"--value {value}: losses of different {name} ({', '.join(levels)}) do not "
+                    f"compare, and columns by {', '.join(columns)} hold several; add {name} to "
+                    f"--columns{', or take eval_loss' if value in HELD_OUT else ''}"
+                )
 
 
 def _check_mean(frame: pd.DataFrame, value: str, mean: str) -> None:
@@ -225,53 +252,6 @@ def _ranks(
     sign = -1 if value in MORE_IS_BETTER else 1
     scores = [[sign * entries[r, c].mean for r in row_names] for c in full]
     return [float(rank) for rank in average_ranks(np.array(scores))]
-
-
-def blocks(frame: pd.DataFrame, rows: str, value: str) -> pd.DataFrame:
-    """Scores [block, row]: a block is everything that rows have in common but for `rows`.
-
-    These are the cells over which ranks are averaged for a critical difference.
-    """
-    parts = ["model", "conditioning", "guidance", "solver", "nfe"]
-    others = [name for name in parts if name != rows]
-    names = frame[others].astype("string").fillna("").agg("/".join, axis=1)
-    wide = frame.assign(_block=names).pivot_table(
-        index="_block", columns=rows, values=value, aggfunc="mean"
-    )
-    return wide.dropna()
-
-
-@dataclass(frozen=True)
-class Differences:
-    """Mean ranks over blocks, and by how much two must differ (Nemenyi, 95 %).
-
-    p_value: of Friedman's test that all rows are equally good.
-    """
-
-    names: Sequence[str]
-    ranks: Sequence[float]
-    critical: float
-    p_value: float
-    blocks: int
-
-
-def differences(frame: pd.DataFrame, rows: str, value: str) -> Differences:
-    """The mean ranks of the rows of a table across cells. Raises InputError for fewer than two."""
-    scores = blocks(frame, rows, value)
-    count, kinds = scores.shape
-    if kinds < 2 or count < 2:
-        raise InputError(
-            f"--figure: ranks need two {rows} or more in two cells or more that have them all; "
-            f"there are {kinds} in {count}"
-        )
-    signed = scores.to_numpy(float) * (-1 if value in MORE_IS_BETTER else 1)
-    return Differences(
-        [str(name) for name in scores.columns],
-        [float(rank) for rank in average_ranks(signed)],
-        critical_difference(kinds, count),
-        float(friedman(signed)) if kinds > 2 else math.nan,
-        count,
-    )
 
 
 def write_table(table: Crosstab, form: str) -> str:

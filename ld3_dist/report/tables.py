@@ -19,10 +19,9 @@ import pandas as pd
 from ..core.errors import InputError
 from ..core.noise import NoiseSchedule
 from ..core.text import file_name
-from ..core.user_code import label
 from ..schedule.file import read_schedule
 from ..store.frames import column
-from ..store.lineage import current
+from ..store.lineage import current, own_distance
 from ..store.opening import open_storage
 from ..store.results import load_results, losses_in, read_evaluations
 from ..store.storage import Storage
@@ -78,9 +77,7 @@ class SweepTables:
     @property
     def distance(self) -> str:
         """The label of the experiment's own distance, in which fresh samples are compared."""
-        settings = self.experiment.get("settings")
-        found = settings.get("distance") if isinstance(settings, dict) else None
-        return label(found) if isinstance(found, str) else ""
+        return own_distance(self.experiment)
 
     @property
     def figures(self) -> list[str] | None:

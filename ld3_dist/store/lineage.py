@@ -14,8 +14,10 @@ Formats 1 and 2 had one experiment, all of it in experiment.json.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
+from ..core.user_code import label
 from .storage import Storage
 
 CLAIM = "experiment.json"
@@ -71,6 +73,13 @@ def current(storage: Storage) -> dict[str, Any]:
         if found is not None:
             return found
     return next(reversed(lineages(storage)), {})
+
+
+def own_distance(experiment: Mapping[str, Any]) -> str:
+    """The label of the distance in which an experiment compares fresh samples; "" if unknown."""
+    settings = experiment.get("settings")
+    found = settings.get("distance") if isinstance(settings, dict) else None
+    return label(found) if isinstance(found, str) else ""
 
 
 def _is_old(claim: dict[str, Any]) -> bool:

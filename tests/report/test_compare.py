@@ -10,10 +10,11 @@ import pytest
 from lineage_folders import EVAL_START, SETTINGS, baseline, learned, tailed, write_folder
 from typer.testing import CliRunner
 
-from ld3_dist import InputError
+from ld3_dist import InputError, load_results
 from ld3_dist.cli.app import app
 from ld3_dist.metrics.paired import compare as compare_losses
 from ld3_dist.report.compare import Row, compare_sweeps, differing, together
+from ld3_dist.tasks.status import _gains
 
 
 def folder(place: Path, factor: float, nfes: tuple[int, ...] = (4,), **kinds: object) -> Path:
@@ -67,6 +68,33 @@ def test_other_samples_are_not_paired_and_that_is_said(
     assert [name.partition(".")[0] for name, _, _ in found.settings] == [next(iter(change))] * len(
         found.settings
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "why"), [({"distance": "l1"}, "distance"), ({"loss_space": "latent"}, "loss_space")]
+)
+def test_losses_of_other_distances_have_no_ratio(tmp_path: Path, change: dict, why: str) -> None:
+    a = folder(tmp_path / "a", 1.0)
+    b = folder(tmp_path / "b", 0.5, settings=SETTINGS | change)
+    (row,) = compare_sweeps(a, b).rows
+    assert (row.how, row.why) == ("none", f"{why} differs, so that losses do not compare; means of "
+                                          "fresh samples")  # fmt: skip
+    assert np.isnan(row.ratio)
+    shown = CliRunner().invoke(app, ["compare", str(a), str(b)])
+    assert "losses do not compare" in shown.output
+    assert "nan" not in shown.output
+
+
+def test_the_best_is_of_the_experiments_own_distance(tmp_path: Path) -> None:
+    """A loss in another distance may be as small as it likes."""
+    other = learned("x", "t1", 0, 1e-9, distance="l1")
+    a = write_folder(tmp_path / "a", [learned("a", "t", 0, 2.0), other])
+    b = write_folder(tmp_path / "b", [learned("b", "t", 0, 1.0)])
+    assert [(row.loss_a, row.ratio) for row in compare_sweeps(a, b).rows] == [(2.0, 0.5)]
+    frame = load_results(a).assign(gain=[3.0, 5.0])
+    (gain,) = _gains(frame.sort_values("key"), "l2")
+    assert (gain.key, gain.gain) == ("a", 3.0)
+    assert _gains(frame, "l1")[0].key == "x"
 
 
 def test_without_losses_the_means_are_compared(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ from typer.testing import CliRunner
 import ld3_dist as ld3
 from ld3_dist import InputError
 from ld3_dist.cli.app import app
-from ld3_dist.report.crosstab import chosen, crosstab, differences, write_table
+from ld3_dist.report.crosstab import chosen, crosstab, write_table
 from ld3_dist.report.figures.differences import cliques, draw_differences
 from ld3_dist.report.formats import number
+from ld3_dist.report.ranks import differences
 
 SOLVERS = ("ddim", "dpmpp-3", "unipc-3")
 
@@ -140,6 +142,44 @@ def test_formats(tmp_path: Path) -> None:
 def test_unknown_names_are_refused(out: Path, arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         crosstab(ld3.load_results(out), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [({"distance": "l1"}, "distance"), ({"teacher_nfe": 50}, "teacher_nfe"),
+     ({"teacher_solver": "heun"}, "teacher_solver"), ({"teacher_start": "beta"}, "teacher_start")],
+)  # fmt: skip
+def test_losses_that_do_not_compare_are_not_averaged(
+    tmp_path: Path, change: dict[str, Any], name: str
+) -> None:
+    plain = {"distance": "l2", "teacher_nfe": 20, "teacher_solver": "ddim", "teacher_start": "edm"}
+    rows = [learned("a", "1", 0, 1.0, **plain), learned("b", "2", 0, 3.0, **(plain | change))]
+    frame = ld3.load_results(write_folder(tmp_path, rows))
+    for value in ("valid_loss", "train_loss"):
+        with pytest.raises(
+            InputError, match=f"--value {value}: losses of different {name} .*--col"
+        ):
+            crosstab(frame, "solver", ["nfe"], value, "all")
+        with pytest.raises(InputError, match="do not compare"):  # the best of a column is marked
+            crosstab(frame, name, ["nfe"], value, "all")
+    apart = crosstab(frame, "solver", ["nfe", name], "valid_loss", "all")
+    assert sorted(entry.mean for entry in apart.entries.values()) == [1.0, 3.0]
+
+
+def test_fresh_losses_of_sweeps_in_other_distances_are_not_averaged(tmp_path: Path) -> None:
+    """Within a sweep they are in its own distance, whatever was learned in."""
+    places = [
+        write_folder(
+            tmp_path / name, [learned(name, "1", 0, 1.0, distance=name)], {name: tailed(0)}
+        )
+        for name in ("l1", "l2")
+    ]
+    with pytest.raises(InputError, match=r"losses of different distance .l1, l2. do not"):
+        crosstab(ld3.load_results(*places), "solver", ["nfe"], "eval_loss", "all")
+    both = [learned(name, "1", 0, 1.0, distance=name) for name in ("l1", "l2")]
+    one = write_folder(tmp_path / "one", both, {name: tailed(0) for name in ("l1", "l2")})
+    table = crosstab(ld3.load_results(one), "solver", ["nfe"], "eval_loss", "all")
+    assert [entry.count for entry in table.entries.values()] == [2]
 
 
 def test_ranks_across_cells(out: Path) -> None:

@@ -9,7 +9,8 @@ import pandas as pd
 
 from ld3_dist import load_results
 from ld3_dist.metrics.paired import interval_over_sets
-from ld3_dist.report.crosstab import chosen, differences, joined
+from ld3_dist.report.crosstab import chosen, joined
+from ld3_dist.report.ranks import differences
 
 RESULTS = Path(__file__).parents[2] / "results"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..crosstab import Differences
+from ..ranks import Differences
 from .style import INK, LEARNED, MUTED, STYLE
 
 FORMATS = (".png", ".pdf", ".svg")
