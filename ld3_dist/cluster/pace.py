@@ -19,7 +19,7 @@ class Pace:
 
     Work is counted in network evaluations where the event says them, else in tasks, with the part
     that the running ones have done of themselves. What was there before the stage began counts for
-    nothing."""
+    nothing, even where the stage finds it late."""
 
     def __init__(self) -> None:
         self.marks: dict[str, deque[tuple[float, float]]] = {}
@@ -29,12 +29,13 @@ class Pace:
         now, work, total = time.monotonic(), event.work, event.work_total
         if not total:
             work, total = event.done + event.failed + event.inside, event.total
+        own = work - event.answered
         marks = self.marks.setdefault(event.stage, deque())
         if not marks or now - marks[-1][0] > 1.0:
-            marks.append((now, work))
+            marks.append((now, own))
         while len(marks) > 2 and now - marks[1][0] > WINDOW:
             marks.popleft()
         begin, before = marks[0]
-        if now - begin < LEAST or work <= before:
+        if now - begin < LEAST or own <= before:
             return None
-        return max(total - work, 0.0) * (now - begin) / (work - before)
+        return max(total - work, 0.0) * (now - begin) / (own - before)

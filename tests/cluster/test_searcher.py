@@ -114,10 +114,11 @@ def test_work_is_counted_in_network_evaluations() -> None:
     work.finish(*second)
     work.run()
     assert work.searcher.work == work.searcher.work_total
+    assert work.searcher.answered == 0
     again = Work(plan)
     again.rows = work.rows
     assert again.run() == []
-    assert again.searcher.work == again.searcher.work_total
+    assert again.searcher.work == again.searcher.work_total == again.searcher.answered
 
 
 def test_every_point_of_every_cell_has_a_study_of_its_own() -> None:

@@ -230,6 +230,21 @@ def test_the_time_left_counts_work_where_tasks_differ(monkeypatch: pytest.Monkey
             assert left == pytest.approx(220 - second)
 
 
+def test_what_is_found_late_is_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed stage comes upon the rows of earlier runs while it works, ten in a second."""
+    clock = [0.0]
+    monkeypatch.setattr("ld3_dist.cluster.pace.time.monotonic", lambda: clock[0])
+    pace = Pace()
+    for second in range(50):
+        clock[0] = float(second)
+        found = min(10 * second, 200)
+        event = Event("search", 0, 1, work=second + found, work_total=300, answered=found)
+        if second >= 10:
+            assert pace.left(event) == pytest.approx(300 - second - found)
+        else:
+            assert pace.left(event) is None
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0, "0 s"), (59.6, "1 min"), (250, "4 min 10 s"), (7200, "2 h"), (183_600, "2 d 3 h"),

@@ -71,6 +71,8 @@ class CellSearcher(Searcher):
         """Network evaluations of one sample that they take."""
         self.work = 0
         """Those of the trials that have ended."""
+        self.answered = 0
+        """Those of the trials that were answered from rows."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the next trial, None while there is none to give, FINISHED at the end."""
@@ -111,6 +113,7 @@ class CellSearcher(Searcher):
             else:
                 self.found += 1
                 self.work += self.effort(proposal)
+                self.answered += self.effort(proposal)
                 self.mirror(proposal, False)
                 self._tell(studies, proposal.study, proposal)
         return None

@@ -199,6 +199,7 @@ class SearchRun:
             inside=sum(shares.values()),
             work=searcher.work + searcher.work_inside(shares),
             work_total=searcher.work_total,
+            answered=searcher.answered,
         )
 
     def drain(self, timeout: float) -> Iterator[TrialEvent]:
