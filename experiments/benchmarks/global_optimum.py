@@ -257,10 +257,8 @@ def main(asked: list[str]) -> None:
     body = {"window": WINDOW, "pairs": PAIRS, "cells": [], "default": []}
     body |= json.loads(file.read_text()) if file.exists() else {}
     default = asked == ["--default"]
-    solvers = tuple(asked) or ("dpmpp-2", "ipndm-2")
-    part, found = ("default", defaults(body["default"])) if default else (
-        "cells", searched(3, solvers)
-    )  # fmt: skip
+    part = "default" if default else "cells"
+    found = defaults(body[part]) if default else searched(3, tuple(asked) or ("dpmpp-2", "ipndm-2"))
     names = ("model", "solver", "nfe")
     for row in found:
         cell = [row.get(name) for name in names]

@@ -26,6 +26,7 @@ MOST_PAIRS = 1_000_000
 """The most that --pairs takes; the samples of a seed end there."""
 
 
+# Most lines are options: the command line and its help are made from the signature.
 def learn(
     model: Annotated[
         str,
@@ -197,6 +198,7 @@ def _parsed(settings: list[str], given: Collection[str]) -> dict[str, Any]:
     return found
 
 
+# One way from the names that were given to the file: every check comes before the work it saves.
 def _learn(
     spec: str,
     out: Path,

@@ -21,6 +21,7 @@ WIDTH = 80
 """Characters of the matrix."""
 
 
+# Most lines are options: the command line and its help are made from the signature.
 def transfer(
     schedules: Annotated[
         list[str], typer.Argument(help="Schedule files (paths or URLs); several make a matrix.")

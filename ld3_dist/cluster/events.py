@@ -11,9 +11,9 @@ class Event:
 
     The counts are of the stage's tasks; `gain` is the largest so far over a hand-made grid.
     `inside` is what the running tasks have done of themselves, in tasks: 1.5 of three that are half
-    done. `work` and `work_total` are what is done, with what is inside, and the whole, in network
-    evaluations of one sample; both are 0 where tasks are alike. `answered` is the part of `work`
-    that earlier runs did, and `left` a guess of the seconds until the stage ends."""
+    done. `work` and `work_left` are what this run has done, with what is inside, and what is still
+    to do, in network evaluations of one sample; both are 0 where tasks are alike. `left` is a guess
+    of the seconds until the stage ends."""
 
     stage: str
     done: int
@@ -24,6 +24,5 @@ class Event:
     message: str = ""
     inside: float = 0.0
     work: float = 0.0
-    work_total: float = 0.0
-    answered: float = 0.0
+    work_left: float = 0.0
     left: float | None = None

@@ -26,16 +26,16 @@ class Pace:
 
     def left(self, event: Event) -> float | None:
         """Seconds until the event's stage ends, None while that cannot be guessed."""
-        now, work, total = time.monotonic(), event.work, event.work_total
-        if not total:
-            work, total = event.done + event.failed + event.inside, event.total
-        own = work - event.answered
+        now, work, to_do = time.monotonic(), event.work, event.work_left
+        if not work and not to_do:
+            work = event.done + event.failed + event.inside
+            to_do = event.total - work
         marks = self.marks.setdefault(event.stage, deque())
         if not marks or now - marks[-1][0] > 1.0:
-            marks.append((now, own))
+            marks.append((now, work))
         while len(marks) > 2 and now - marks[1][0] > WINDOW:
             marks.popleft()
         begin, before = marks[0]
-        if now - begin < LEAST or own <= before:
+        if now - begin < LEAST or work <= before:
             return None
-        return max(total - work, 0.0) * (now - begin) / (own - before)
+        return max(to_do, 0.0) * (now - begin) / (work - before)

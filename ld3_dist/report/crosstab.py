@@ -32,7 +32,7 @@ from ..core.errors import InputError, unknown
 from ..metrics.paired import average_ranks
 from ..store.frames import column, of_kind, where
 from ..store.views import metrics_in
-from .formats import missing, number, setting
+from .formats import kinds, missing, number
 
 Which = Literal["best", "learned", "all"]
 WHICH: tuple[Which, ...] = ("best", "learned", "all")
@@ -166,9 +166,7 @@ def chosen(
         raise InputError(f"--value {value}: was not measured for any of these results")
     _check_comparable(frame, columns, value)
     if len(rows) > 1:
-        parts = [[setting(name, item) for item in column(frame, name)] for name in rows]
-        named = [", ".join(filter(None, said)) or "–" for said in zip(*parts, strict=True)]
-        frame = frame.assign(**{joined(rows): named})
+        frame = frame.assign(**{joined(rows): [kind or "–" for kind in kinds(frame, rows)]})
     return frame
 
 

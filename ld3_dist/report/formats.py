@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -47,6 +48,12 @@ def setting(name: str, value: Any) -> str:
     if pd.api.types.is_bool(value):
         return name if value else ""
     return value if isinstance(value, str) else f"{name} {value:g}"
+
+
+def kinds(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """The kind of schedule of each row, by those of its settings that say something."""
+    parts = [[setting(name, value) for value in frame[name]] for name in names]
+    return [", ".join(filter(None, said)) for said in zip(*parts, strict=True)]
 
 
 def counted(count: int, noun: str) -> str:

@@ -70,13 +70,10 @@ def write_report(
     out = sweep.storage.child("report") if output is None else open_storage(output)
     table = summary_table(sweep.results, sweep.evaluations)
     ablation, interactions, told = _ablation(sweep)
-    parts = groups(table, ["model", "distance"], sort=False, nulls=True)
-    models = list(dict.fromkeys(model for (model, _), _ in parts))
-    # of each model the experiment's own distance first
-    parts.sort(key=lambda part: (models.index(part[0][0]), part[0][1] != sweep.distance))
-    first = {model: i for i, ((model, _), _) in reversed(list(enumerate(parts)))}
+    parts = _parts(sweep, table)
+    first = {model: i for i, (model, _) in reversed(list(enumerate(parts)))}
     sections = []
-    for i, ((model, _), rows) in enumerate(parts):
+    for i, (model, rows) in enumerate(parts):
         compared = [_of_model(one, model, first[model] == i) for one in (ablation, interactions)]
         sections.append(_section(sweep, rows, i, chosen, drawn, *compared))
     page = Page(
@@ -122,6 +119,14 @@ def _of_settings(sweep: SweepTables, drawn: Drawn) -> dict[str, FigureFunction]:
             drawn.warnings.append(f"A figure could not be drawn: {error}.")
             log.warning("a figure could not be drawn: %s", error)
     return found
+
+
+def _parts(sweep: SweepTables, table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The models with their rows, of each model those in the experiment's own distance first."""
+    found = groups(table, ["model", "distance"], sort=False, nulls=True)
+    models = list(dict.fromkeys(model for (model, _), _ in found))
+    found.sort(key=lambda part: (models.index(part[0][0]), part[0][1] != sweep.distance))
+    return [(model, rows) for (model, _), rows in found]
 
 
 def _section(

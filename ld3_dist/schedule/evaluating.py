@@ -210,6 +210,7 @@ def prompts_of(
     return None if draw is None else [draw(seed, indices) for indices in ranges]
 
 
+# Most lines are the arguments and what each of them means.
 def evaluate(
     model: Model,
     schedules: Sequence[Schedule | str],

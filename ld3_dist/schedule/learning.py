@@ -60,6 +60,7 @@ Start = str | Schedule
 """A start by name, or another schedule of the same model."""
 
 
+# Most lines are the arguments and what each of them means.
 def learning(
     model: Model,
     solver: str,
@@ -142,6 +143,7 @@ def learning(
     yield from learn_members(problem, config, resume=resume)
 
 
+# Most lines are the arguments and what each of them means.
 def learn(
     model: Model,
     solver: str = "ipndm-3",

@@ -143,6 +143,7 @@ def score(
     yield from score_sites(prepared.sites, prepared.work, out, jobs)
 
 
+# Most lines are the arguments and what each of them means.
 def transfer(
     schedules: Schedule | str | Sequence[Schedule | str | os.PathLike[str]],
     models: Sequence[str | Model] = (),

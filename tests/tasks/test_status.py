@@ -225,7 +225,7 @@ def test_the_time_left_counts_work_where_tasks_differ(monkeypatch: pytest.Monkey
     for second in range(221):
         clock[0] = float(second)
         done = min(second, 20) + max(second - 20, 0) // 10
-        left = pace.left(Event("search", done, 40, 1, work=second, work_total=220))
+        left = pace.left(Event("search", done, 40, 1, work=second, work_left=220 - second))
         if second >= 10:
             assert left == pytest.approx(220 - second)
 
@@ -238,7 +238,7 @@ def test_what_is_found_late_is_no_speed(monkeypatch: pytest.MonkeyPatch) -> None
     for second in range(50):
         clock[0] = float(second)
         found = min(10 * second, 200)
-        event = Event("search", 0, 1, work=second + found, work_total=300, answered=found)
+        event = Event("search", 0, 1, work=second, work_left=300 - second - found)
         if second >= 10:
             assert pace.left(event) == pytest.approx(300 - second - found)
         else:

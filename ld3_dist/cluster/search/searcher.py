@@ -67,12 +67,9 @@ class CellSearcher(Searcher):
         """Trials of the whole search."""
         self.efforts = Efforts(plan)
         once = sum(self.efforts.of(cell, point) for cell, points in shares for point in points)
-        self.work_total = rounds * once
-        """Network evaluations of one sample that they take."""
-        self.work = 0
-        """Those of the trials that have ended."""
-        self.answered = 0
-        """Those of the trials that were answered from rows."""
+        self.work, self.work_left = 0, rounds * once
+        """Network evaluations of one sample of the trials that ended in this run, and of those that
+        neither ended nor were answered from rows."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the next trial, None while there is none to give, FINISHED at the end."""
@@ -112,8 +109,7 @@ class CellSearcher(Searcher):
                 return proposal
             else:
                 self.found += 1
-                self.work += self.effort(proposal)
-                self.answered += self.effort(proposal)
+                self.work_left -= self.effort(proposal)
                 self.mirror(proposal, False)
                 self._tell(studies, proposal.study, proposal)
         return None
@@ -167,7 +163,8 @@ class CellSearcher(Searcher):
             proposal.outcome = Outcome(task, objective, (), status)
             if not good:
                 self.failed.append(proposal)
-        self.work += self.effort(proposal)
+        effort = self.effort(proposal)
+        self.work, self.work_left = self.work + effort, self.work_left - effort
         studies = self.cells[proposal.spec.cell.id]
         studies.out -= 1
         self._tell(studies, proposal.study, proposal)

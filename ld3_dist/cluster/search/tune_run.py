@@ -188,6 +188,7 @@ class SearchRun:
         done, searcher = self.done + self.searcher.found, self.searcher
         left = searcher.total - done - self.failed
         shares = self.batches.shares if self.batches else {}
+        begun = searcher.work_inside(shares)
         return Event(
             "search",
             done,
@@ -197,9 +198,8 @@ class SearchRun:
             self.best.value,
             message,
             inside=sum(shares.values()),
-            work=searcher.work + searcher.work_inside(shares),
-            work_total=searcher.work_total,
-            answered=searcher.answered,
+            work=searcher.work + begun,
+            work_left=searcher.work_left - begun,
         )
 
     def drain(self, timeout: float) -> Iterator[TrialEvent]:

@@ -14,11 +14,10 @@ from ...store.frames import (
     groups,
     numbers,
     of_kind,
-    records,
     varies,
     where,
 )
-from ..formats import setting
+from ..formats import kinds
 from . import FigureData, Plot
 from .cells import families, legible
 from .quality import plain_log
@@ -55,7 +54,8 @@ def cost_plot(data: FigureData) -> Plot | None:
     rows = where(rows, numbers(rows, cost[0]).gt(0) & numbers(rows, loss[0]).gt(0))
     if numbers(rows, cost[0]).nunique() < 2:
         return None
-    rows = rows.assign(**{WAY: _ways(rows)})
+    differ = any(varies(rows, name) for name in WAYS)
+    rows = rows.assign(**{WAY: kinds(rows, WAYS) if differ else ""})
     ways = distinct(rows, WAY)
     shown, note = legible(families(rows), "solvers")
     figure, axes = panels(len(shown), height=2.7)
@@ -89,17 +89,6 @@ def _first(rows: pd.DataFrame, named: tuple[tuple[str, str], ...]) -> tuple[str,
     """The first of some columns that holds anything."""
     known = [one for one in named if one[0] in rows and column(rows, one[0]).notna().any()]
     return known[0] if known else None
-
-
-def _ways(rows: pd.DataFrame) -> pd.Series:
-    """How each schedule was learned, by the columns WAYS; "" where none of them differs."""
-    if not any(varies(rows, name) for name in WAYS):
-        return pd.Series("", index=rows.index)
-    found = [
-        ", ".join(filter(None, (setting(name, row[name]) for name in WAYS)))
-        for row in records(rows)
-    ]
-    return pd.Series(found, index=rows.index, dtype="object")
 
 
 def _dots(axis: Axes, rows: pd.DataFrame, cost: str, loss: str, ways: Sequence[str]) -> None:
