@@ -23,7 +23,8 @@ from ..core.learning.config import LearnConfig
 from ..core.learning.family import FamilyProgress
 from ..core.learning.learn import learn as learn_members
 from ..core.learning.pairs import Pairs
-from ..core.learning.procedure import Problem, Progress, make_config, procedures
+from ..core.learning.problem import Problem, Progress
+from ..core.learning.procedure import make_config, procedures
 from ..core.noise import NoiseSchedule
 from ..core.solver import Solver, make_solver
 from ..models import Model

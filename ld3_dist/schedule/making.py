@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from ..core.learning.config import LearnConfig
-from ..core.learning.procedure import Progress
+from ..core.learning.problem import Progress
 from ..core.solver import Tableau, make_solver
 from ..core.user_code import absolute, label
 from ..models import Model

@@ -17,7 +17,8 @@ from ..core.features import Extractor
 from ..core.learning.config import LearnConfig
 from ..core.learning.learn import learn
 from ..core.learning.pairs import Pairs
-from ..core.learning.procedure import Problem, procedures
+from ..core.learning.problem import Problem
+from ..core.learning.procedure import procedures
 from ..core.sample import draw_noise
 from ..core.solver import make_solver
 from ..metrics.scores import NotMeasured, Samples, as_reference, find_metric

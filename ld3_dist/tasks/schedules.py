@@ -18,7 +18,8 @@ import torch
 from ..core.errors import InputError
 from ..core.grid import Grid
 from ..core.learning.learnable import LearnableGrid
-from ..core.learning.procedure import Progress, procedures
+from ..core.learning.problem import Progress
+from ..core.learning.procedure import procedures
 from ..core.solver import Tableau, make_solver
 from ..core.user_code import PREFIX, label
 from ..experiment.plan import Plan, TrialSpec

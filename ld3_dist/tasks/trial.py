@@ -19,7 +19,7 @@ import torch
 from ..core.errors import InputError
 from ..core.learning.family import FamilyProgress
 from ..core.learning.pairs import Pairs
-from ..core.learning.procedure import Progress
+from ..core.learning.problem import Progress
 from ..experiment.families import nfes_of, siblings
 from ..experiment.plan import Plan, TrialSpec
 from ..schedule.learning import at_nfe, learning

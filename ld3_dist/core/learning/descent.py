@@ -32,7 +32,8 @@ from torch import Tensor
 from .config import MOST, LearnConfig, setting
 from .learnable import LATER
 from .objective import Objective, clipped
-from .procedure import Problem, Procedure, Settings
+from .problem import Problem
+from .procedure import Procedure, Settings
 
 MEMORY = 0.9
 """The fraction of their past that the running means keep at every step."""

@@ -22,7 +22,7 @@ from .config import MOST, LearnConfig, setting
 from .curve import Curve
 from .descent import Stepping
 from .objective import Objective
-from .procedure import Problem, Progress
+from .problem import Problem, Progress
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from torch import Tensor
 from .config import LearnConfig
 from .objective import Objective
 from .pairs import Pairs
-from .procedure import Problem, Progress, make_config, procedures
+from .problem import Problem, Progress
+from .procedure import make_config, procedures
 
 __all__ = ["LearnConfig", "Pairs", "Problem", "Progress", "learn", "make_config"]
 

@@ -27,7 +27,8 @@ from torch import Tensor
 from .config import LearnConfig, setting
 from .learnable import LearnableGrid
 from .objective import Objective, clipped
-from .procedure import Problem, Procedure, Progress
+from .problem import Problem, Progress
+from .procedure import Procedure
 
 MOMENTUM, SMOOTHING, DECAY, NOISE_DECAY = 0.9, 0.99, 0.8, 0.5
 LEAST_LR, LEAST_LR_TIMES, LEAST_HITS = 5e-5, 1e-6, 5
