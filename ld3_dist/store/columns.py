@@ -126,6 +126,11 @@ ROWS = _schema(
         ),
         *_learning(),
         _field("radius", pa.float64(), "r itself, in unit-variance noise"),
+        _field(
+            "noise_moved",
+            pa.float64(),
+            "mean length by which the training noise has moved at the end, at most r",
+        ),
         _field("distance", pa.string(), "distance that train_loss and valid_loss are in"),
         _field("seed", pa.int64(), "seed of the member"),
         _field("train_pairs", pa.int32(), "teacher pairs that the member learned from"),

@@ -32,6 +32,7 @@ METRICS = (
     "recall",
     "density",
     "coverage",
+    "noise_moved",
     "epochs_run",
     "network_evals",
     "device_seconds",

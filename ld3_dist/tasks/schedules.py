@@ -201,6 +201,7 @@ def _progress_of(model: Model, solver: str, row: dict[str, Any]) -> Progress:
         epoch=row["epochs_run"],
         train=train,
         valid=valid,
+        moved=torch.full_like(valid, math.nan),
         best_valid=valid,
         best_epoch=torch.tensor([row["best_epoch"]]),
         best=grid,

@@ -147,6 +147,7 @@ def learned_rows(
             "kind": "learned",
             "family": spec.curves[m] if spec.curves else None,
             "radius": spec.config.radius(tuple(model.denoiser.shape), cell.nfe),
+            "noise_moved": progress.moved[m].item(),
             "start_loss": valid[m][0],
             "train_loss": progress.train[m].item(),
             "valid_loss": progress.best_valid[m].item(),

@@ -74,6 +74,10 @@ class Stepping(Procedure[Settings]):
         progress = epochs / max(self.config.epochs, 1)
         return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
 
+    def accepted(self) -> Tensor:
+        """The x' with the lowest loss known; `moved` is the next one to try."""
+        return self.state["kept"]
+
     def gradient(self) -> Tensor:
         """Every member's gradient [K, P], in units of the learning rates.
 

@@ -48,17 +48,18 @@ class CurveConfig(LearnConfig):
 class FamilyProgress(Progress):
     """The state of K members after an epoch, over all NFEs F.
 
-    train, valid, best_valid: geometric means over the NFEs [K]; best and tableau are those of the
-    most evaluations.
+    train, valid, best_valid: geometric means over the NFEs [K]; moved: the mean; best and tableau
+    are those of the most evaluations.
 
     curve: the members' best curves.
-    each_train, each_valid, each_best: the losses of every NFE [F, K].
+    each_train, each_valid, each_best: the losses of every NFE [F, K]; each_moved: its moves.
     """
 
     curve: Curve
     each_train: Tensor
     each_valid: Tensor
     each_best: Tensor
+    each_moved: Tensor
 
     @property
     def nfes(self) -> tuple[int, ...]:
@@ -74,6 +75,7 @@ class FamilyProgress(Progress):
             self.epoch,
             self.each_train[f],
             self.each_valid[f],
+            self.each_moved[f],
             self.each_best[f],
             self.best_epoch,
             grid,
@@ -194,12 +196,14 @@ class CurveDescent(Stepping[CurveConfig]):
         """The FamilyProgress that is yielded after an epoch."""
         best = {name: value.clone() for name, value in self.best.items()}
         curve = self.grids.copy().set(best)
+        moved = self.lengths().view(-1, len(self.pool)).expand(len(self.nfes), -1)
         with torch.no_grad():
             grid, tableau = curve.tableau(max(self.nfes))
         return FamilyProgress(
             epoch,
             self.train_loss.clone(),
             geometric(each),
+            moved.mean(0),
             best["valid"],
             best["epoch"],
             grid,
@@ -212,6 +216,7 @@ class CurveDescent(Stepping[CurveConfig]):
             self.state["each_train"].clone(),
             each,
             best["each"].T,
+            moved,
         )
 
 

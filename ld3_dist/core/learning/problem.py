@@ -73,6 +73,8 @@ class Progress:
     """The state of K members after an epoch; epoch 0 is the start.
 
     train, valid: training loss of the epoch and hard held-out loss after it, [K].
+    moved: mean length of the moves of each member's training noise, in unit-variance noise, [K]; at
+        most the radius of the ball, 0 without one.
     best_valid, best_epoch: each member's best hard held-out loss so far and its epoch, [K].
     best, tableau: the grids and coefficients of these epochs, [K, …].
     network_evals: network evaluations so far, counted per sample.
@@ -85,6 +87,7 @@ class Progress:
     epoch: int
     train: Tensor
     valid: Tensor
+    moved: Tensor
     best_valid: Tensor
     best_epoch: Tensor
     best: Grid

@@ -196,6 +196,19 @@ class Procedure(Generic[Settings]):
         self.best["epoch"][better] = epoch
         return better
 
+    def accepted(self) -> Tensor:
+        """The x' that learning has arrived at, in the shape of `moved`."""
+        return self.moved
+
+    @torch.no_grad()
+    def lengths(self) -> Tensor:
+        """Mean length of the moves x' - x_T, for each row of `moved`."""
+        if not self.radius:
+            return torch.zeros(len(self.moved), dtype=torch.float64)
+        start = self.train.noise[self.pool]
+        away = self.accepted().view(-1, *start.shape) - start
+        return away.flatten(3).norm(dim=-1).mean(-1).flatten().cpu().double()
+
     def progress(self, epoch: int, valid: Tensor) -> Progress:
         """The Progress that is yielded after an epoch."""
         best = {name: value.clone() for name, value in self.best.items()}
@@ -203,6 +216,7 @@ class Procedure(Generic[Settings]):
             epoch,
             self.train_loss.clone(),
             valid,
+            self.lengths(),
             best["valid"],
             best["epoch"],
             Grid(best["knots"], best["evals"]),

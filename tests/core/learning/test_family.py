@@ -144,12 +144,14 @@ def test_members_that_begin_later_learn_together_with_others() -> None:
 def test_noise_moves_within_the_ball_of_each_nfe() -> None:
     config = replace(CONFIG, gamma=0.05)
     run = CurveDescent(problem("log_snr", "karras"), config)
-    list(run.run(1))
+    end = list(run.run(1))[-1]
     away = run.moved.view(len(NFES), 2, 8, -1) - run.train.noise[run.pool].flatten(2)
     length = away.norm(dim=-1)
     for f, nfe in enumerate(NFES):
         radius = config.radius(MIXTURE.shape, nfe)
         assert 0 < length[f].max() <= radius * (1 + 1e-6)
+        assert 0 < end.at(nfe).moved.min() <= end.at(nfe).moved.max() <= radius
+    assert end.at(NFES[0]).moved.max() > end.at(NFES[-1]).moved.max()  # the ball is larger there
 
 
 def test_a_member_whose_loss_is_not_finite_does_not_disturb_the_others() -> None:

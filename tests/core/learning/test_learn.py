@@ -208,6 +208,26 @@ def test_noise_moves_only_where_its_loss_falls(
     assert not moved.all()
 
 
+def test_progress_says_how_far_the_noise_has_moved(
+    mixture: Mixture, train: Pairs, valid: Pairs
+) -> None:
+    """Zero at the start and at the first visits, whose moves are not judged yet; then the mean
+    length of what was accepted, the same whether or not another member is packed beside it.
+    """
+    config = replace(CONFIG, gamma=0.2, epochs=6, lr_noise=0.9)
+    problem = Problem(mixture, SOLVER, start_of("karras")[None], train, valid, L2)
+    session = Descent(problem, config)
+    found = torch.stack([p.moved for p in session.run()])[:, 0]
+    away = (session.accepted()[0] - train.noise).flatten(1).norm(dim=1)
+    assert found[0] == 0
+    assert 0 < found[1] <= found[-1] <= session.radius
+    torch.testing.assert_close(found[-1], away.mean().double())
+    two = Problem(mixture, SOLVER, start_of("karras").expand(2, -1), train, valid, L2)
+    packed = list(learn(two, config))
+    torch.testing.assert_close(packed[0].moved, torch.zeros(2).double(), rtol=0, atol=0)
+    torch.testing.assert_close(packed[-1].moved, found[-1].expand(2), rtol=1e-6, atol=0)
+
+
 def test_gamma_zero_moves_nothing(mixture: Mixture, train: Pairs, valid: Pairs) -> None:
     session = run_session(mixture, train, valid, replace(CONFIG, gamma=0.0))
     assert session.state["kept"][0].equal(train.noise)

@@ -161,6 +161,8 @@ def test_noise_stays_in_its_ball_and_moves_only_downhill(mixture: Mixture, pairs
     assert moved.any()
     assert (run.moved[0] - pairs[:20].noise).norm(dim=1).max() <= run.radius * (1 + 1e-12)
     assert (losses(run.moved[0])[moved] < before[moved]).all()
+    away = (run.moved[0] - pairs[:20].noise).norm(dim=1)
+    torch.testing.assert_close(run.lengths()[0], away.mean().double())
 
 
 @pytest.mark.parametrize("gamma", few([0.0, 0.05], [0.05]))
