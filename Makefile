@@ -32,7 +32,7 @@ test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadgroup --durations=15
 
 # Sweeps skip what their folder has, scripts what their tables have.
-SWEEPS := radius radius_pairs theory_kl stress distances metrics flow_matching guidance
+SWEEPS := radius radius_fashion radius_pairs theory_kl stress distances metrics flow_matching guidance
 
 science: install
 	@for name in $(SWEEPS); do \
