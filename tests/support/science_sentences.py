@@ -15,7 +15,7 @@ from ld3_dist.report.ranks import differences
 RESULTS = Path(__file__).parents[2] / "results"
 
 
-def factor(frame: pd.DataFrame, level: float, base: float, value: str) -> str:
+def factor(frame: pd.DataFrame, level: float, base: float, value: str = "eval_loss") -> str:
     """The ratio of `value` at two gammas, with its interval: paired, geometric mean over cells."""
     cells = ["model", "solver", "nfe", "seed"]
     wide = frame.pivot_table(index=cells, columns="gamma", values=value).dropna()
@@ -57,11 +57,40 @@ def theory() -> list[str]:
     return said
 
 
+RADII = (("radius", "digits"), ("radius_fashion", "fashion"))
+"""Folders of the sweeps of the radius, and their models."""
+
+
 def radius() -> list[str]:
-    table = pd.read_csv(RESULTS / "radius/report/ablation.csv")
-    fresh = table[(table["score"] == "loss") & (table["level"].astype(float) == 0.01)]
-    row = fresh.iloc[0]
-    return [f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.2f})"]
+    """The lines of two tables: a radius over all cells, and by number of evaluations."""
+    lines, by_nfe = [], []
+    for folder, model in RADII:
+        found = pd.read_csv(RESULTS / folder / "report/ablation.csv").set_index(["level", "score"])
+        frame = load_results(str(RESULTS / folder))
+        rows = frame[frame["kind"] == "learned"]
+        for level in sorted(set(rows["gamma"]) - {0.0}):
+            soft = rows[rows["gamma"] == level]
+            cells = [ratio_of(found.loc[(level, score)]) for score in ("loss", "fid")]
+            cells.append(factor(rows, level, 0.0, "train_loss"))
+            cells.append(f"{(soft['noise_moved'] / soft['radius']).median():.0%}")
+            lines.append(f"| {model} | {level:g} | {' | '.join(cells)} |")
+            for nfe, some in rows.groupby("nfe"):
+                by_nfe.append(f"| {model} | {level:g} | {nfe} | {factor(some, level, 0.0)} |")
+    return lines + by_nfe
+
+
+def radius_in_short() -> list[str]:
+    """The effect of ten and of a hundred times the paper's gamma on fresh losses."""
+    said = []
+    for folder, model in RADII:
+        found = pd.read_csv(RESULTS / folder / "report/ablation.csv").set_index(["level", "score"])
+        for level in (0.01, 0.1):
+            said.append(f"{model}, gamma {level:g}: {ratio_of(found.loc[(level, 'loss')])}")
+    return said
+
+
+def ratio_of(row: pd.Series) -> str:
+    return f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
 
 
 def radius_pairs() -> list[str]:
