@@ -15,7 +15,8 @@ from typing import Any
 
 from ..core.user_code import label
 from ..experiment.plan import Cell, Plan, TrialSpec
-from ..store.results import load_results
+from ..store.lineage import own_first
+from ..store.results import comparable, load_results
 from ..store.storage import Storage
 from ..store.tables import read_table
 from ..tasks.evaluate import (
@@ -210,9 +211,10 @@ def data_items(plan: Plan) -> list[Item]:
 def picture_pairs(plan: Plan, frame: Any) -> list[tuple[Cell, Item, Item]]:
     """Best baseline and best learned row of every cell that has both and samples images.
 
-    Both are best in the experiment's own distance, or in the first that was learned in.
+    Both are best by the same held-out losses: in the experiment's own distance and from its own
+    teacher, where anything was learned so.
     """
-    pairs = []
+    pairs, experiment = [], {"settings": plan.experiment.model_dump(mode="json")}
     for cell in plan.cells if plan.experiment.evaluate.pictures else []:
         if len(model_of(cell.model, "cpu").image_shape) != 3:
             continue
@@ -220,9 +222,8 @@ def picture_pairs(plan: Plan, frame: Any) -> list[tuple[Cell, Item, Item]]:
         best = here[here["best"]]
         if best.empty:
             continue
-        own = best[best["distance"] == label(plan.experiment.distance)]
-        learned = (own if len(own) else best).iloc[0].to_dict()
-        same = here[(here["kind"] == "baseline") & (here["distance"] == learned["distance"])]
+        learned = own_first(best, experiment).iloc[0].to_dict()
+        same = comparable(here[here["kind"] == "baseline"], learned)
         if len(same):
             baseline = same.sort_values("valid_loss").iloc[0].to_dict()
             pairs.append((cell, _item(baseline, cell), _item(learned, cell)))
@@ -231,15 +232,11 @@ def picture_pairs(plan: Plan, frame: Any) -> list[tuple[Cell, Item, Item]]:
 
 def losses_of_baselines(frame: Any, item: Item) -> dict[str, Any]:
     """Losses of the cell's baselines, for a learned row's schedule file."""
-    if item.kind != "learned" or item.cell is None:
+    own = frame[frame["key"] == item.key]
+    if item.kind != "learned" or not len(own):
         return {}
-    distances = frame.loc[frame["key"] == item.key, "distance"]
-    here = frame[
-        (frame["cell"] == item.cell.id)
-        & (frame["kind"] == "baseline")
-        & (frame["status"] == "ok")
-        & frame["distance"].isin(distances)
-    ]
+    grids = frame[(frame["kind"] == "baseline") & (frame["status"] == "ok")]
+    here = comparable(grids, own.iloc[0])
     return {row["start"]: {"valid_loss": row["valid_loss"]} for row in here.to_dict("records")}
 
 

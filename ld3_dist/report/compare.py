@@ -28,7 +28,7 @@ from ..core.errors import InputError, unknown
 from ..metrics.paired import compare as compare_losses
 from ..metrics.resampling import exponential
 from ..store.frames import column, records, where
-from ..store.lineage import current, own_distance
+from ..store.lineage import current, own_first
 from ..store.opening import open_places
 from ..store.results import load_results
 from ..store.storage import Storage
@@ -92,7 +92,7 @@ def compare_sweeps(a: Any, b: Any, by: Sequence[str] = ("cell",)) -> SweepCompar
         if name not in known:
             raise unknown("column in --by:", name, known)
     about = [current(storage) for storage in storages]
-    best = [_best_of_cells(f, own_distance(a)) for f, a in zip(frames, about, strict=True)]
+    best = [_best_of_cells(f, a) for f, a in zip(frames, about, strict=True)]
     cells = [name for name in best[0] if name in best[1]]
     if not cells:
         raise InputError(
@@ -139,16 +139,13 @@ def _listed(best: Mapping[str, Any]) -> str:
     return ", ".join(names[:4]) + more if names else "none"
 
 
-def _best_of_cells(frame: pd.DataFrame, distance: str) -> dict[str, list[dict[str, Any]]]:
-    """For each cell, the members of the best trial: all seeds of the best one's start.
-
-    Trials in the experiment's own distance go first; held-out losses in others do not compare.
-    """
+def _best_of_cells(
+    frame: pd.DataFrame, experiment: Mapping[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
+    """For each cell, the members of the best trial: all seeds of the best one's start."""
     found = {}
     ok = where(frame, (frame["kind"] == "learned") & (frame["status"] == "ok"))
-    leaders = where(ok, ok["best"])
-    leaders = leaders.assign(_other=column(leaders, "distance") != distance)
-    leaders = leaders.sort_values(["_other", "valid_loss"], kind="stable")
+    leaders = own_first(where(ok, ok["best"]), experiment)
     for leader in records(leaders.drop_duplicates("cell").sort_values("cell")):
         trial = where(ok, (ok["cell"] == leader["cell"]) & (ok["start"] == leader["start"]))
         same = where(trial, trial["trial"] == leader["trial"])

@@ -18,8 +18,9 @@ a cell with the same grid has the result.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -75,6 +76,12 @@ def load_results(*places: Place, all: bool = False, tidy: bool = False) -> pd.Da
     frame = _derive(with_settings(share_between_rows(frame, measured)), storages)
     frame.attrs = {"unreadable": [name for one in loaded for name in one.unreadable]}
     return tidied(frame) if tidy else frame
+
+
+def comparable(frame: pd.DataFrame, row: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of a frame whose held-out losses can be compared with that of `row`."""
+    agrees = [column(frame, name) == row[name] for name in COMPARABLE]
+    return where(frame, np.logical_and.reduce([mask.fillna(False) for mask in agrees]))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import numpy as np
 from ..core.errors import InputError
 from ..experiment import parse_experiment
 from ..experiment.plan import Plan
-from ..store.lineage import current, own_distance
+from ..store.lineage import current, own_first
 from ..store.lock import Holder, holders
 from ..store.results import load_results
 from ..store.storage import Storage
@@ -134,7 +134,7 @@ def status_of(storage: Storage) -> Status:
         scored=int(frame["eval_loss"].notna().sum()),
         statuses={str(name): int(n) for name, n in learned["status"].value_counts().items()},
         drivers=drivers,
-        gains=_gains(frame, own_distance(experiment)),
+        gains=_gains(frame, experiment),
         failures=names,
         last_failures=failures,
         signs=counted_signs(symptoms(frame)),
@@ -193,11 +193,8 @@ def _seconds_left(drivers: list[Driver], left: int | None, rate: float | None) -
     return 3600.0 * left / rate if drivers and rate and left is not None else None
 
 
-def _gains(frame: Any, distance: str) -> list[Gain]:
-    """The best learned schedule of every cell; on fresh samples where any of its rows has them.
-
-    Held-out losses in several distances do not compare; the one given is the experiment's own.
-    """
+def _gains(frame: Any, experiment: Mapping[str, Any]) -> list[Gain]:
+    """The best learned schedule of every cell; on fresh samples where any of its rows has them."""
     found = []
     for cell, rows in frame[frame["kind"] == "learned"].groupby("cell", sort=False):
         ok = rows[rows["status"] == "ok"]
@@ -207,9 +204,7 @@ def _gains(frame: Any, distance: str) -> list[Gain]:
         if not len(ranked):
             continue
         column = "eval_gain" if fresh else "gain"
-        own = ranked[ranked["distance"] == distance]
-        ranked = own if len(own) else ranked
-        best = ranked.sort_values("valid_loss", kind="stable").iloc[0]
+        best = own_first(ranked, experiment).iloc[0]
         low, high = (_number(best.get(f"{column}_{end}")) for end in ("low", "high"))
         key, gain = str(best["key"]), _number(best[column])
         found.append(Gain(str(cell), key, gain, low, high, fresh))

@@ -85,16 +85,25 @@ def test_losses_of_other_distances_have_no_ratio(tmp_path: Path, change: dict, w
     assert "nan" not in shown.output
 
 
-def test_the_best_is_of_the_experiments_own_distance(tmp_path: Path) -> None:
-    """A loss in another distance may be as small as it likes."""
-    other = learned("x", "t1", 0, 1e-9, distance="l1")
-    a = write_folder(tmp_path / "a", [learned("a", "t", 0, 2.0), other])
-    b = write_folder(tmp_path / "b", [learned("b", "t", 0, 1.0)])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"distance": "l1"},
+        {"teacher": "u", "teacher_solver": "unipc-3", "teacher_nfe": 8},
+        {"teacher": "u", "teacher_solver": "ddim", "teacher_nfe": 20},
+        {"teacher": "u", "teacher_nfe": None},
+    ],
+)
+def test_the_best_is_in_the_experiments_own_terms(tmp_path: Path, other: dict) -> None:
+    """A loss in another distance, or from another teacher, may be as small as it likes."""
+    own = {"teacher_solver": "unipc-3", "teacher_nfe": 20}
+    rows = [learned("x", "t1", 0, 1e-9, **(own | other)), learned("a", "t", 0, 2.0, **own)]
+    a = write_folder(tmp_path / "a", rows)
+    b = write_folder(tmp_path / "b", [learned("b", "t", 0, 1.0, **own)])
     assert [(row.loss_a, row.ratio) for row in compare_sweeps(a, b).rows] == [(2.0, 0.5)]
-    frame = load_results(a).assign(gain=[3.0, 5.0])
-    (gain,) = _gains(frame.sort_values("key"), "l2")
-    assert (gain.key, gain.gain) == ("a", 3.0)
-    assert _gains(frame, "l1")[0].key == "x"
+    frame = load_results(a).assign(gain=3.0).sort_values("key", ascending=False)
+    assert [gain.key for gain in _gains(frame, {"settings": SETTINGS})] == ["a"]
+    assert [gain.key for gain in _gains(frame.drop(index=frame.index[1]), {})] == ["x"]
 
 
 def test_without_losses_the_means_are_compared(tmp_path: Path) -> None:

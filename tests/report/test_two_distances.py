@@ -77,6 +77,8 @@ def test_files_and_pictures_name_hand_made_grids_of_the_same_distance(frame: pd.
         same = frame[(frame["kind"] == "baseline") & (frame["distance"] == row["distance"])]
         losses = same.set_index("start")["valid_loss"]
         assert {name: found["valid_loss"] for name, found in told.items()} == losses.to_dict()
+        other = same.assign(teacher="another", valid_loss=0.0)
+        assert losses_of_baselines(pd.concat([frame, other]), item) == told
     assert picture_pairs(plan, frame) == []  # points in the plane are no pictures
 
 
