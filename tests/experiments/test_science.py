@@ -117,6 +117,7 @@ def test_the_optima_are_those_of_the_stored_grids() -> None:
         "flow",
         "radius",
         "radius_pairs",
+        "pairs_alone",
     ],
 )
 def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
@@ -125,6 +126,7 @@ def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
         "convergence": "convergence_1d",
         "correlations": "metrics",
         "flow": "flow_matching",
+        "pairs_alone": "radius_pairs",
     }
     folder = folders.get(name, name)
     text = page(folder)

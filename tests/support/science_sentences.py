@@ -104,6 +104,16 @@ def radius_pairs() -> list[str]:
     ]
 
 
+def pairs_alone() -> list[str]:
+    """The effects of the largest radius, of pairs and of tied network times over all columns."""
+    found = pd.read_csv(RESULTS / "radius_pairs/report/ablation.csv")
+    found = found.set_index(["factor", "level", "score"])
+    told = [("gamma", 0.1, "loss"), ("gamma", 0.1, "fid"), ("pairs.train", 400.0, "loss")]
+    told += [("pairs.train", 25.0, "loss"), ("offset_window", 0.0, "loss")]
+    rows = [found.loc[one] for one in told]
+    return [f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})" for row in rows]
+
+
 def stress() -> list[str]:
     table = pd.read_csv(RESULTS / "stress/stress.csv")
     cells = pd.read_csv(RESULTS / "stress/summary.csv")
