@@ -111,7 +111,7 @@ def test_the_optima_are_those_of_the_stored_grids() -> None:
         "stress",
         "convergence",
         "guidance",
-        "distances",
+        "judged",
         "correlations",
         "transfer",
         "flow",
@@ -126,6 +126,7 @@ def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
         "convergence": "convergence_1d",
         "correlations": "metrics",
         "flow": "flow_matching",
+        "judged": "distances",
         "pairs_alone": "radius_pairs",
     }
     folder = folders.get(name, name)

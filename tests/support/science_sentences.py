@@ -227,6 +227,24 @@ def distances() -> list[str]:
     ]
 
 
+JUDGES = (
+    "loss", "metric.distance.l1", "metric.distance.feature", "metric.distance.efficientnet-lite0",
+    "metric.distance.st-lpips-alex", "fid",
+)  # fmt: skip
+
+
+def judged() -> list[str]:
+    """A line of the matrix per distance that was learned with: each judge's score over l2's."""
+    table = pd.read_csv(RESULTS / "distances/report/ablation.csv")
+    table = table[table["factor"] == "distance"].set_index(["model", "level", "score"])
+    lines = []
+    for model, level in dict.fromkeys((key[0], key[1]) for key in table.index):
+        rows = [table.loc[(model, level, judge)] for judge in JUDGES]
+        cells = [f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})" for row in rows]
+        lines.append(f"| {model} | {level} | {' | '.join(cells)} |")
+    return lines
+
+
 def correlations() -> list[str]:
     """A line of a table per score: rank correlations with the loss, in the way of its ranking."""
     table = pd.read_csv(RESULTS / "metrics/summary.csv")
