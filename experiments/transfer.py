@@ -46,7 +46,7 @@ SOLVERS, NFES, SEEDS = ("ddim", "dpmpp-3", "unipc-3", "ipndm-3"), (4, 6, 8), 5
 SOLVER, NFE = "unipc-3", 6
 LEARN = {"starts": ["log_snr"], "epochs": 6, "batch": 5}
 GRIDS = ("uniform", "log_snr", "karras")
-PAIRS, SAMPLES, FEWER = 100, 300, {"digits": 200, "fashion": 80}
+PAIRS, SAMPLES, FEWER = 100, 500, {"digits": 300, "fashion": 150}
 FRESH = 10**6
 """The seed of the samples that schedules are scored on."""
 
