@@ -40,6 +40,7 @@ def table_of(place: str) -> pd.DataFrame:
     own = own[own["kind"] == "teacher"].assign(
         model=lambda t: [_model(key, frame) for key in t["key"]], nfe=20, status="ok", signs=""
     )
+    own = own.sort_values("model")
     kept = ["model", "nfe", "kind", "start", "seed", "status", "signs", *SCORES]
     both = [part.reindex(columns=kept) for part in (own, frame)]
     return pd.concat([part.dropna(axis=1, how="all") for part in both]).rename(columns=SCORES)

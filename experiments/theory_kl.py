@@ -135,12 +135,10 @@ def main() -> None:
 
 
 def measure(sweep: str, file: Path) -> None:
-    """Append the rows that theory.csv does not have yet."""
+    """Append the rows that theory.csv does not have yet, then put all in the sweep's order."""
     done = set(pd.read_csv(file)["key"]) if file.exists() else set()
     frame = ld3.load_results(sweep)
     frame = frame[frame["status"] == "ok"]
-    # the ends of the range of gamma first, so that a run that is stopped can be used
-    frame = frame.iloc[(frame["gamma"] == 0.1).argsort(kind="stable")]
     with file.open("a", newline="", encoding="utf-8") as stream:
         writer = None
         for row in frame.to_dict("records"):
@@ -153,6 +151,10 @@ def measure(sweep: str, file: Path) -> None:
                     writer.writeheader()
             writer.writerow(made)
             stream.flush()
+    places = {key: place for place, key in enumerate(frame["key"])}
+    head, *lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines.sort(key=lambda line: places.get(line.partition(",")[0], len(places)))
+    file.write_text("".join([head, *lines]), encoding="utf-8")
 
 
 if __name__ == "__main__":
