@@ -15,8 +15,7 @@ from typing import Any
 
 from ..core.user_code import label
 from ..experiment.plan import Cell, Plan, TrialSpec
-from ..store.lineage import own_first
-from ..store.results import comparable, load_results
+from ..store.results import comparable, load_results, own_first
 from ..store.storage import Storage
 from ..store.tables import read_table
 from ..tasks.evaluate import (

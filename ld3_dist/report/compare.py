@@ -28,9 +28,9 @@ from ..core.errors import InputError, unknown
 from ..metrics.paired import compare as compare_losses
 from ..metrics.resampling import exponential
 from ..store.frames import column, records, where
-from ..store.lineage import current, own_first
+from ..store.lineage import current
 from ..store.opening import open_places
-from ..store.results import load_results
+from ..store.results import load_results, own_first
 from ..store.storage import Storage
 from ..store.views import load_samples
 

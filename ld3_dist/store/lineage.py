@@ -17,10 +17,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-
 from ..core.user_code import label
-from .frames import column
 from .storage import Storage
 
 CLAIM = "experiment.json"
@@ -83,24 +80,6 @@ def own_distance(experiment: Mapping[str, Any]) -> str:
     settings = experiment.get("settings")
     found = settings.get("distance") if isinstance(settings, dict) else None
     return label(found) if isinstance(found, str) else ""
-
-
-def own_first(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> pd.DataFrame:
-    """Rows by their held-out losses; those that the experiment's own do not compare with come last.
-
-    First are rows in its own distance from its own teacher. Losses of another distance, teacher or
-    number of held-out pairs say nothing about which of two schedules is better.
-    """
-    settings = experiment.get("settings")
-    settings = settings if isinstance(settings, dict) else {}
-    own = {"distance": own_distance(experiment)}
-    for name, value in (settings.get("teacher") or {}).items():
-        own[f"teacher_{name}"] = label(value) if isinstance(value, str) else value
-    foreign = [column(rows, name) != value for name, value in own.items() if name in rows]
-    rank = sum(mask.fillna(True).astype(int) for mask in foreign)
-    kinds = ["distance", "teacher", "valid_pairs"]
-    order = rows.assign(_rank=rank).sort_values(["_rank", *kinds, "valid_loss"], kind="stable")
-    return rows.loc[order.index]
 
 
 def _is_old(claim: dict[str, Any]) -> bool:

@@ -25,9 +25,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..core.user_code import label
 from .asked import Asked, read_asked
 from .frames import column, of_kind, where
 from .gains import Losses, share_between_rows, with_fresh_gains
+from .lineage import own_distance
 from .opening import Place, open_places
 from .settings_columns import with_settings
 from .storage import Storage
@@ -82,6 +84,23 @@ def comparable(frame: pd.DataFrame, row: Mapping[str, Any]) -> pd.DataFrame:
     """The rows of a frame whose held-out losses can be compared with that of `row`."""
     agrees = [column(frame, name) == row[name] for name in COMPARABLE]
     return where(frame, np.logical_and.reduce([mask.fillna(False) for mask in agrees]))
+
+
+def own_first(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> pd.DataFrame:
+    """Rows by their held-out losses; those that the experiment's own do not compare with come last.
+
+    First are rows in its own distance from its own teacher. Losses of another distance, teacher or
+    number of held-out pairs say nothing about which of two schedules is better.
+    """
+    settings = experiment.get("settings")
+    teacher = settings.get("teacher") if isinstance(settings, dict) else None
+    own: dict[str, Any] = {"distance": own_distance(experiment)}
+    for name, value in teacher.items() if isinstance(teacher, dict) else ():
+        own[f"teacher_{name}"] = label(value) if isinstance(value, str) else value
+    foreign = [column(rows, name) != value for name, value in own.items() if name in rows]
+    rank = sum(mask.fillna(True).astype(int) for mask in foreign)
+    order = rows.assign(_rank=rank).sort_values(["_rank", *COMPARABLE, "valid_loss"], kind="stable")
+    return rows.loc[order.index]
 
 
 @dataclass(frozen=True)

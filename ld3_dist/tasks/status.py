@@ -26,9 +26,9 @@ import numpy as np
 from ..core.errors import InputError
 from ..experiment import parse_experiment
 from ..experiment.plan import Plan
-from ..store.lineage import current, own_first
+from ..store.lineage import current
 from ..store.lock import Holder, holders
-from ..store.results import load_results
+from ..store.results import load_results, own_first
 from ..store.storage import Storage
 from ..store.symptoms import counted_signs, symptoms
 from ..store.tables import read_records
