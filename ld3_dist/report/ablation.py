@@ -34,8 +34,8 @@ from ..experiment.reading import parse_experiment
 from ..metrics.of_samples import is_distance
 from ..metrics.paired import NOTHING, Estimate, holm, interval_over_sets, over_seeds
 from ..metrics.resampling import STATISTICS, exponential, statistic_of
-from ..store.columns import axis_column
 from ..store.frames import column, groups, numbers, of_kind, records, varies, where
+from ..store.settings_columns import axis_column
 from .columns import METRIC
 from .formats import DASH, missing, number, ratio
 from .scores import LOSSES, Score, label_of, measured

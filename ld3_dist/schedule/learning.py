@@ -239,17 +239,12 @@ def learn(
     }
     own = nfes[-1]
     made = make_schedule(
-        model, solver, own, at_nfe(progress, own), best, config, start=_name(names[best]),
-        start_loss=at_nfe(first, own).valid[best].item(), baselines=_losses(measured[own]),
+        model, solver, own, progress.at(own), best, config, start=_name(names[best]),
+        start_loss=first.at(own).valid[best].item(), baselines=_losses(measured[own]),
     )  # fmt: skip
     if isinstance(progress, FamilyProgress):
         return _with_curve(made, progress, best, measured)
     return _better(made, model.noise, measured[own], loss)
-
-
-def at_nfe(progress: Progress, nfe: int) -> Progress:
-    """The progress of one NFE, of a family or of a schedule."""
-    return progress.at(nfe) if isinstance(progress, FamilyProgress) else progress
 
 
 def _losses(measured: Mapping[str, Baseline]) -> dict[str, float | None]:

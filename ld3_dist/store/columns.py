@@ -347,21 +347,6 @@ TRANSFERS = _schema(
 )
 """What `ld3-dist transfer` writes: schedules scored where they were not learned."""
 
-AXES = {
-    "pairs.train": "train_pairs",
-    "teacher.solver": "teacher_solver",
-    "teacher.nfe": "teacher_nfe",
-    "teacher.start": "teacher_start",
-    **{name: name for name in ("start", "distance", "guidance", "procedure")},
-}
-"""Columns of axes that are no settings of learning."""
-
-
-def axis_column(axis: str) -> str:
-    """The column of `load_results` that holds the values of an axis of a search."""
-    return AXES.get(axis, axis if axis in LEARNING else f"learn.{axis}")
-
-
 SCHEMAS = {
     "rows": ROWS,
     "evaluations": EVALUATIONS,

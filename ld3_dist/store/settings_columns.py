@@ -1,4 +1,4 @@
-"""Columns for settings that rows have in their JSON alone.
+"""The columns that show settings: those of axes, and columns for settings in the rows' JSON alone.
 
     learn.NAME      a setting of a user's own procedure for which rows have no column
     settings.NAME   any other setting in which rows of one cell differ, and that no column shows
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .columns import has_column
+from .columns import LEARNING, has_column
 from .frames import column
 
 SHOWN = {
@@ -34,7 +34,21 @@ SHOWN = {
 }
 """Settings that columns of their own show, or that rows of one trial share."""
 
+AXES = {
+    "pairs.train": "train_pairs",
+    "teacher.solver": "teacher_solver",
+    "teacher.nfe": "teacher_nfe",
+    "teacher.start": "teacher_start",
+    **{name: name for name in ("start", "distance", "guidance", "procedure")},
+}
+"""Columns of axes that are no settings of learning."""
+
 _MEMBER = r'"(seed|start)": ("(\\.|[^"\\])*"|-?[0-9]+)(, )?'
+
+
+def axis_column(axis: str) -> str:
+    """The column of `load_results` that holds the values of an axis of a search."""
+    return AXES.get(axis, axis if axis in LEARNING else f"learn.{axis}")
 
 
 def with_settings(frame: pd.DataFrame) -> pd.DataFrame:

@@ -18,8 +18,8 @@ from typing import Any, Literal
 from ..core.text import file_name
 from ..experiment.plan import Plan, digest
 from ..experiment.sections import BestPer, ModelSettings
-from ..store.columns import axis_column
 from ..store.results import COMPARABLE
+from ..store.settings_columns import axis_column
 from .opened import extractor_of, keep
 
 Row = dict[str, Any]

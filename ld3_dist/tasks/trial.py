@@ -22,7 +22,7 @@ from ..core.learning.pairs import Pairs
 from ..core.learning.problem import Progress
 from ..experiment.families import nfes_of, siblings
 from ..experiment.plan import Plan, TrialSpec
-from ..schedule.learning import at_nfe, learning
+from ..schedule.learning import learning
 from ..schedule.provenance import where
 from ..schedule.sampling import in_loss_space
 from ..store.storage import Storage
@@ -97,7 +97,7 @@ def run_trial(
         share = seconds * one.cell.nfe / total
         common = numbers | where(device) | {"message": message, "seconds": share}
         common |= meter.columns(share)
-        ends = at_nfe(progress, one.cell.nfe), course.at(one.cell.nfe)
+        ends = progress.at(one.cell.nfe), course.at(one.cell.nfe)
         losses.append(learned_rows(plan, one, storage, *ends, common, device))
         write_table(storage, "rows", one.task, losses[-1])
     checkpoints.remove()

@@ -24,8 +24,8 @@ from optuna.trial import create_trial
 
 from ...experiment.plan import Plan
 from ...experiment.points import count_points, levels_of
-from ...store.columns import axis_column
 from ...store.results import COMPARABLE, load_results
+from ...store.settings_columns import axis_column
 from ...store.storage import Storage
 
 Row = dict[str, Any]

@@ -1,4 +1,4 @@
-"""What a run of learning is given, and what it tells after every epoch."""
+"""The problem that a run of learning is given, and the progress it tells after every epoch."""
 
 from __future__ import annotations
 
@@ -96,3 +96,7 @@ class Progress:
     work: Tensor
     last: Tensor
     snapshot: Callable[[], dict[str, Tensor]]
+
+    def at(self, nfe: int) -> Progress:
+        """The progress at an NFE: this one, where a single NFE is learned."""
+        return self
