@@ -118,6 +118,8 @@ def test_the_optima_are_those_of_the_stored_grids() -> None:
         "radius",
         "radius_pairs",
         "pairs_alone",
+        "benchmark",
+        "benchmark_against_grids",
     ],
 )
 def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
@@ -127,6 +129,7 @@ def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
         "correlations": "metrics",
         "flow": "flow_matching",
         "judged": "distances",
+        "benchmark_against_grids": "benchmark",
         "pairs_alone": "radius_pairs",
     }
     folder = folders.get(name, name)
@@ -141,6 +144,7 @@ def test_the_numbers_of_the_index_are_those_of_the_tables() -> None:
     for sentence in [
         *said,
         *science_sentences.radius_in_short(),
+        *science_sentences.benchmark_in_short(),
         *science_sentences.radius_pairs()[4::4],
         *science_sentences.convergence()[:-1],
         *science_sentences.guidance(),

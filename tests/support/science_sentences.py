@@ -298,10 +298,35 @@ def benchmark() -> list[str]:
         away = (base * -1).add(mine.set_index(["cell", *seeds])["eval_loss"])
         losses = [f"{np.exp(value):.2g}" for value in mine.groupby("nfe")["eval_loss"].mean()]
         ends = [f"{np.exp(mine[name].mean()):.3g}" for name in ("fid", "seconds")]
+        ends[1] = ends[1] if mine["seed"].notna().all() else "–"  # of all grids of a cell together
         over = "1" if found.names[i] == "learned, default" else spread(away)
         cells = [found.names[i].removeprefix("learned, "), f"{found.ranks[i]:.1f}", *losses, over]
         lines.append(f"| {' | '.join([*cells, *ends])} |")
     return lines
+
+
+def benchmark_against_grids() -> list[str]:
+    """In how many cells a way of learning is nearer to the teacher than every grid, by how much."""
+    frame = load_results(str(RESULTS / "benchmark"))
+    rows = chosen(frame, WAYS, ["nfe"], "eval_loss", "all")
+    logs = np.log(rows["eval_loss"].astype(float)).groupby([rows["cell"], rows[joined(WAYS)]])
+    wide = logs.mean().unstack()
+    ways = [name for name in wide if str(name).startswith("learned")]
+    best = wide.drop(columns=ways).min(axis=1)
+    return [
+        f"{str(way).removeprefix('learned, ')} in {int((wide[way] < best).sum())} of {len(wide)} "
+        f"cells, by {np.exp((best - wide[way]).mean()):.2f}"
+        for way in ways
+    ]
+
+
+def benchmark_in_short() -> list[str]:
+    """The loss of every way of learning, and of the best grid, over the default's."""
+    lines = [line.strip("| ").split(" | ") for line in benchmark()]
+    ways = ("default", "curve", "paper")
+    learned = [line for line in lines if line[0].startswith(ways) and line[0] != "default"]
+    grid = next(line for line in lines if not line[0].startswith(ways))
+    return [f"{line[0]}: {line[7]}" for line in [*learned, grid]]
 
 
 if __name__ == "__main__":
