@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +90,10 @@ def radius_in_short() -> list[str]:
     return said
 
 
-def ratio_of(row: pd.Series) -> str:
-    return f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+def ratio_of(row: Mapping[str, float] | pd.Series, digits: int = 3) -> str:
+    """A ratio of an ablation's table with its interval."""
+    value, low, high = (f"{row[name]:.{digits}f}" for name in ("ratio", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def radius_pairs() -> list[str]:
@@ -99,7 +102,7 @@ def radius_pairs() -> list[str]:
     fresh = table[(table["factor"] == "gamma") & (table["score"] == "loss")]
     return [
         f"gamma {float(row['level']):g}, {row['other']} {float(row['other_level']):g}: "
-        f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+        f"{ratio_of(row)}"
         for row in fresh.to_dict("records")
     ]
 
@@ -110,8 +113,7 @@ def pairs_alone() -> list[str]:
     found = found.set_index(["factor", "level", "score"])
     told = [("gamma", 0.1, "loss"), ("gamma", 0.1, "fid"), ("pairs.train", 400.0, "loss")]
     told += [("pairs.train", 25.0, "loss"), ("offset_window", 0.0, "loss")]
-    rows = [found.loc[one] for one in told]
-    return [f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})" for row in rows]
+    return [ratio_of(found.loc[one], 2) for one in told]
 
 
 def stress() -> list[str]:
@@ -221,8 +223,7 @@ def distances() -> list[str]:
     table = table[table["factor"] == "distance"]
     names = {"loss": "l2 loss", "fid": "Fréchet distance"}
     return [
-        f"{row['model']}, {row['level']}: {names[row['score']]} {row['ratio']:.2f} "
-        f"({row['low']:.2f} to {row['high']:.2f})"
+        f"{row['model']}, {row['level']}: {names[row['score']]} {ratio_of(row, 2)}"
         for row in table[table["score"].isin(list(names))].to_dict("records")
     ]
 
@@ -239,8 +240,7 @@ def judged() -> list[str]:
     table = table[table["factor"] == "distance"].set_index(["model", "level", "score"])
     lines = []
     for model, level in dict.fromkeys((key[0], key[1]) for key in table.index):
-        rows = [table.loc[(model, level, judge)] for judge in JUDGES]
-        cells = [f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})" for row in rows]
+        cells = [ratio_of(table.loc[(model, level, judge)], 2) for judge in JUDGES]
         lines.append(f"| {model} | {level} | {' | '.join(cells)} |")
     return lines
 
@@ -281,10 +281,15 @@ WAYS = ("method", "procedure", "coefficients", "start_time")
 """Columns that tell the rows of the benchmark apart."""
 
 
+def ways_of_benchmark() -> pd.DataFrame:
+    """The rows of the benchmark, each with its way in the column of `joined(WAYS)`."""
+    frame = load_results(str(RESULTS / "benchmark"))
+    return chosen(frame, WAYS, ["nfe"], "eval_loss", "all")
+
+
 def benchmark() -> list[str]:
     """A line of the table per way, best first: rank, loss by NFE, loss over the default's, …"""
-    frame = load_results(str(RESULTS / "benchmark"))
-    rows = chosen(frame, WAYS, ["nfe"], "eval_loss", "all")
+    rows = ways_of_benchmark()
     named = rows[joined(WAYS)]
     logs = np.log(rows[["eval_loss", "fid", "seconds"]].astype(float)).assign(
         way=named, cell=rows["cell"], seed=rows["seed"], nfe=rows["nfe"]
@@ -307,8 +312,7 @@ def benchmark() -> list[str]:
 
 def benchmark_against_grids() -> list[str]:
     """In how many cells a way of learning is nearer to the teacher than every grid, by how much."""
-    frame = load_results(str(RESULTS / "benchmark"))
-    rows = chosen(frame, WAYS, ["nfe"], "eval_loss", "all")
+    rows = ways_of_benchmark()
     logs = np.log(rows["eval_loss"].astype(float)).groupby([rows["cell"], rows[joined(WAYS)]])
     wide = logs.mean().unstack()
     ways = [name for name in wide if str(name).startswith("learned")]
