@@ -5,6 +5,7 @@ No member is assumed to stop early.
 
 from __future__ import annotations
 
+from ..schedule.starts import search_evals
 from .cells import Cell, TrialSpec
 from .plan import Plan
 from .points import Point
@@ -13,7 +14,9 @@ from .points import Point
 def cost_of(plan: Plan) -> dict[str, int]:
     """The cost of a sweep in an empty folder, by stage: teach, search and evaluate.
 
-    The best trial of each cell is evaluated, or every one where `evaluate.rows` asks for that.
+    The best trial of each cell is evaluated, or every one where `evaluate.rows` asks for that. It
+    is an upper bound: a process remembers the grids that it found along trajectories, and here each
+    is found anew.
     """
     e = plan.experiment
     teach = 0
@@ -29,6 +32,10 @@ def cost_of(plan: Plan) -> dict[str, int]:
         trials = [plan.trial(cells[0], point) for point in plan.points_of(cells[0])]
         learned = e.search.rounds * sum(passes(plan, trial) for trial in trials)
         search += nfe * (learned + grids * len(plan.teachers) * e.pairs.valid)
+        begun = [(start, trial.train) for trial in trials for _, start in trial.members]
+        follow = begun * e.search.rounds
+        follow += [(name, e.pairs.train) for name in e.baselines] * len(plan.teachers)
+        search += sum(search_evals(name, cell.steps, n) for cell in cells for name, n in follow)
         members = [len(trial.members) for trial in trials]
         every = sum(members) * e.search.rounds
         evaluated = every if e.evaluated_rows == "all" else max(members)

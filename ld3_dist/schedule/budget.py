@@ -32,11 +32,10 @@ from ..core.sample import initial_state
 from ..core.solver import make_solver
 from ..models import Model
 from ..training_free import TRAINING_FREE
-from ..training_free import evaluations as search_evaluations
 from .file import Schedule
 from .ranges import SEED_STRIDE, learning_indices
 from .sampling import device_of, draw_inputs
-from .starts import begins_later, grid_name, looks_at_pairs, own_starts
+from .starts import begins_later, grid_name, looks_at_pairs, own_starts, search_evals
 from .teaching import Teacher
 from .trying import FEW, built_in
 
@@ -199,9 +198,10 @@ class Cell:
         teacher = Teacher.parse(self.teacher) if isinstance(self.teacher, str) else self.teacher
         each = 0 if teacher is None else teacher.nfe
         searches = (
-            _search(name, solver.steps(nfe), recipe.train)
+            search_evals(name, solver.steps(nfe), recipe.train)
             for nfe in self.nfes
             for name in (*starts, *self.baselines)
+            if isinstance(name, str)
         )
         return {
             "teaching": each * (recipe.train + recipe.valid),
@@ -357,12 +357,6 @@ def _too_small(cell: Cell, budget: int | None, minutes: float | None, total: Cos
         f"{given}: too small for {epochs} of {cell.solver} in {nfes} evaluations; with "
         f"{least.train} + {least.valid} pairs the least is {wanted}"
     )
-
-
-def _search(start: Start, steps: int, pairs: int) -> int:
-    """Evaluations that a start takes; grids by name and schedules take none."""
-    name = grid_name(start) if isinstance(start, str) else ""
-    return search_evaluations(name, steps, pairs) if name in TRAINING_FREE else 0
 
 
 def _seconds(parts: Mapping[str, int], cell: Cell, recipe: Recipe, pace: Pace) -> float:

@@ -28,7 +28,6 @@ from ..metrics.paired import compare
 from ..models import Model
 from ..store.opening import open_storage
 from ..store.tables import read_records, write_table
-from ..training_free import TRAINING_FREE, evaluations
 from .baselines import FOLLOWED, hand_made, to_follow
 from .distances import open_distance
 from .elsewhere import table_in
@@ -39,6 +38,7 @@ from .provenance import provenance
 from .ranges import eval_range
 from .sampling import device_of
 from .sites import Site
+from .starts import search_evals
 from .teaching import Diverged, Teacher, teach
 
 Losses = dict[tuple[str, int], np.ndarray]
@@ -89,9 +89,9 @@ class Work:
         each = self.teacher.nfe + sum(entry.nfe for entry in self.entries)
         followed = 0
         for entry in self.entries:
-            if entry.kind == "baseline" and entry.name in TRAINING_FREE:
+            if entry.kind == "baseline":
                 steps = make_solver(entry.solver).steps(entry.nfe)
-                followed += evaluations(entry.name, steps, FOLLOWED)
+                followed += search_evals(entry.name, steps, FOLLOWED)
         return each * self.samples * self.repeats + followed
 
 

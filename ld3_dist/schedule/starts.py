@@ -38,7 +38,7 @@ from ..core.solver import Solver, make_solver
 from ..core.text import read_text
 from ..core.user_code import FILE, PREFIX
 from ..models import Model
-from ..training_free import ALONE, TRAINING_FREE, find_knots
+from ..training_free import ALONE, TRAINING_FREE, evaluations, find_knots
 from .file import LIMIT, Schedule, check_same_noise, load_schedule
 from .followed import remembered
 from .imports.lists import is_schedule, knots_of, read_levels
@@ -167,6 +167,18 @@ def looks_at_pairs(name: str) -> bool:
     name = grid_name(name)
     alone = (*DISCRETIZATIONS, *ALONE)
     return name not in alone and not _is_polynomial(name) and not _is_file(name)
+
+
+def search_evals(name: str, steps: int, pairs: int) -> int:
+    """Network evaluations, counted per sample, that finding a start's knots takes.
+
+    None for a grid by formula and for a file; what a function of your own does is not known.
+
+    Args:
+        pairs: teacher pairs whose noise the trajectories begin from.
+    """
+    grid = grid_name(name)
+    return evaluations(grid, steps, pairs) if grid in TRAINING_FREE else 0
 
 
 def start_knots(

@@ -166,7 +166,11 @@ ROWS = _schema(
         _field("network_evals", pa.int64(), "work spent: samples times network evaluations"),
         _field("train_curve", _FLOATS, "training loss of every epoch"),
         _field("valid_curve", _FLOATS, "hard held-out loss of every epoch"),
-        _field("seconds", pa.float64(), "wall time of the trial, shared by its members"),
+        _field(
+            "seconds",
+            pa.float64(),
+            "wall time of the trial, shared by its members; to find and measure a hand-made grid",
+        ),
         _field(
             "device_seconds",
             pa.float64(),

@@ -1,8 +1,9 @@
 """The hand-made grids of a cell as rows.
 
 Every grid has a row for each distance and each teacher that learned rows of the cell may be
-measured with. Rows are keyed one by one, so that a grid, a distance or a teacher that is added
-leaves the others as they are. The rows that are measured together stand in one file,
+measured with; the rows of one teacher share the cost of finding the grid and of its samples. Rows
+are keyed one by one, so that a grid, a distance or a teacher that is added leaves the others as
+they are. The rows that are measured together stand in one file,
 rows/baseline-<cell>-<digest of their keys>.
 """
 
@@ -15,13 +16,13 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.grid import Grid
 from ..core.solver import make_solver
 from ..core.user_code import label
 from ..experiment.plan import Cell, Plan, TrialSpec, digest
 from ..schedule.baselines import hand_made, mean_loss, source_of
 from ..schedule.provenance import now, where
 from ..schedule.sampling import in_loss_space, make_samples
+from ..schedule.starts import search_evals
 from ..schedule.teaching import Teacher
 from ..store.storage import Storage
 from ..store.tables import SUFFIX, read_records, read_table, write_table
@@ -65,39 +66,41 @@ def run_baselines(
     Args:
         task: the grids to measure; all of them if not given.
     """
-    started, clock = now(), time.perf_counter()
     e, meter = plan.experiment, Meter(plan.experiment.resources, "actor", device)
     task = task or BaselineTask(cell, tuple(plan.baselines(cell)))
     model = in_loss_space(model_of(cell.model, device), e.loss_space)
     solver = make_solver(cell.solver)
-    made: dict[tuple[str, Teacher], tuple[Grid, Any]] = {}
     rows = []
-    for key, name, distance_name, teacher in task.wanted:
+    for name, teacher in dict.fromkeys((name, teacher) for _, name, _, teacher in task.wanted):
+        same = {key: distance for key, n, distance, t in task.wanted if (n, t) == (name, teacher)}
         valid = pairs_of(plan, cell.model, storage, *plan.valid_range, device, teacher)
-        if (name, teacher) not in made:
-            train = pairs_of(plan, cell.model, storage, *plan.train_range(0), device, teacher)
-            grid, table = hand_made(name, model, solver, cell.nfe, train)
-            samples = make_samples(model, table, valid.noise, valid.condition, e.resources.batch)
-            made[name, teacher] = grid, samples
-        grid, samples = made[name, teacher]
-        distance = distance_of(plan, distance_name, cell.model, device)
-        loss = mean_loss(distance, samples, valid.target)
-        row = row_of(plan, cell, model, distance_name, grid, teacher) | {
-            "key": key,
-            "kind": "baseline",
-            "start": label(name),
-            "start_loss": loss,
-            "valid_loss": loss,
-            "network_evals": len(valid) * cell.nfe,
-            "attempts": 1,
-            "settings": json.dumps({"start": name} | source_of(name, cell.nfe)),
-            "started": started,
-            **where(device),
+        train = pairs_of(plan, cell.model, storage, *plan.train_range(0), device, teacher)
+        distances = {d: distance_of(plan, d, cell.model, device) for d in same.values()}
+        started, clock = now(), time.perf_counter()
+        grid, table = hand_made(name, model, solver, cell.nfe, train)
+        samples = make_samples(model, table, valid.noise, valid.condition, e.resources.batch)
+        losses = {
+            d: mean_loss(distance, samples, valid.target) for d, distance in distances.items()
         }
-        rows.append(judge(row))
-    seconds = (time.perf_counter() - clock) / len(rows)
-    cost = {"seconds": seconds, **meter.columns(seconds)}
-    write_table(storage, "rows", task.file, [row | cost for row in rows])
+        seconds = (time.perf_counter() - clock) / len(same)
+        evals = search_evals(name, cell.steps, len(train)) + len(valid) * cell.nfe
+        for key, distance in same.items():
+            row = row_of(plan, cell, model, distance, grid, teacher) | {
+                "key": key,
+                "kind": "baseline",
+                "start": label(name),
+                "start_loss": losses[distance],
+                "valid_loss": losses[distance],
+                "network_evals": evals // len(same),
+                "seconds": seconds,
+                **meter.columns(seconds),
+                "attempts": 1,
+                "settings": json.dumps({"start": name} | source_of(name, cell.nfe)),
+                "started": started,
+                **where(device),
+            }
+            rows.append(judge(row))
+    write_table(storage, "rows", task.file, rows)
 
 
 def cell_baselines(storage: Storage, plan: Plan, cell: Cell) -> list[dict[str, Any]]:

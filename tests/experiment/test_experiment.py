@@ -483,6 +483,19 @@ def test_cost_by_hand() -> None:
     assert cost["evaluate"] == (3 + 4 + 3 + 4) * (3 + 4) * 40
 
 
+def test_cost_of_grids_that_follow_trajectories_by_hand() -> None:
+    """tors follows 8 trajectories over 100 steps: as a baseline once in 4 cells, as a start in 4
+    cells, at 4 points in 3 rounds, for 2 seeds. A grid by formula takes nothing.
+    """
+
+    def cost(path: str, names: list[str]) -> int:
+        return cost_of(plan_of(changed(path, names)))["search"]
+
+    baselines, starts = "baselines", "search.members.starts"
+    assert cost(baselines, ["uniform", "tors"]) == cost(baselines, ["uniform", "beta"]) + 4 * 800
+    assert cost(starts, ["tors"]) == cost(starts, ["karras"]) + 4 * 4 * 3 * 2 * 800
+
+
 def test_experiments_do_not_change() -> None:
     experiment = parse_experiment(TINY)
     assert isinstance(experiment, Experiment)

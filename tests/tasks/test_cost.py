@@ -58,3 +58,20 @@ def test_every_row_of_a_sweep_has_its_cost(tmp_path: object) -> None:
     assert rows["network_evals"].gt(0).all()
     if sys.platform == "linux":
         assert rows["peak_memory"].between(1e8, 1e11).all()
+
+
+def test_a_grid_has_the_cost_of_its_own_search(tmp_path: object) -> None:
+    """The evaluations of finding it, 100 for each of 8 trajectories, and of 8 held-out samples."""
+    from plain_sweep import sweep
+
+    storage = open_storage(str(tmp_path))
+    axes = {"grid": {"distance": ["l2", "l1"]}, "members": {"seeds": 1, "starts": ["log_snr"]}}
+    asked = {"baselines": ["uniform", "tors", "karras"], "evaluate": {"samples": 0}}
+    sweep(storage, changed(solvers=["ddim"], search=axes, **asked))
+    rows = read_table(storage, "rows").query("kind == 'baseline'").set_index("start")
+    assert rows["network_evals"].groupby("start").sum().to_dict() == {
+        "karras": 8 * 3, "uniform": 8 * 3, "tors": 8 * 3 + 8 * 100,
+    }  # fmt: skip
+    by_distance = rows.groupby("distance")["seconds"]
+    assert set(by_distance.groups) == {"l1", "l2"}
+    assert (by_distance.idxmax() == "tors").all()  # 35 times the evaluations of the others
