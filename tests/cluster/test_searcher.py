@@ -173,6 +173,24 @@ def test_a_point_without_proposed_axes_needs_no_study() -> None:
     assert all(proposal.asked is None for proposal in work.searcher.live.values())
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_trials_that_are_there_count_before_the_search_comes_upon_them(lost: int) -> None:
+    """Also where the look at a row finds that it cannot be used: that trial is learned again."""
+    search = {"grid": {"gamma": [0, 0.01, 0.1]}, "optuna": {}, "members": {"seeds": 2}}
+    plan = Plan(parse_experiment(changed() | {"search": search}), {"analytic:mixture-2d": "h"})
+    specs = [plan.trial(cell, point) for cell in plan.cells for point in plan.points_of(cell)]
+    whole, resumed = Work(plan), Work(plan)
+    one = whole.searcher.work_left / len(specs)
+    known = specs[1::2]  # spread over the cells, and none where the search begins
+    resumed.rows = {spec.task: Outcome(spec.task, 0.0, (), "ok") for spec in known[lost:]}
+    resumed.searcher.foresee({key for spec in known for key in spec.keys})
+    assert resumed.searcher.found == len(known) == 3
+    assert resumed.searcher.work_left == len(specs[::2]) * one
+    assert len(resumed.run()) == 3 + lost
+    assert resumed.searcher.found == 3 - lost
+    assert (resumed.searcher.work, resumed.searcher.work_left) == ((3 + lost) * one, 0)
+
+
 def test_never_more_trials_out_than_the_limit() -> None:
     work = Work(plan_of(), limit=1)
     given = work.suggest()

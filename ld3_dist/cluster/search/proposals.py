@@ -90,8 +90,8 @@ class CellStudies:
     """The studies of one cell; those that can be asked now are taken in turn."""
 
     def __init__(self, plan: Plan, cell: Cell, points: Iterable[Point]) -> None:
-        self.plan, self.cell = plan, cell
-        self.fresh: Iterator[Point] = iter(points)
+        self.plan, self.cell, self.points = plan, cell, tuple(points)
+        self.fresh: Iterator[Point] = iter(self.points)
         self.open: deque[Study] = deque()
         self.out = 0
         """Studies that wait for a trial."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, cast
 
 from ray.tune.search import Searcher
@@ -70,6 +70,22 @@ class CellSearcher(Searcher):
         self.work, self.work_left = 0, rounds * once
         """Network evaluations of one sample of the trials that ended in this run, and of those that
         neither ended nor were answered from rows."""
+        self.foreseen: set[str] = set()  # tasks of trials that are counted as found
+
+    def foresee(self, rows: Container[str]) -> None:
+        """Count the trials whose rows are there, before the search comes upon them one by one.
+
+        Proposals of a sampler are not known yet, and are counted as they are answered.
+        """
+        if self.proposals.axes:
+            return
+        for cell in self.cells.values():
+            for point in cell.points:
+                spec = self.plan.trial(cell.cell, point)
+                if all(key in rows for key in spec.keys):
+                    self.foreseen.add(spec.task)
+                    self.found += 1
+                    self.work_left -= self.efforts.of(cell.cell, point)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the next trial, None while there is none to give, FINISHED at the end."""
@@ -106,13 +122,20 @@ class CellSearcher(Searcher):
             if proposal.outcome is None and self._is_learned_elsewhere(proposal):
                 studies.held.append(proposal)
             elif proposal.outcome is None:
+                self._count(proposal, 0)  # where a row has lost its schedule
                 return proposal
             else:
-                self.found += 1
-                self.work_left -= self.effort(proposal)
+                self._count(proposal, 1)
                 self.mirror(proposal, False)
                 self._tell(studies, proposal.study, proposal)
         return None
+
+    def _count(self, proposal: Proposal, found: int) -> None:
+        """Count a trial as found or not, whatever was foreseen of it."""
+        foreseen = proposal.spec.task in self.foreseen
+        self.foreseen.discard(proposal.spec.task)
+        self.found += found - foreseen
+        self.work_left -= (found - foreseen) * self.effort(proposal)
 
     def _proposal(self, studies: CellStudies) -> Proposal | None:
         """A trial that waited for its sibling, which has ended, or else a new one."""

@@ -155,6 +155,8 @@ class SearchRun:
         """Begin, unless begun; trials of a cell follow as soon as its teacher is ready."""
         if not self.started:
             self.started = True
+            if len(self.rows.places):
+                self.searcher.foresee(self.rows)
             self.batches = self.watcher.batches = self._batches()
             self.thread.start()
 
