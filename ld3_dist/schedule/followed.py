@@ -2,13 +2,14 @@
 
 Such grids cost up to some ten thousand evaluations and depend on the network, the number of steps
 and the trajectories alone. The trials of a sweep ask for the same ones: for every solver, distance
-and setting of learning.
+and setting of learning. Most of what is found for one number of steps also serves the others.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,11 +17,20 @@ from torch import Tensor
 
 from ..core.denoiser import Condition, map_condition
 from ..models import Model
-from ..training_free import SAMPLES
+from ..training_free import SAMPLES, Findings
 from .sampling import Undecoded
 
-_FOUND: WeakKeyDictionary[object, dict[str, Tensor]] = WeakKeyDictionary()
-"""Knots by network, and by the digest of everything else."""
+
+@dataclass
+class Followed:
+    """Findings along the same trajectories, and the knots chosen from them by name and steps."""
+
+    findings: Findings = field(default_factory=dict)
+    knots: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+
+_FOUND: WeakKeyDictionary[object, dict[str, Followed]] = WeakKeyDictionary()
+"""By network, and by the digest of the trajectories' start."""
 
 
 def remembered(
@@ -29,7 +39,7 @@ def remembered(
     steps: int,
     x_T: Tensor | None,
     condition: Condition,
-    find: Callable[[], Tensor],
+    find: Callable[[Findings], Tensor],
 ) -> Tensor:
     """The knots [steps + 1] that `find` returns; it is not called where they are known.
 
@@ -38,19 +48,21 @@ def remembered(
     Args:
         name: of the start.
         x_T, condition: of the trajectories; the method uses the first SAMPLES of them.
+        find: takes the findings along the same trajectories, and adds its own.
     """
     denoiser = model.denoiser
     network = denoiser.inner if isinstance(denoiser, Undecoded) else denoiser
     if name not in SAMPLES:
-        return find()
+        return find({})
     try:
         known = _FOUND.setdefault(network, {})
     except TypeError:  # an object without a hash, or that takes no weak references
-        return find()
-    key = _digest(f"{name} {steps} {model.hash}", x_T, condition, SAMPLES[name])
-    if key not in known:
-        known[key] = find()
-    return known[key].clone()
+        return find({})
+    begun = _digest(f"{model.hash} {SAMPLES[name]}", x_T, condition, SAMPLES[name])
+    same = known.setdefault(begun, Followed())
+    if (name, steps) not in same.knots:
+        same.knots[name, steps] = find(same.findings)
+    return same.knots[name, steps].clone()
 
 
 def _digest(text: str, x_T: Tensor | None, condition: Condition, count: int) -> str:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ from ..core.solver import Solver, make_solver
 from ..core.text import read_text
 from ..core.user_code import FILE, PREFIX
 from ..models import Model
-from ..training_free import ALONE, TRAINING_FREE, evaluations, find_knots
+from ..training_free import ALONE, TRAINING_FREE, Findings, evaluations, find_knots
 from .file import LIMIT, Schedule, check_same_noise, load_schedule
 from .followed import remembered
 from .imports.lists import is_schedule, knots_of, read_levels
@@ -53,6 +53,7 @@ class StartProblem:
     denoiser: the network, for starts that follow its trajectories.
     x_T: starting noise [B, *shape] of such trajectories; if None, the start draws its own.
     condition: of the trajectories, B rows.
+    findings: of methods of `training_free` along them, for other numbers of steps.
     """
 
     noise: NoiseSchedule
@@ -61,6 +62,7 @@ class StartProblem:
     denoiser: Denoiser
     x_T: Tensor | None = None
     condition: Condition = None
+    findings: Findings | None = None
 
     @property
     def steps(self) -> int:
@@ -86,6 +88,7 @@ def _computed(name: str) -> Start:
         problem.nfe,
         x_T=problem.x_T,
         condition=problem.condition,
+        findings=problem.findings,
     )
 
 
@@ -203,9 +206,10 @@ def start_knots(
     x_T = None if pairs is None else initial_state(model.denoiser, pairs.noise)
     condition = None if pairs is None else pairs.condition
     problem = StartProblem(noise, solver, nfe, model.denoiser, x_T, condition)
-    find = starts.get(name)
+    start = starts.get(name)
+    find = lambda findings: start(replace(problem, findings=findings))
     try:
-        found = remembered(name, model, problem.steps, x_T, condition, lambda: find(problem))
+        found = remembered(name, model, problem.steps, x_T, condition, find)
     except InputError:
         raise
     except Exception as error:  # it may be somebody else's code: anything may come

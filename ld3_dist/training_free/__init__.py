@@ -19,6 +19,7 @@ They serve as baselines and as starts of LD3. Each module names its source.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
@@ -27,6 +28,12 @@ from ..core.errors import InputError, unknown
 from ..core.noise import NoiseSchedule
 from ..core.sample import draw_noise
 from ..core.solver import Solver
+
+Findings = dict[tuple[str, int], Tensor]
+"""What was found along the trajectories of a network from the same noise, by method and fine steps.
+
+It serves any number of steps that are chosen from the fine ones.
+"""
 
 TRAINING_FREE = ("dmn", "hso", "gits", "optimal-steps", "tors", "sharp-euler")
 ALONE = ("dmn", "hso")
@@ -67,6 +74,7 @@ def find_knots(
     *,
     x_T: Tensor | None = None,
     condition: Condition = None,
+    findings: Findings | None = None,
 ) -> Tensor:
     """Knots [N+1] of a computed discretization, float64, from t_max to t_min exactly.
 
@@ -77,6 +85,8 @@ def find_knots(
         x_T: starting noise of the trajectories, prior_scale * unit noise [B, *shape], of which the
             first SAMPLES are used; drawn from seed 0 if not given.
         condition: of the trajectories, B rows.
+        findings: a dictionary for the same network, noise and conditions: what a method finds there
+            for one number of steps serves the others. Nothing is kept if it is not given.
 
     Raises:
         InputError: unknown name; one that follows trajectories without a denoiser.
@@ -96,7 +106,7 @@ def find_knots(
         x_T = model.noise.prior_scale * draw_noise(0, range(16), tuple(model.shape))
     first = slice(SAMPLES[name])
     condition = map_condition(lambda c: c[first], condition)
-    return _following(name)(model, steps, x_T[first], condition)
+    return _following(name, findings)(model, steps, x_T[first], condition)
 
 
 def _alone(name: str) -> Callable[[NoiseSchedule, int], Tensor]:
@@ -108,14 +118,18 @@ def _alone(name: str) -> Callable[[NoiseSchedule, int], Tensor]:
     return found
 
 
-def _following(name: str) -> Callable[[Denoiser, int, Tensor, Condition], Tensor]:
+def _following(
+    name: str, findings: Findings | None
+) -> Callable[[Denoiser, int, Tensor, Condition], Tensor]:
     """The function of a method that follows trajectories."""
+    if name == "optimal-steps":  # nearly all that it finds is of one number of steps
+        from .optimal_steps import optimal_steps
+
+        return optimal_steps
     if name == "gits":
         from .gits import gits as found
-    elif name == "optimal-steps":
-        from .optimal_steps import optimal_steps as found
     elif name == "tors":
         from .tors import tors as found
     else:
         from .sharp_euler import sharp_euler as found
-    return found
+    return partial(found, findings=findings)

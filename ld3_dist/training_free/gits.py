@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
 from ..core.errors import unknown
-from .trajectory import Trajectory, follow
+from . import Findings
+from .trajectory import Trajectory, check_fine, fine_knots, follow, found
 
 
 def gits(
@@ -31,22 +32,29 @@ def gits(
     fine: int | None = None,
     coefficient: float = 1.15,
     metric: str = "deviation",
+    findings: Findings | None = None,
 ) -> Tensor:
     """Knots [steps + 1], float64, chosen from a fine grid.
 
-    It costs `fine` evaluations of the batch x_T [B, *shape].
+    It costs `fine` evaluations of the batch x_T [B, *shape], unless its finding is known.
 
     Args:
         fine: steps n of the fine grid; if not given, 60 or 2 * steps, whichever is more.
         coefficient: see the top of this file.
         metric: the cost, "deviation" or "l2".
+        findings: of these trajectories; this one's is kept there.
 
     Raises InputError for another metric and for fewer fine steps than steps.
     """
     fine = max(60, 2 * steps) if fine is None else fine
-    trajectory = follow(denoiser, x_T, condition, fine, steps)
-    path, _ = shortest_path(costs(trajectory, metric), steps, coefficient)
-    return trajectory.t[path]
+    check_fine(fine, steps)
+    cost = found(
+        findings,
+        (f"gits {metric}", fine),
+        lambda: costs(follow(denoiser, x_T, condition, fine), metric),
+    )
+    path, _ = shortest_path(cost, steps, coefficient)
+    return fine_knots(denoiser.noise, fine)[path]
 
 
 def costs(trajectory: Trajectory, metric: str) -> Tensor:

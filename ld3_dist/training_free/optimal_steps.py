@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
-from .trajectory import Trajectory, follow
+from .trajectory import Trajectory, check_fine, follow
 
 
 def optimal_steps(
@@ -37,7 +37,8 @@ def optimal_steps(
     Raises InputError for fewer fine steps than steps.
     """
     fine = max(40, 2 * steps) if fine is None else fine
-    trajectory = follow(denoiser, x_T, condition, fine, steps)
+    check_fine(fine, steps)
+    trajectory = follow(denoiser, x_T, condition, fine)
     return trajectory.t[nearest_chain(trajectory, steps)[0]]
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
+from . import Findings
 from .trajectory import Trajectory, equal_shares
 
 LEAST = 1e-2
@@ -33,17 +34,19 @@ def tors(
     condition: Condition = None,
     *,
     fine: int | None = None,
+    findings: Findings | None = None,
 ) -> Tensor:
     """Knots [steps + 1], float64.
 
-    It costs `fine` evaluations of the batch x_T [B, *shape].
+    It costs `fine` evaluations of the batch x_T [B, *shape], unless its finding is known.
 
     Args:
         fine: steps of the trajectories; if not given, 100 or 2 * steps, whichever is more.
+        findings: of these trajectories; this one's is kept there.
 
     Raises InputError for fewer fine steps than steps.
     """
-    return equal_shares(cumulative, denoiser, steps, x_T, condition, fine)
+    return equal_shares("tors", cumulative, denoiser, steps, x_T, condition, fine, findings)
 
 
 def cumulative(trajectory: Trajectory) -> Tensor:

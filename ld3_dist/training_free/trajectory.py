@@ -31,6 +31,7 @@ from ..core.memory import in_parts
 from ..core.noise import EDM, NoiseSchedule
 from ..core.sample import sample, states
 from ..core.solver import Tableau, make_solver
+from . import Findings
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Trajectory:
     @property
     def s(self) -> Tensor:
         """The times of the equivalent flow at the knots, [n+1], decreasing."""
-        return (self.sigma / (self.alpha + self.sigma)).flatten()
+        return to_flow(self.noise, self.t)
 
     @property
     def path(self) -> Tensor:
@@ -115,23 +116,15 @@ def follow(
     x_T: Tensor,
     condition: Condition,
     fine: int,
-    steps: int,
     times: Tensor | None = None,
 ) -> Trajectory:
     """The teacher's path from x_T [B, *shape] over `fine` steps.
 
     The teacher is iPNDM of order 2, on the knots `times` [fine + 1]. If they are not given, it goes
-    on Karras's knots for EDM and on uniform times for the others.
-    Raises InputError if the fine grid has fewer steps than are to be chosen from it.
+    on the `fine_knots`.
     """
-    if steps > fine:
-        raise InputError(
-            f"{steps} steps cannot be chosen from a fine grid of {fine} steps: make it finer"
-        )
     noise = denoiser.noise
-    t = times
-    if t is None:
-        t = discretize(noise, fine, "karras" if isinstance(noise, EDM) else "uniform")
+    t = fine_knots(noise, fine) if times is None else times
     teacher = make_solver("ipndm-2")
     table = teacher.tableau(noise, teacher.coupled(noise, t))
 
@@ -144,12 +137,22 @@ def follow(
     return Trajectory(denoiser, t, y, m, condition, x_T.device, x_T.dtype)
 
 
+def fine_knots(noise: NoiseSchedule, fine: int) -> Tensor:
+    """Karras's knots [fine + 1] for EDM, and uniform times for other noise schedules."""
+    return discretize(noise, fine, "karras" if isinstance(noise, EDM) else "uniform")
+
+
 def flow_times(noise: NoiseSchedule, steps: int) -> Tensor:
     """Knots [steps + 1] at equal distances in the time s of the equivalent flow."""
     ends = torch.tensor([noise.t_max, noise.t_min], dtype=torch.float64)
-    s = noise.sigma(ends) / (noise.alpha(ends) + noise.sigma(ends))
+    s = to_flow(noise, ends)
     u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)[1:-1]
     return torch.cat([ends[:1], from_flow(noise, s[0] + u * (s[1] - s[0])), ends[1:]])
+
+
+def to_flow(noise: NoiseSchedule, t: Tensor) -> Tensor:
+    """The times s of the equivalent flow at the times t."""
+    return noise.sigma(t) / (noise.alpha(t) + noise.sigma(t))
 
 
 def from_flow(noise: NoiseSchedule, s: Tensor) -> Tensor:
@@ -158,18 +161,22 @@ def from_flow(noise: NoiseSchedule, s: Tensor) -> Tensor:
 
 
 def equal_shares(
+    name: str,
     cumulative: Callable[[Trajectory], Tensor],
     denoiser: Denoiser,
     steps: int,
     x_T: Tensor,
     condition: Condition,
     fine: int | None,
+    findings: Findings | None,
 ) -> Tensor:
     """Knots [steps + 1] between which a quantity grows by equal shares along trajectories.
 
-    It costs `fine` evaluations of the batch x_T [B, *shape].
+    It costs `fine` evaluations of the batch x_T [B, *shape], unless the quantity is among the
+    findings.
 
     Args:
+        name: of the quantity.
         cumulative: a trajectory, at equal distances in s -> the quantity from knot 0 to each knot
             [n+1], increasing.
         fine: steps n of the trajectories; if not given, 100 or 2 * steps, whichever is more.
@@ -177,23 +184,44 @@ def equal_shares(
     Raises InputError for fewer fine steps than steps.
     """
     fine = max(100, 2 * steps) if fine is None else fine
-    times = flow_times(denoiser.noise, fine)
-    trajectory = follow(denoiser, x_T, condition, fine, steps, times)
-    return at_equal_shares(trajectory, cumulative(trajectory), steps)
+    check_fine(fine, steps)
+    t = flow_times(denoiser.noise, fine)
+    total = found(
+        findings, (name, fine), lambda: cumulative(follow(denoiser, x_T, condition, fine, t))
+    )
+    return at_equal_shares(denoiser.noise, t, total, steps)
 
 
-def at_equal_shares(trajectory: Trajectory, total: Tensor, steps: int) -> Tensor:
-    """Knots [steps + 1] at equal shares of a quantity that grows along a trajectory.
+def at_equal_shares(noise: NoiseSchedule, t: Tensor, total: Tensor, steps: int) -> Tensor:
+    """Knots [steps + 1] at equal shares of a quantity that grows along trajectories.
 
     Args:
+        t: knots of the trajectories [n+1].
         total: the quantity from knot 0 to each knot [n+1], increasing; linear in s between them.
     """
-    s, t = trajectory.s, trajectory.t
+    s = to_flow(noise, t)
     wanted = torch.linspace(0, 1, steps + 1, dtype=total.dtype)[1:-1] * total[-1]
     right = torch.searchsorted(total, wanted).clamp(1, len(total) - 1)
     share = (wanted - total[right - 1]) / (total[right] - total[right - 1])
     inner = s[right - 1] + share * (s[right] - s[right - 1])
-    return torch.cat([t[:1], from_flow(trajectory.noise, inner), t[-1:]])
+    return torch.cat([t[:1], from_flow(noise, inner), t[-1:]])
+
+
+def check_fine(fine: int, steps: int) -> None:
+    """Raise InputError if a fine grid has fewer steps than are to be chosen from it."""
+    if steps > fine:
+        raise InputError(
+            f"{steps} steps cannot be chosen from a fine grid of {fine} steps: make it finer"
+        )
+
+
+def found(findings: Findings | None, key: tuple[str, int], find: Callable[[], Tensor]) -> Tensor:
+    """A finding; it is made, and kept among the others, if it is not there."""
+    if findings is None:
+        return find()
+    if key not in findings:
+        findings[key] = find()
+    return findings[key]
 
 
 def gathered(count: int, run: Callable[[slice], list[Tensor]]) -> Tensor:

@@ -73,7 +73,7 @@ def test_rotation_of_a_flat_gaussian_is_known(noise: NoiseSchedule) -> None:
     normal = gaussian(noise, torch.zeros(5), std.float())
     x_T = starts(noise, 6, 5)
     x_T[:, 2:] = 0
-    trajectory = follow(normal, x_T, None, 400, 5, flow_times(noise, 400))
+    trajectory = follow(normal, x_T, None, 400, flow_times(noise, 400))
     found = tors.cumulative(trajectory)
     s = trajectory.s
     q = (1 - s[:, None]) ** 2 * std[:2] ** 2 + s[:, None] ** 2

@@ -120,7 +120,7 @@ def test_gits_finds_the_shortest_path(seed: int) -> None:
 def test_gits_on_real_trajectories(noise: NoiseSchedule, metric: str) -> None:
     mixture = mixture_2d(noise)
     x_T = noise.prior_scale * draw_noise(0, range(16), (2,)).double()
-    trajectory = follow(mixture, x_T, None, 10, 3)
+    trajectory = follow(mixture, x_T, None, 10)
     cost = costs(trajectory, metric)
     _, chosen = brute_force(cost, 4, 1.15)
     assert shortest_path(cost, 4, 1.15)[0] == chosen
@@ -154,7 +154,7 @@ def test_optimal_steps_finds_the_best_student_where_nearer_stays_nearer(
     normal = gaussian(noise, torch.tensor([0.0]), torch.tensor([0.5]))
     x_T = noise.prior_scale * torch.tensor([[0.3], [1.1], [-1.7]], dtype=torch.float64)
     for steps in (1, 2, 3, 5):
-        trajectory = follow(normal, x_T, None, 9, steps)
+        trajectory = follow(normal, x_T, None, 9)
         path, error = nearest_chain(trajectory, steps)
         choices = {
             inner: endpoint_error(
@@ -175,7 +175,7 @@ def test_optimal_steps_solves_its_own_recurrence() -> None:
     noise = EDM()
     mixture = mixture_2d(noise)
     x_T = 80 * draw_noise(0, range(8), (2,)).double()
-    trajectory = follow(mixture, x_T, None, 8, 4)
+    trajectory = follow(mixture, x_T, None, 8)
     ddim = make_solver("ddim")
 
     def step(y: torch.Tensor, i: int, j: int) -> torch.Tensor:
