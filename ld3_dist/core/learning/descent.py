@@ -14,9 +14,16 @@ Early on, C mixes in its own diagonal with weight MEMORY^n; otherwise directions
 have covered would barely move. Gauss-Newton with random probes for its matrix was tried on two
 cells of digits: it was at best as good as plain Adam and took a third more time.
 
-The same backward pass gives the gradient with respect to x'. x' takes a step down that gradient and
-is projected back onto the ball. The sample's next visit computes its loss anyway, and decides: if
-the loss has not fallen, x' returns to where it was.
+The same backward pass gives the gradient with respect to x'. x' takes a step down that gradient, of
+length
+
+    min(lr_noise * r, REACH * l / |dl/dx'|)
+
+and is projected back onto the ball. l / |dl/dx'| is the step of Polyak (1969): a loss l that fell
+linearly would be 0 there. It is some 10 to 1,000 times as long as the first at the paper's radius.
+In a large ball the first alone leads too far: most moves are refused, and the parameters learn from
+the noise of moves that were. The sample's next visit computes its loss anyway, and decides: if the
+loss has not fallen, x' returns to where it was.
 """
 
 from __future__ import annotations
@@ -39,6 +46,8 @@ MEMORY = 0.9
 """The fraction of their past that the running means keep at every step."""
 FLOOR = 1e-6
 """The least second moment in any direction, as a fraction of the trace of C."""
+REACH = 0.25
+"""The longest move of a sample's noise, as a fraction of the Polyak step."""
 
 
 class Stepping(Procedure[Settings]):
@@ -109,8 +118,8 @@ class Stepping(Procedure[Settings]):
     ) -> None:
         """Judge the move that led to x, and move on.
 
-        If the loss fell, x is accepted, and a step of lr_noise * r down the gradient gives the next
-        x'. If not, x' returns to the last one accepted.
+        If the loss fell, x is accepted, and a step down the gradient gives the next x', see the top
+        of this file. If not, x' returns to the last one accepted.
 
         Args:
             batch, k: positions [k, b] in the pairs of the members k.
@@ -125,9 +134,11 @@ class Stepping(Procedure[Settings]):
         flat = lambda v: v.flatten(2)
         good = loss <= known[at]
         start = self.train.noise[rows]
-        direction = flat(torch.nan_to_num(x.grad))
-        direction = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-        away = flat(x - start) - self.config.lr_noise * radius * direction
+        gradient = flat(torch.nan_to_num(x.grad))  # of the mean over a member's samples
+        length = gradient.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        polyak = loss[..., None] / (length * rows.shape[1])
+        step = (REACH * polyak).clamp(0, self.config.lr_noise * radius)
+        away = flat(x - start) - step * (gradient / length)
         length = away.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         away = away * (radius / length).clamp_max(1.0)
         kept[at] = torch.where(wide(good), x, kept[at])

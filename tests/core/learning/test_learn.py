@@ -208,6 +208,25 @@ def test_noise_moves_only_where_its_loss_falls(
     assert not moved.all()
 
 
+def test_a_move_is_no_longer_than_a_share_of_the_polyak_step(
+    mixture: Mixture, train: Pairs, valid: Pairs
+) -> None:
+    """Down the gradient by 0.3 r, or by a quarter of the loss over the gradient's length."""
+    config = replace(CONFIG, gamma=4.0, lr=1e-300, lr_times=0.0, epochs=1, lr_noise=0.3)
+    session = run_session(mixture, train, valid, config)
+    tableau = SOLVER.tableau(mixture.noise, SOLVER.coupled(mixture.noise, start_of("karras")))
+    x = train.noise.clone().requires_grad_()
+    loss = L2(sample(mixture, tableau, mixture.noise.prior_scale * x), train.target)
+    (gradient,) = torch.autograd.grad(loss.sum(), x)
+    reach = loss.detach() / gradient.norm(dim=1) / 4
+    assert 0 < (reach < 0.3 * session.radius).sum() < len(reach)
+    away = session.moved[0] - train.noise
+    torch.testing.assert_close(away.norm(dim=1), reach.clamp_max(0.3 * session.radius))
+    torch.testing.assert_close(
+        away / away.norm(dim=1, keepdim=True), -gradient / gradient.norm(dim=1, keepdim=True)
+    )
+
+
 def test_progress_says_how_far_the_noise_has_moved(
     mixture: Mixture, train: Pairs, valid: Pairs
 ) -> None:
