@@ -28,12 +28,7 @@ from ..core.errors import InputError, unknown
 from ..core.noise import NoiseSchedule
 from ..core.sample import draw_noise
 from ..core.solver import Solver
-
-Findings = dict[tuple[str, int], Tensor]
-"""What was found along the trajectories of a network from the same noise, by method and fine steps.
-
-It serves any number of steps that are chosen from the fine ones.
-"""
+from .findings import Findings
 
 TRAINING_FREE = ("dmn", "hso", "gits", "optimal-steps", "tors", "sharp-euler")
 ALONE = ("dmn", "hso")

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
 from ..core.errors import unknown
-from . import Findings
-from .trajectory import Trajectory, check_fine, fine_knots, follow, found
+from .findings import Findings, found
+from .trajectory import Trajectory, check_fine, fine_knots, follow
 
 
 def gits(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
-from . import Findings
+from .findings import Findings
 from .trajectory import Trajectory, equal_shares
 
 POWER = 0.5

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
-from . import Findings
+from .findings import Findings
 from .trajectory import Trajectory, equal_shares
 
 LEAST = 1e-2

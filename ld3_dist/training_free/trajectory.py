@@ -31,7 +31,7 @@ from ..core.memory import in_parts
 from ..core.noise import EDM, NoiseSchedule
 from ..core.sample import sample, states
 from ..core.solver import Tableau, make_solver
-from . import Findings
+from .findings import Findings, found
 
 
 @dataclass(frozen=True)
@@ -213,15 +213,6 @@ def check_fine(fine: int, steps: int) -> None:
         raise InputError(
             f"{steps} steps cannot be chosen from a fine grid of {fine} steps: make it finer"
         )
-
-
-def found(findings: Findings | None, key: tuple[str, int], find: Callable[[], Tensor]) -> Tensor:
-    """A finding; it is made, and kept among the others, if it is not there."""
-    if findings is None:
-        return find()
-    if key not in findings:
-        findings[key] = find()
-    return findings[key]
 
 
 def gathered(count: int, run: Callable[[slice], list[Tensor]]) -> Tensor:

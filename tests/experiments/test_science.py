@@ -35,6 +35,7 @@ COSTED = (
     "flow_matching",
     "guidance",
     "benchmark",
+    "benchmark_fashion",
 )
 SWEEPS = ("theory_kl", "stress", *COSTED)
 

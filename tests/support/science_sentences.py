@@ -281,17 +281,17 @@ WAYS = ("method", "procedure", "coefficients", "start_time")
 """Columns that tell the rows of the benchmark apart."""
 
 
-def ways_of_benchmark() -> pd.DataFrame:
-    """The rows of the benchmark, each with its way in the column of `joined(WAYS)`."""
-    frame = load_results(str(RESULTS / "benchmark"))
-    return chosen(frame, WAYS, ["nfe"], "eval_loss", "all")
+def ways_of_benchmark(folder: str) -> pd.DataFrame:
+    """The rows of a benchmark, each with its way in the column of `joined(WAYS)`."""
+    return chosen(load_results(str(RESULTS / folder)), WAYS, ["nfe"], "eval_loss", "all")
 
 
-def benchmark() -> list[str]:
+def benchmark(folder: str = "benchmark") -> list[str]:
     """A line of the table per way, best first: rank, loss by NFE, loss over the default's, …"""
-    rows = ways_of_benchmark()
+    rows = ways_of_benchmark(folder)
     named = rows[joined(WAYS)]
-    logs = np.log(rows[["eval_loss", "fid", "seconds"]].astype(float)).assign(
+    measured = ["eval_loss", "fid", "network_evals", "seconds"]
+    logs = np.log(rows[measured].astype(float)).assign(
         way=named, cell=rows["cell"], seed=rows["seed"], nfe=rows["nfe"]
     )
     base = logs[named == "learned, default"].set_index(["cell", "seed"])["eval_loss"]
@@ -299,20 +299,22 @@ def benchmark() -> list[str]:
     lines = []
     for i in np.argsort(found.ranks, kind="stable"):
         mine = logs[logs["way"] == found.names[i]]
-        seeds = ["seed"] if mine["seed"].notna().all() else []
-        away = (base * -1).add(mine.set_index(["cell", *seeds])["eval_loss"])
+        learned = mine["seed"].notna().all()
+        away = (base * -1).add(
+            mine.set_index(["cell", "seed"] if learned else ["cell"])["eval_loss"]
+        )
         losses = [f"{np.exp(value):.2g}" for value in mine.groupby("nfe")["eval_loss"].mean()]
-        ends = [f"{np.exp(mine[name].mean()):.3g}" for name in ("fid", "seconds")]
-        ends[1] = ends[1] if mine["seed"].notna().all() else "–"  # of all grids of a cell together
+        frechet, evals, seconds = (np.exp(mine[name].mean()) for name in measured[1:])
+        ends = [f"{frechet:.3g}", f"{evals / 1000:.2g}", f"{seconds:.2g}" if learned else "–"]
         over = "1" if found.names[i] == "learned, default" else spread(away)
         cells = [found.names[i].removeprefix("learned, "), f"{found.ranks[i]:.1f}", *losses, over]
         lines.append(f"| {' | '.join([*cells, *ends])} |")
     return lines
 
 
-def benchmark_against_grids() -> list[str]:
+def benchmark_against_grids(folder: str = "benchmark") -> list[str]:
     """In how many cells a way of learning is nearer to the teacher than every grid, by how much."""
-    rows = ways_of_benchmark()
+    rows = ways_of_benchmark(folder)
     logs = np.log(rows["eval_loss"].astype(float)).groupby([rows["cell"], rows[joined(WAYS)]])
     wide = logs.mean().unstack()
     ways = [name for name in wide if str(name).startswith("learned")]
@@ -324,9 +326,9 @@ def benchmark_against_grids() -> list[str]:
     ]
 
 
-def benchmark_in_short() -> list[str]:
+def benchmark_in_short(folder: str = "benchmark") -> list[str]:
     """The loss of every way of learning, and of the best grid, over the default's."""
-    lines = [line.strip("| ").split(" | ") for line in benchmark()]
+    lines = [line.strip("| ").split(" | ") for line in benchmark(folder)]
     ways = ("default", "curve", "paper")
     learned = [line for line in lines if line[0].startswith(ways) and line[0] != "default"]
     grid = next(line for line in lines if not line[0].startswith(ways))
