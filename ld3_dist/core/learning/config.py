@@ -62,7 +62,7 @@ class LearnConfig:
     )
     lr: float = setting(0.2, "learning rate of the gap logits", low=1e-300)
     lr_times: float = setting(0.05, "learning rate of the network times' offsets")
-    lr_noise: float = setting(0.3, "step of the moved noise, as a fraction of the radius")
+    lr_noise: float = setting(0.3, "longest step of the moved noise, as a fraction of the radius")
     epochs: int = setting(40, "epochs of learning asked for", low=1, below=MOST)
     batch: int = setting(10, "training pairs of one step", low=1, below=MOST)
     patience: int = setting(
