@@ -20,10 +20,10 @@ length
     min(lr_noise * r, REACH * l / |dl/dx'|)
 
 and is projected back onto the ball. l / |dl/dx'| is the step of Polyak (1969): a loss l that fell
-linearly would be 0 there. It is some 10 to 1,000 times as long as the first at the paper's radius.
-In a large ball the first alone leads too far: most moves are refused, and the parameters learn from
-the noise of moves that were. The sample's next visit computes its loss anyway, and decides: if the
-loss has not fallen, x' returns to where it was.
+linearly would be 0 there. At the paper's radius it is ten to a thousand times as long as the first
+length, which decides there. In a large ball the first length alone leads too far: most moves would
+be refused, and the parameters would learn from each of them until it is. The sample's next visit
+computes its loss anyway, and decides: if the loss has not fallen, x' returns to where it was.
 """
 
 from __future__ import annotations
