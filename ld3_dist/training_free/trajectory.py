@@ -180,6 +180,7 @@ def equal_shares(
         cumulative: a trajectory, at equal distances in s -> the quantity from knot 0 to each knot
             [n+1], increasing.
         fine: steps n of the trajectories; if not given, 100 or 2 * steps, whichever is more.
+        findings: of these trajectories; the quantity is kept there.
 
     Raises InputError for fewer fine steps than steps.
     """

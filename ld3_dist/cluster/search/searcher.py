@@ -79,13 +79,13 @@ class CellSearcher(Searcher):
         """
         if self.proposals.axes:
             return
-        for cell in self.cells.values():
-            for point in cell.points:
-                spec = self.plan.trial(cell.cell, point)
+        for studies in self.cells.values():
+            for point in studies.points:
+                spec = self.plan.trial(studies.cell, point)
                 if all(key in rows for key in spec.keys):
                     self.foreseen.add(spec.task)
                     self.found += 1
-                    self.work_left -= self.efforts.of(cell.cell, point)
+                    self.work_left -= self.efforts.of(studies.cell, point)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the next trial, None while there is none to give, FINISHED at the end."""

@@ -135,10 +135,10 @@ class Stepping(Procedure[Settings]):
         good = loss <= known[at]
         start = self.train.noise[rows]
         gradient = flat(torch.nan_to_num(x.grad))  # of the mean over a member's samples
-        length = gradient.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-        polyak = loss[..., None] / (length * rows.shape[1])
+        slope = gradient.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        polyak = loss[..., None] / (slope * rows.shape[1])
         step = (REACH * polyak).clamp(0, self.config.lr_noise * radius)
-        away = flat(x - start) - step * (gradient / length)
+        away = flat(x - start) - step * (gradient / slope)
         length = away.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         away = away * (radius / length).clamp_max(1.0)
         kept[at] = torch.where(wide(good), x, kept[at])
