@@ -29,6 +29,7 @@ from ..core.noise import NoiseSchedule
 from ..core.sample import draw_noise
 from ..core.solver import Solver
 from .findings import Findings
+from .trajectory import fine_steps
 
 TRAINING_FREE = ("dmn", "hso", "gits", "optimal-steps", "tors", "sharp-euler")
 ALONE = ("dmn", "hso")
@@ -39,9 +40,6 @@ SAMPLES = {"gits": 64, "optimal-steps": 32, "tors": 64, "sharp-euler": 64}
 All average over the trajectories, and their results change little beyond a few dozen.
 optimal-steps evaluates its samples again in each of N rounds, so it uses fewer.
 """
-
-FINE = {"gits": 60, "optimal-steps": 40, "tors": 100, "sharp-euler": 100}
-"""The fewest steps of the fine grid that each one follows; 2 * steps if that is more."""
 
 
 def evaluations(name: str, steps: int, count: int) -> int:
@@ -56,7 +54,7 @@ def evaluations(name: str, steps: int, count: int) -> int:
         raise unknown("training-free discretization", name, TRAINING_FREE)
     if name in ALONE:
         return 0
-    fine = max(FINE[name], 2 * steps)
+    fine = fine_steps(name, steps)
     rounds = (steps - 1) * (fine - steps + 1) if name == "optimal-steps" else 0
     return (fine + rounds) * min(count, SAMPLES[name])
 

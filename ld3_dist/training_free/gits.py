@@ -20,7 +20,7 @@ from torch import Tensor
 from ..core.denoiser import Condition, Denoiser
 from ..core.errors import unknown
 from .findings import Findings, found
-from .trajectory import Trajectory, check_fine, fine_knots, follow
+from .trajectory import Trajectory, fine_knots, fine_steps, follow
 
 
 def gits(
@@ -46,8 +46,7 @@ def gits(
 
     Raises InputError for another metric and for fewer fine steps than steps.
     """
-    fine = max(60, 2 * steps) if fine is None else fine
-    check_fine(fine, steps)
+    fine = fine_steps("gits", steps, fine)
     cost = found(
         findings,
         (f"gits {metric}", fine),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
-from .trajectory import Trajectory, check_fine, follow
+from .trajectory import Trajectory, fine_steps, follow
 
 
 def optimal_steps(
@@ -36,8 +36,7 @@ def optimal_steps(
 
     Raises InputError for fewer fine steps than steps.
     """
-    fine = max(40, 2 * steps) if fine is None else fine
-    check_fine(fine, steps)
+    fine = fine_steps("optimal-steps", steps, fine)
     trajectory = follow(denoiser, x_T, condition, fine)
     return trajectory.t[nearest_chain(trajectory, steps)[0]]
 

@@ -33,6 +33,9 @@ from ..core.sample import sample, states
 from ..core.solver import Tableau, make_solver
 from .findings import Findings, found
 
+FINE = {"gits": 60, "optimal-steps": 40, "tors": 100, "sharp-euler": 100}
+"""The fewest steps of the fine grid that each method follows; 2 * steps if that is more."""
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -176,7 +179,7 @@ def equal_shares(
     findings.
 
     Args:
-        name: of the quantity.
+        name: of the method whose quantity it is, one of FINE.
         cumulative: a trajectory, at equal distances in s -> the quantity from knot 0 to each knot
             [n+1], increasing.
         fine: steps n of the trajectories; if not given, 100 or 2 * steps, whichever is more.
@@ -184,8 +187,7 @@ def equal_shares(
 
     Raises InputError for fewer fine steps than steps.
     """
-    fine = max(100, 2 * steps) if fine is None else fine
-    check_fine(fine, steps)
+    fine = fine_steps(name, steps, fine)
     t = flow_times(denoiser.noise, fine)
     total = found(
         findings, (name, fine), lambda: cumulative(follow(denoiser, x_T, condition, fine, t))
@@ -208,12 +210,22 @@ def at_equal_shares(noise: NoiseSchedule, t: Tensor, total: Tensor, steps: int) 
     return torch.cat([t[:1], from_flow(noise, inner), t[-1:]])
 
 
-def check_fine(fine: int, steps: int) -> None:
-    """Raise InputError if a fine grid has fewer steps than are to be chosen from it."""
+def fine_steps(name: str, steps: int, fine: int | None = None) -> int:
+    """The steps n of the fine grid from which a method chooses `steps`.
+
+    Args:
+        name: of the method, one of FINE.
+        fine: what the caller asks for; FINE of the method or 2 * steps, whichever is more, if it is
+            not given.
+
+    Raises InputError for fewer fine steps than steps.
+    """
+    fine = max(FINE[name], 2 * steps) if fine is None else fine
     if steps > fine:
         raise InputError(
             f"{steps} steps cannot be chosen from a fine grid of {fine} steps: make it finer"
         )
+    return fine
 
 
 def gathered(count: int, run: Callable[[slice], list[Tensor]]) -> Tensor:
