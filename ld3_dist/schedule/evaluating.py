@@ -32,6 +32,7 @@ from .file import Schedule
 from .learning import check_student
 from .ranges import SET_STRIDE, eval_range
 from .sampling import BATCH, device_of, in_loss_space, make_samples, to_images
+from .target_features import TargetFeatures
 from .teaching import Teacher, teach
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def measure(
     further: Mapping[str, Distance] | None = None,
     space: str = "image",
     batch: int = BATCH,
+    known: TargetFeatures | None = None,
 ) -> Measured:
     """Sample a schedule from the noise of pairs and compare with their targets, on the CPU.
 
@@ -77,19 +79,18 @@ def measure(
         prompts: of every sample, if the model has any.
         further: more distances to the teacher, by name.
         space: of the pairs' targets, "image" or "latent".
+        known: features of targets that were made before; those of these pairs are kept there.
     """
-    made = pairs.target
+    made, known = pairs.target, known or TargetFeatures()
     if tableau is not None:
         viewed = in_loss_space(model, space)
         made = make_samples(viewed, tableau, pairs.noise, pairs.condition, batch)
     with torch.no_grad():
-        parts = torch.arange(len(made)).split(batch)
-
-        def away(distance: Distance) -> Tensor:
-            return torch.cat([distance(made[i], pairs.target[i]).cpu().double() for i in parts])
-
-        losses = away(distance)
-        scores = {distance_label(name): away(other) for name, other in (further or {}).items()}
+        losses = known.distances(distance, made, pairs.target, batch)
+        scores = {
+            distance_label(name): known.distances(other, made, pairs.target, batch)
+            for name, other in (further or {}).items()
+        }
         if extractor is None and not judges:
             return Measured(losses, None, scores)
         images = to_images(model, space, made, batch)
@@ -261,11 +262,12 @@ def evaluate(
     ranges = [range(*eval_range(repeat, samples)) for repeat in range(repeats)]
     pairs = [teach(model, seed=seed, teacher=teacher, indices=indices) for indices in ranges]
     prompts = prompts_of(model, seed, ranges) or [None] * repeats
+    known = TargetFeatures()
 
     def measured(table: Tableau | None) -> list[Measured]:
         sets = zip(pairs, prompts, strict=True)
         return [
-            measure(model, table, one, opened, features, judges, told, further=further)
+            measure(model, table, one, opened, features, judges, told, further=further, known=known)
             for one, told in sets
         ]
 

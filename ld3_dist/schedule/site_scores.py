@@ -39,6 +39,7 @@ from .ranges import eval_range
 from .sampling import device_of
 from .sites import Site
 from .starts import search_evals
+from .target_features import TargetFeatures
 from .teaching import Diverged, Teacher, teach
 
 Losses = dict[tuple[str, int], np.ndarray]
@@ -145,6 +146,7 @@ def measure_site(site: Site, work: Work, out: str | None) -> tuple[Losses, str]:
         model = site.open()
         distance = open_distance(work.distance, model, str(device_of(model)))
         tables: dict[str, Tableau] = {}
+        features = TargetFeatures()
         wanted = [e for entries in missing.values() for e in entries if e.kind == "baseline"]
         followed = to_follow((e.name for e in wanted), model, work.seed)
         for r, entries in missing.items():
@@ -155,10 +157,11 @@ def measure_site(site: Site, work: Work, out: str | None) -> tuple[Losses, str]:
             for entry in entries:
                 if entry.key not in tables:
                     tables[entry.key] = _table(entry, model, work, followed)
-                found = measure(model, tables[entry.key], pairs, distance).losses.float().numpy()
-                known[entry.key, r] = found
+                table = tables[entry.key]
+                found = measure(model, table, pairs, distance, known=features).losses
+                known[entry.key, r] = found.float().numpy()
                 if out is not None:
-                    _keep(out, entry.key, r, found)
+                    _keep(out, entry.key, r, known[entry.key, r])
     except (Diverged, InputError) as error:
         return known, str(error)
     return known, ""

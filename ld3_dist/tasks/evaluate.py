@@ -46,6 +46,7 @@ from ..schedule.evaluating import (
 from ..schedule.file import parse_schedule, read_schedule
 from ..schedule.provenance import provenance, where
 from ..schedule.sampling import make_samples, to_images
+from ..schedule.target_features import TargetFeatures
 from ..store.sealed import seal, unseal
 from ..store.storage import Storage
 from ..store.tables import read_records, write_table
@@ -161,6 +162,7 @@ def read_part(
         further={name: distance_of(plan, name, item.model, device) for name in e.further_distances},
         space=e.loss_space,
         batch=e.resources.batch,
+        known=keep("features of targets", TargetFeatures),
     )
     storage.write_bytes(name, seal(_packed(found), about))
     return found
