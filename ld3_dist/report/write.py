@@ -20,6 +20,7 @@ from .about import facts, methods, settings_yaml
 from .figures import FigureData, FigureFunction
 from .figures import figures as registered
 from .figures.draw import Drawn, draw
+from .files import replace_files
 from .findings import broken_rows, findings, status_counts, unfinished
 from .headline import headline
 from .interactions import interaction_table
@@ -56,7 +57,8 @@ def write_report(
             are shown. If not given, those that the experiment's settings name, else all that are
             registered.
 
-    A figure that fails is named on the page and in the log, and left out.
+    A figure that fails is named on the page and in the log, and left out. What an earlier report
+    wrote there and this one has not is removed.
 
     Raises:
         InputError: there are no results at that place, they are of a newer format, or `figures`
@@ -92,14 +94,13 @@ def write_report(
             sweep, table, {line: i for i, (_, rows) in enumerate(parts) for line in rows.index}
         ),
     )
-    out.write_bytes("index.html", html_page(page).encode())
     summary = table_markdown(table) + ablation_markdown(ablation)
-    out.write_bytes("summary.md", summary.encode())
+    files = {"index.html": html_page(page).encode(), "summary.md": summary.encode()}
     for name, made in (("ablation", ablation), ("interactions", interactions)):
         if len(made):
-            out.write_bytes(f"{name}.csv", made.to_csv(index=False).encode())
-    for drawing in drawn.drawings:
-        out.write_bytes(f"figures/{drawing.name}.png", drawing.png)
+            files[f"{name}.csv"] = made.to_csv(index=False).encode()
+    files |= {f"figures/{drawing.name}.png": drawing.png for drawing in drawn.drawings}
+    replace_files(out, files)
     names = [out.address(f"figures/{drawing.name}.png") for drawing in drawn.drawings]
     return ReportPaths(
         out.address("index.html"), out.address("summary.md"), tuple(names), tuple(drawn.warnings)

@@ -174,6 +174,20 @@ def test_same_tables_same_bytes(tmp_path: Path) -> None:
         assert Path(one).read_bytes() == Path(other).read_bytes()
 
 
+def test_figures_of_an_earlier_report_go(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "sweep", solvers=("unipc-3",))
+    out = tmp_path / "out"
+    first = write_report(tmp_path / "sweep", out, figures=["distance", "grids"])
+    own = out / "figures" / "mine.png"
+    own.write_bytes(b"somebody's")
+    second = write_report(tmp_path / "sweep", out, figures=["distance"])
+    assert {*second.figures} < {*first.figures}
+    assert {str(file) for file in (out / "figures").iterdir()} == {*second.figures, str(own)}
+    (out / "_files.json").write_text('["../sweep/experiment.json", 3]')  # nothing of it is believed
+    assert Path(write_report(tmp_path / "sweep", out, figures=["grids"]).html).exists()
+    assert (tmp_path / "sweep" / "experiment.json").exists()
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_a_section_a_model(tmp_path: Path) -> None:
     text = page_of(tmp_path, models=("digits", "edm:<other>.safetensors"), solvers=("unipc-3",))
