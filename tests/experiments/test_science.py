@@ -139,6 +139,13 @@ def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
         assert sentence in text, sentence
 
 
+@pytest.mark.parametrize("name", ["benchmark", "benchmark_against_grids"])
+def test_the_numbers_of_the_benchmark_on_fashion_are_those_of_its_table(name: str) -> None:
+    text = page("benchmark_fashion")
+    for sentence in getattr(science_sentences, name)("benchmark_fashion"):
+        assert sentence in text, sentence
+
+
 def test_the_numbers_of_the_index_are_those_of_the_tables() -> None:
     theory_said, stress_said = science_sentences.theory(), science_sentences.stress()
     said = [*theory_said[:3], stress_said[0], stress_said[1], stress_said[5]]
@@ -146,6 +153,7 @@ def test_the_numbers_of_the_index_are_those_of_the_tables() -> None:
         *said,
         *science_sentences.radius_in_short(),
         *science_sentences.benchmark_in_short(),
+        *science_sentences.benchmark_in_short("benchmark_fashion"),
         *science_sentences.radius_pairs()[4::4],
         *science_sentences.convergence()[:-1],
         *science_sentences.guidance(),
