@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 import pytest
+from matplotlib.lines import Line2D
 from report_pages import Tags
 from slowly import few
 from synthetic_sweep import write_sweep
 
 from ld3_dist.core.errors import InputError
 from ld3_dist.report import read_sweep_tables, write_report
-from ld3_dist.report.figures import FigureData, Plot, figures
+from ld3_dist.report.figures import FigureData, Plot, figures, style
 from ld3_dist.store.opening import open_storage
 
 TINY = {"solvers": ("heun",), "nfes": (4,), "gammas": (0.0,), "seeds": (0,), "broken": False}
@@ -228,3 +230,21 @@ def test_matplotlib_is_loaded_by_the_first_figure(sweep: Path) -> None:
         f"write_report({str(sweep)!r}, figures=['gamma']); assert 'matplotlib' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=1200)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_legend_of_many_ways_stays_inside_the_figure(count: int) -> None:
+    ways = ["curve", "default", "default, coefficients", "default, start_time", "paper"]
+    with matplotlib.rc_context(style.STYLE):
+        figure, axes = style.panels(count, height=2.7)
+        style.legend_below(figure, [Line2D([], [], marker="o", label=way) for way in ways])
+        boxes = style.panel_boxes(figure)
+    figure.set_dpi(160)
+    figure.draw_without_rendering()
+    shown = figure.legends[0].get_window_extent()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ways
+    assert shown.x0 >= 0
+    assert shown.x1 <= figure.bbox.x1
+    assert shown.y1 < min(panel.get_tightbbox().y0 for panel in axes) + 1
+    assert len(boxes) == (1 if count == 1 else count + 1)  # the whole figure shows the only one
+    assert shown.width <= style.WIDTH * figure.dpi / 2

@@ -21,7 +21,7 @@ from ..formats import kinds
 from . import FigureData, Plot
 from .cells import families, legible
 from .quality import plain_log
-from .style import MARKERS, MUTED, SHADES, columns_of, panels, plain
+from .style import MARKERS, MUTED, SHADES, columns_of, legend_below, panels, plain
 
 COSTS = (
     ("device_seconds", "device seconds of learning"),
@@ -70,13 +70,7 @@ def cost_plot(data: FigureData) -> Plot | None:
             Line2D([], [], color=MUTED, marker=MARKERS[i % len(MARKERS)], label=way, **LOOK)
             for i, way in enumerate(ways)
         ]
-        figure.legend(
-            handles=shapes,
-            loc="outside lower center",
-            ncols=len(shapes),
-            fontsize=7.5,
-            frameon=False,
-        )
+        legend_below(figure, shapes)
     caption = (
         "Every learned schedule that was measured is a mark; darker means more evaluations per "
         f"sample{', and its shape says how it was learned' if len(ways) > 1 else ''}.{note}"

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -86,6 +87,25 @@ def panels(
     for unused in axes[count:]:
         unused.remove()
     return figure, axes[:count]
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
+    """A legend under all panels, in as many lines as make it no wider than a panel may be.
+
+    So it fits below a single one, and a narrow page can show it beside the others.
+    """
+    room = 0.46 * WIDTH * figure.dpi  # a panel has half of the width; letters are wider in files
+    for columns in range(len(handles), 0, -1):
+        legend = figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=columns,
+            fontsize=7.5,
+            frameon=False,
+        )
+        if columns == 1 or legend.get_window_extent().width <= room:
+            return
+        legend.remove()
 
 
 def columns_of(count: int, most: int = 3) -> int:
@@ -165,15 +185,19 @@ def as_png(figure: Figure) -> bytes:
 
 
 def panel_boxes(figure: Figure) -> list[str]:
-    """The panels of a laid-out figure as viewBoxes of its SVG: "x y width height" in points."""
+    """The panels of a laid-out figure as viewBoxes of its SVG: "x y width height" in points.
+
+    Behind several of them its legends, without which they are not understood.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     _settle(figure)
     renderer = FigureCanvasAgg(figure).get_renderer()
     scale, height = 72 / figure.dpi, 72 * figure.get_figheight()
     found = []
-    for axes in figure.axes:
-        box = axes.get_tightbbox(renderer)
+    legends = figure.legends if len(figure.axes) > 1 else []
+    for part in (*figure.axes, *legends):
+        box = part.get_tightbbox(renderer)
         if box is not None:
             x, y = box.x0 * scale - 2, height - box.y1 * scale - 2
             size = f"{box.width * scale + 4:.1f} {box.height * scale + 4:.1f}"
