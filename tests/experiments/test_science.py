@@ -36,6 +36,7 @@ COSTED = (
     "guidance",
     "benchmark",
     "benchmark_fashion",
+    "benchmark_galaxies",
 )
 SWEEPS = ("theory_kl", "stress", *COSTED)
 
@@ -139,10 +140,13 @@ def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
         assert sentence in text, sentence
 
 
+@pytest.mark.parametrize("folder", ["benchmark_fashion", "benchmark_galaxies"])
 @pytest.mark.parametrize("name", ["benchmark", "benchmark_against_grids"])
-def test_the_numbers_of_the_benchmark_on_fashion_are_those_of_its_table(name: str) -> None:
-    text = page("benchmark_fashion")
-    for sentence in getattr(science_sentences, name)("benchmark_fashion"):
+def test_the_numbers_of_further_benchmarks_are_those_of_their_tables(
+    name: str, folder: str
+) -> None:
+    text = page(folder)
+    for sentence in getattr(science_sentences, name)(folder):
         assert sentence in text, sentence
 
 
@@ -154,6 +158,7 @@ def test_the_numbers_of_the_index_are_those_of_the_tables() -> None:
         *science_sentences.radius_in_short(),
         *science_sentences.benchmark_in_short(),
         *science_sentences.benchmark_in_short("benchmark_fashion"),
+        *science_sentences.benchmark_in_short("benchmark_galaxies"),
         *science_sentences.radius_pairs()[4::4],
         *science_sentences.convergence()[:-1],
         *science_sentences.guidance(),

@@ -287,7 +287,10 @@ def ways_of_benchmark(folder: str) -> pd.DataFrame:
 
 
 def benchmark(folder: str = "benchmark") -> list[str]:
-    """A line of the table per way, best first: rank, loss by NFE, loss over the default's, …"""
+    """A line of the table per way, best first: rank, loss by NFE, loss over the default's, …
+
+    Without Fréchet distances where none were measured.
+    """
     rows = ways_of_benchmark(folder)
     named = rows[joined(WAYS)]
     measured = ["eval_loss", "fid", "network_evals", "seconds"]
@@ -305,7 +308,8 @@ def benchmark(folder: str = "benchmark") -> list[str]:
         )
         losses = [f"{np.exp(value):.2g}" for value in mine.groupby("nfe")["eval_loss"].mean()]
         frechet, evals, seconds = (np.exp(mine[name].mean()) for name in measured[1:])
-        ends = [f"{frechet:.3g}", f"{evals / 1000:.2g}", f"{seconds:.2g}" if learned else "–"]
+        ends = [] if np.isnan(frechet) else [f"{frechet:.3g}"]
+        ends += [f"{evals / 1000:.2g}", f"{seconds:.2g}" if learned else "–"]
         over = "1" if found.names[i] == "learned, default" else spread(away)
         cells = [found.names[i].removeprefix("learned, "), f"{found.ranks[i]:.1f}", *losses, over]
         lines.append(f"| {' | '.join([*cells, *ends])} |")
