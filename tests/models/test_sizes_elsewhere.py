@@ -23,9 +23,9 @@ def test_a_pipeline_at_two_sizes_and_two_scales(
     schedule = coupled_schedule(model.noise, 2, "quadratic", "ddim")
     seen = []
 
-    def measured(model: ld3.Model, *given: object) -> object:
+    def measured(model: ld3.Model, *given: object, **named: object) -> object:
         seen.append((model.image_shape[1:], model.guidance))
-        return measure(model, *given)
+        return measure(model, *given, **named)
 
     measure = site_scores.measure
     monkeypatch.setattr(site_scores, "measure", measured)

@@ -288,8 +288,8 @@ def test_a_site_that_fails_does_not_cost_the_others(monkeypatch: pytest.MonkeyPa
 
 
 def test_losses_that_are_not_finite_do_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(model: object, table: object, pairs: object, distance: object) -> object:
-        found = ld3_measure(model, table, pairs, distance)  # type: ignore[arg-type]
+    def measured(*given: object, **named: object) -> object:
+        found = ld3_measure(*given, **named)  # type: ignore[arg-type]
         found.losses[0] = math.inf
         return found
 
