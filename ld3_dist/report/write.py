@@ -94,17 +94,27 @@ def write_report(
             sweep, table, {line: i for i, (_, rows) in enumerate(parts) for line in rows.index}
         ),
     )
+    replace_files(out, _files(page, table, ablation, interactions, drawn))
+    names = [out.address(f"figures/{drawing.name}.png") for drawing in drawn.drawings]
+    return ReportPaths(
+        out.address("index.html"), out.address("summary.md"), tuple(names), tuple(drawn.warnings)
+    )
+
+
+def _files(
+    page: Page,
+    table: pd.DataFrame,
+    ablation: pd.DataFrame,
+    interactions: pd.DataFrame,
+    drawn: Drawn,
+) -> dict[str, bytes]:
+    """The files of a report by name; empty tables have none."""
     summary = table_markdown(table) + ablation_markdown(ablation)
     files = {"index.html": html_page(page).encode(), "summary.md": summary.encode()}
     for name, made in (("ablation", ablation), ("interactions", interactions)):
         if len(made):
             files[f"{name}.csv"] = made.to_csv(index=False).encode()
-    files |= {f"figures/{drawing.name}.png": drawing.png for drawing in drawn.drawings}
-    replace_files(out, files)
-    names = [out.address(f"figures/{drawing.name}.png") for drawing in drawn.drawings]
-    return ReportPaths(
-        out.address("index.html"), out.address("summary.md"), tuple(names), tuple(drawn.warnings)
-    )
+    return files | {f"figures/{drawing.name}.png": drawing.png for drawing in drawn.drawings}
 
 
 def _of_settings(sweep: SweepTables, drawn: Drawn) -> dict[str, FigureFunction]:

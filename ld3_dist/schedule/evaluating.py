@@ -80,8 +80,9 @@ def measure(
         further: more distances to the teacher, by name.
         space: of the pairs' targets, "image" or "latent".
         known: features of targets that were made before; those of these pairs are kept there.
+            Nothing is kept if it is not given.
     """
-    made, known = pairs.target, known or TargetFeatures()
+    made, known = pairs.target, known or TargetFeatures(limit=0)
     if tableau is not None:
         viewed = in_loss_space(model, space)
         made = make_samples(viewed, tableau, pairs.noise, pairs.condition, batch)

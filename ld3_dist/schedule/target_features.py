@@ -19,6 +19,8 @@ LIMIT = 2**29
 """Bytes of features that are kept."""
 
 Key = tuple[int, int, int]
+"""Addresses of targets and distance, and the batch: tensors are compared element by element, so
+that no dictionary can hold them as keys."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class _Kept:
 
     @property
     def bytes(self) -> int:
-        return sum(f.numel() * f.element_size() for batch in self.batches for f in batch)
+        return sum(_bytes(batch) for batch in self.batches)
 
     @property
     def alive(self) -> bool:
@@ -57,13 +59,12 @@ class TargetFeatures:
         known = self._known(distance, target, batch)
         found: list[Tensor] = []
         new: list[list[Tensor]] = []
-        size = 0
         for i, theirs in enumerate(target.split(batch)):
             own = distance.features(made[i * batch : (i + 1) * batch])
             if known is None:
                 other = distance.features(theirs)
-                size += sum(f.numel() * f.element_size() for f in other)
-                if size <= self.limit and not all(f is theirs for f in other):
+                fits = _bytes(other) * len(target) <= self.limit * len(theirs)
+                if fits and not all(f is theirs for f in other):
                     new.append([f.cpu() for f in other])
             else:
                 other = [f.to(theirs.device) for f in known.batches[i]]
@@ -86,3 +87,7 @@ class TargetFeatures:
         self._kept[id(new.target()), id(new.distance()), batch] = new
         while sum(one.bytes for one in self._kept.values()) > self.limit:
             self._kept.pop(next(iter(self._kept)))
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(one.numel() * one.element_size() for one in tensors)
