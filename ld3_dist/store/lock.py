@@ -177,7 +177,7 @@ class Holder:
 
 def holders(storage: Storage, stale_after: float = STALE_AFTER) -> list[Holder]:
     """Return the locks of drivers that may be alive, as far as this machine can tell."""
-    found = (_read(storage, name) for name in _names(storage))
+    found = (_read(storage, name) for name in locks_in(storage))
     return [
         one
         for one in found
@@ -186,7 +186,8 @@ def holders(storage: Storage, stale_after: float = STALE_AFTER) -> list[Holder]:
     ]
 
 
-def _names(storage: Storage) -> list[str]:
+def locks_in(storage: Storage) -> list[str]:
+    """The files of all locks of a folder, stale ones among them."""
     return [name for name in storage.list() if name == LOCK or _PART.fullmatch(name)]
 
 
@@ -213,10 +214,10 @@ def refuse_if_held(
     A part is held by the same part, by a whole sweep, and by parts of another division.
     """
     if part is None:
-        names = _names(storage)
+        names = locks_in(storage)
     else:
         ours = rf"lock-(?!{part.index}-)\d+-of-{part.count}\.json"
-        names = [name for name in _names(storage) if not re.fullmatch(ours, name)]
+        names = [name for name in locks_in(storage) if not re.fullmatch(ours, name)]
     for name in names:
         found = read_lock(storage, name)
         if found is not None and not _is_stale(storage, *found, stale_after, name):

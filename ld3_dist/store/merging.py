@@ -4,8 +4,9 @@ Rows, evaluations and losses are merged as tables, each row once. Pairs, schedul
 records of failures are copied. What the folders' current experiments ask for is asked for by the
 merged folder, too.
 
-A file `_merge.json` stands in the folder from the first write to the last. A merge that was killed
-goes on when it is asked for again; what is there already is not read again.
+A file `_merge.json` stands in the folder from before the first row until after the lock is
+released. A merge that was killed goes on when it is asked for again; what is there already is not
+read again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..core.errors import InputError
 from .columns import IDENTITY, schema_of
 from .folding import Segments
 from .lineage import CLAIM, current, lineage_name, lineages
-from .lock import acquire, refuse_if_held
+from .lock import acquire, locks_in, refuse_if_held
 from .pairs import MANIFEST as PAIRS_MANIFEST
 from .pairs import Manifest, ShardRecord
 from .segments import is_segment, list_tables, read_files, read_manifest, rows_of
@@ -42,7 +43,7 @@ def merge(sources: Sequence[Storage], target: Storage) -> Iterator[str]:
     """
     formats = {storage.url: _format(storage) for storage in sources}
     _check_formats(formats)
-    for storage in sources:
+    for storage in (*sources, target):
         refuse_if_held(storage)
     about = json.dumps({"sources": [storage.url for storage in sources]}).encode()
     _check_target(sources, target, about)
@@ -59,7 +60,7 @@ def merge(sources: Sequence[Storage], target: Storage) -> Iterator[str]:
         for folder in IDENTITY:
             Segments(target, folder).fold()  # segments that a killed merge left beside the others
         yield from _merge_lineage(sources, target, max(formats.values()))
-        target.remove(MARK)
+    target.remove(MARK)  # after the lock, which a kill would else leave with nothing to explain it
 
 
 def tables_in(storage: Storage, folder: str) -> list[tuple[str, pa.Table]]:
@@ -118,7 +119,7 @@ def _check_target(sources: Sequence[Storage], target: Storage, about: bytes) -> 
         begun = target.read_bytes(MARK)
     except FileNotFoundError:
         begun = None
-    if begun is None and target.list(recursive=True):
+    if begun is None and {*target.list(recursive=True)} - {*locks_in(target)}:
         raise InputError(f"--output {target.url}: exists already and holds files; name another")
     if begun not in (None, about):
         raise InputError(

@@ -92,22 +92,42 @@ def test_nothing_is_lost_and_nothing_twice(sources: list[Storage], tmp_path: Pat
     assert not target.exists("_merge.json")
 
 
-@pytest.mark.parametrize("first", few(range(2, 8), [2, 3]))
+@pytest.mark.parametrize("first", few(range(6), [2, 3]))
 def test_a_merge_killed_anywhere_goes_on(
     first: int, sources: list[Storage], tmp_path: Path
 ) -> None:
+    for at in range(first, steps_of(sources, tmp_path), 6):
+        killed_and_merged_again(at, sources, tmp_path)
+
+
+def test_a_merge_killed_by_its_lock_or_its_mark_goes_on(
+    sources: list[Storage], tmp_path: Path
+) -> None:
+    last = steps_of(sources, tmp_path)
+    for at in (0, 1, 2, 3, last - 2, last - 1):
+        killed_and_merged_again(at, sources, tmp_path)
+
+
+def steps_of(sources: list[Storage], tmp_path: Path) -> int:
+    """The writes and removals of a merge."""
     counted = mortal(open_storage(tmp_path / "counted"), 10_000)
     list(merge(sources, counted))
     steps = int(10_000 - counted.life.left)  # type: ignore[attr-defined]
     assert steps > 25
-    for at in range(first, steps, 6):
-        target = open_storage(tmp_path / f"all{at}")
-        with pytest.raises(Died):
-            list(merge(sources, mortal(target, at)))
-        target.remove(locks.LOCK)  # of the process that died
-        if target.exists("_merge.json") or not target.exists("experiment.json"):
-            list(merge(sources, target))  # else it died with all done
-        whole(target, sources)
+    return steps
+
+
+def killed_and_merged_again(at: int, sources: list[Storage], tmp_path: Path) -> None:
+    target = open_storage(tmp_path / f"all{at}")
+    with pytest.raises(Died):
+        list(merge(sources, mortal(target, at)))
+    if target.exists(locks.LOCK):  # ours; no process has a number as large as this one
+        lock = json.loads(target.read_bytes(locks.LOCK)) | {"pid": 2**22 + 1}
+        target.write_bytes(locks.LOCK, json.dumps(lock).encode())
+    list(merge(sources, target))
+    whole(target, sources)
+    assert not target.exists("_merge.json")
+    assert not target.exists(locks.LOCK)
 
 
 def test_shards_of_one_experiment_stay_that_experiment(tmp_path: Path) -> None:
