@@ -174,15 +174,16 @@ class Schedule:
         if self.noise["name"] in BUILT_IN:
             built = self.noise_schedule
             low, high = built.t_min, built.t_max
+            for key in LEVELS:
+                if key in self.noise:
+                    raise InputError(
+                        f"noise.{key}: the levels of noise schedule {self.noise['name']} are "
+                        "computed, a file does not hold them; remove the key"
+                    )
         elif not all(key in self.noise for key in LEVELS):
             complete = noise_to_dict(self.noise_schedule, self.knots)
             object.__setattr__(self, "noise", complete)
-        for key in LEVELS:
-            if len(self.noise.get(key, self.knots)) != len(self.knots):
-                raise InputError(
-                    f"noise.{key} holds {len(self.noise[key])} levels, need one per knot: "
-                    f"{len(self.knots)}"
-                )
+        self._check_levels()
         slack = 1e-6 * max(1.0, high if high < float("inf") else 1.0)
         for key in ("knots", "evals"):
             for i, time in enumerate(getattr(self, key)):
@@ -191,6 +192,28 @@ class Schedule:
                         f"{key}[{i}] = {time}: lies outside the noise schedule "
                         f"{self.noise['name']}, whose times go from {low:g} to {high:g}"
                     )
+
+    def _check_levels(self) -> None:
+        """Check the levels that are kept at the knots: one each, and less noise at every knot."""
+        for key in LEVELS:
+            if len(self.noise.get(key, self.knots)) != len(self.knots):
+                raise InputError(
+                    f"noise.{key} holds {len(self.noise[key])} levels, need one per knot: "
+                    f"{len(self.knots)}"
+                )
+        if not all(key in self.noise for key in LEVELS):
+            return
+        alpha, sigma = (self.noise[key] for key in LEVELS)
+        for i, (a, s) in enumerate(zip(alpha, sigma, strict=True)):
+            # alpha may be 0 where sampling begins, sigma where it ends
+            for key, value, at in (("alpha", a, 0), ("sigma", s, len(self.knots) - 1)):
+                if value < 0 or (value == 0 and i != at):
+                    raise InputError(f"noise.{key}[{i}] = {value}: a level must be positive")
+            if i and a * sigma[i - 1] < alpha[i - 1] * s:
+                raise InputError(
+                    f"noise.alpha / noise.sigma must grow from knot to knot, but falls from "
+                    f"{alpha[i - 1] / sigma[i - 1]:g} to {a / s:g} at knots[{i}]"
+                )
 
     @property
     def noise_schedule(self) -> NoiseSchedule:

@@ -111,6 +111,18 @@ def test_there_are_committed_schedules() -> None:
     assert len(COMMITTED) > 10
 
 
+def levels(alpha: list[float], sigma: list[float]) -> dict[str, Any]:
+    """A file of a noise schedule that only its levels at the knots describe."""
+    name = "python:somewhere:Noise"
+    return changed("noise", {"name": name, "alpha": alpha, "sigma": sigma})
+
+
+@pytest.mark.parametrize("end", [0.0, 1e-3])
+def test_alpha_may_be_0_at_the_first_knot_and_sigma_at_the_last(end: float) -> None:
+    body = levels([end, 0.2, 0.5, 1.0], [1.0, 0.8, 0.5, end])
+    assert parse_schedule(json.dumps(body)).noise["sigma"][-1] == end
+
+
 @pytest.mark.parametrize(
     ("body", "say"),
     [
@@ -121,7 +133,12 @@ def test_there_are_committed_schedules() -> None:
         (changed("noise.name", "edn"), "unknown noise schedule 'edn': did you mean 'edm'"),
         (changed("noise.t_mxa", 3.0), "'t_mxa': did you mean 't_max'"),
         (changed("knots.1", 10**400), r"knots\[1\] must be a finite number|a number of 401"),
-        (changed("noise", {"name": "edm", "alpha": [1.0, 1.0]}), "need one per knot: 4"),
+        (changed("noise", {"name": "edm", "alpha": [1.0] * 4}), "noise.alpha: .* are computed"),
+        (levels([1.0, 1.0], [3.0, 2.0]), "noise.alpha holds 2 levels, need one per knot: 4"),
+        (levels([0.1, 0.0, 0.5, 0.9], [0.9, 0.8, 0.5, 0.1]), r"noise\.alpha\[1\] = 0.0: a level"),
+        (levels([0.1, 0.2, 0.5, 0.9], [0.0, 0.8, 0.5, 0.1]), r"noise\.sigma\[0\] = 0.0: a level"),
+        (levels([0.1, 0.2, 0.5, 0.4], [0.9, 0.8, 0.5, 0.5]), r"from 1 to 0.8 at knots\[3\]"),
+        (levels([0.1, 0.2, 0.5, -0.9], [0.9, 0.8, 0.5, 0.1]), r"noise\.alpha\[3\] = -0.9"),
     ],
 )  # fmt: skip
 def test_what_a_schema_cannot_say(body: dict[str, Any], say: str) -> None:
