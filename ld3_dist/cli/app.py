@@ -9,7 +9,7 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -345,23 +345,41 @@ def export(
 
 
 def main() -> None:
-    """Entry point: turns bad input into one message and exit code 2."""
+    """Entry point: turns bad input, a file that cannot be used and too little memory into one
+    message and an exit code.
+    """
     try:
         app()
     except InputError as error:
-        Console(stderr=True).print(
-            f"[red]Error:[/red] {escape(masked(str(error)))}", highlight=False, soft_wrap=True
-        )
-        raise SystemExit(2) from None
+        _end(str(error), 2)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        _end(_about_file(error), 2)
     except MemoryError as error:
         said = str(error) or "an allocation failed"
-        Console(stderr=True).print(
-            f"[red]Error:[/red] there is not enough memory ({escape(masked(said))}); use fewer "
-            "pairs or samples, a smaller model dtype, or a machine with more",
-            highlight=False,
-            soft_wrap=True,
+        _end(
+            f"there is not enough memory ({said}); use fewer pairs or samples, a smaller model "
+            "dtype, or a machine with more",
+            1,
         )
-        raise SystemExit(1) from None
+
+
+def _about_file(error: OSError) -> str:
+    """What the operating system refused, with the file and the remedy."""
+    said = error.strerror or type(error).__name__
+    where = f"{error.filename}: {said}" if error.filename is not None else said
+    if isinstance(error, PermissionError):
+        return f"{where}; give this user access to it, or work on a copy"
+    return f"{where}; check the path, the disk and the network"
+
+
+def _end(message: str, code: int) -> NoReturn:
+    """Print an error and leave with an exit code, without a traceback."""
+    Console(stderr=True).print(
+        f"[red]Error:[/red] {escape(masked(message))}", highlight=False, soft_wrap=True
+    )
+    raise SystemExit(code) from None
 
 
 if __name__ == "__main__":

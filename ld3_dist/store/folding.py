@@ -88,7 +88,7 @@ class Segments:
     def take_in(self, tables: Sequence[tuple[str, pa.Table]]) -> int:
         """Add rows of another folder, by the names of their files; return the number added.
 
-        A row that is here already is replaced by the other folder's, unless that one failed.
+        A row that is here already stays, unless it failed and the other folder's did not.
         """
         added = 0
         for start in range(0, len(tables), MOST):
@@ -102,8 +102,11 @@ class Segments:
         manifest = read_manifest(self.storage, self.folder)
         sound = self._without_damaged(manifest, there)
         known = np.concatenate([self._hashes[name] for name in sound.names] or [np.empty(0)])
-        batch = _Batch(schema_of(self.folder), tables, [], {})
-        fresh = ~np.isin(_hashes(batch.table(), self.identity), known)
+        batch = _Batch(schema_of(self.folder), [], tables, {})  # after the rows that are here
+        rows = batch.table()
+        hashes = _hashes(rows, self.identity)
+        fresh = ~np.isin(hashes, known)
+        fresh |= np.isin(hashes, self._failed(sound)) & ~_failures(rows)
         if not fresh.any():
             return 0
         merged, kept = self._partners(batch, sound)
@@ -113,6 +116,18 @@ class Segments:
         self.storage.write_bytes(f"{self.folder}/{MANIFEST}", body)
         self._remove([segment.name for segment in merged])
         return int(fresh.sum())
+
+    def _failed(self, manifest: Manifest) -> np.ndarray:
+        """The hashes of the identities of rows that failed."""
+        schema = schema_of(self.folder)
+        if "status" not in schema.names:  # no row of this table fails
+            return np.empty(0)
+        wanted = part_of(schema, [*self.identity, "status"])
+        known = {segment.name: segment for segment in manifest.segments}
+        found = read_files(self.storage, self.folder, known, wanted, known, strict=True)
+        tables = [table for table in found.values() if isinstance(table, pa.Table)]
+        every = pa.concat_tables([wanted.empty_table(), *tables])
+        return _hashes(every, self.identity)[_failures(every)]
 
     def _fold_once(self, least: int) -> int:
         there = list_tables(self.storage, self.folder)
@@ -297,6 +312,13 @@ def _hashes(table: pa.Table, identity: Sequence[str]) -> np.ndarray:
     """A hash of each row's identity; two that agree by chance only cost a larger merge."""
     frame = table.select(list(identity)).to_pandas()
     return np.asarray(hash_pandas_object(frame, index=False))
+
+
+def _failures(table: pa.Table) -> np.ndarray:
+    """True for the rows that failed."""
+    if "status" not in table.column_names:
+        return np.zeros(len(table), dtype=bool)
+    return np.array(table["status"].to_pylist(), dtype=object) == "failed"
 
 
 def _next_number(there: Sequence[str], manifest: Manifest) -> int:

@@ -4,6 +4,10 @@ Rows, evaluations and losses are merged as tables, each row once. Pairs, schedul
 records of failures are copied. What the folders' current experiments ask for is asked for by the
 merged folder, too.
 
+One row can be in several folders, and be another there: it failed, or another machine computed
+other numbers. The one that did not fail counts, of those one that was evaluated, of those the first
+folder's, as in `results.load_results`. Only its own schedule and evaluations are merged with it.
+
 A file `_merge.json` stands in the folder from before the first row until after the lock is
 released. A merge that was killed goes on when it is asked for again; what is there already is not
 read again.
@@ -16,17 +20,21 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from ..core.errors import InputError
 from .columns import IDENTITY, schema_of
 from .folding import Segments
+from .frames import column
 from .lineage import CLAIM, current, lineage_name, lineages
 from .lock import acquire, locks_in, refuse_if_held
 from .pairs import MANIFEST as PAIRS_MANIFEST
 from .pairs import Manifest, ShardRecord
 from .segments import is_segment, list_tables, read_files, read_manifest, rows_of
 from .storage import Storage
+from .tables import read_table
 
 MARK = "_merge.json"
 OLDEST_FORMAT = 3
@@ -50,13 +58,16 @@ def merge(sources: Sequence[Storage], target: Storage) -> Iterator[str]:
     target.check_writable()
     with acquire(target) as lock:
         target.write_bytes(MARK, about)
-        for storage in sources:
+        for storage, out in zip(sources, outdone(sources), strict=True):
             lock.check()
-            yield from _copy_files(storage, target)
+            if out:
+                yield f"left out: {len(out)} rows of {storage.url} that another folder has better"
             for folder in IDENTITY:
                 lock.check()
-                added = Segments(target, folder).take_in(tables_in(storage, folder))
+                tables = [(name, _without(out, rows)) for name, rows in tables_in(storage, folder)]
+                added = Segments(target, folder).take_in(tables)
                 yield f"{folder}: {added} from {storage.url}"
+            yield from _copy_files(storage, target, out)
         for folder in IDENTITY:
             Segments(target, folder).fold()  # segments that a killed merge left beside the others
         yield from _merge_lineage(sources, target, max(formats.values()))
@@ -128,9 +139,50 @@ def _check_target(sources: Sequence[Storage], target: Storage, about: bytes) -> 
         )
 
 
-def _copy_files(source: Storage, target: Storage) -> Iterator[str]:
+def outdone(sources: Sequence[Storage]) -> list[frozenset[str]]:
+    """The keys of each folder's rows that are not as in the folder whose row counts."""
+    names = ["status", "knots", "evals", "valid_loss"]
+    parts = []
+    for place, storage in enumerate(sources):
+        rows = read_table(storage, "rows", ["key", *names])
+        evaluated = column(read_table(storage, "evaluations", ["key"]), "key")
+        values = zip(*(column(rows, name).map(_plain) for name in names), strict=True)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "key": column(rows, "key"),
+                    "failed": column(rows, "status") == "failed",
+                    "bare": ~column(rows, "key").isin(list(evaluated)),
+                    "place": place,
+                    "content": [repr(row) for row in values],
+                }
+            )
+        )
+    every: Any = pd.concat(parts, ignore_index=True)
+    several = every[every["key"].duplicated(keep=False)]
+    order = several.sort_values(["failed", "bare", "place"], kind="stable")
+    counts = order.drop_duplicates("key").set_index("key")["content"]
+    other = several[several["content"] != several["key"].map(counts)]
+    return [frozenset(other.loc[other["place"] == i, "key"]) for i in range(len(sources))]
+
+
+def _plain(value: Any) -> Any:
+    """A value of a row whose text is the same in every folder."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _without(keys: frozenset[str], table: pa.Table) -> pa.Table:
+    """The rows of a table that do not belong to some rows."""
+    if not keys:
+        return table
+    return table.filter(pa.array([key not in keys for key in table["key"].to_pylist()]))
+
+
+def _copy_files(source: Storage, target: Storage, out: frozenset[str]) -> Iterator[str]:
+    left_out = {f"schedules/{key}.json" for key in out}
     for folder in COPIED:
-        copied = _copy(source, target, source.list(folder, recursive=True))
+        names = [name for name in source.list(folder, recursive=True) if name not in left_out]
+        copied = _copy(source, target, names)
         yield f"{folder}: {copied} files from {source.url}"
     names = source.list("pairs", recursive=True)
     shards = [name for name in names if not name.endswith(PAIRS_MANIFEST)]

@@ -46,8 +46,9 @@ def load_results(*places: Place, all: bool = False, tidy: bool = False) -> pd.Da
 
     It has the columns of the tables `rows` and `evaluations`, and those at the top of this
     file. If both tables have a column, such as host or seconds, the evaluation's ends in _eval.
-    A row that several folders hold is there once, preferably from one that evaluated it. Files
-    that cannot be read are left out with a warning, and `frame.attrs["unreadable"]` names them.
+    A row that several folders hold is there once, preferably from one where it did not fail, then
+    from one that evaluated it. Files that cannot be read are left out with a warning, and
+    `frame.attrs["unreadable"]` names them.
 
     Args:
         places: output folders of sweeps, paths or URLs.
@@ -71,7 +72,9 @@ def load_results(*places: Place, all: bool = False, tidy: bool = False) -> pd.Da
     frame = frames[0]
     if len(frames) > 1:
         frame = pd.concat([known for known in frames if len(known)] or frames)
-        frame = frame.sort_values("eval_loss", key=lambda values: values.isna(), kind="stable")
+        frame = frame.assign(_failed=frame["status"] == "failed", _bare=frame["eval_loss"].isna())
+        frame = frame.sort_values(["_failed", "_bare"], kind="stable")
+        frame = frame.drop(columns=["_failed", "_bare"])
     frame = frame.drop_duplicates("key")
     frame = frame.iloc[_order(frame)].reset_index(drop=True)
     measured = [name for name in frame.columns if name in loaded[0].measured]
@@ -177,16 +180,19 @@ def losses_in(
 ) -> Losses:
     """Read the kept losses of some rows of a frame, in the order of their samples.
 
+    Those of a row are read from the folder in its column `source`.
+
     Args:
         further: name of another distance that was measured, as in "distance.l1"; rows without it
             are left out. By default the experiment's own.
     """
 
     def losses(keys: Collection[str]) -> dict[str, np.ndarray]:
-        chosen = where(frame.loc[:, ["key", "evaluation"]], frame["key"].isin(list(keys)))
+        wanted = where(frame, frame["key"].isin(list(keys)))
         found: dict[str, np.ndarray] = {}
         for storage in storages:
-            table = read_table(storage, "losses").merge(chosen, on=["key", "evaluation"])
+            own = where(wanted, wanted["source"] == storage.url).loc[:, ["key", "evaluation"]]
+            table = read_table(storage, "losses").merge(own, on=["key", "evaluation"])
             table = table.sort_values(["repeat", "start"], kind="stable")
             if further is not None:
                 values = [dict(kept or ()).get(further) for kept in table["judged"]]

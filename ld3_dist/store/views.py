@@ -137,12 +137,14 @@ def load_curves(*places: Place, all: bool = False) -> pd.DataFrame:
     parts = []
     for storage in open_places(places):
         needed = [*CURVES[1:], "train_curve", "valid_curve"]
-        rows = read_table(storage, "rows", [*needed, "kind"])
+        rows = read_table(storage, "rows", [*needed, "kind", "status"])
         if not all:
             rows = read_asked(storage).rows(rows)
         rows = rows[(rows["kind"] == "learned").to_numpy(bool)]
         parts.append(rows.assign(source=storage.url))
-    frame = pd.concat(parts).drop_duplicates("key").reset_index(drop=True)
+    frame = pd.concat(parts)
+    order = np.argsort((frame["status"] == "failed").to_numpy(bool), kind="stable")
+    frame = frame.iloc[order].drop_duplicates("key").reset_index(drop=True)
     valid, train = (_ragged(column(frame, name)) for name in ("valid_curve", "train_curve"))
     lengths = np.array([len(values) for values in valid], dtype=np.int64)
     index = np.repeat(np.arange(len(frame)), lengths)

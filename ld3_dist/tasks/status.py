@@ -113,9 +113,10 @@ def status_of(storage: Storage) -> Status:
     total, members = _asked(experiment)
     drivers = [_driver(holder) for holder in holders(storage)]
     learned = frame[frame["kind"] == "learned"]
-    trials = learned.groupby(["cell", "trial"], dropna=False)
-    counts = trials["key"].nunique()
-    bad = trials["status"].agg(lambda statuses: (statuses == "failed").any())
+    trials = learned.assign(bad=learned["status"] == "failed").groupby(
+        ["cell", "trial"], dropna=False
+    )
+    counts, bad = trials["key"].nunique(), trials["bad"].any()
     failed = int(bad.sum())
     done = int(((counts >= members) & ~bad).sum())
     left = None if total is None else max(total - done - failed, 0)

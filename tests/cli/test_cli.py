@@ -4,6 +4,7 @@ code 1.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from ld3_dist.cli import app as cli
 from ld3_dist.cli.display import show as show_events
 from ld3_dist.core.noise import FlowMatching
 from ld3_dist.experiment import load_experiment, parse_experiment
+from ld3_dist.store.storage import LocalStorage
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
@@ -48,6 +50,39 @@ def test_help_of_a_command_teaches(command: str) -> None:
     assert registered.callback is not None
     first = (registered.callback.__doc__ or "").splitlines()[0].split("(")[0].strip()
     assert first[:40] in text
+
+
+QUICK_RESULTS = ROOT / "results" / "quickstart"
+READERS = [["status"], ["table", "--value", "eval_loss"], ["report"], ["check"]]
+
+
+@pytest.mark.parametrize("command", READERS, ids=lambda command: command[0])
+@pytest.mark.parametrize("name", ["experiment.json", "rows/_manifest.json"])
+def test_a_file_that_the_system_does_not_give_ends_with_a_message(
+    command: list[str],
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(QUICK_RESULTS, folder)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    code, out, err = call(monkeypatch, capsys, command[0], folder, *command[1:])
+    assert (code, out) == (2, "")
+    assert err.startswith(f"Error: {folder / name}: Is a directory; check the path")
+    read = LocalStorage.read_bytes
+
+    def denied(storage: LocalStorage, file: str) -> bytes:
+        if file == name:
+            raise PermissionError(13, "Permission denied", str(folder / name))
+        return read(storage, file)
+
+    monkeypatch.setattr(LocalStorage, "read_bytes", denied)
+    code, out, err = call(monkeypatch, capsys, command[0], folder, *command[1:])
+    assert (code, out) == (2, "")
+    assert err.startswith(f"Error: {folder / name}: Permission denied; give this user access")
 
 
 def test_show_the_quickstart(

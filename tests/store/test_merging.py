@@ -20,6 +20,7 @@ from ld3_dist.store.folding import Segments
 from ld3_dist.store.merging import merge
 from ld3_dist.store.opening import open_storage
 from ld3_dist.store.pairs import Manifest, load_pairs, write_shard
+from ld3_dist.store.results import losses_in
 from ld3_dist.store.segments import problems
 from ld3_dist.store.storage import Storage
 from ld3_dist.store.tables import read_records
@@ -128,6 +129,75 @@ def killed_and_merged_again(at: int, sources: list[Storage], tmp_path: Path) -> 
     whole(target, sources)
     assert not target.exists("_merge.json")
     assert not target.exists(locks.LOCK)
+
+
+FAILED = {"status": "failed", "valid_loss": None, "knots": None, "evals": None, "valid_curve": None}
+OTHER = {"knots": [2.5, 1.0], "evals": [2.5], "valid_loss": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("first", "scored", "second", "counts"),
+    [
+        (FAILED, False, {}, "two"),  # learned where the first failed
+        ({}, True, FAILED, "one"),
+        (OTHER, False, {}, "two"),  # evaluated, the first was not
+        (OTHER, True, {}, "one"),  # both evaluated: the first
+    ],
+)
+def test_of_one_row_that_differs_one_counts_with_all_that_is_its_own(
+    first: dict, scored: bool, second: dict, counts: str, tmp_path: Path
+) -> None:
+    kept = {"one": {"a": tailed(1)} if scored else {}, "two": {} if second else {"a": tailed(2)}}
+    changes = {"one": first, "two": second}
+    places = {}
+    for name in ("one", "two"):
+        row = learned("a", "1", 0, 1.0) | changes[name]
+        places[name] = write_folder(tmp_path / name, [row, baseline("b", 2.0)], kept[name])
+        if changes[name] is not FAILED:
+            (places[name] / "schedules").mkdir()
+            (places[name] / "schedules" / "a.json").write_text(name)
+    target = open_storage(tmp_path / "all")
+    lines = list(merge([*map(open_storage, places.values())], target))
+    assert len([line for line in lines if line.startswith("left out: 1 rows of")]) == 1
+    assert target.read_bytes("schedules/a.json").decode() == counts
+    for found in (results(target), results(*places.values())):
+        row = found.loc["a"]
+        wanted = learned("a", "1", 0, 1.0) | changes[counts]
+        assert (row["status"], row["valid_loss"]) == ("ok", wanted["valid_loss"])
+        assert list(row["knots"]) == wanted["knots"]
+        assert row["eval_loss"] == pytest.approx(kept[counts]["a"].mean())
+    for curves in (ld3.load_curves(target), ld3.load_curves(*places.values())):
+        assert len(curves) == 3  # a row that failed has no curve
+    samples = ld3.load_samples(target)
+    np.testing.assert_allclose(samples["loss"], kept[counts]["a"])
+
+
+def test_the_same_row_keeps_the_evaluations_of_both_folders(tmp_path: Path) -> None:
+    row = learned("a", "1", 0, 1.0)
+    one = write_folder(tmp_path / "one", [row], {"a": tailed(1)})
+    two = write_folder(tmp_path / "two", [row], {"a": tailed(2)}, evaluation="v2")
+    target = open_storage(tmp_path / "all")
+    list(merge([open_storage(one), open_storage(two)], target))
+    samples = ld3.load_samples(target, all=True)
+    for name, seed in (("v1", 1), ("v2", 2)):
+        one_of = samples[samples["evaluation"] == name]
+        np.testing.assert_allclose(one_of["loss"], tailed(seed))
+
+
+def test_losses_are_those_of_the_row_that_counts(tmp_path: Path) -> None:
+    """Both folders evaluated the same row; the losses of the second are ten times as large."""
+    places = [
+        write_folder(
+            tmp_path / name,
+            [learned("a", "1", 0, 1.0), baseline("b", 2.0)],
+            {"a": tailed(1) * by, "b": tailed(2)},
+        )
+        for name, by in (("one", 1.0), ("two", 10.0))
+    ]
+    frame = ld3.load_results(*places)
+    found = losses_in([*map(open_storage, places)], frame)(["a"])["a"]
+    np.testing.assert_allclose(found, tailed(1), rtol=1e-6)
+    assert found.mean() == pytest.approx(frame.set_index("key").loc["a", "eval_loss"])
 
 
 def test_shards_of_one_experiment_stay_that_experiment(tmp_path: Path) -> None:

@@ -92,6 +92,24 @@ def test_what_is_missing_failed_or_did_not_come_out(finished: Path, tmp_path: Pa
     assert not found.finished
 
 
+@pytest.mark.parametrize("baselines", [False, True])
+def test_a_sweep_that_has_learned_nothing_yet(
+    finished: Path, tmp_path: Path, baselines: bool
+) -> None:
+    """What a folder holds while pairs are made, and while the grids are scored."""
+    storage = copy(finished, tmp_path)
+    for name in storage.list("rows", recursive=True):
+        if not (baselines and "baseline" in name):
+            storage.remove(name)
+    found = status_of(storage)
+    assert (found.total, found.done, found.failed, found.left) == (8, 0, 0, 8)
+    assert (found.statuses, found.gains, found.rate) == ({}, [], None)
+    for command in ("status", "report"):
+        shown = CliRunner().invoke(app, [command, str(tmp_path)])
+        assert shown.exit_code == 0
+        assert "0 of 8 trials done" in shown.output
+
+
 def test_signs_of_failure_are_named(finished: Path, tmp_path: Path) -> None:
     storage = copy(finished, tmp_path)
     before = status_of(storage).signs.get("unstable", 0)
