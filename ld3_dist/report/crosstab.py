@@ -157,11 +157,16 @@ def chosen(
         if name not in known:
             raise unknown(f"column in {option}:", name, known)
     ok = column(frame, "status") == "ok"
-    frame = where(frame, ok & column(frame, value).notna())
+    measured = frame = where(frame, ok & column(frame, value).notna())
     if which == "learned":
         frame = of_kind(frame, "learned")
     if which == "best":
         frame = _best(frame, {*rows, *columns})
+    if frame.empty and len(measured):
+        raise InputError(
+            f"--value {value}: was measured only for rows that --which {which} leaves out, "
+            f"{len(measured)} of them; --which all shows them"
+        )
     if frame.empty:
         raise InputError(f"--value {value}: was not measured for any of these results")
     _check_comparable(frame, columns, value)

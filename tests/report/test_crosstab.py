@@ -144,6 +144,15 @@ def test_unknown_names_are_refused(out: Path, arguments: dict, message: str) -> 
         crosstab(ld3.load_results(out), **arguments)
 
 
+def test_what_the_choice_of_rows_leaves_out_is_named(tmp_path: Path) -> None:
+    """As while the grids of a sweep are scored, before anything is learned."""
+    frame = ld3.load_results(write_folder(tmp_path, [baseline("g", 4.0), baseline("h", 2.0, 6)]))
+    for which in ("best", "learned"):
+        with pytest.raises(InputError, match=f"--which {which} leaves out, 2 of them; --which all"):
+            crosstab(frame, value="valid_loss", which=which)
+    assert len(crosstab(frame, value="valid_loss", which="all").entries) == 2
+
+
 @pytest.mark.parametrize(
     ("change", "name"),
     [({"distance": "l1"}, "distance"), ({"teacher_nfe": 50}, "teacher_nfe"),
