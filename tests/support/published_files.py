@@ -1,14 +1,19 @@
-"""Checkpoint files of DyWeight and EPD in their published form, written by hand."""
+"""Checkpoint files of DyWeight and EPD in their published form, written by hand, and a model."""
 
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from edm_pickles import Persistent
 from torch import Tensor, nn
+
+import ld3_dist as ld3
+from ld3_dist.core.noise import NoiseSchedule
+from ld3_dist.models.analytic.mixture import mixture_2d
 
 
 def dyweight_file(
@@ -58,3 +63,8 @@ def epd_file(file: Path, parameters: dict[str, Tensor], **settings: Any) -> Path
     state |= settings
     file.write_bytes(pickle.dumps({"model": Persistent("EPD_predictor", state)}))
     return file
+
+
+def model_of(noise: NoiseSchedule) -> Any:
+    """A model of a mixture, with a noise schedule of one's choice."""
+    return replace(ld3.load_model("analytic:mixture-2d"), denoiser=mixture_2d(noise))

@@ -97,7 +97,7 @@ def read_dyweight(file: Path) -> DyWeight:
         loss = content["loss_fn"].state
     state = predictor[0].state
     steps = _steps(file, state)
-    analytic = bool(state.get("afs"))
+    analytic = _flag(file, state, "afs")
     table = state.get("_parameters")
     weights = _tensor(file, table, "hybrid_weights", (steps, steps))
     asked = steps - analytic
@@ -133,11 +133,13 @@ def read_epd(file: Path) -> EPD:
     """The learned numbers of an EPD checkpoint; raises InputError as `read_dyweight` does."""
     state = _predictor(file, "EPD", "model")[0].state
     steps = _steps(file, state)
-    if state.get("fcn"):
+    if _flag(file, state, "fcn"):
         raise InputError(f"{file}: fcn = {state['fcn']!r}: this form of EPD is not read")
     points = state.get("num_points")
     if not isinstance(points, int) or isinstance(points, bool) or not 1 <= points <= 16:
-        raise InputError(f"{file}: num_points = {points!r}: must be a whole number from 1 to 16")
+        raise InputError(
+            f"{file}: num_points = {_short(points)}: must be a whole number from 1 to 16"
+        )
     table, shape = state.get("_parameters"), (steps, points)
 
     def factor(name: str, range_name: str) -> Tensor:
@@ -189,7 +191,8 @@ def _steps(file: Path, state: Mapping[str, Any]) -> int:
     given = state.get("num_steps")
     if not isinstance(given, int) or isinstance(given, bool) or not 2 <= given <= MOST_STEPS:
         raise InputError(
-            f"{file}: num_steps = {given!r}: must be a whole number of times from 2 to {MOST_STEPS}"
+            f"{file}: num_steps = {_short(given)}: must be a whole number of times from 2 to "
+            f"{MOST_STEPS}"
         )
     return given - 1
 
@@ -198,9 +201,31 @@ def _number(file: Path, state: Mapping[str, Any], key: str, default: float) -> f
     value = state.get(key)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e6:
-        raise InputError(f"{file}: {key} = {value!r}: must be a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e6:
+        raise InputError(f"{file}: {key} = {_short(value)}: must be a number")
     return float(value)
+
+
+def _flag(file: Path, state: Mapping[str, Any], key: str) -> bool:
+    value = state.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise InputError(f"{file}: {key} = {_short(value)}: must be true or false")
+    return bool(value)
+
+
+def _word(file: Path, state: Mapping[str, Any], key: str) -> str | None:
+    value = state.get(key)
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{file}: {key} = {_short(value)}: must be a word")
+    return value or None
+
+
+def _short(value: Any) -> str:
+    """A value as a message shows it."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _tensor(file: Path, table: Any, key: str, shape: tuple[int, ...]) -> Tensor:
@@ -219,7 +244,7 @@ def _tensor(file: Path, table: Any, key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def _settings(file: Path, state: Mapping[str, Any], steps: int) -> Settings:
-    grid = state.get("schedule_type") or "polynomial"
+    grid = _word(file, state, "schedule_type") or "polynomial"
     if grid not in GRIDS:
         raise InputError(f"{file}: {unknown('schedule_type', grid, GRIDS)}")
     rho = _number(file, state, "schedule_rho", 7.0)
@@ -227,19 +252,20 @@ def _settings(file: Path, state: Mapping[str, Any], steps: int) -> Settings:
         raise InputError(f"{file}: schedule_rho = {rho}: must be above 0")
     flow: dict[str, float] = {}
     if grid == "flowmatch":
-        options = state.get("backend_config")
-        given = {**(options if isinstance(options, dict) else {})}
+        given = state.get("backend_config") or {}
+        if not isinstance(given, dict):
+            raise InputError(f"{file}: backend_config = {_short(given)}: must be a table")
         flow = {"first": 1.0, "last": _number(file, given, "sigma_min", 0.001)}
         if given.get("flowmatch_mu") is not None:
             flow["mu"] = _number(file, given, "flowmatch_mu", 0.0)
-    data = state.get("dataset_name")
-    guided = state.get("guidance_type") not in (None, "uncond")
+    data = _word(file, state, "dataset_name")
+    guided = _word(file, state, "guidance_type") not in (None, "uncond")
     return Settings(
         grid,
         rho,
         steps,
-        bool(state.get("afs")),
-        str(data)[:100] if data else None,
+        _flag(file, state, "afs"),
+        data[:100] if data else None,
         _number(file, state, "guidance_rate", 1.0) if guided else None,
         flow,
     )
