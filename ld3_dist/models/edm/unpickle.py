@@ -351,7 +351,9 @@ def _flatten(root: Remembered) -> dict[str, Tensor]:
 
 
 def _table(module: Remembered, kind: str, prefix: str) -> Mapping[str, Any]:
-    found = module.state.get(kind) or {}
+    found = module.state.get(kind)
+    if found is None:
+        return {}
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise pickle.UnpicklingError(f"{kind} of the module {prefix[:80]!r} is no table of names")
     return found
