@@ -1,13 +1,18 @@
-"""Safetensors files with a `kind` and a JSON `config` in the header, both checked on reading."""
+"""Safetensors files with a `kind` and a JSON `config` in the header, both checked on reading; and
+checks of networks whose weights a library has loaded.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import textwrap
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -85,3 +90,32 @@ def load_weights(net: nn.Module, tensors: dict[str, Tensor], file: Path, remedy:
     """Load tensors into a network strictly; InputError names the first one that does not fit."""
     check_weights(net, tensors, file, remedy)
     net.load_state_dict(tensors)
+
+
+def check_whole(network: nn.Module, missing: Collection[str], place: Path | str) -> None:
+    """Refuse a network with tensors that its files did not hold, or with values that are not
+    finite.
+
+    Args:
+        missing: names of tensors that the library did not find.
+        place: the network's folder, for messages.
+    """
+    lost = {*missing} | {name for name, tensor in network.state_dict().items() if tensor.is_meta}
+    if lost:
+        raise InputError(
+            f"{place}: its files hold no {_listed(lost)} of {type(network).__name__}, which would "
+            "be drawn at random; download it again, or use the version of the library that wrote it"
+        )
+    spoilt = [name for name, tensor in network.named_parameters() if not _finite(tensor)]
+    if spoilt:
+        raise InputError(f"{place}: {_listed(spoilt)} is not finite; download it again")
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _listed(names: Collection[str]) -> str:
+    first = ", ".join(sorted(names)[:3])
+    more = f" and {len(names) - 3} more tensors" if len(names) > 3 else ""
+    return textwrap.shorten(first, 200, placeholder=" …") + more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from published_judges import OpenClip, Reward, bert_words, save_clip, save_hps, tiny
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_pipelines import clip_tokenizer
 from torch import Tensor, nn
 
@@ -77,6 +78,17 @@ def test_clip_and_pick_scores_are_the_librarys_own(folder: Path, images: Tensor)
     made = found["clip_score"].score(square, PROMPTS)
     torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-3)
     assert not torch.allclose(found["pick_score"].score(square, PROMPTS[::-1]), logits, atol=1e-3)
+
+
+def test_a_clip_model_without_all_its_weights(folder: Path, tmp_path: Path) -> None:
+    """The library would draw them at random, and say so in its log only."""
+    place = tmp_path / "clip"
+    shutil.copytree(folder, place)
+    tensors = load_file(place / "model.safetensors")
+    del tensors["visual_projection.weight"]
+    save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"hold no visual_projection\.weight of CLIPModel"):
+        judge(f"clip_score:{place}")
 
 
 @pytest.fixture(scope="module")

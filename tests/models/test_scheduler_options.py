@@ -244,6 +244,15 @@ def test_flow_schedulers(name: str) -> None:
         follows_its_path(made, found)
 
 
+@pytest.mark.parametrize("key", ["base_shift", "max_shift", "base_image_seq_len"])
+@pytest.mark.parametrize("value", [[], {"a": 1}, "x", True, float("nan")])
+def test_options_of_a_dynamic_shift_are_numbers(key: str, value: Any) -> None:
+    made = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    made.register_to_config(**{key: value})
+    with pytest.raises(InputError, match=rf"model 'm': .*{key}"):
+        read(made)
+
+
 def test_inverted_sigmas_run_upwards_and_reverse_the_velocity() -> None:
     """Mochi's convention, against a step of the library's own scheduler."""
     made = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)

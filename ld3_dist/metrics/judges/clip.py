@@ -24,7 +24,7 @@ from torch.nn import functional
 from ...core.errors import InputError
 from ...core.features import Extractor, Judge
 from ...core.installed import read_weights
-from ...models.weights import sha256_of
+from ...models.weights import check_whole, sha256_of
 from .images import MEAN, STD, Fit, pixels
 from .layers import linear_layers
 from .open_clip import in_open_clip, renamed, sizes
@@ -190,12 +190,14 @@ def _load(place: Path, files: list[Path]) -> tuple[Any, Any]:
     try:
         if hugging_face:
             tokenizer: Any = AutoTokenizer.from_pretrained(place, local_files_only=True)
-            model: Any = CLIPModel.from_pretrained(
-                place, local_files_only=True, use_safetensors=True
+            loaded: Any = CLIPModel.from_pretrained(
+                place, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
+            model, missing = loaded[0], loaded[1]["missing_keys"]
         else:
             tokenizer = CLIPTokenizer.from_pretrained(place, local_files_only=True)
-            model = _from_open_clip(place, files[0], tokenizer)
+            model, missing = _from_open_clip(place, files[0], tokenizer), ()
+        check_whole(model, missing, place)
     except InputError:
         raise
     except Exception as error:  # it raises anything, by the kind of damage

@@ -194,7 +194,7 @@ def _conditioning(
     lines = prompt_lines(options, spec)
     if options.conditional is False and options.guided:
         conditional_on(True, options, spec)
-    prompts = Prompts(pipeline, kind, lines, options)
+    prompts = Prompts(pipeline, kind, lines, options, spec)
     name = "none" if options.conditional is False else conditioning_name("prompts", options)
     # encoded only where it is used: text encoders are large
     null = prompts.null() if options.guided else None

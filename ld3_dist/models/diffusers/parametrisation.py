@@ -154,17 +154,31 @@ def _default_shift(config: Mapping[str, Any], model: str, tokens: int) -> float:
     the number of tokens.
     """
     if config.get("use_dynamic_shifting"):
-        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        a, b = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        low = _number(config, "base_image_seq_len", 256, model)
+        high = _number(config, "max_image_seq_len", 4096, model)
+        a = _number(config, "base_shift", 0.5, model)
+        b = _number(config, "max_shift", 1.15, model)
         mu = a + (b - a) * (tokens - low) / ((high - low) or 1)
         shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
     elif config.get("use_flow_sigmas"):
-        shift = float(config.get("flow_shift") or 1.0)
+        shift = _number(config, "flow_shift", 1.0, model) or 1.0
     else:
-        shift = float(config.get("shift") or 1.0)
+        shift = _number(config, "shift", 1.0, model) or 1.0
     if not 0 < shift < math.inf:
         raise InputError(
             f"model {model!r}: its scheduler's options make a time shift of {shift}, which must "
             f"be a positive number; give shift"
         )
     return shift
+
+
+def _number(config: Mapping[str, Any], key: str, default: float, model: str) -> float:
+    value = config.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(
+            f"model {model!r}: {key} in scheduler/scheduler_config.json is {value!r}; it must be a "
+            "finite number"
+        )
+    return float(value)

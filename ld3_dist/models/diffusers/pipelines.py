@@ -17,7 +17,9 @@ from typing import Any
 
 from ...core.errors import InputError
 from ...core.text import parse_json, read_text
+from ..weights import check_whole
 from .parts import check_network_class, check_not_quantised
+from .weights import NETWORKS, load_networks, variants_of
 
 log = logging.getLogger("ld3_dist")
 
@@ -28,10 +30,6 @@ RECTIFIED = "RectifiedFlowPipeline"
 
 They have the parts of Stable Diffusion and a network of rectified flow, see `parametrisation`.
 """
-NETWORKS = (
-    "unet", "transformer", "vae", "vqvae", "text_encoder", "text_encoder_2", "text_encoder_3"
-)  # fmt: skip
-"""Parts that have weights."""
 LIBRARIES = ("diffusers", "transformers", "ld3_dist.integrations.diffusers")
 """Libraries that a part's class may come from, besides the modules of diffusers' pipelines."""
 MOST_LAYERS, LARGEST = 1000, 100_000_000
@@ -73,7 +71,10 @@ def load_pipeline(name: str, variant: str | None = None) -> tuple[Any, bool]:
             rectified = index.get("_class_name") == RECTIFIED
             kind = diffusers.StableDiffusionPipeline if rectified else diffusers.DiffusionPipeline
             chosen = {} if variant is None else {"variant": variant}
-            pipeline = kind.from_pretrained(place, **cached, **absent, **chosen)
+            if not folder.is_dir():
+                place = kind.download(place, **cached, **chosen)
+            networks = load_networks(Path(place), index, absent, variant)
+            pipeline = kind.from_pretrained(place, **cached, **absent, **chosen, **networks)
     except InputError:
         raise
     # network, authentication, files: each layer of the library has its own exceptions
@@ -94,6 +95,8 @@ def load_pipeline(name: str, variant: str | None = None) -> tuple[Any, bool]:
         if loaded is not None:
             told = getattr(loaded.config, "quantization_config", None)
             check_not_quantised(told, f"diffusers model {name!r}, {part}")
+            if part not in networks:
+                check_whole(loaded, (), f"diffusers model {name!r}, {part}")
             loaded.float()
     return pipeline, rectified
 
@@ -261,17 +264,3 @@ def _choose_variant(folder: Path, asked: str | None, absent: list[str]) -> str |
         log.info("%s: has no plain weights; its variant %s is used", folder, variant)
         return variant
     return None
-
-
-def variants_of(part: Path) -> set[str | None]:
-    """Variants of the weight files in a part's folder, None for the plain ones.
-
-    "model.fp16.safetensors" and "model.fp16-00001-of-00002.safetensors" are of variant fp16.
-    """
-    found: set[str | None] = set()
-    for file in part.iterdir():
-        if file.suffix not in (".safetensors", ".bin"):
-            continue
-        _, _, variant = file.stem.partition(".")
-        found.add(variant.partition("-")[0] or None)
-    return found

@@ -5,6 +5,7 @@ Every line is encoded once, by the pipeline's own encoders.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,10 +27,11 @@ class Prompts:
         pipeline: its `encode_prompt` makes the embeddings.
         kind: "sd", "sdxl", "sd3" or "flux"; their encode_prompt takes and returns different things.
         lines: to draw from, uniformly; [""] for an unconditional use.
+        spec: the model's name in messages.
     """
 
     def __init__(
-        self, pipeline: Any, kind: str, lines: Sequence[str], options: ModelOptions
+        self, pipeline: Any, kind: str, lines: Sequence[str], options: ModelOptions, spec: str
     ) -> None:
         self.pipeline, self.kind, self.lines, self.device = (
             pipeline,
@@ -37,7 +39,7 @@ class Prompts:
             list(lines),
             options.device,
         )
-        self.negative = options.negative_prompt
+        self.negative, self.spec = options.negative_prompt, spec
         self._known: dict[str, dict[str, Tensor]] = {}
 
     def draw(self, seed: int, indices: Sequence[int]) -> Condition:
@@ -58,7 +60,7 @@ class Prompts:
     def encode(self, line: str) -> dict[str, Tensor]:
         """Embeddings of one prompt, batch of 1."""
         if line not in self._known:
-            self._known[line] = self._call(line)[0]
+            self._known[line] = self._encoded(line)[0]
         return self._known[line]
 
     def null(self) -> dict[str, Tensor]:
@@ -66,7 +68,20 @@ class Prompts:
 
         An empty prompt is encoded as the pipeline would encode it.
         """
-        return self._call("")[1]
+        return self._encoded("")[1]
+
+    def _encoded(self, line: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The same as `_call`. Raises InputError if the encoders fail on a prompt."""
+        try:
+            return self._call(line)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # by what of a configuration or tokenizer is nonsense
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")
+            raise InputError(
+                f"model {self.spec!r}: its text encoders cannot encode {line[:60]!r} ({reason}); "
+                "check the folders text_encoder and tokenizer, or download them again"
+            ) from error
 
     @torch.no_grad()
     def _call(self, line: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
