@@ -196,12 +196,15 @@ def test_the_cost_figure_tells_ways_of_learning_apart(tmp_path: Path) -> None:
     data = FigureData("digits", frame, {}, None, "d", lambda cell: {})
     plain = figures.get("cost")(data)
     assert isinstance(plain, Plot)
-    assert not plain.figure.legends
+    (legend,) = plain.figure.legends
+    numbers = [f"{nfe} NFE" for nfe in sorted(frame["nfe"].unique())]
+    assert [text.get_text() for text in legend.get_texts()] == numbers
     frame["coefficients"] = (learned & (frame["gamma"] == 0.01)).where(learned, None)
     drawn = figures.get("cost")(replace(data, frame=frame.assign(procedure="default")))
     assert isinstance(drawn, Plot)
     (legend,) = drawn.figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["default", "default, coefficients"]
+    ways = ["default", "default, coefficients"]
+    assert [text.get_text() for text in legend.get_texts()] == [*numbers, *ways]
 
 
 def test_registered_figures_are_drawn_last_in_their_order(registered: str) -> None:

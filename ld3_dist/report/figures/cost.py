@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -58,19 +58,23 @@ def cost_plot(data: FigureData) -> Plot | None:
     rows = rows.assign(**{WAY: kinds(rows, WAYS) if differ else ""})
     ways = distinct(rows, WAY)
     shown, note = legible(families(rows), "solvers")
-    figure, axes = panels(len(shown), height=2.7)
+    evaluations = sorted({int(nfe) for _, inside in shown for nfe in distinct(inside, "nfe")})
+    last = max(len(evaluations) - 1, 1)
+    shades = {nfe: SHADES[round(i * (len(SHADES) - 1) / last)] for i, nfe in enumerate(evaluations)}
+    figure, axes = panels(len(shown), height=3.0)
     for axis, (label, inside) in zip(axes, shown, strict=True):
         axis.set_title(plain(label))
-        _dots(axis, inside, cost[0], loss[0], ways)
+        _marks(axis, inside, cost[0], loss[0], ways, shades)
         axis.set_xlabel(cost[1])
     for axis in axes[:: columns_of(len(shown))]:
         axis.set_ylabel(loss[1])
+    legend = [Line2D([], [], color=shades[nfe], lw=4, label=f"{nfe} NFE") for nfe in evaluations]
     if len(ways) > 1:
-        shapes = [
+        legend += [
             Line2D([], [], color=MUTED, marker=MARKERS[i % len(MARKERS)], label=way, **LOOK)
             for i, way in enumerate(ways)
         ]
-        legend_below(figure, shapes)
+    legend_below(figure, legend)
     caption = (
         "Every learned schedule that was measured is a mark; darker means more evaluations per "
         f"sample{', and its shape says how it was learned' if len(ways) > 1 else ''}.{note}"
@@ -85,16 +89,20 @@ def _first(rows: pd.DataFrame, named: tuple[tuple[str, str], ...]) -> tuple[str,
     return known[0] if known else None
 
 
-def _dots(axis: Axes, rows: pd.DataFrame, cost: str, loss: str, ways: Sequence[str]) -> None:
-    by_nfe = groups(rows, "nfe")
-    for i, (nfe, inside) in enumerate(by_nfe):
-        colour = SHADES[round(i * (len(SHADES) - 1) / max(len(by_nfe) - 1, 1))]
-        axis.plot([], [], "o", color=colour, label=f"{nfe} NFE", **LOOK)
+def _marks(
+    axis: Axes,
+    rows: pd.DataFrame,
+    cost: str,
+    loss: str,
+    ways: Sequence[str],
+    shades: Mapping[int, str],
+) -> None:
+    for nfe, inside in groups(rows, "nfe"):
         for way, part in groups(inside, WAY):
             marker = MARKERS[ways.index(way) % len(MARKERS)]
+            colour = shades[int(nfe)]
             axis.plot(numbers(part, cost), numbers(part, loss), marker, color=colour, **LOOK)
     axis.set_xscale("log")
     axis.set_yscale("log")
     plain_log(axis, "x")
     plain_log(axis)
-    axis.legend(frameon=False, fontsize=7.5)
