@@ -130,3 +130,15 @@ def prediction_of(denoiser: Denoiser) -> str:
     """
     inner = denoiser.inner if isinstance(denoiser, Guided) else denoiser
     return inner.prediction if isinstance(inner, NetworkDenoiser) else "data"
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no Model, with the way to one. Raises InputError."""
+    if isinstance(model, Model):
+        return
+    if isinstance(model, str):
+        raise InputError(f"model = {model!r}: open it first: load_model({model!r})")
+    raise InputError(
+        f"model is of type {type(model).__name__}: load_model(name) opens a Model, and "
+        "Model(denoiser) wraps your own network"
+    )

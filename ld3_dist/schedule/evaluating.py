@@ -25,6 +25,7 @@ from ..metrics.resampling import statistic_of
 from ..metrics.scores import BUILT_IN, Samples, as_reference, score
 from ..metrics.statistics import frechet_parts, interval_of_parts
 from ..models import Model
+from ..models.loaded import check_model
 from ..store.tables import frame_of
 from .baselines import hand_made, to_follow
 from .distances import open_distance
@@ -247,6 +248,7 @@ def evaluate(
     >>> frame["name"].tolist()
     ['teacher', 'karras']
     """
+    check_model(model)
     if samples < 2 or samples > SET_STRIDE:
         raise InputError(
             f"samples = {samples}: at least 2 are needed, at most {SET_STRIDE:,} possible"

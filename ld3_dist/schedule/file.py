@@ -285,8 +285,12 @@ class Schedule:
         >>> schedule.sample(model, n=3, seed=1).shape
         torch.Size([3, 2])
         """
+        from ..models.loaded import check_model
         from .sampling import device_of, draw_inputs, make_samples
 
+        check_model(model)
+        if n < 1:
+            raise InputError(f"n = {n}: at least one sample is needed")
         home = device_of(model)
         z, condition = draw_inputs(model, seed, range(n))
         given = map_condition(lambda c: c.to(home), condition)

@@ -28,6 +28,7 @@ from ..core.learning.procedure import make_config, procedures
 from ..core.noise import NoiseSchedule
 from ..core.solver import Solver, make_solver
 from ..models import Model
+from ..models.loaded import check_model
 from .baselines import BASELINES, Baseline, baselines_of
 from .budget import Cell, fit
 from .curves import check_nfe, curve_body
@@ -46,7 +47,7 @@ from .starts import (
     schedule_knots,
     start_knots,
 )
-from .teaching import Diverged, Teacher, teach
+from .teaching import Diverged, Teacher, split, teach
 from .trying import try_procedure, try_start
 
 log = logging.getLogger("ld3_dist")
@@ -113,10 +114,11 @@ def learning(
     1 1
     2 1
     """
+    check_model(model)
     config = reachable(model, config or make_config(**settings))
     nfes = nfes_of(nfe, solver, config)
     student = make_solver(solver)
-    train, valid = split(pairs, valid)
+    train, valid = split(pairs, valid, model)
     names = starts or own_starts(model.noise, config)
     check_members(names, config)
     if not isinstance(distance, Distance):
@@ -191,6 +193,7 @@ def learn(
     >>> schedule.nfe, len(schedule.knots)
     (3, 4)
     """
+    check_model(model)
     config = reachable(model, make_config(**settings))
     nfes = nfes_of(nfe, solver, config)
     opened = distance
@@ -198,7 +201,7 @@ def learn(
         opened = open_distance(opened, model, str(device_of(model)))
     viewed = in_loss_space(model, space)
     names = check_before(viewed, solver, nfes, config, starts, opened)
-    taught = None if pairs is None else split(pairs, valid)
+    taught = None if pairs is None else split(pairs, valid, viewed)
     indices, held = learning_indices(PAIRS, HELD), HELD
     if budget is not None or minutes is not None:
         plan = fit(
@@ -375,21 +378,6 @@ def nfes_of(nfe: int | Sequence[int], solver: str, config: LearnConfig) -> tuple
             "name one, or learn one curve for all of them with procedure: curve"
         )
     return tuple(sorted(nfe))
-
-
-def split(pairs: Pairs, valid: Pairs | None) -> tuple[Pairs, Pairs]:
-    """(train, held out): as given, or the first half of the pairs held out.
-
-    Raises InputError for fewer than four pairs that are to be split.
-    """
-    if valid is not None:
-        return pairs, valid
-    half = len(pairs) // 2
-    if half < 1 or len(pairs) - half < 2:
-        raise InputError(
-            f"{len(pairs)} teacher pairs: at least 3 are needed, half of them held out"
-        )
-    return pairs[half:], pairs[:half]
 
 
 def _name(start: Start) -> str:

@@ -13,6 +13,7 @@ from ..core.errors import InputError
 from ..core.learning.pairs import Pairs
 from ..core.solver import MOST_NFE, Tableau, make_solver
 from ..models import Model
+from ..models.loaded import check_model
 from .sampling import BATCH, device_of, draw_inputs, in_loss_space, make_samples
 from .starts import start_knots
 
@@ -88,6 +89,7 @@ def teach(
     >>> pairs.noise.shape, pairs.target.shape
     (torch.Size([4, 2]), torch.Size([4, 2]))
     """
+    check_model(model)
     teacher = Teacher.parse(teacher) if isinstance(teacher, str) else teacher
     indices = range(n) if indices is None else indices
     if len(indices) < 1:
@@ -105,4 +107,53 @@ def teach(
             "there is nothing to learn from: use another teacher or dtype, or look at what "
             f"{model.id} returns"
         )
-    return Pairs(z.to(home), target, given)
+    return Pairs(z.to(home), target, given, _origin(model))
+
+
+def split(pairs: Pairs, valid: Pairs | None, model: Model) -> tuple[Pairs, Pairs]:
+    """(train, held out): as given, or the first half of the pairs held out.
+
+    Args:
+        model: that is learned for, with losses in their space (`in_loss_space`).
+
+    Raises InputError for fewer than three pairs that are to be split, and for pairs of another
+    model, guidance or space.
+    """
+    _check_pairs(pairs, model)
+    if valid is not None:
+        _check_pairs(valid, model)
+        return pairs, valid
+    half = len(pairs) // 2
+    if half < 1 or len(pairs) - half < 2:
+        raise InputError(
+            f"{len(pairs)} teacher pairs: at least 3 are needed, half of them held out"
+        )
+    return pairs[half:], pairs[:half]
+
+
+def _check_pairs(pairs: object, model: Model) -> None:
+    if not isinstance(pairs, Pairs):
+        raise InputError(
+            f"pairs are of type {type(pairs).__name__}: teach(model) makes them, and "
+            "core.learning.pairs.Pairs(noise, target) holds your own"
+        )
+    for name, tensor, shape in (
+        ("noise", pairs.noise, model.shape),
+        ("target", pairs.target, tuple(model.image_shape)),
+    ):
+        if tuple(tensor.shape[1:]) != shape:
+            raise InputError(
+                f"pairs: {name} has shape {list(tensor.shape)}, but {model.id} needs "
+                f"[M, {', '.join(map(str, shape))}]: make them by teach(model, space=...) for the "
+                "same model and space"
+            )
+    if pairs.origin not in ("", _origin(model)):
+        raise InputError(
+            f"pairs were made by another model ({pairs.origin}) than they are to teach "
+            f"({_origin(model)}): teach(model) makes its own"
+        )
+
+
+def _origin(model: Model) -> str:
+    guided = "" if model.guidance is None else f", guidance {model.guidance:g}"
+    return f"weights {model.hash[:12]}{guided}"

@@ -19,11 +19,13 @@ class Pairs:
     noise: unit-variance noise [M, *shape].
     target: the teacher's samples [M, …], decoded to images, or latents if the loss is on latents.
     condition: of M rows.
+    origin: what made them, to be compared with what is learned for; "" where that is not known.
     """
 
     noise: Tensor
     target: Tensor
     condition: Condition = None
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if len(self.noise) != len(self.target):
@@ -33,9 +35,8 @@ class Pairs:
         return len(self.noise)
 
     def __getitem__(self, index: Tensor | slice) -> Pairs:
-        return Pairs(
-            self.noise[index], self.target[index], map_condition(lambda c: c[index], self.condition)
-        )
+        chosen = map_condition(lambda c: c[index], self.condition)
+        return Pairs(self.noise[index], self.target[index], chosen, self.origin)
 
     @staticmethod
     def joined(parts: Sequence[Pairs]) -> Pairs:
@@ -54,6 +55,7 @@ class Pairs:
             torch.cat([part.noise for part in parts]),
             torch.cat([part.target for part in parts]),
             condition,
+            parts[0].origin if len({part.origin for part in parts}) == 1 else "",
         )
 
     def to(self, device: torch.device | str) -> Pairs:
@@ -62,4 +64,5 @@ class Pairs:
             self.noise.to(device),
             self.target.to(device),
             map_condition(lambda c: c.to(device), self.condition),
+            self.origin,
         )
