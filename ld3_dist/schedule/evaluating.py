@@ -33,6 +33,7 @@ from .file import Schedule
 from .learning import check_student
 from .ranges import SET_STRIDE, eval_range
 from .sampling import BATCH, device_of, in_loss_space, make_samples, to_images
+from .several import several
 from .target_features import TargetFeatures
 from .teaching import Teacher, teach
 
@@ -216,7 +217,7 @@ def prompts_of(
 # Most lines are the arguments and what each of them means.
 def evaluate(
     model: Model,
-    schedules: Sequence[Schedule | str],
+    schedules: Schedule | str | Sequence[Schedule | str],
     samples: int = 2000,
     *,
     repeats: int = 1,
@@ -226,7 +227,7 @@ def evaluate(
     teacher: str | Teacher = "unipc-3/20/karras",
     distance: str | Mapping[str, float] | Distance = "l2",
     extractor: str = "auto",
-    metrics: Sequence[str] = BUILT_IN,
+    metrics: str | Sequence[str] = BUILT_IN,
 ) -> pd.DataFrame:
     """Score schedules and hand-made grids on fresh samples, all from the same noise.
 
@@ -249,6 +250,7 @@ def evaluate(
     ['teacher', 'karras']
     """
     check_model(model)
+    schedules, metrics = several(schedules), several(metrics)
     if samples < 2 or samples > SET_STRIDE:
         raise InputError(
             f"samples = {samples}: at least 2 are needed, at most {SET_STRIDE:,} possible"

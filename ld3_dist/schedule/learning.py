@@ -38,6 +38,7 @@ from .making import make_schedule
 from .noise import check_writable
 from .ranges import HELD, PAIRS, learning_indices
 from .sampling import device_of, in_loss_space
+from .several import several
 from .starts import (
     begins_later,
     check_members,
@@ -70,7 +71,7 @@ def learning(
     pairs: Pairs,
     valid: Pairs | None = None,
     *,
-    starts: Sequence[Start] = (),
+    starts: Start | Sequence[Start] = (),
     distance: str | Mapping[str, float] | Distance = "l2",
     config: LearnConfig | None = None,
     seeds: Sequence[int] = (0,),
@@ -119,7 +120,7 @@ def learning(
     nfes = nfes_of(nfe, solver, config)
     student = make_solver(solver)
     train, valid = split(pairs, valid, model)
-    names = starts or own_starts(model.noise, config)
+    names = several(starts) or own_starts(model.noise, config)
     check_members(names, config)
     if not isinstance(distance, Distance):
         distance = open_distance(distance, model, str(device_of(model)))
@@ -154,11 +155,11 @@ def learn(
     pairs: Pairs | None = None,
     valid: Pairs | None = None,
     *,
-    starts: Sequence[Start] = (),
+    starts: Start | Sequence[Start] = (),
     distance: str | Mapping[str, float] | Distance = "l2",
     teacher: str | Teacher = "unipc-3/20/karras",
     space: str = "image",
-    baselines: Sequence[str] = BASELINES,
+    baselines: str | Sequence[str] = BASELINES,
     on_progress: Callable[[Progress], None] | None = None,
     budget: int | None = None,
     minutes: float | None = None,
@@ -194,6 +195,7 @@ def learn(
     (3, 4)
     """
     check_model(model)
+    starts, baselines = several(starts), several(baselines)
     config = reachable(model, make_config(**settings))
     nfes = nfes_of(nfe, solver, config)
     opened = distance

@@ -39,6 +39,7 @@ from .file import Schedule, load_schedule
 from .learning import check_student
 from .ranges import MOST_SEEDS, SET_STRIDE
 from .sampling import device_of
+from .several import several
 from .site_scores import Entry, Scored, Work, score_sites
 from .sites import Site, Size, make_sites, repeated
 from .starts import check_start, looks_at_pairs
@@ -93,7 +94,7 @@ def prepare(
     that it cannot be used at.
     """
     models, guidance, sizes, dtypes, solvers, nfe, baselines = map(
-        _several, (models, guidance, sizes, dtypes, solvers, nfe, baselines)
+        several, (models, guidance, sizes, dtypes, solvers, nfe, baselines)
     )
     _check_counts(samples, repeats, seed)
     if mapping not in (None, *MAPPINGS):
@@ -199,9 +200,8 @@ def transfer(
     >>> frame[frame["kind"] == "learned"]["site"].tolist()
     ['analytic:mixture-2d', 'wider']
     """
-    several = [schedules] if isinstance(schedules, Schedule | str | os.PathLike) else schedules
     prepared = prepare(
-        several,
+        several(schedules),
         models,
         guidance=guidance,
         sizes=sizes,
@@ -242,12 +242,6 @@ class _Asked:
                 found.setdefault((solver, schedule.nfe), []).append(name)
         for (solver, nfe), names in found.items():
             yield solver, nfe, names
-
-
-def _several(values: Any) -> Sequence[Any]:
-    """A single value as a list of one."""
-    single = isinstance(values, str | int | float | Model)
-    return [values] if single else list(values)
 
 
 def _check_counts(samples: int, repeats: int, seed: int) -> None:

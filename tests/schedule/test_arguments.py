@@ -1,4 +1,4 @@
-"""What a call in Python is given: a model that is open, and teacher pairs of that model."""
+"""What calls in Python are given: an open model, its own teacher pairs, one value or several."""
 
 from __future__ import annotations
 
@@ -92,3 +92,14 @@ def test_what_are_no_pairs(digits: Any) -> None:
 def test_no_samples(digits: Any, pairs: Pairs) -> None:
     with pytest.raises(InputError, match="n = 0: at least one sample"):
         learn(digits, pairs).sample(digits, n=0)
+
+
+def test_one_value_stands_for_a_list_of_one(digits: Any, pairs: Pairs) -> None:
+    first = learn(digits, pairs)
+    assert learn(digits, pairs, starts="karras", baselines="karras").knots == first.knots
+    assert learn(digits, pairs, starts=first).knots == learn(digits, pairs, starts=[first]).knots
+    one = ld3.evaluate(digits, first, 4, metrics="fid")
+    several = ld3.evaluate(digits, [first], 4, metrics=["fid"])
+    assert one["eval_loss"].tolist() == several["eval_loss"].tolist()
+    named = ld3.evaluate(digits, "karras", 4, solver="ddim", nfe=2, metrics=())
+    assert named["name"].tolist() == ["teacher", "karras"]
