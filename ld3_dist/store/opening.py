@@ -31,12 +31,16 @@ def open_storage(place: str | os.PathLike[str] | Storage) -> Storage:
     return LocalStorage(str(Path(text.removeprefix("file://")).expanduser().absolute()))
 
 
-def open_places(places: Sequence[Place]) -> list[Storage]:
-    """The storages of sweeps. Raises InputError as `load_results` does."""
-    if not places:
+def open_places(places: Sequence[Place | Sequence[Place]]) -> list[Storage]:
+    """The storages of sweeps, each given by itself or in a list. Raises InputError as
+    `load_results` does.
+    """
+    single = str | os.PathLike | Storage
+    listed = [one for given in places for one in ([given] if isinstance(given, single) else given)]
+    if not listed:
         raise InputError("no folder was given; give the output folder of a sweep")
     found: dict[str, Storage] = {}
-    for place in places:
+    for place in listed:
         storage = open_storage(place)
         name = os.path.realpath(storage.local_path) if storage.local_path else storage.url
         if name in found:

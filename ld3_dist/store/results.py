@@ -41,7 +41,9 @@ COMPARABLE = ["cell", "distance", "teacher", "valid_pairs"]
 """Rows that agree in these have held-out losses that can be compared."""
 
 
-def load_results(*places: Place, all: bool = False, tidy: bool = False) -> pd.DataFrame:
+def load_results(
+    *places: Place | Sequence[Place], all: bool = False, tidy: bool = False
+) -> pd.DataFrame:
     """All learned schedules and baselines of one or more sweeps, one row each, in a fixed order.
 
     It has the columns of the tables `rows` and `evaluations`, and those at the top of this
@@ -51,7 +53,7 @@ def load_results(*places: Place, all: bool = False, tidy: bool = False) -> pd.Da
     `frame.attrs["unreadable"]` names them.
 
     Args:
-        places: output folders of sweeps, paths or URLs.
+        places: output folders of sweeps, paths or URLs, one by one or in a list.
         all: also the rows that the folder's current experiment does not ask for any more.
         tidy: one number per row, in the columns `metric` and `value` (and `low` and `high`, where
             there is an interval).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -114,14 +115,14 @@ def _is_setting(frame: pd.DataFrame, name: str) -> bool:
     return int(column(frame, name).astype("string").nunique()) > 1
 
 
-def load_curves(*places: Place, all: bool = False) -> pd.DataFrame:
+def load_curves(*places: Place | Sequence[Place], all: bool = False) -> pd.DataFrame:
     """The losses of every learned schedule, epoch by epoch: one row per schedule and epoch.
 
     Columns: source, key, cell, solver, nfe, start, gamma, trial, seed, epoch (0 is the start, which
     has no training loss), train_loss, valid_loss.
 
     Args:
-        places: output folders of sweeps, paths or URLs.
+        places: output folders of sweeps, paths or URLs, one by one or in a list.
         all: also the rows that the folder's current experiment does not ask for any more.
 
     Raises InputError as `load_results` does.
@@ -175,14 +176,16 @@ def _counted(lengths: np.ndarray) -> np.ndarray:
     return np.arange(lengths.sum()) - starts
 
 
-def load_samples(*places: Place, cell: str | None = None, all: bool = False) -> pd.DataFrame:
+def load_samples(
+    *places: Place | Sequence[Place], cell: str | None = None, all: bool = False
+) -> pd.DataFrame:
     """The distance to the teacher of every fresh sample: one row per schedule and sample.
 
     Columns: source, key, evaluation, repeat (the set of samples), index (of the sample: rows with
     the same index started from the same noise), loss.
 
     Args:
-        places: output folders of sweeps, paths or URLs.
+        places: output folders of sweeps, paths or URLs, one by one or in a list.
         cell: only the schedules of this cell.
         all: also evaluations that the folder's current experiment does not ask for any more.
 

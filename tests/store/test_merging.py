@@ -184,6 +184,13 @@ def test_the_same_row_keeps_the_evaluations_of_both_folders(tmp_path: Path) -> N
         np.testing.assert_allclose(one_of["loss"], tailed(seed))
 
 
+def test_folders_are_given_one_by_one_or_in_a_list(sources: list[Storage]) -> None:
+    for load in (ld3.load_results, ld3.load_curves, ld3.load_samples):
+        pd.testing.assert_frame_equal(load(sources), load(*sources))
+        with pytest.raises(InputError, match="no folder was given"):
+            load([])
+
+
 def test_losses_are_those_of_the_row_that_counts(tmp_path: Path) -> None:
     """Both folders evaluated the same row; the losses of the second are ten times as large."""
     places = [
