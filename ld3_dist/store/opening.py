@@ -35,8 +35,9 @@ def open_places(places: Sequence[Place | Sequence[Place]]) -> list[Storage]:
     """The storages of sweeps, each given by itself or in a list. Raises InputError as
     `load_results` does.
     """
-    single = str | os.PathLike | Storage
-    listed = [one for given in places for one in ([given] if isinstance(given, single) else given)]
+    listed: list[Place] = []
+    for given in places:
+        listed += [given] if isinstance(given, str | os.PathLike | Storage) else given
     if not listed:
         raise InputError("no folder was given; give the output folder of a sweep")
     found: dict[str, Storage] = {}
