@@ -366,7 +366,7 @@ def main() -> None:
 
 
 def _about_file(error: OSError) -> str:
-    """What the operating system refused, with the file and the remedy."""
+    """The refusal of the operating system, with the file and the remedy."""
     said = error.strerror or type(error).__name__
     where = f"{error.filename}: {said}" if error.filename is not None else said
     if isinstance(error, PermissionError):

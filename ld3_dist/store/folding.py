@@ -31,6 +31,7 @@ from .segments import (
     Manifest,
     Segment,
     distinct,
+    failures,
     is_segment,
     list_tables,
     number_of,
@@ -106,7 +107,8 @@ class Segments:
         rows = batch.table()
         hashes = _hashes(rows, self.identity)
         fresh = ~np.isin(hashes, known)
-        fresh |= np.isin(hashes, self._failed(sound)) & ~_failures(rows)
+        if not fresh.all():
+            fresh |= np.isin(hashes, self._failed(sound)) & ~failures(rows)
         if not fresh.any():
             return 0
         merged, kept = self._partners(batch, sound)
@@ -127,7 +129,7 @@ class Segments:
         found = read_files(self.storage, self.folder, known, wanted, known, strict=True)
         tables = [table for table in found.values() if isinstance(table, pa.Table)]
         every = pa.concat_tables([wanted.empty_table(), *tables])
-        return _hashes(every, self.identity)[_failures(every)]
+        return _hashes(every, self.identity)[failures(every)]
 
     def _fold_once(self, least: int) -> int:
         there = list_tables(self.storage, self.folder)
@@ -312,13 +314,6 @@ def _hashes(table: pa.Table, identity: Sequence[str]) -> np.ndarray:
     """A hash of each row's identity; two that agree by chance only cost a larger merge."""
     frame = table.select(list(identity)).to_pandas()
     return np.asarray(hash_pandas_object(frame, index=False))
-
-
-def _failures(table: pa.Table) -> np.ndarray:
-    """True for the rows that failed."""
-    if "status" not in table.column_names:
-        return np.zeros(len(table), dtype=bool)
-    return np.array(table["status"].to_pylist(), dtype=object) == "failed"
 
 
 def _next_number(there: Sequence[str], manifest: Manifest) -> int:

@@ -140,7 +140,9 @@ def _check_target(sources: Sequence[Storage], target: Storage, about: bytes) -> 
 
 
 def outdone(sources: Sequence[Storage]) -> list[frozenset[str]]:
-    """The keys of each folder's rows that are not as in the folder whose row counts."""
+    """For each folder, the keys of its rows that differ from the row of another folder which counts
+    in their place.
+    """
     names = ["status", "knots", "evals", "valid_loss"]
     parts = []
     for place, storage in enumerate(sources):

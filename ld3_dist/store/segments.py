@@ -183,11 +183,15 @@ def read_folder(storage: Storage, folder: str, columns: Sequence[str] | None = N
 def distinct(table: pa.Table, identity: Sequence[str]) -> np.ndarray:
     """Indices of the first row of each identity, ascending; rows that failed come after others."""
     names = table.select(list(identity)).to_pandas()
-    order = np.arange(len(table))
-    if "status" in table.column_names:
-        failed = np.array(table["status"].to_pylist(), dtype=object) == "failed"
-        order = np.argsort(failed, kind="stable")
+    order = np.argsort(failures(table), kind="stable")
     return np.sort(order[~names.iloc[order].duplicated().to_numpy()])
+
+
+def failures(table: pa.Table) -> np.ndarray:
+    """True for the rows that failed; only rows of tables with a status can."""
+    if "status" not in table.column_names:
+        return np.zeros(len(table), dtype=bool)
+    return np.array(table["status"].to_pylist(), dtype=object) == "failed"
 
 
 def _in_order(table: pa.Table, identity: Sequence[str]) -> pa.Table:

@@ -1,4 +1,4 @@
-"""What calls in Python are given: an open model, its own teacher pairs, one value or several."""
+"""Arguments of calls in Python: an open model, its own teacher pairs, one value or several."""
 
 from __future__ import annotations
 

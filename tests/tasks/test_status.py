@@ -96,7 +96,7 @@ def test_what_is_missing_failed_or_did_not_come_out(finished: Path, tmp_path: Pa
 def test_a_sweep_that_has_learned_nothing_yet(
     finished: Path, tmp_path: Path, baselines: bool
 ) -> None:
-    """What a folder holds while pairs are made, and while the grids are scored."""
+    """A folder while pairs are made, and while the grids are scored."""
     storage = copy(finished, tmp_path)
     for name in storage.list("rows", recursive=True):
         if not (baselines and "baseline" in name):

@@ -28,6 +28,7 @@ from torch import Tensor
 from ...core.errors import InputError, unknown
 from ...core.noise import FlowMatching, NoiseSchedule, VPDiscrete
 from .network_outputs import table_noise
+from .parts import is_number
 from .scheduler_options import check_options, family_of, implied_prediction, underlying
 
 PREDICTIONS = {
@@ -176,7 +177,7 @@ def _number(config: Mapping[str, Any], key: str, default: float, model: str) -> 
     value = config.get(key)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value):
         raise InputError(
             f"model {model!r}: {key} in scheduler/scheduler_config.json is {value!r}; it must be a "
             "finite number"

@@ -155,14 +155,14 @@ def _check_latent_scale(vae: Any, spec: str) -> None:
     config = vae.config
     for key, lowest in (("scaling_factor", 0.0), ("shift_factor", -math.inf)):
         value = getattr(config, key, None)
-        if value is not None and not (_is_number(value) and value > lowest):
+        if value is not None and not (is_number(value) and value > lowest):
             raise InputError(
                 f"model {spec!r}: {key} of its autoencoder is {value!r}; it must be a finite "
                 f"number{' above 0' if lowest == 0 else ''}"
             )
     for key in ("latents_mean", "latents_std"):
         value = getattr(config, key, None)
-        good = isinstance(value, (list, tuple)) and all(map(_is_number, value))
+        good = isinstance(value, (list, tuple)) and all(map(is_number, value))
         if value is not None and not (good and len(value) in (1, config.latent_channels)):
             raise InputError(
                 f"model {spec!r}: {key} of its autoencoder is {value!r}; it must be a list of "
@@ -170,7 +170,8 @@ def _check_latent_scale(vae: Any, spec: str) -> None:
             )
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """True for a finite number of a configuration, which true and false are not."""
     return type(value) in (int, float) and math.isfinite(value)
 
 
