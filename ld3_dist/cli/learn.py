@@ -122,6 +122,10 @@ def learn(
         str | None,
         typer.Option(help="Of the network: float32, bfloat16, float16, float64, float8, int8."),
     ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the network: a minute first, then faster."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
     """Learn one schedule for one model, here and now (no Ray), and write it and a picture.
@@ -141,8 +145,9 @@ def learn(
         checkpointing=checkpointing,
     )
     options = _given(
-        device=device, guidance=guidance, prompts=prompts, classes=classes, dtype=dtype
-    )
+        device=device, guidance=guidance, prompts=prompts, classes=classes, dtype=dtype,
+        compile=compiled or None,
+    )  # fmt: skip
     files = [name for name in start or () if name.endswith(".json") or name.startswith(FILE)]
     given = {f"--start {name}": name.removeprefix(FILE) for name in files}
     given |= _given(**{"--prompts": prompts, "--classes": classes, "--trunk": trunk})

@@ -19,9 +19,11 @@ from ..experiment.settings import Experiment
 from ..metrics.extractors import open_extractor, read_reference
 from ..metrics.judges import judge_name, open_judges
 from ..models import Model
+from ..models.compiling import check_compiler
 from ..models.edm.download import cached_path
 from ..models.weights import sha256_of
 from ..schedule.noise import check_writable
+from ..schedule.provenance import default_device
 from ..tasks.opened import model_of
 from ..tasks.planning import plan_of
 from .check import Check
@@ -77,6 +79,18 @@ def _model(model: ModelSettings, opened: dict[str, Model]) -> Iterator[Check]:
         detail += "of float32, for more time; gradients pass, so that schedules can be learned"
         yield Check("models", f"{model.label}, weights", "note", detail)
     yield from _probe(model.label, found)
+    if model.compile:
+        yield _compiler(model.label)
+
+
+def _compiler(label: str) -> Check:
+    """Check that torch.compile works here, as the model asks for it."""
+    device = default_device()
+    try:
+        check_compiler(device)
+    except InputError as error:
+        return Check("models", f"{label}, compile", "missing", str(error))
+    return Check("models", f"{label}, compile", "ok", f"torch.compile works on {device}")
 
 
 def _text(name: str, file: str, entries: str, what: str) -> Check:

@@ -7,9 +7,13 @@ classes of such blocks in `_repeated_blocks`, and so may any other network.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
+
+from ..core.errors import InputError
 
 
 def compile_network(net: nn.Module, **options: Any) -> list[nn.Module]:
@@ -22,6 +26,28 @@ def compile_network(net: nn.Module, **options: Any) -> list[nn.Module]:
     for part in found:
         part.compile(**options)
     return found
+
+
+@cache
+def check_compiler(device: str) -> None:
+    """Compile one small function on a device, so that a lack of compilers shows at the door.
+
+    torch.compile writes C++ for a CPU, which a C++ compiler on the path has to translate, and
+    Triton's language for a GPU. Raises InputError if it fails on this machine.
+    """
+    try:
+        torch.compile(_twice_plus_one)(torch.ones(16, device=device))
+    except Exception as error:  # what a backend raises has no common class
+        said = "; ".join(line for line in str(error).splitlines()[:2] if line.strip())
+        need = "a C++ compiler" if torch.device(device).type == "cpu" else "Triton and a C compiler"
+        raise InputError(
+            f"model compile true: torch.compile fails on {device} ({type(error).__name__}: "
+            f"{said[:300]}); it needs {need} on this machine, or leave compile out"
+        ) from error
+
+
+def _twice_plus_one(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x + 1
 
 
 def repeated_blocks(net: nn.Module) -> list[nn.Module]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..core.errors import InputError, unknown
-from .compiling import compile_network
+from .compiling import check_compiler, compile_network
 from .eight_bits import keep_in_eight_bits
 
 DTYPES = {
@@ -116,13 +116,18 @@ def needs_name(rest: str, family: str, what: str) -> None:
 
 
 def to_device(net: nn.Module, options: ModelOptions) -> nn.Module:
-    """The network on its device, in its dtype and memory format, compiled as asked; frozen."""
+    """The network on its device, in its dtype and memory format, compiled as asked; frozen.
+
+    Raises InputError if it is to be compiled and this machine cannot.
+    """
     net = net.eval().requires_grad_(False).to(options.device, options.torch_dtype)
     if options.dtype == "float8" or options.dtype == "int8":
         net = keep_in_eight_bits(net, options.dtype)
     if options.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.compile:
+        if torch.device(options.device).type != "meta":
+            check_compiler(options.device)
         compile_network(net)
     return net
 

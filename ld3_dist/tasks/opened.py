@@ -50,7 +50,13 @@ def forget(key: str) -> None:
 
 
 def model_of(settings: ModelSettings, device: str | None = None) -> Model:
-    """The model of an experiment, open in this process."""
+    """The model of an experiment, open in this process.
+
+    Args:
+        device: that a driver looks at the model on; it is not compiled there. If not given, the one
+            that this process works on.
+    """
+    settings = settings.model_copy(update={"compile": settings.compile and device is None})
     device = device or default_device()
     options = settings.model_dump(exclude={"model", "name", "recompute"})
     files = [file for file in (settings.prompts, settings.classes) if file]
