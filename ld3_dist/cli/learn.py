@@ -124,7 +124,7 @@ def learn(
     ] = None,
     compiled: Annotated[
         bool,
-        typer.Option("--compile", help="Compile the network: a minute first, then faster."),
+        typer.Option("--compile", help="Compile the network: for GPUs; on a CPU it gains nothing."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:

@@ -83,7 +83,7 @@ class ModelSettings(Strict):
     channels_last: bool = False
     """Memory format of convolutions on GPUs."""
     compile: bool = False
-    """Compile the network with torch.compile; on a CPU that needs a C++ compiler."""
+    """Compile the network with torch.compile: for GPUs; on a CPU it gains nothing."""
     recompute: bool = False
     """The same as `learn: {checkpointing: always}`, for this model alone."""
 

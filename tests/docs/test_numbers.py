@@ -144,6 +144,21 @@ def gpu() -> Numbers:
     }  # fmt: skip
 
 
+def compiled() -> Numbers:
+    """Seconds of both models, plain and compiled; what compiling costs, with a cache or without."""
+    rows = benchmark("compiled")["rows"]
+    assert [row["model"] for row in rows] == ["fashion", "hsc64"]
+    first = lambda row, way: row[way]["learn_first_s"] - row["plain"]["learn_first_s"]
+    ways = ("plain", "compiled_from_cache")
+    return {
+        "nfe": 6, "pairs": 25, "samples": 300,
+        "learn": [[row[way]["learn_later_s"] for way in ways] for row in rows],
+        "sample": [[row[way]["sample_later_s"] for way in ways] for row in rows],
+        "cold": [first(row, "compiled") for row in rows],
+        "kept": [first(row, "compiled_from_cache") for row in rows],
+    }  # fmt: skip
+
+
 def gpu_h200() -> Numbers:
     found = benchmark("gpu_h200")["sections"]
     types = {
@@ -487,6 +502,13 @@ CLAIMS: list[tuple[Path, str, Callable[[], Numbers]]] = [
      "it {faster[blocks]:.2f} times faster", gpu_h200),
     (BENCHMARKS, "fresh losses of three seeds are {tf32[0]:.5f}, {tf32[1]:.5f} and {tf32[2]:.5f}, "
      "on the CPU {cpu[0]:.5f}, {cpu[1]:.5f} and {cpu[2]:.5f}", gpu_h200),
+    (BENCHMARKS, "Learning at {nfe} evaluations from {pairs} pairs took {learn[0][0]:.1f} s with "
+     "`fashion` and {learn[0][1]:.1f} s with it compiled; {learn[1][0]:.1f} s and "
+     "{learn[1][1]:.1f} s with", compiled),
+    (BENCHMARKS, "{samples} samples took {sample[0][0]:.1f} s and {sample[0][1]:.1f} s, and "
+     "{sample[1][0]:.1f} s and {sample[1][1]:.1f} s", compiled),
+    (BENCHMARKS, "Compiling itself took {cold[0]:.0f} s and {cold[1]:.0f} s, and {kept[0]:.0f} s "
+     "and {kept[1]:.0f} s more where a cache had it", compiled),
     (BENCHMARKS, "its {trials} trials took {gpu:.0f} s together", sweep_on_gpu),
     (BENCHMARKS, "that had other work too took {cpu:,.0f} s", sweep_on_gpu),
     (BENCHMARKS, "is {ratio[geometric_mean]:.3f} times that of the CPU in the geometric mean, "
