@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from collections.abc import Callable
@@ -57,6 +58,18 @@ def out_of_memory(error: BaseException) -> bool:
         said = any(sign in str(error) for sign in OUT_OF_MEMORY)
         return said or isinstance(error, torch.OutOfMemoryError)
     return isinstance(error, MemoryError)
+
+
+def give_back() -> None:
+    """Hand the memory that the C library holds and nobody uses back to the system.
+
+    glibc keeps what was freed for the thread that had it. Where each piece of work has a thread of
+    its own, a process grows with all that it has ever done. Other C libraries are left alone.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, TypeError, AttributeError):
+        log.debug("this C library has no malloc_trim")
 
 
 def free_memory(device: torch.device) -> int:

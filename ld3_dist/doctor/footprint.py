@@ -113,8 +113,9 @@ def _per_sample(
         found: dict[int, Tensor] = {}
 
         def pack(tensor: Tensor) -> Tensor:
-            # the tensor is kept, so that no other storage gets its address
-            found[tensor.untyped_storage()._cdata] = tensor
+            # the tensor is kept, so that no other storage gets its address; detached, as a node
+            # that keeps its own output is never freed
+            found[tensor.untyped_storage()._cdata] = tensor = tensor.detach()
             return tensor
 
         with (

@@ -144,8 +144,13 @@ class Worker:
         torch.set_num_threads(max(self.threads, 1))
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        """Call the task."""
-        return function(*arguments)
+        """Call the task, and give the memory back that it leaves unused."""
+        from ...core.memory import give_back
+
+        try:
+            return function(*arguments)
+        finally:
+            give_back()
 
 
 _ACTOR: Any = ray.remote(max_restarts=0, max_task_retries=0)(Worker)

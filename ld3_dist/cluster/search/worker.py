@@ -12,6 +12,7 @@ from typing import Any
 from ray import tune
 
 from ...core.learning.learn import Progress
+from ...core.memory import give_back
 from ...experiment.plan import Plan, TrialSpec
 from ...store.process import node_name, work_in
 from ...store.storage import Storage
@@ -76,6 +77,7 @@ def trainable(
             reporter.ended({"key": given["key"], **record})
             reporter.send_if_due(seconds)
     reporter.send()
+    give_back()  # the next turn has a thread of its own
 
 
 def run_one(given: dict[str, Any], plan: Plan, storage: Storage, reporter: Reporter) -> Outcome:

@@ -164,7 +164,7 @@ class Objective:
 
             def pack(saved: Tensor) -> Tensor:
                 sizes[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
-                return saved
+                return saved.detach()  # a node that keeps its own output is never freed
 
             same = torch.zeros(1, count, dtype=torch.long, device=rows.device)
             with (
