@@ -5,19 +5,24 @@ Opening them costs more than most tasks.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..core.distance import Distance
 from ..core.features import Judge
 from ..core.learning.pairs import Pairs
+from ..core.memory import total_memory
 from ..core.user_code import content_in
 from ..experiment.plan import Plan
 from ..experiment.sections import ModelSettings
 from ..metrics.extractors import Extractor, open_extractor
 from ..metrics.judges import open_judges
 from ..models import Model, ModelOptions, open_model
+from ..models.inside import tensors_of
 from ..schedule.distances import open_distance
 from ..schedule.provenance import default_device
 from ..schedule.teaching import Teacher
@@ -26,6 +31,11 @@ from ..store.storage import Storage
 
 _OPEN: dict[str, Any] = {}
 _KEPT = 12
+
+_SHARE = 0.1
+"""Share of a device's memory that open models may hold when another one is opened.
+
+Where they hold more they are let go of first: learning needs memory for activations, too."""
 
 
 def keep(key: str, make: Callable[[], Any]) -> Any:
@@ -49,6 +59,15 @@ def forget(key: str) -> None:
     _OPEN.pop(key, None)
 
 
+def _make_room(device: torch.device) -> None:
+    """Let go of what is open, if the models among it are large for the device."""
+    models = [found for found in _OPEN.values() if isinstance(found, Model)]
+    held = sum(tensor.nbytes for model in models for tensor in tensors_of(model.denoiser))
+    if held > _SHARE * total_memory(device):
+        _OPEN.clear()
+        gc.collect()  # modules refer to each other
+
+
 def model_of(settings: ModelSettings, device: str | None = None) -> Model:
     """The model of an experiment, open in this process.
 
@@ -56,12 +75,15 @@ def model_of(settings: ModelSettings, device: str | None = None) -> Model:
         device: that a driver looks at the model on; it is not compiled there. If not given, the one
             that this process works on.
     """
-    settings = settings.model_copy(update={"compile": settings.compile and device is None})
+    works = device is None
+    settings = settings.model_copy(update={"compile": settings.compile and works})
     device = device or default_device()
     options = settings.model_dump(exclude={"model", "name", "recompute"})
     files = [file for file in (settings.prompts, settings.classes) if file]
     texts = [Path(file).stat().st_mtime_ns for file in files if Path(file).is_file()]
     key = f"model {settings.model_dump_json()} {content_in(settings.model)} {texts} {device}"
+    if works and key not in _OPEN:
+        _make_room(torch.device(device))
     return keep(key, lambda: open_model(settings.model, ModelOptions(device=device, **options)))
 
 
