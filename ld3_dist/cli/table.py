@@ -25,6 +25,10 @@ def table(
         str,
         typer.Option(help="best (schedules of their cells), learned (all of them) or all."),
     ] = "best",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Only rows with these values, e.g. model=digits or nfe=4,6."),
+    ] = None,
     mean: Annotated[
         str, typer.Option(help="arithmetic or geometric: of the results in a cell of the table.")
     ] = "arithmetic",
@@ -42,6 +46,7 @@ def table(
 ) -> None:
     """Print a score as a table: best in bold, interval or spread beside it, and mean ranks."""
     from ..report.crosstab import chosen, crosstab, joined, write_table
+    from ..report.only import only
     from ..store.outputs import check_output, write_output
     from ..store.results import load_results
 
@@ -50,7 +55,7 @@ def table(
         check_output(out, "file", force, option="--out")
     if figure is not None:
         _check_figure(figure, force)
-    results = load_results(*folders, all=everything)
+    results = only(load_results(*folders, all=everything), where or [])
     text = write_table(crosstab(results, names, heads, value, which, mean), form)
     if figure is not None:
         from ..report.figures.differences import draw_differences

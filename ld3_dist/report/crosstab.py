@@ -30,7 +30,7 @@ import pandas as pd
 
 from ..core.errors import InputError, unknown
 from ..metrics.paired import average_ranks
-from ..store.frames import column, of_kind, where
+from ..store.frames import column, is_scalar, of_kind, where
 from ..store.views import metrics_in
 from .formats import kinds, missing, number
 
@@ -153,7 +153,7 @@ def chosen(
         raise unknown("value of --value:", value, scores)
     options = [("--rows", name) for name in rows] + [("--columns", name) for name in columns]
     for option, name in options:
-        known = [str(n) for n in frame.columns if n not in scores and _is_name(frame, str(n))]
+        known = [str(n) for n in frame.columns if n not in scores and is_scalar(frame, str(n))]
         if name not in known:
             raise unknown(f"column in {option}:", name, known)
     ok = column(frame, "status") == "ok"
@@ -211,12 +211,6 @@ def _best(frame: pd.DataFrame, names: set[str]) -> pd.DataFrame:
         return learned
     grids = of_kind(frame, "baseline")
     return pd.concat([learned, grids.drop_duplicates(["cell", "start"])])
-
-
-def _is_name(frame: pd.DataFrame, name: str) -> bool:
-    """True for a column whose values can name a row: no lists."""
-    values = column(frame, name).dropna()
-    return not len(values) or np.ndim(values.iloc[0]) == 0
 
 
 def _entry(part: pd.DataFrame, value: str, mean: str) -> Entry:

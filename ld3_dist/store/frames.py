@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 
 
@@ -25,6 +26,12 @@ def numbers(frame: pd.DataFrame, name: str) -> pd.Series:
 def where(frame: pd.DataFrame, mask: Any) -> pd.DataFrame:
     """The rows where a mask holds; a null in the mask counts as false."""
     return cast(pd.DataFrame, frame[pd.Series(mask, index=frame.index).fillna(False).astype(bool)])
+
+
+def is_scalar(frame: pd.DataFrame, name: str) -> bool:
+    """True for a column of single values, not of lists."""
+    values = column(frame, name).dropna()
+    return not len(values) or np.ndim(values.iloc[0]) == 0
 
 
 def of_kind(frame: pd.DataFrame, kind: str, status: str | None = None) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import gc
 import subprocess
 import sys
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def live_tensors() -> int:
 
 
 @pytest.mark.parametrize("settings", [{}, {"coefficients": True}, {"procedure": "paper"}])
-def test_learning_leaves_no_tensor_behind(settings: dict[str, object]) -> None:
+def test_learning_leaves_no_tensor_behind(settings: dict[str, Any]) -> None:
     """The mixture's network keeps what it returns for its backward pass (softmax), as most do."""
     model = ld3.load_model("analytic:mixture-2d")
     pairs = ld3.teach(model, 8)

@@ -141,13 +141,17 @@ def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
         assert sentence in text, sentence
 
 
-@pytest.mark.parametrize("folder", ["benchmark_fashion", "benchmark_galaxies"])
+FURTHER = [("benchmark_fashion", "fashion"), ("benchmark_galaxies", "hsc32")]
+"""Further benchmarks: their folders and models."""
+
+
+@pytest.mark.parametrize(("folder", "model"), FURTHER)
 @pytest.mark.parametrize("name", ["benchmark", "benchmark_against_grids"])
 def test_the_numbers_of_further_benchmarks_are_those_of_their_tables(
-    name: str, folder: str
+    name: str, folder: str, model: str
 ) -> None:
     text = page(folder)
-    for sentence in getattr(science_sentences, name)(folder):
+    for sentence in getattr(science_sentences, name)(folder, model):
         assert sentence in text, sentence
 
 
@@ -158,8 +162,7 @@ def test_the_numbers_of_the_index_are_those_of_the_tables() -> None:
         *said,
         *science_sentences.radius_in_short(),
         *science_sentences.benchmark_in_short(),
-        *science_sentences.benchmark_in_short("benchmark_fashion"),
-        *science_sentences.benchmark_in_short("benchmark_galaxies"),
+        *(said for one in FURTHER for said in science_sentences.benchmark_in_short(*one)),
         *science_sentences.radius_pairs()[4::4],
         *science_sentences.convergence()[:-1],
         *science_sentences.guidance(),

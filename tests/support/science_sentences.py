@@ -11,6 +11,7 @@ import pandas as pd
 from ld3_dist import load_results
 from ld3_dist.metrics.paired import interval_over_sets
 from ld3_dist.report.crosstab import chosen, joined
+from ld3_dist.report.only import only
 from ld3_dist.report.ranks import differences
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -281,17 +282,18 @@ WAYS = ("method", "procedure", "coefficients", "start_time")
 """Columns that tell the rows of the benchmark apart."""
 
 
-def ways_of_benchmark(folder: str) -> pd.DataFrame:
-    """The rows of a benchmark, each with its way in the column of `joined(WAYS)`."""
-    return chosen(load_results(str(RESULTS / folder)), WAYS, ["nfe"], "eval_loss", "all")
+def ways_of_benchmark(folder: str, model: str | None = None) -> pd.DataFrame:
+    """The rows of a benchmark, or of one of its models, each with its way as `joined(WAYS)`."""
+    results = only(load_results(str(RESULTS / folder)), [f"model={model}"] if model else [])
+    return chosen(results, WAYS, ["nfe"], "eval_loss", "all")
 
 
-def benchmark(folder: str = "benchmark") -> list[str]:
+def benchmark(folder: str = "benchmark", model: str | None = None) -> list[str]:
     """A line of the table per way, best first: rank, loss by NFE, loss over the default's, …
 
     Without Fréchet distances where none were measured.
     """
-    rows = ways_of_benchmark(folder)
+    rows = ways_of_benchmark(folder, model)
     named = rows[joined(WAYS)]
     measured = ["eval_loss", "fid", "network_evals", "seconds"]
     logs = np.log(rows[measured].astype(float)).assign(
@@ -316,9 +318,9 @@ def benchmark(folder: str = "benchmark") -> list[str]:
     return lines
 
 
-def benchmark_against_grids(folder: str = "benchmark") -> list[str]:
+def benchmark_against_grids(folder: str = "benchmark", model: str | None = None) -> list[str]:
     """In how many cells a way of learning is nearer to the teacher than every grid, by how much."""
-    rows = ways_of_benchmark(folder)
+    rows = ways_of_benchmark(folder, model)
     logs = np.log(rows["eval_loss"].astype(float)).groupby([rows["cell"], rows[joined(WAYS)]])
     wide = logs.mean().unstack()
     ways = [name for name in wide if str(name).startswith("learned")]
@@ -330,9 +332,9 @@ def benchmark_against_grids(folder: str = "benchmark") -> list[str]:
     ]
 
 
-def benchmark_in_short(folder: str = "benchmark") -> list[str]:
+def benchmark_in_short(folder: str = "benchmark", model: str | None = None) -> list[str]:
     """The loss of every way of learning, and of the best grid, over the default's."""
-    lines = [line.strip("| ").split(" | ") for line in benchmark(folder)]
+    lines = [line.strip("| ").split(" | ") for line in benchmark(folder, model)]
     ways = ("default", "curve", "paper")
     learned = [line for line in lines if line[0].startswith(ways) and line[0] != "default"]
     grid = next(line for line in lines if not line[0].startswith(ways))
