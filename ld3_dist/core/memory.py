@@ -65,7 +65,7 @@ def give_back() -> None:
 
     glibc keeps what was freed for the thread that had it. Where each piece of work has a thread of
     its own, a process grows with all that it has ever done. Other C libraries are left alone. What
-    PyTorch reserves on a GPU lacks the other processes on it.
+    PyTorch reserves on a GPU and does not use, no other process on it can have.
     """
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -85,7 +85,13 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + unused
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return _of_system("MemAvailable", total_memory(device) // 2)
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(
+                int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")
+            )
+    except (OSError, StopIteration):
+        return total_memory(device) // 2
 
 
 def total_memory(device: torch.device) -> int:
@@ -95,12 +101,3 @@ def total_memory(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _of_system(name: str, otherwise: int) -> int:
-    """Bytes that Linux says under a name; `otherwise` on another system."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
-    except (OSError, StopIteration):
-        return otherwise

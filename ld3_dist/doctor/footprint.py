@@ -21,13 +21,14 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.denoiser import Condition, map_condition
 from ..core.distance import Distance
 from ..experiment.plan import Plan
 from ..experiment.sections import ModelSettings
 from ..models import Model
+from ..models.inside import bytes_of
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def footprint(opened: Model, distance: Distance | None) -> Footprint:
         return image if distance is None else distance.features(image)
 
     return Footprint(
-        sum(_bytes(m) for m in (denoiser, distance) if isinstance(m, nn.Module)),
+        bytes_of(denoiser) + bytes_of(distance),
         4 * prod(shape),
         _per_sample(evaluate, shape, condition),
         _per_sample(compare, shape, condition),
@@ -100,10 +101,6 @@ def readable(count: float) -> str:
     return f"{count:,.4g} TB"
 
 
-def _bytes(module: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-
-
 def _per_sample(
     run: Callable[[Tensor, Condition], Any], shape: tuple[int, ...], condition: Condition
 ) -> int:
@@ -113,10 +110,11 @@ def _per_sample(
         found: dict[int, Tensor] = {}
 
         def pack(tensor: Tensor) -> Tensor:
-            # the tensor is kept, so that no other storage gets its address; detached, as a node
-            # that keeps its own output is never freed
-            found[tensor.untyped_storage()._cdata] = tensor = tensor.detach()
-            return tensor
+            # kept, so that no other storage gets its address; detached, as a node that keeps its
+            # own output is never freed
+            held = tensor.detach()
+            found[tensor.untyped_storage()._cdata] = held
+            return held
 
         with (
             FakeTensorMode(allow_non_fake_inputs=True),

@@ -19,11 +19,16 @@ def network_denoiser(denoiser: Denoiser) -> NetworkDenoiser | None:
     return found[0] if len(found) == 1 else None
 
 
-def tensors_of(denoiser: Denoiser) -> Iterator[Tensor]:
-    """Parameters and buffers of a denoiser; none if it is no nn.Module."""
+def tensors_of(denoiser: object) -> Iterator[Tensor]:
+    """Parameters and buffers of a denoiser, or of a distance; none if it is no nn.Module."""
     if isinstance(denoiser, nn.Module):
         yield from denoiser.parameters()
         yield from denoiser.buffers()
+
+
+def bytes_of(denoiser: object) -> int:
+    """Bytes of its parameters and buffers."""
+    return sum(tensor.nbytes for tensor in tensors_of(denoiser))
 
 
 def device_of(denoiser: Denoiser) -> torch.device:

@@ -126,8 +126,7 @@ def to_device(net: nn.Module, options: ModelOptions) -> nn.Module:
     if options.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.compile:
-        if torch.device(options.device).type != "meta":
-            check_compiler(options.device)
+        check_compiler(options.device)
         compile_network(net)
     return net
 

@@ -44,12 +44,12 @@ def _met(frame: pd.DataFrame, name: str, asked: list[str]) -> pd.DataFrame:
     if name not in known:
         raise unknown("column in --where:", name, known)
     texts = [_text(value) for value in column(frame, name)]
-    there = list(dict.fromkeys(texts))
-    for value in asked:
-        if _text(value) not in there:
+    there, wanted = list(dict.fromkeys(texts)), {_text(value): value for value in asked}
+    for text, value in wanted.items():
+        if text not in there:
             listed = ", ".join(there[:SHOWN]) + ", …" * (len(there) > SHOWN)
             raise InputError(f"--where {name}={value}: no row has it; there are {listed}")
-    return where(frame, [text in {_text(value) for value in asked} for text in texts])
+    return where(frame, [text in wanted for text in texts])
 
 
 def _text(value: Any) -> str:

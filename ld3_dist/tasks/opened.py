@@ -22,7 +22,7 @@ from ..experiment.sections import ModelSettings
 from ..metrics.extractors import Extractor, open_extractor
 from ..metrics.judges import open_judges
 from ..models import Model, ModelOptions, open_model
-from ..models.inside import tensors_of
+from ..models.inside import bytes_of
 from ..schedule.distances import open_distance
 from ..schedule.provenance import default_device
 from ..schedule.teaching import Teacher
@@ -61,8 +61,7 @@ def forget(key: str) -> None:
 
 def _make_room(device: torch.device) -> None:
     """Let go of what is open, if the models among it are large for the device."""
-    models = [found for found in _OPEN.values() if isinstance(found, Model)]
-    held = sum(tensor.nbytes for model in models for tensor in tensors_of(model.denoiser))
+    held = sum(bytes_of(found.denoiser) for found in _OPEN.values() if isinstance(found, Model))
     if held > _SHARE * total_memory(device):
         _OPEN.clear()
         gc.collect()  # modules refer to each other

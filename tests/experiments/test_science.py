@@ -141,8 +141,11 @@ def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
         assert sentence in text, sentence
 
 
-FURTHER = [("benchmark_fashion", "fashion")]
-FURTHER += [("benchmark_galaxies", model) for model in ("hsc32", "hsc64")]
+FURTHER = [
+    ("benchmark_fashion", "fashion"),
+    ("benchmark_galaxies", "hsc32"),
+    ("benchmark_galaxies", "hsc64"),
+]
 """Further benchmarks: their folders and models."""
 
 

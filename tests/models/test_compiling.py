@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,12 @@ def build(options):
 """
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+HEADERS = Path(sysconfig.get_path("include"), "Python.h")
+
+
+@pytest.mark.skipif(
+    not (shutil.which("g++") and HEADERS.is_file()), reason="needs a C++ compiler and Python.h"
+)
 def test_a_compiled_network_learns_the_same_schedule(tmp_path: Path) -> None:
     (tmp_path / "tiny.py").write_text(NETWORK)
     spec = f"python:{tmp_path}/tiny.py:build"
