@@ -21,6 +21,11 @@ from ld3_dist.core.sample import draw_noise
 from ld3_dist.models import Model, open_model
 from ld3_dist.models.compiling import compile_network, repeated_blocks
 
+HEADERS = Path(sysconfig.get_path("include"), "Python.h")
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") and HEADERS.is_file()), reason="needs a C++ compiler and Python.h"
+)
+
 
 def opened(family: str, folders: dict[str, Path], **options: Any) -> Model:
     return open_model(f"diffusers:{folders[family]}", options_for(family, folders, **options))
@@ -33,6 +38,7 @@ def to_be_compiled(model: Model) -> list[str]:
     return sorted(type(m).__name__ for m in denoiser.modules() if m._compiled_call_impl)
 
 
+@needs_compiler
 @pytest.mark.parametrize(
     ("family", "classes"),
     [
@@ -87,12 +93,7 @@ def build(options):
 """
 
 
-HEADERS = Path(sysconfig.get_path("include"), "Python.h")
-
-
-@pytest.mark.skipif(
-    not (shutil.which("g++") and HEADERS.is_file()), reason="needs a C++ compiler and Python.h"
-)
+@needs_compiler
 def test_a_compiled_network_learns_the_same_schedule(tmp_path: Path) -> None:
     (tmp_path / "tiny.py").write_text(NETWORK)
     spec = f"python:{tmp_path}/tiny.py:build"
