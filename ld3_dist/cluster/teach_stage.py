@@ -26,6 +26,11 @@ from .ray.pool import Done, Failed, Pool, Task, Waiting
 
 Note = Callable[[Failed], str]
 
+HOPELESS_AFTER = 3
+"""Shards of a model that are given up, before one was made, after which the others are not tried if
+every worker fails, and two of them at least: one worker with a broken GPU is not enough.
+"""
+
 
 class Preparation:
     """The work and its counts.
@@ -55,6 +60,10 @@ class Preparation:
         self.open: dict[str, set[str]] = {}  # shards still to make, by model
         self.model_of: dict[str, ModelSettings] = {}  # of every shard
         self.unmade: set[str] = set()
+        self.given_up: dict[str, list[tuple[str | None, int | None]]] = {}
+        """By model, the worker (node and pid) of each shard that was given up."""
+        self.taught: set[str] = set()  # models of which a shard was made in this run
+        self.not_tried = 0
         self.done = {"teach": 0, "baselines": 0}
         self.total = {"teach": 0, "baselines": 0}
         self.failed = {"teach": 0, "baselines": 0}
@@ -66,7 +75,7 @@ class Preparation:
 
     def run(self) -> Iterator[Event]:
         """Do what is missing, model after model; a model whose shards cannot all be made ends up in
-        `unmade`.
+        `unmade`. Where every worker fails, the rest of its shards are not tried.
         """
         models = {model.label: model for model in self.plan.models}
         for model in models.values():
@@ -126,11 +135,28 @@ class Preparation:
     def _count(self, model: ModelSettings, outcome: Done | Failed) -> Iterator[Event]:
         items = self.open[model.label]
         if isinstance(outcome, Done):
+            self.taught.add(model.label)
             items.discard(outcome.task.item)
             if not items:
                 yield from self._complete(model)
         elif outcome.final:
             self.unmade.add(model.label)
+            self.given_up.setdefault(model.label, []).append((outcome.node, outcome.pid))
+            yield from self._give_up_if_hopeless(model)
+
+    def _give_up_if_hopeless(self, model: ModelSettings) -> Iterator[Event]:
+        workers, items = self.given_up[model.label], self.open[model.label]
+        many = len(workers) >= HOPELESS_AFTER and len(set(workers)) > 1
+        if model.label in self.taught or not (many and self.pool.all_fail):
+            return
+        left_out = self.pool.withdraw(lambda task: task.stage == "teach" and task.item in items)
+        self.not_tried += left_out
+        if left_out:
+            yield self._event(
+                "teach",
+                f"{model.label}: {len(workers)} shards failed, on every worker, and none was made; "
+                f"the other {left_out} are not tried",
+            )
 
     def _complete(self, model: ModelSettings) -> Iterator[Event]:
         try:
@@ -163,6 +189,7 @@ class Preparation:
 
     def _event(self, stage: str, message: str = "") -> Event:
         left = self.total[stage] - self.done[stage] - self.failed[stage]
+        left -= self.not_tried if stage == "teach" else 0
         running = min(left, self.pool.count)
         return Event(
             stage, self.done[stage], self.total[stage], running, self.failed[stage], message=message

@@ -224,6 +224,17 @@ class Pool:
         """Actors at work."""
         return sum(bool(slot.held) for slot in self.slots)
 
+    @property
+    def all_fail(self) -> bool:
+        """True if every worker that is there failed in its last task."""
+        return all(slot.failures for slot in self.slots if slot.loaded)
+
+    def withdraw(self, unwanted: Callable[[Task], bool]) -> int:
+        """Take tasks out of the queue that no worker has yet; returns their number."""
+        before = len(self.waiting)
+        self.waiting = deque(task for task in self.waiting if not unwanted(task))
+        return before - len(self.waiting)
+
     def add(self, tasks: Iterable[Task]) -> None:
         """Put tasks at the end of the queue; also while `run` is being iterated over."""
         for task in tasks:
