@@ -58,7 +58,6 @@ class Sizes:
 
 SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # a straggling thread must not start a Ray of its own
     "RAY_AIR_NEW_OUTPUT": "0",  # the live view is ours
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_MAX_PENDING_TRIALS_PG": "16",
