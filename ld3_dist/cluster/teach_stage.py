@@ -63,10 +63,10 @@ class Preparation:
         self.given_up: dict[str, list[tuple[str | None, int | None]]] = {}
         """By model, the worker (node and pid) of each shard that was given up."""
         self.taught: set[str] = set()  # models of which a shard was made in this run
-        self.not_tried = 0
         self.done = {"teach": 0, "baselines": 0}
         self.total = {"teach": 0, "baselines": 0}
         self.failed = {"teach": 0, "baselines": 0}
+        self.not_tried = {"teach": 0, "baselines": 0}  # shards of a model without hope
 
     @property
     def failures(self) -> int:
@@ -149,8 +149,8 @@ class Preparation:
         many = len(workers) >= HOPELESS_AFTER and len(set(workers)) > 1
         if model.label in self.taught or not (many and self.pool.all_fail):
             return
-        left_out = self.pool.withdraw(lambda task: task.stage == "teach" and task.item in items)
-        self.not_tried += left_out
+        left_out = self.pool.withdraw(lambda task: task.item in items)
+        self.not_tried["teach"] += left_out
         if left_out:
             yield self._event(
                 "teach",
@@ -188,9 +188,8 @@ class Preparation:
         self.on_ready(model)
 
     def _event(self, stage: str, message: str = "") -> Event:
-        left = self.total[stage] - self.done[stage] - self.failed[stage]
-        left -= self.not_tried if stage == "teach" else 0
-        running = min(left, self.pool.count)
+        ended = self.done[stage] + self.failed[stage] + self.not_tried[stage]
+        running = min(self.total[stage] - ended, self.pool.count)
         return Event(
             stage, self.done[stage], self.total[stage], running, self.failed[stage], message=message
         )
