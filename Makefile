@@ -42,6 +42,7 @@ science: install
 	OMP_NUM_THREADS=1 $(BIN)/python experiments/metrics.py runs/metrics
 	OMP_NUM_THREADS=1 $(BIN)/python experiments/transfer.py runs/guidance
 	OMP_NUM_THREADS=1 $(BIN)/python experiments/convergence_1d.py
+	OMP_NUM_THREADS=1 $(BIN)/python experiments/consistency.py
 
 check: install
 	$(BIN)/ruff check .

@@ -15,10 +15,12 @@ import pytest
 import science_sentences
 import torch
 
-from ld3_dist import load_model
+from ld3_dist import Model, load_model
 from ld3_dist.core import theory
 from ld3_dist.core.grid import Grid
-from ld3_dist.core.sample import sample
+from ld3_dist.core.learning.pairs import Pairs
+from ld3_dist.core.noise import EDM
+from ld3_dist.core.sample import draw_noise, sample
 from ld3_dist.core.solver import make_solver
 from ld3_dist.experiment import Plan, load_experiment
 from ld3_dist.experiment.cost import cost_of
@@ -118,6 +120,7 @@ def test_the_optima_are_those_of_the_stored_grids() -> None:
         "correlations",
         "transfer",
         "flow",
+        "consistency",
         "radius",
         "radius_pairs",
         "pairs_alone",
@@ -131,6 +134,7 @@ def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
         "convergence": "convergence_1d",
         "correlations": "metrics",
         "flow": "flow_matching",
+        "consistency": "flow_matching",
         "judged": "distances",
         "benchmark_against_grids": "benchmark",
         "pairs_alone": "radius_pairs",
@@ -139,6 +143,41 @@ def test_the_numbers_of_the_pages_are_those_of_the_tables(name: str) -> None:
     text = page(folder)
     for sentence in getattr(science_sentences, name)():
         assert sentence in text, sentence
+
+
+def test_trajectories_of_the_consistency_model_are_those_of_the_flow() -> None:
+    """Of a Gaussian the flow is known: x keeps its place in units of the standard deviation."""
+    model = load_model("analytic:gaussian?shape=2&std=0.5")
+    x, t, ends, labels = script("consistency").trajectories(model, 20, seed=0)
+    deviation = lambda time: (0.25 + torch.as_tensor(time) ** 2).sqrt()[..., None]
+    exact = x * deviation([model.noise.t_min]) / deviation(t)
+    assert labels is None
+    assert len(x) == len(t) == 20 * 30
+    torch.testing.assert_close(ends, exact, rtol=0.03, atol=0.01)
+
+
+class ExactEnds(torch.nn.Module):
+    """The consistency function of N(0, 1/4) in two dimensions."""
+
+    noise, shape = EDM(), (2,)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: None = None) -> torch.Tensor:
+        """x in units of its standard deviation at t, times that of the data."""
+        return x * 0.5 / (0.25 + t[:, None] ** 2).sqrt()
+
+    def decode(self, x0: torch.Tensor) -> torch.Tensor:
+        """x0 itself."""
+        return x0
+
+
+def test_fresh_noise_keeps_the_distribution_and_leads_away_from_the_teacher() -> None:
+    """After going back to time t, the correlation with the first guess is 0.5 / sqrt(1/4 + t^2)."""
+    model, z = Model(ExactEnds()), draw_noise(0, range(4000), (2,))
+    knots = torch.tensor([80.0, 1.0, 0.002], dtype=torch.float64)
+    samples = script("consistency").fresh_noise(model, knots, Pairs(z, 0.5 * z))
+    assert float(samples.std()) == pytest.approx(0.5, rel=0.03)
+    found = torch.corrcoef(torch.stack([samples.flatten(), z.flatten()]))[0, 1]
+    assert float(found) == pytest.approx(0.5 / 1.25**0.5, abs=0.03)
 
 
 FURTHER = [
@@ -175,6 +214,7 @@ def test_the_numbers_of_the_index_are_those_of_the_tables() -> None:
         *science_sentences.frechet_correlations(),
         *science_sentences.transfer()[:5],
         *(said for said in science_sentences.flow() if "-line" not in said),
+        *science_sentences.consistency_in_short(),
     ]:
         assert sentence in INDEX, sentence
 

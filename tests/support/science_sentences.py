@@ -278,6 +278,36 @@ def flow() -> list[str]:
     ]
 
 
+def consistency() -> list[str]:
+    """A line of the table per model and NFE: losses of one evaluation, the best grid, learned."""
+    table = pd.read_csv(RESULTS / "flow_matching/consistency.csv")
+    lines = []
+    for (model, nfe), rows in table[table["nfe"] > 1].groupby(["model", "nfe"]):
+        once = table[(table["model"] == model) & (table["nfe"] == 1)]["loss"].min()
+        fresh = rows["way"].str.endswith("fresh noise")
+        grids = rows[rows["seed"].isna() & ~fresh].sort_values("loss")
+        best = f"{grids['loss'].iloc[0]:.3g} ({grids['way'].iloc[0]})"
+        cells = [f"{once:.3g}", best, f"{rows[fresh]['loss'].min():.3g}"]
+        for way in ("learned", "learned, coefficients"):
+            own = rows[rows["way"] == way].set_index("seed")["loss"]
+            found = interval_over_sets(np.log(own).to_numpy())
+            cells.append("{:.3g} ({:.3g} to {:.3g})".format(*np.exp(found[:3])))
+        lines.append(f"| {model} | {nfe} | {' | '.join(cells)} |")
+    return lines
+
+
+def consistency_in_short() -> list[str]:
+    """Gains of learned times and coefficients at 4 evaluations over the best without learning."""
+    table = pd.read_csv(RESULTS / "flow_matching/consistency.csv")
+    said = []
+    for model, rows in table[table["nfe"].isin([1, 4])].groupby("model"):
+        fresh, own = (rows["way"].str.endswith(end) for end in ("fresh noise", ", coefficients"))
+        best = rows[rows["seed"].isna() & ~fresh]["loss"].min()
+        gains = np.log(best / rows[own].set_index("seed")["loss"])
+        said.append(f"{model}: {spread(gains)}")
+    return said
+
+
 WAYS = ("method", "procedure", "coefficients", "start_time")
 """Columns that tell the rows of the benchmark apart."""
 
@@ -344,7 +374,7 @@ def benchmark_in_short(folder: str = "benchmark", model: str | None = None) -> l
 if __name__ == "__main__":
     for part in (
         theory, radius, radius_pairs, stress, convergence, transfer, guidance, distances,
-        correlations, flow, benchmark,
+        correlations, flow, consistency, benchmark,
     ):  # fmt: skip
         try:
             print(part.__name__, *part(), sep="\n  ")
