@@ -140,6 +140,7 @@ def rows_of(name: str) -> Iterator[dict[str, object]]:
     """A row per NFE, way and seed of one model."""
     taught = ld3.load_model(MODELS[name])
     student = distil(taught, *TRAINING[name])
+    given = [pairs_of(taught, seed, PAIRS) for seed in range(SEEDS)]
     test = pairs_of(taught, 1000, FRESH)
     x_T = initial_state(student.denoiser, test.noise)
     loss = lambda samples: float((samples - test.target).square().mean())
@@ -154,8 +155,7 @@ def rows_of(name: str) -> Iterator[dict[str, object]]:
             fresh = fresh_noise(student, knots, test)
             yield base | {"way": f"{way}, fresh noise", "loss": loss(fresh)}
         for way, settings in WAYS.items() if nfe > 1 else ():
-            for seed in range(SEEDS):
-                pairs = pairs_of(taught, seed, PAIRS)
+            for seed, pairs in enumerate(given):
                 schedule = ld3.learn(student, "ddim", nfe, pairs, seed=seed, **settings)
                 made = sample(student.denoiser, schedule.table_for(student), x_T, test.condition)
                 yield base | {"way": way, "seed": seed, "loss": loss(made)}
